@@ -1,0 +1,125 @@
+"""EngineConfig: every setting of an engine, frozen, resolved once.
+
+This module is the only reader of environment variables.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from steploom.errors import ConfigError
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+_POSITIVE = ("max_batch", "max_resident", "max_waiting", "data_parallel_size", "start_timeout_s", "tick_timeout_s",
+             "max_steps", "max_pixels", "encode_cache_bytes")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Settings of an engine.
+
+    Attributes:
+        model: ``"demo"`` (the built-in model), a folder in diffusers layout, or a hub id.
+        task: Auto-pipeline task to load the model for, for example ``"text-to-image"``; None takes the model's own class.
+        dtype: ``"auto"`` is bfloat16 on CUDA and float32 on CPU (for the models' weights).
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+        distributed_executor_backend: ``"mp"`` (a worker process), ``"inproc"`` (a thread), ``"ray"``, a subclass of
+            :class:`steploom.executor.DiffusionExecutor`, or its name as ``"pkg.module.Class"``.
+        scheduler: ``"step"`` (requests join between denoising steps), ``"request"`` (one request to completion), or a
+            subclass of :class:`steploom.sched.SchedulerInterface`, or its name.
+        policy: Order and batch choice; ``"fcfs"``, or a :class:`steploom.sched.Policy` class or its name.
+        max_batch: Requests that share one tick, at most.
+        max_resident: Requests whose latents are held by a worker, at most. None: twice ``max_batch``.
+        max_waiting: Requests that wait, at most; one more raises :class:`~steploom.errors.QueueFull`.
+        data_parallel_size: Number of workers.
+        batch_invariant: Pad merged forwards to a fixed number of rows, so that results do not depend on company.
+        compile: Compile the denoisers.
+        cuda_graphs: Capture merged forwards as CUDA graphs.
+        attention_backend: As diffusers names them; None leaves the model's own.
+        worker_extension: ``"pkg.module.Class"`` whose methods run in the worker via ``collective_rpc``.
+        start_timeout_s: Seconds that loading the model may take.
+        tick_timeout_s: Seconds that one tick may take (warm-up and verification do not count).
+        max_retries: How often a request is replayed after its worker died.
+        max_steps: Upper bound on ``num_inference_steps`` of a request.
+        max_pixels: Upper bound on ``width * height`` of a request.
+        encode_cache_bytes: Bytes of text-encoder outputs kept for identical calls.
+        torch_threads: CPU threads of a worker; None leaves torch's own choice.
+    """
+
+    model: str = "demo"
+    task: str | None = None
+    dtype: Dtype = "auto"
+    device: str = "auto"
+    distributed_executor_backend: str | type = "mp"
+    scheduler: str | type = "step"
+    policy: str | type = "fcfs"
+    max_batch: int = 16
+    max_resident: int | None = None
+    max_waiting: int = 1024
+    data_parallel_size: int = 1
+    batch_invariant: bool = False
+    compile: bool = False
+    cuda_graphs: bool = False
+    attention_backend: str | None = None
+    worker_extension: str | None = None
+    start_timeout_s: float = 600.0
+    tick_timeout_s: float = 300.0
+    max_retries: int = 2
+    max_steps: int = 1000
+    max_pixels: int = 4096 * 4096
+    encode_cache_bytes: int = 64 * 1024 * 1024
+    torch_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name}={value!r}: must be greater than 0")
+        if self.dtype not in get_args(Dtype):
+            raise ConfigError(f"dtype={self.dtype!r}: one of {', '.join(get_args(Dtype))}")
+        if self.max_resident is not None and self.max_resident < self.max_batch:
+            raise ConfigError(
+                f"max_resident={self.max_resident}: must be at least max_batch={self.max_batch}, "
+                "since every request of a batch is resident"
+            )
+
+    @property
+    def resident_limit(self) -> int:
+        """Requests held by a worker at most: ``max_resident``, else twice ``max_batch``."""
+        return self.max_resident if self.max_resident is not None else 2 * self.max_batch
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None, **overrides: Any) -> EngineConfig:
+        """Reads ``STEPLOOM_<FIELD>`` variables (``STEPLOOM_MAX_BATCH=8``); ``overrides`` win.
+
+        Raises:
+            ConfigError: A variable does not parse, or its value is out of range.
+        """
+        env = os.environ if env is None else env
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            raw = env.get(f"STEPLOOM_{field.name.upper()}")
+            if raw is not None:
+                values[field.name] = _parse(field.name, raw, field.default)
+        return cls(**{**values, **overrides})
+
+
+def _parse(name: str, raw: str, default: object) -> Any:
+    """``raw`` as the type of the field's default (None's are given by their use)."""
+    kinds: dict[str, type] = {"max_resident": int, "torch_threads": int}
+    kind = kinds.get(name, str if default is None else type(default))
+    try:
+        if kind is bool:
+            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[raw.lower()]
+        return kind(raw)
+    except (ValueError, KeyError):
+        raise ConfigError(f"STEPLOOM_{name.upper()}={raw!r}: expected {kind.__name__}") from None
+
+
+def worker_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment that a worker process inherits, as a plain copy."""
+    return dict(os.environ if env is None else env)

@@ -1,0 +1,135 @@
+"""Every exception that steploom raises, in one tree.
+
+::
+
+    SteploomError
+    ├── ConfigError                 a setting is wrong; raised before anything starts
+    ├── RequestError                one request is at fault; the engine lives on
+    │   ├── InvalidRequest    400   a field, its value and the mend are named
+    │   ├── QueueFull         429   the bounded waiting queue has no place
+    │   ├── RequestCancelled  499   aborted by somebody else
+    │   ├── GenerationFailed  500   the pipeline's own code raised
+    │   └── DeadlineExceeded  504   ``timeout`` passed; also a TimeoutError
+    └── EngineError           503   the engine cannot serve
+        ├── EngineNotRunning        not started, or already closed
+        ├── EngineDead              a fault from which there is no way back
+        ├── WorkerDied              carries ``rank`` and ``exitcode``
+        ├── TickTimeout             a worker took longer than ``tick_timeout_s``
+        └── ProtocolError           a message that does not fit the protocol
+
+Errors cross process boundaries as text (:class:`steploom.protocol.ErrorInfo`): an exception object holds frames, and
+frames hold tensors.
+"""
+
+from __future__ import annotations
+
+
+class SteploomError(Exception):
+    """Base of all exceptions of this library."""
+
+    status: int = 500
+    """HTTP status that fits."""
+
+
+class ConfigError(SteploomError):
+    """A setting is wrong: the message names the field, the value and the mend."""
+
+
+class RequestError(SteploomError):
+    """One request failed; the engine and all other requests go on."""
+
+
+class InvalidRequest(RequestError, ValueError):
+    """The request itself is wrong.
+
+    Args:
+        message: Names the field, the value and the mend.
+        field: The offending field, for ``param`` of HTTP error objects.
+    """
+
+    status = 400
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class QueueFull(RequestError):
+    """The bounded waiting queue has no place left.
+
+    Args:
+        message: States the bound and the field that sets it.
+        retry_after_s: Seconds after which a new try makes sense, when known.
+    """
+
+    status = 429
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RequestCancelled(RequestError):
+    """The request was aborted by ``engine.abort`` or by closing the engine."""
+
+    status = 499
+
+
+class GenerationFailed(RequestError):
+    """The pipeline raised while it ran this request.
+
+    Args:
+        message: The pipeline's own words.
+        remote_traceback: The traceback as text, from wherever the pipeline ran.
+    """
+
+    status = 500
+
+    def __init__(self, message: str, *, remote_traceback: str = "") -> None:
+        super().__init__(message)
+        self.remote_traceback = remote_traceback
+        if remote_traceback:
+            self.add_note(remote_traceback)
+
+
+class DeadlineExceeded(RequestError, TimeoutError):
+    """The request's ``timeout`` passed before its result was there."""
+
+    status = 504
+
+
+class EngineError(SteploomError):
+    """The engine cannot serve."""
+
+    status = 503
+
+
+class EngineNotRunning(EngineError):
+    """The engine was not started, is closed, or belongs to another event loop."""
+
+
+class EngineDead(EngineError):
+    """A fault ended the engine; start a new one."""
+
+
+class WorkerDied(EngineError):
+    """A worker process ended by itself.
+
+    Args:
+        rank: Which worker.
+        exitcode: Its exit code; minus the signal's number if a signal ended it; None if unknown.
+        detail: The last lines that it printed, when known.
+    """
+
+    def __init__(self, rank: int, exitcode: int | None, detail: str = "") -> None:
+        super().__init__(f"worker {rank} died with exit code {exitcode}" + (f": {detail}" if detail else ""))
+        self.rank = rank
+        self.exitcode = exitcode
+
+
+class TickTimeout(EngineError):
+    """A worker did not answer a tick within ``tick_timeout_s``."""
+
+
+class ProtocolError(EngineError):
+    """A message between engine and worker does not fit the protocol."""

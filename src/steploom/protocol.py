@@ -1,0 +1,209 @@
+"""What engine and workers say to each other, whatever carries it.
+
+Plain structs. Tensors, arrays and images stand in them as they are; :mod:`steploom.codec` moves them out of band.
+A request is known to a worker by its *run id*: the request id and the attempt number, so that a replay is never taken
+for a late answer of an earlier attempt.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from steploom import errors
+from steploom.requests import DiffusionRequest
+
+PROTOCOL_VERSION = 1
+
+
+def run_id(request_id: str, attempt: int) -> str:
+    """The id under which a worker knows one attempt at a request."""
+    return f"{request_id}#{attempt}"
+
+
+def request_id_of(run: str) -> str:
+    """The request id in a run id."""
+    return run.rpartition("#")[0]
+
+
+class ErrorInfo(msgspec.Struct, frozen=True):
+    """An exception as text.
+
+    ``kind`` is the name of a class of :mod:`steploom.errors`; any other exception travels as ``GenerationFailed``.
+    """
+
+    kind: str
+    message: str
+    traceback: str = ""
+    field: str | None = None
+
+    @classmethod
+    def of(cls, error: BaseException, traceback: str = "") -> ErrorInfo:
+        """Describes ``error``; keeps no reference to it or its frames."""
+        kind = type(error).__name__ if isinstance(error, errors.SteploomError) else "GenerationFailed"
+        own = isinstance(error, errors.SteploomError)
+        message = str(error) if own else f"{type(error).__name__}: {error}"
+        return cls(kind, message, traceback, getattr(error, "field", None) if own else None)
+
+    def exception(self) -> errors.SteploomError:
+        """The exception to raise on this side."""
+        if self.kind == "InvalidRequest":
+            return errors.InvalidRequest(self.message, field=self.field)
+        kind = getattr(errors, self.kind, None)
+        if isinstance(kind, type) and issubclass(kind, errors.RequestError) and kind is not errors.GenerationFailed:
+            return kind(self.message)
+        if isinstance(kind, type) and issubclass(kind, errors.EngineError) and kind is not errors.WorkerDied:
+            return kind(self.message)
+        if kind is errors.ConfigError:
+            return errors.ConfigError(self.message)
+        return errors.GenerationFailed(self.message, remote_traceback=self.traceback)
+
+
+class NewRequest(msgspec.Struct, frozen=True):
+    """A request that joins: its full payload."""
+
+    run_id: str
+    request: DiffusionRequest
+
+
+class SchedulerOutput(msgspec.Struct, frozen=True):
+    """One tick's decision.
+
+    Attributes:
+        tick: Number of the tick, from 1.
+        scheduled_new_reqs: Requests that join, with everything that a worker needs to know.
+        scheduled_cached_reqs: Run ids of resident requests that step; their latents live in the worker.
+        finished_req_ids: Run ids that the workers may forget: finished, failed or aborted since the last tick.
+        batch_key: What the scheduled requests have in common, None if unknown.
+    """
+
+    tick: int
+    scheduled_new_reqs: list[NewRequest] = []
+    scheduled_cached_reqs: list[str] = []
+    finished_req_ids: list[str] = []
+    batch_key: str | None = None
+
+    @property
+    def run_ids(self) -> list[str]:
+        """All scheduled run ids, cached ones first (they came first)."""
+        return [*self.scheduled_cached_reqs, *(new.run_id for new in self.scheduled_new_reqs)]
+
+
+class RequestReport(msgspec.Struct, kw_only=True):
+    """What one tick did for one request.
+
+    Attributes:
+        run_id: Which attempt at which request.
+        phase: Where the program stands now: ``"encode"``, ``"denoise"``, ``"decode"``, ``"done"``.
+        stage: Name of the loop that it is in.
+        stepped: Whether this tick ended a step (a tick may advance a request by zero steps).
+        step: Steps done so far.
+        total_steps: Steps in all, if known.
+        sigma: Noise level after the step.
+        batch_key: The observed batch key: what its denoiser call must share to be merged.
+        batch_requests: How many requests shared its denoiser call of this tick; 0 if it made none.
+        rows: Rows that it brought to that call.
+        encode_s: Seconds spent on it this tick before its first denoiser call; shared calls count by rows.
+        denoise_s: Likewise in its loop.
+        decode_s: Likewise after its loop.
+        latents: Latents after the step, if streamed in this tick.
+        preview: PIL image, if streamed in this tick.
+        finished: The program is done: ``output`` or ``error`` is set.
+        output: What the pipeline returned.
+        trajectory_latents: ``[steps, rows, ...]``, if asked for.
+        trajectory_timesteps: ``[steps]``, if asked for.
+        error: Why the program ended without output.
+    """
+
+    run_id: str
+    phase: str = "encode"
+    stage: str = "denoise"
+    stepped: bool = False
+    step: int = 0
+    total_steps: int | None = None
+    sigma: float | None = None
+    batch_key: str | None = None
+    batch_requests: int = 0
+    rows: int = 0
+    encode_s: float = 0.0
+    denoise_s: float = 0.0
+    decode_s: float = 0.0
+    latents: Any = None
+    preview: Any = None
+    finished: bool = False
+    output: Any = None
+    trajectory_latents: Any = None
+    trajectory_timesteps: Any = None
+    error: ErrorInfo | None = None
+
+
+class RunnerOutput(msgspec.Struct, kw_only=True):
+    """A worker's answer to one tick.
+
+    Attributes:
+        tick: The tick that it answers.
+        reports: One per scheduled request that the worker holds.
+        seconds: Wall time of the tick in the worker.
+        forward_s: Of these, inside module forwards (encoders, denoisers and VAEs).
+        warmup_s: Of these, in probing and verification (excluded from figures and from ``tick_timeout_s``).
+        alone: Denoiser calls that ran alone although others could have shared, by reason, in this tick.
+    """
+
+    tick: int
+    reports: list[RequestReport] = []
+    seconds: float = 0.0
+    forward_s: float = 0.0
+    warmup_s: float = 0.0
+    alone: dict[str, int] = {}
+
+
+class Parameter(msgspec.Struct, frozen=True):
+    """A parameter of a pipeline's ``__call__``."""
+
+    name: str
+    required: bool = False
+
+
+class PipelineInfo(msgspec.Struct, kw_only=True):
+    """What a worker tells about the pipeline that it loaded, per task where tasks differ.
+
+    Attributes:
+        pipeline_class: Name of the pipeline's class.
+        parameters: Names accepted by its ``__call__``.
+        default_steps: Default of ``num_inference_steps``, if it has that argument.
+        default_size: ``(width, height)`` used when none is given, if known.
+        modules: Names of the woven components.
+        device: Where the denoiser lives.
+        dtype: Its dtype.
+        in_process: Whether objects that cannot travel (generators, callbacks) may be passed.
+    """
+
+    pipeline_class: str
+    parameters: list[Parameter] = []
+    default_steps: int | None = None
+    default_size: tuple[int, int] | None = None
+    modules: list[str] = []
+    device: str = "cpu"
+    dtype: str = "float32"
+    in_process: bool = False
+
+
+class WorkerStats(msgspec.Struct, kw_only=True):
+    """Counters of a worker since its start (``collective_rpc("stats")``).
+
+    Attributes:
+        ticks: Ticks executed.
+        resident: Programs held now.
+        merged_calls: Module calls answered by a shared forward.
+        alone_calls: Module calls executed alone, by reason (``"only one"``, ``"verification failed: ..."``).
+        cache_hits: Text-encoder calls answered from the cache.
+        kinds: Verified kinds of merge, with their state.
+    """
+
+    ticks: int = 0
+    resident: int = 0
+    merged_calls: int = 0
+    alone_calls: dict[str, int] = {}
+    cache_hits: int = 0
+    kinds: dict[str, str] = {}

@@ -1,0 +1,233 @@
+"""What goes into the engine and what comes out: requests, events, outputs. Plain data, no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from steploom.errors import InvalidRequest, RequestError
+
+SEED_BITS = 32
+OWN_FIELDS = ("seed", "task", "lora", "noise_scheduler", "priority", "timeout", "deadline", "user", "request_id",
+              "return_trajectory", "output_type", "preview_every", "latents_every")  # fmt: skip
+"""Keyword arguments that are ours; every other one goes to the pipeline's ``__call__``."""
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class DiffusionRequest:
+    """One generation asked for: frozen, and complete enough to be replayed.
+
+    Args:
+        prompt: The prompt, or several (one request with several rows), or None where the pipeline needs none.
+        params: Everything else goes to the pipeline's ``__call__`` under diffusers' own names
+            (``guidance_scale=4.0, num_inference_steps=20, image=...``).
+
+    Attributes:
+        prompt: As given.
+        params: Keyword arguments for the pipeline's ``__call__``, without ``prompt``.
+        request_id: Unique in an engine; drawn if not given.
+        seed: ``torch.Generator("cpu").manual_seed(seed)`` for the whole request; drawn if not given and no
+            ``generator`` is among ``params``.
+        task: Auto-pipeline task; None is what the engine was loaded for.
+        lora: Name of a registered adapter.
+        noise_scheduler: Class name of a diffusers scheduler for this request, or ``{"class": name, **config}``.
+        priority: Lower runs first.
+        timeout: Seconds from submission, hard: :class:`~steploom.errors.DeadlineExceeded`.
+        deadline: Seconds from submission, a hint to the scheduler.
+        user: Whom to charge, for fairness.
+        return_trajectory: Keep every step's latents and timestep in the output.
+        output_type: As diffusers names it: ``"pil"``, ``"np"``, ``"pt"``, ``"latent"``.
+        preview_every: Every how many steps a streamed :class:`StepEvent` carries a preview; 0 is never.
+        latents_every: Every how many steps a streamed :class:`StepEvent` carries latents; 0 is never.
+
+    Raises:
+        InvalidRequest: A field of ours is out of range.
+    """
+
+    prompt: str | list[str] | None
+    params: Mapping[str, Any]
+    request_id: str
+    seed: int | None
+    task: str | None
+    lora: str | None
+    noise_scheduler: str | Mapping[str, Any] | None
+    priority: int
+    timeout: float | None
+    deadline: float | None
+    user: str | None
+    return_trajectory: bool
+    output_type: str
+    preview_every: int
+    latents_every: int
+
+    def __init__(
+        self,
+        prompt: str | list[str] | None = None,
+        *,
+        seed: int | None = None,
+        task: str | None = None,
+        lora: str | None = None,
+        noise_scheduler: str | Mapping[str, Any] | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        user: str | None = None,
+        request_id: str | None = None,
+        return_trajectory: bool = False,
+        output_type: str = "pil",
+        preview_every: int = 0,
+        latents_every: int = 0,
+        **params: Any,
+    ) -> None:
+        if seed is None and params.get("generator") is None:
+            seed = secrets.randbits(SEED_BITS)
+        if params.get("generator") is None:
+            params.pop("generator", None)
+        if request_id is None:
+            request_id = uuid.uuid4().hex[:16]
+        values = dict(locals())
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, values[field.name])
+        self._validate()
+
+    def _validate(self) -> None:
+        if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
+            raise InvalidRequest(f"seed={self.seed!r}: must be an integer", field="seed")
+        if self.seed is not None and not -(2**63) <= self.seed < 2**64:
+            raise InvalidRequest(f"seed={self.seed!r}: must fit 64 bits", field="seed")
+        if self.seed is not None and "generator" in self.params:
+            raise InvalidRequest("generator: give either seed or generator, not both", field="generator")
+        if not self.request_id or "#" in self.request_id:
+            raise InvalidRequest(f"request_id={self.request_id!r}: must not be empty nor hold '#'", field="request_id")
+        for name in ("timeout", "deadline"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InvalidRequest(f"{name}={value!r}: must be greater than 0 seconds", field=name)
+        for name in ("preview_every", "latents_every"):
+            if getattr(self, name) < 0:
+                raise InvalidRequest(f"{name}={getattr(self, name)!r}: must be 0 (never) or more steps", field=name)
+
+
+class Timings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the time of one request went, in seconds.
+
+    ``mean_batch_requests`` is how many requests shared its denoiser calls on average, itself included.
+    """
+
+    queued_s: float = 0.0
+    encode_s: float = 0.0
+    denoise_s: float = 0.0
+    decode_s: float = 0.0
+    total_s: float = 0.0
+    steps: int = 0
+    mean_batch_requests: float = 0.0
+
+
+class DiffusionOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """The outcome of one request.
+
+    Attributes:
+        request_id: The request's id.
+        seed: The seed that was used; None where a ``generator`` was given.
+        output: What the pipeline returned, with the fields that it has in diffusers; None if ``error`` is set.
+        timings: Where the time went.
+        trajectory_latents: With ``return_trajectory``: latents after each step ``[steps, rows, ...]``.
+        trajectory_timesteps: With ``return_trajectory``: the timestep of each step ``[steps]``.
+        error: Why there is no output; set only where whole requests are answered (``DiffusionEngine.step``,
+            ``execute_model``); ``generate`` raises it instead.
+    """
+
+    request_id: str
+    seed: int | None = None
+    output: Any = None
+    timings: Timings = Timings()
+    trajectory_latents: Any = None
+    trajectory_timesteps: Any = None
+    error: RequestError | None = None
+
+    def _view(self, *names: str) -> Any:
+        for name in names:
+            value = getattr(self.output, name, None)
+            if value is not None:
+                return value
+        raise AttributeError(f"{type(self.output).__name__} of request {self.request_id} has none of {names}")
+
+    @property
+    def images(self) -> Any:
+        """The pipeline's images (PIL images with ``output_type="pil"``)."""
+        return self._view("images", "image")
+
+    @property
+    def videos(self) -> Any:
+        """The pipeline's frames, one list of frames per video."""
+        return self._view("frames", "videos")
+
+    @property
+    def audios(self) -> Any:
+        """The pipeline's waveforms."""
+        return self._view("audios", "audio")
+
+    @property
+    def text(self) -> Any:
+        """The pipeline's text."""
+        return self._view("texts", "text")
+
+
+class Queued(msgspec.Struct, frozen=True, kw_only=True):
+    """The request was accepted; ``position`` requests wait before it."""
+
+    request_id: str
+    position: int = 0
+
+
+class StepEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """A step of the request is done.
+
+    Attributes:
+        request_id: The request's id.
+        stage: ``"denoise"``, or the name of a cascade's stage.
+        step: Steps done, from 1.
+        total_steps: Steps in all, None where the pipeline does not know.
+        sigma: Noise level after the step, None where the noise scheduler has none.
+        batch_requests: How many requests shared the step's denoiser call.
+        latents: ``[rows, ...]`` as the pipeline holds them, on the CPU, every ``latents_every`` steps.
+        preview: The estimate of the finished image as a PIL image, every ``preview_every`` steps.
+    """
+
+    request_id: str
+    stage: str = "denoise"
+    step: int = 0
+    total_steps: int | None = None
+    sigma: float | None = None
+    batch_requests: int = 1
+    latents: Any = None
+    preview: Any = None
+
+
+class Restarted(msgspec.Struct, frozen=True, kw_only=True):
+    """The worker died; the request is replayed from its seed as the given attempt (from 1)."""
+
+    request_id: str
+    attempt: int
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True):
+    """The last event of a request: its output."""
+
+    request_id: str
+    output: DiffusionOutput
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True):
+    """The last event of a request that has no output. A stream raises ``error`` instead of yielding this."""
+
+    request_id: str
+    error: RequestError
+
+
+Event = Queued | StepEvent | Restarted | Finished | Failed
