@@ -1,0 +1,153 @@
+"""Axes: which dimension of which argument is the batch.
+
+Learned, not tabulated: the same call is made with one and with two samples, and the shapes are compared. A dimension
+that doubled is the batch axis, an argument that stayed the same is shared, a list that doubled has one entry per row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Literal
+
+import torch
+
+from steploom.weave.calls import Leaf, ModuleCall, flatten, pattern
+from steploom.weave.program import Program
+
+SHARED = None
+Axis = int | None
+LeafAxis = Axis | Literal["rows"] | tuple[Axis, ...]
+Shapes = tuple[tuple[int, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Axes:
+    """Where the batch is, per leaf of a call's arguments and of its result.
+
+    A tensor has an axis, or None if it is shared; a list of tensors has ``"rows"`` (one entry per row) or one axis per
+    entry. ``outputs`` None: every output whose first dimension is a multiple of the rows has its batch there. ``reason`` says why calls of this pattern cannot be merged at all.
+    """
+
+    inputs: tuple[LeafAxis, ...] = ()
+    outputs: tuple[LeafAxis, ...] | None = None
+    reason: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """The shapes of one executed call."""
+
+    inputs: tuple[Shapes, ...]
+    outputs: tuple[Shapes, ...]
+
+
+def seen(call: ModuleCall, result: object) -> Seen:
+    """The shapes of ``call`` and of its ``result``."""
+    outputs: list[Leaf] = []
+    flatten(result, outputs)
+    return Seen(tuple(map(_shapes, call.leaves)), tuple(map(_shapes, outputs)))
+
+
+def _shapes(leaf: Leaf) -> Shapes:
+    return tuple(tuple(t.shape) for t in leaf) if isinstance(leaf, list) else (tuple(leaf.shape),)
+
+
+def compare(one: Seen, two: Seen, leaves: Sequence[Leaf]) -> Axes:
+    """Axes from the same call with one and with two samples."""
+    if len(one.inputs) != len(two.inputs) or len(one.outputs) != len(two.outputs):
+        return Axes(reason="the call changes its structure with the number of samples")
+    try:
+        inputs = tuple(
+            _leaf_axis(a, b, isinstance(leaf, list)) for a, b, leaf in zip(one.inputs, two.inputs, leaves, strict=True)
+        )
+        outputs = tuple(_leaf_axis(a, b, len(a) != 1) for a, b in zip(one.outputs, two.outputs, strict=True))
+    except ValueError as unclear:
+        return Axes(reason=str(unclear))
+    if all(axis is SHARED for axis in inputs):
+        return Axes(reason="no argument grows with the number of samples")
+    return Axes(inputs, outputs)
+
+
+def _leaf_axis(one: Shapes, two: Shapes, listed: bool) -> LeafAxis:
+    if not listed:
+        return _axis(one[0], two[0])
+    if len(two) == 2 * len(one):
+        return "rows"
+    if len(two) != len(one):
+        raise ValueError("a list changes its length with the number of samples")
+    return tuple(_axis(a, b) for a, b in zip(one, two, strict=True))
+
+
+def _axis(one: tuple[int, ...], two: tuple[int, ...]) -> Axis:
+    if one == two:
+        return SHARED
+    changed = [i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b]
+    if len(one) != len(two) or len(changed) != 1 or two[changed[0]] != 2 * one[changed[0]]:
+        raise ValueError(f"an argument goes from {one} to {two} with twice the samples")
+    return changed[0]
+
+
+def guess(call: ModuleCall) -> tuple[LeafAxis, ...]:
+    """Input axes where probing is impossible: the first dimension is a multiple of the rows of the first tensor."""
+    first = next((leaf.shape[0] for leaf in call.leaves if isinstance(leaf, torch.Tensor) and leaf.ndim), 0)
+
+    def axis(tensor: torch.Tensor) -> Axis:
+        return 0 if first and tensor.ndim and tensor.shape[0] % first == 0 else SHARED
+
+    return tuple(tuple(map(axis, leaf)) if isinstance(leaf, list) else axis(leaf) for leaf in call.leaves)
+
+
+class AxisBook:
+    """What is known about axes, by module class, method and call pattern."""
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, Axes] = {}
+
+    @staticmethod
+    def entry(call: ModuleCall) -> Hashable:
+        """What axes are filed under: not the module object, since siblings (Wan 2.2's two) behave alike."""
+        return (type(call.target.module), call.target.method, pattern(call.structure))
+
+    def find(self, call: ModuleCall) -> Axes | None:
+        """Axes for ``call``, if they are known."""
+        return self._known.get(self.entry(call))
+
+    def put(self, call: ModuleCall, axes: Axes) -> Axes:
+        """Files ``axes`` for all calls like ``call``."""
+        self._known[self.entry(call)] = axes
+        return axes
+
+    def probe(self, call: ModuleCall, result: object, doubled: Iterable[Program]) -> Axes:
+        """Learns from ``call``, which gave ``result``, and the first like call of a program with twice the samples.
+
+        ``doubled`` are ways of asking for twice the samples; the first in which anything grows counts.
+        """
+        one = seen(call, result)
+        found = unreached = Axes(reason="probing did not reach the call")
+        for program in doubled:
+            two = self._run_until(call, program)
+            if two is not None:
+                found = compare(one, two, call.leaves)
+                if found.reason is None:
+                    break
+        if found is unreached:
+            found = Axes(guess(call))
+        return self.put(call, found)
+
+    def _run_until(self, wanted: ModuleCall, program: Program) -> Seen | None:
+        """Runs ``program``'s first step, calls executed alone, until it makes a call like ``wanted``."""
+        entry = self.entry(wanted)
+        try:
+            program.resume()
+            while program.call is not None:
+                call = program.call
+                result = call.run()
+                if self.entry(call) == entry:
+                    return seen(call, result)
+                program.resume(result)
+            return None
+        except Exception:  # noqa: BLE001 - probing is allowed to fail: then the axes are guessed, and verified
+            return None
+        finally:
+            program.unwind()

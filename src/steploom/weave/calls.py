@@ -1,0 +1,163 @@
+"""Module calls: a suspended call of a shared module, taken apart into tensors and structure.
+
+``flatten`` separates a call's arguments (or a module's result) into *leaves* (tensors, and lists of tensors) and a
+hashable *structure* that holds everything else, Python scalars by value. Two calls with equal structures differ only
+in tensors. ``unflatten`` is the inverse.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+if TYPE_CHECKING:
+    from steploom.weave.copies import Target
+
+Leaf = torch.Tensor | list[torch.Tensor]
+Structure = Hashable
+
+_SCALARS = (bool, int, float, complex, str, bytes, type(None))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Opaque:
+    """An object that is neither tensor, scalar nor container: equal only to itself."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Opaque) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Node:
+    """A container in a structure; ``context`` is what is needed to build it anew around its children."""
+
+    kind: type
+    context: Hashable
+    children: tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Slot:
+    """The place of a tensor: everything that must agree except its shape."""
+
+    ndim: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ListSlot:
+    """The place of a list of tensors of one dtype; its length is data (some models take a list with one entry a row)."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+
+def flatten(value: Any, leaves: list[Leaf]) -> Structure:
+    """Appends the tensors in ``value`` to ``leaves`` and returns the structure around them."""
+    if isinstance(value, torch.Tensor):
+        leaves.append(value)
+        return Slot(value.ndim, value.dtype, value.device)
+    if isinstance(value, _SCALARS):
+        return (type(value), value)  # the type too: True == 1 == 1.0
+    if type(value) is dict:
+        return Node(dict, tuple(value), tuple(flatten(child, leaves) for child in value.values()))
+    if type(value) is list and value and all(isinstance(item, torch.Tensor) for item in value):
+        leaves.append(value)
+        return ListSlot(value[0].dtype, value[0].device)
+    if type(value) in (list, tuple):
+        return Node(type(value), None, tuple(flatten(child, leaves) for child in value))
+    return _flatten_registered(value, leaves)
+
+
+def _flatten_registered(value: Any, leaves: list[Leaf]) -> Structure:
+    """Model outputs and the like, which register themselves with torch's pytree; anything else is opaque."""
+    registered = pytree.SUPPORTED_NODES.get(type(value))
+    if registered is None:
+        try:
+            hash(value)
+        except TypeError:
+            return Opaque(value)
+        return (type(value), value) if isinstance(value, (torch.dtype, torch.device, torch.Size)) else Opaque(value)
+    children, context = registered.flatten_fn(value)
+    frozen = tuple(context) if isinstance(context, list) else Opaque(context)
+    return Node(type(value), frozen, tuple(flatten(child, leaves) for child in children))
+
+
+def unflatten(structure: Structure, leaves: Sequence[Leaf]) -> Any:
+    """The inverse of :func:`flatten`."""
+    return _build(structure, iter(leaves))
+
+
+def _build(structure: Any, leaves: Any) -> Any:
+    if isinstance(structure, (Slot, ListSlot)):
+        return next(leaves)
+    if isinstance(structure, tuple):
+        return structure[1]
+    if isinstance(structure, Opaque):
+        return structure.value
+    children = [_build(child, leaves) for child in structure.children]
+    if structure.kind is dict:
+        return dict(zip(structure.context, children, strict=True))
+    if structure.kind in (list, tuple):
+        return structure.kind(children)
+    context = structure.context.value if isinstance(structure.context, Opaque) else list(structure.context)
+    return pytree.SUPPORTED_NODES[structure.kind].unflatten_fn(children, context)
+
+
+def has_opaque(structure: Any) -> bool:
+    """Whether anything in ``structure`` is an object that can neither be split nor compared by value."""
+    if isinstance(structure, Node):
+        return any(has_opaque(child) for child in structure.children)
+    return isinstance(structure, Opaque)
+
+
+def pattern(structure: Any) -> Hashable:
+    """``structure`` without the values of its scalars: what learned axes are filed under."""
+    if isinstance(structure, Node):
+        return Node(structure.kind, structure.context, tuple(pattern(child) for child in structure.children))
+    if isinstance(structure, tuple):
+        return structure[0]  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(structure, Slot):
+        return structure.ndim
+    return ListSlot if isinstance(structure, ListSlot) else structure
+
+
+class ModuleCall:
+    """A suspended call of a shared module.
+
+    Attributes:
+        target: Which module, in which variant, and which of its methods.
+        leaves: The tensors among the arguments.
+        structure: Everything else.
+    """
+
+    __slots__ = ("_args", "_kwargs", "leaves", "structure", "target")
+
+    def __init__(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.target = target
+        self._args, self._kwargs = args, kwargs
+        self.leaves: list[Leaf] = []
+        self.structure = flatten((args, kwargs), self.leaves)
+
+    def run(self) -> Any:
+        """Runs the real module on this call's own arguments."""
+        return self.target.invoke(*self._args, **self._kwargs)
+
+    def argument(self, name: str) -> Any:
+        """A keyword argument, None if it was not given."""
+        return self._kwargs.get(name)
+
+    def replaced(self, **changes: Any) -> tuple[list[Leaf], Structure]:
+        """Leaves and structure with other keyword arguments."""
+        leaves: list[Leaf] = []
+        return leaves, flatten((self._args, {**self._kwargs, **changes}), leaves)

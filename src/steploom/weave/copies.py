@@ -1,0 +1,305 @@
+"""Woven copies: what a program sees in place of the pipeline and its modules. The originals are never modified.
+
+A woven module is a shallow copy of a shared one whose ``forward`` (``encode``, ``decode``) suspends the program. What a
+pipeline does *to* a module while it runs, such as ``vae.to(float32)`` around a decode (SDXL's ``force_upcast``) or
+other attention processors (PAG, IP-Adapter), happens to a *variant*: a structural clone that shares the parameters.
+Calls of equal variants can be merged, and a cancelled program leaves nothing behind on the model.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import nn
+
+from steploom.errors import GenerationFailed
+from steploom.weave.calls import ModuleCall
+from steploom.weave.program import may_share, suspend
+from steploom.weave.ragged import rule_for
+
+_METHODS = ("forward", "encode", "decode")
+_HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
+                "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks")  # fmt: skip
+_NOT_INHERITED = (*_METHODS, "_hf_hook", "_old_forward", "_diffusers_hook")
+_READERS = ("parameters", "named_parameters", "buffers", "named_buffers", "state_dict", "get_parameter", "get_buffer")
+_WALKERS = ("modules", "named_modules", "children", "named_children", "apply", "get_submodule",
+            "set_attn_processor", "set_default_attn_processor")  # fmt: skip
+_MUTATORS = ("enable_", "disable_", "fuse_", "unfuse_", "set_adapter", "load_", "unload_", "add_adapter")
+_VARIANTS_KEPT = 2
+
+
+class Target:
+    """What a module call runs: a shared module in one variant, and one of its methods.
+
+    Attributes:
+        name: The component's name in the pipeline, such as ``"transformer"``.
+        key: Equal for calls that may run together.
+        ragged: How its text argument is padded, where it is ragged.
+    """
+
+    __slots__ = ("_invoke", "key", "method", "module", "name", "ragged")
+
+    def __init__(self, name: str, method: str, module: Any, key: Hashable) -> None:
+        self.name = name
+        self.method = method
+        self.module = module
+        self.key = key
+        self.ragged = rule_for(getattr(module, "_orig_mod", module))
+        self._invoke: Callable[..., Any] = module if method == "forward" else getattr(module, method)
+
+    def invoke(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the real module."""
+        return self._invoke(*args, **kwargs)
+
+
+class SharedModule:
+    """One top-level module of the user's pipeline, shared by all programs.
+
+    Attributes:
+        name: The component's name in the pipeline.
+        base: As the pipeline holds it (perhaps a compiled wrapper); what calls run.
+        origin: The module inside the wrapper; what copies are made from.
+    """
+
+    def __init__(self, name: str, base: Any) -> None:
+        self.name = name
+        self.base = base
+        self.origin: nn.Module = getattr(base, "_orig_mod", base)
+        self.dtype: torch.dtype | None = getattr(self.origin, "dtype", None)
+        self.device: torch.device | None = getattr(self.origin, "device", None)
+        self._converted: OrderedDict[Hashable, nn.Module] = OrderedDict()
+        methods = [method for method in _METHODS if callable(getattr(self.origin, method, None))]
+        self.targets = {method: Target(name, method, base, (id(base), method, ())) for method in methods}
+
+    def converted(self, dtype: torch.dtype | None, device: torch.device | None) -> nn.Module:
+        """A clone in another dtype or on another device; kept, for the next program that wants the same."""
+        key = (dtype, device)
+        if key not in self._converted:
+            self._converted[key] = clone_tree(self.origin, own_parameters=True).to(device=device, dtype=dtype)
+        self._converted.move_to_end(key)
+        while len(self._converted) > _VARIANTS_KEPT:
+            self._converted.popitem(last=False)
+        return self._converted[key]
+
+
+def clone_tree(
+    module: nn.Module, *, own_parameters: bool = False, memo: dict[int, nn.Module] | None = None
+) -> nn.Module:
+    """A structural clone of a module tree: own submodule objects and tables, shared tensors.
+
+    With ``own_parameters`` the parameter objects are new too (over the same storage), so that ``to`` leaves the
+    original alone.
+    """
+    memo = {} if memo is None else memo
+    if id(module) in memo:
+        return memo[id(module)]
+    if "forward" in module.__dict__:
+        raise GenerationFailed(
+            f"{type(module).__name__} has an offloading hook, but this pipeline changes the module while it runs "
+            "(attention processors or dtype); serve it without offloading"
+        )
+    clone = object.__new__(type(module))
+    memo[id(module)] = clone
+    for name, value in module.__dict__.items():
+        clone.__dict__[name] = value.copy() if type(value) in (dict, list, OrderedDict) else value
+    if own_parameters:
+        clone.__dict__["_parameters"] = {
+            name: None if p is None else nn.Parameter(p.data, requires_grad=p.requires_grad)
+            for name, p in module._parameters.items()
+        }
+    clone.__dict__["_modules"] = {
+        name: None if child is None else clone_tree(child, own_parameters=own_parameters, memo=memo)
+        for name, child in module._modules.items()
+    }
+    clone.__dict__["_compiled_call_impl"] = None
+    return clone
+
+
+class Woven:
+    """A program's own view of one shared module: which variant its calls run."""
+
+    def __init__(self, shared: SharedModule) -> None:
+        self.shared = shared
+        self.current: nn.Module = shared.origin
+        self.private: nn.Module | None = None
+        self.unique = False
+        self._conversion: Hashable = ()
+        self._processors: list[tuple[str, nn.Module, Any]] = []
+        self._attributes: dict[str, Any] = {}
+
+    def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Suspends the program until the hub has run this call; at once where it cannot be shared."""
+        target = self.target(method)
+        return suspend(ModuleCall(target, args, kwargs)) if may_share() else target.invoke(*args, **kwargs)
+
+    def target(self, method: str) -> Target:
+        """What a call of ``method`` runs now."""
+        variant = self._variant()
+        if not variant:
+            return self.shared.targets[method]
+        return Target(self.shared.name, method, self.current, (id(self.shared.base), method, variant))
+
+    def _variant(self) -> Hashable:
+        """What distinguishes this view from the shared module: equal variants compute the same."""
+        if self.private is None:
+            return self._conversion
+        processors = tuple(
+            (name, _identity(module.processor))
+            for name, module, base in self._processors
+            if module.processor is not base
+        )
+        attributes = tuple((name, _identity(value)) for name, value in sorted(self._attributes.items()))
+        own = id(self.private) if self.unique else None
+        changed = processors or attributes or own
+        return (self._conversion, processors, attributes, own) if changed else self._conversion
+
+    def privatize(self) -> nn.Module:
+        """A clone of the module tree that this program may change."""
+        if self.private is None:
+            self.private = clone_tree(self.current)
+            self._processors = [
+                (name, module, module.__dict__["processor"])
+                for name, module in self.private.named_modules()
+                if "processor" in module.__dict__
+            ]
+            self.current = self.private
+        return self.private
+
+    def convert(self, dtype: torch.dtype | None, device: torch.device | None) -> None:
+        """``module.to(...)``: this view moves to a converted variant, or back to the shared module."""
+        dtype, home = dtype or self.current_dtype, self.shared.device
+        if device is None or (home is not None and device.type == home.type and device.index in (None, home.index)):
+            device = home
+        if self.private is not None:
+            self.unique = True
+            self.private = self.current = clone_tree(self.private, own_parameters=True).to(device=device, dtype=dtype)
+        elif (dtype, device) == (self.shared.dtype, self.shared.device):
+            self.current, self._conversion = self.shared.origin, ()
+        else:
+            self.current, self._conversion = self.shared.converted(dtype, device), (dtype, device)
+
+    @property
+    def current_dtype(self) -> torch.dtype | None:
+        """The dtype that the program sees."""
+        return self.shared.dtype if self.current is self.shared.origin else getattr(self.current, "dtype", None)
+
+    def set_attribute(self, name: str, value: Any) -> None:
+        """An attribute that the program sets on the module."""
+        self._attributes[name] = value
+        setattr(self.privatize(), name, value)
+
+
+def _identity(value: Any) -> Hashable:
+    """What makes two processors or attributes equivalent: class and plain settings, other objects by identity."""
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return value
+    settings = getattr(value, "__dict__", None)
+    if settings is None or isinstance(value, nn.Module):
+        return id(value)
+    plain = all(isinstance(item, (bool, int, float, str, type(None))) for item in settings.values())
+    return (type(value), tuple(settings.items())) if plain else id(value)
+
+
+def woven_module(shared: SharedModule) -> Any:
+    """A woven copy of a shared module, for one program."""
+    state = Woven(shared)
+    copy = object.__new__(_woven_class(type(shared.origin)))
+    copy.__dict__.update({k: v for k, v in shared.origin.__dict__.items() if k not in _NOT_INHERITED})
+    copy.__dict__.update({table: OrderedDict() for table in _HOOK_TABLES}, _compiled_call_impl=None)
+    copy.__dict__["_steploom"] = state
+    _adopt(copy)
+    return copy
+
+
+def _adopt(copy: Any) -> None:
+    """Shows the current variant's children, parameters and buffers on the woven copy, in tables of its own."""
+    current = copy._steploom.current
+    for table in ("_modules", "_parameters", "_buffers"):
+        copy.__dict__[table] = current.__dict__[table].copy()
+
+
+@functools.cache
+def _woven_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """A subclass of ``cls`` with the same name, whose calls suspend and whose changes stay with the program."""
+    members: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    members |= {name: _suspending(cls, name) for name in _METHODS if hasattr(cls, name)}
+    members |= {name: _delegating(cls, name) for name in (*_READERS, *_WALKERS) if hasattr(cls, name)}
+    members |= {name: _delegating(cls, name) for name in dir(cls) if name.startswith(_MUTATORS)}
+    members |= {
+        "to": _to,
+        "half": lambda self: _to(self, torch.float16),
+        "float": lambda self: _to(self, torch.float32),
+        "bfloat16": lambda self: _to(self, torch.bfloat16),
+        "__setattr__": _setattr,
+        "dtype": property(lambda self: self._steploom.current_dtype),
+        "device": property(lambda self: self._steploom.shared.device),
+    }
+    if hasattr(cls, "generate"):
+        members["generate"] = _generate
+    if hasattr(cls, "cache_context"):
+        members["cache_context"] = _cache_context
+    return type(cls.__name__, (cls,), members)
+
+
+def _suspending(cls: type, name: str) -> Any:
+    @functools.wraps(getattr(cls, name))  # pipelines read the signature of forward
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._steploom.call(name, args, kwargs)
+
+    return method
+
+
+def _delegating(cls: type, name: str) -> Any:
+    """Readers look at the current variant; walkers get a private tree, since what they find may be changed."""
+    reader, mutator = name in _READERS, name not in _READERS and name not in _WALKERS
+
+    @functools.wraps(getattr(cls, name))
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        state: Woven = self._steploom
+        if reader:
+            return getattr(state.current, name)(*args, **kwargs)
+        result = getattr(state.privatize(), name)(*args, **kwargs)
+        state.unique = state.unique or mutator
+        _adopt(self)
+        return result
+
+    return method
+
+
+def _to(self: Any, *args: Any, **kwargs: Any) -> Any:
+    device, dtype = kwargs.get("device"), kwargs.get("dtype")
+    for value in args:
+        if isinstance(value, torch.dtype):
+            dtype = value
+        elif isinstance(value, (str, int, torch.device)):
+            device = value
+        elif isinstance(value, torch.Tensor):
+            device, dtype = value.device, value.dtype
+    self._steploom.convert(dtype, None if device is None else torch.device(device))
+    _adopt(self)
+    return self
+
+
+def _setattr(self: Any, name: str, value: Any) -> None:
+    self._steploom.set_attribute(name, value)
+    _adopt(self)
+    self.__dict__[name] = value
+
+
+def _generate(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """A language model's own loop is one unmerged call."""
+    return self._steploom.current.generate(*args, **kwargs)
+
+
+class _cache_context:  # noqa: N801 - stands in for a method
+    """Stateful caches are refused at start, so there is no context to keep; see ``loading.refuse``."""
+
+    def __init__(self, name: str, **kwargs: Any) -> None: ...
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *exc: object) -> None: ...

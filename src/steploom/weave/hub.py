@@ -1,0 +1,239 @@
+"""The hub: resumes programs, gathers the module calls that they suspend on, runs each group once, hands out the rows.
+
+One call of :meth:`Hub.tick` advances each program by at most one step of its own loop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Hashable, Sequence
+
+import torch
+
+from steploom.weave.axes import Axes, AxisBook, guess
+from steploom.weave.calls import ModuleCall
+from steploom.weave.encode_cache import EncodeCache
+from steploom.weave.merging import MergedCall, Merger, Unsplittable, rows_of
+from steploom.weave.order import CallOrder, is_denoiser
+from steploom.weave.program import Program
+from steploom.weave.verify import Verdicts, check
+
+log = logging.getLogger(__name__)
+
+CALLS_PER_TICK = 8
+"""Calls of one module by one program in one tick; a program without steps goes on in the next tick."""
+
+
+@dataclasses.dataclass
+class Counters:
+    """What the hub did since its start; seconds of the tick in progress."""
+
+    merged_calls: int = 0
+    alone_calls: dict[str, int] = dataclasses.field(default_factory=dict)
+    alone_this_tick: dict[str, int] = dataclasses.field(default_factory=dict)
+    forward_s: float = 0.0
+    warmup_s: float = 0.0
+
+
+Group = list[tuple[Program, ModuleCall]]
+
+
+class Hub:
+    """Runs programs against the shared modules of one pipeline. All of it on one thread.
+
+    Args:
+        encode_cache_bytes: Bytes of text-encoder results that are kept.
+    """
+
+    def __init__(self, encode_cache_bytes: int) -> None:
+        self.cache = EncodeCache(encode_cache_bytes)
+        self.verdicts = Verdicts()
+        self.counters = Counters()
+        self._axes = AxisBook()
+        self._merger = Merger()
+        self._order = CallOrder()
+        self._key_names: dict[Hashable, str] = {}
+
+    def tick(self, programs: Sequence[Program]) -> None:
+        """Advances each program to the end of its next step, or of its pipeline call."""
+        self.counters.forward_s = self.counters.warmup_s = 0.0
+        self.counters.alone_this_tick = {}
+        with torch.no_grad():  # not inference_mode: pipelines update in place what the hub returned
+            for program in programs:
+                program.shared_with, program.calls_made, program.last_module = [], {}, None
+                if program.call is None:
+                    self._resume(program)
+            while group := self._next_group(programs):
+                self._run(group)
+                for program, _ in group:
+                    self._resume(program)
+
+    def _resume(self, program: Program) -> None:
+        """Runs the program's own code up to its next stop."""
+        answer, fault, program.answer, program.fault = program.answer, program.fault, None, None
+        program.resume(answer, fault)
+        if program.call is not None:
+            name = program.call.target.name
+            program.calls_made[name] = program.calls_made.get(name, 0) + 1
+            self._order.saw(program.last_module, name)
+            program.last_module = name
+            if program.phase == "encode" and is_denoiser(name):
+                program.enter("denoise")
+        elif program.step_end is not None:
+            program.enter("decode" if program.steps == program.watcher.total_steps else "denoise")
+
+    def _next_group(self, programs: Sequence[Program]) -> Group:
+        """The pending calls of one module that no other scheduled program can still join in this tick."""
+        pending = [(p, p.call) for p in programs if p.call and p.calls_made[p.call.target.name] <= CALLS_PER_TICK]
+        if not pending:
+            return []
+        name = self._order.first({call.target.name for _, call in pending})
+        return [(program, call) for program, call in pending if call.target.name == name]
+
+    def _run(self, group: Group) -> None:
+        """Answers every call of the group; identical text-encoder calls are run once."""
+        firsts: dict[Hashable, Program] = {}
+        fresh: Group = []
+        repeats: list[tuple[Hashable, Program, ModuleCall]] = []
+        for program, call in group:
+            key = self.cache.key(call)
+            if key in firsts:
+                repeats.append((key, program, call))
+                continue
+            program.answer = None if key is None else self.cache.get(key)
+            if program.answer is None:
+                fresh.append((program, call))
+                if key is not None:
+                    firsts[key] = program
+        self._run_fresh(fresh)
+        for key, program in firsts.items():
+            if program.fault is None:
+                self.cache.put(key, program.answer)
+        for key, program, call in repeats:
+            program.answer = self.cache.get(key)
+            if program.answer is None:  # too large to keep, or failed
+                self._run_members([(program, call)])
+
+    def _run_fresh(self, group: Group) -> None:
+        """Runs the calls: merged where keys are equal, else alone."""
+        by_key: dict[Hashable, Group] = {}
+        for program, call in group:
+            axes = self._find_axes(program, call)
+            if axes is None:
+                continue  # probing has answered it
+            by_key.setdefault(self._key(program, call, axes), []).append((program, call))
+        for members in by_key.values():
+            self._run_members(members)
+
+    def _key(self, program: Program, call: ModuleCall, axes: Axes) -> Hashable:
+        """The merge key of a call; noted as the program's batch key if it is a denoiser's."""
+        mergeable = axes.reason is None
+        key = self._merger.key(call, axes) if mergeable else id(program)
+        if is_denoiser(call.target.name):
+            program.batch_key = self._name_key(key, call) if mergeable else f"{call.target.name}:alone"
+            program.rows = rows_of(call.leaves, axes) if mergeable else 0
+        return key
+
+    def _find_axes(self, program: Program, call: ModuleCall) -> Axes | None:
+        """Axes of ``call``. The first call of a pattern is run here, alone, and probed: then None."""
+        axes = self._axes.find(call)
+        if axes is not None:
+            return axes
+        if not is_denoiser(call.target.name):
+            return self._axes.put(call, Axes(guess(call)))
+        self._run_members([(program, call)])
+        if program.fault is None:
+            started = time.perf_counter()
+            axes = self._axes.probe(call, program.answer, program.doubled())
+            self.counters.warmup_s += time.perf_counter() - started
+            if axes.reason is not None:
+                log.warning("calls of %s are not merged: %s", call.target.name, axes.reason)
+            self._key(program, call, axes)
+        return None
+
+    def _run_members(self, members: Group, reason: str = "only one") -> None:
+        """Runs calls that share a key as one forward, if their kind of merge holds."""
+        if len(members) == 1:
+            self._run_alone(members, reason)
+            return
+        merged = MergedCall([call for _, call in members], self._axes.find(members[0][1]) or Axes())
+        refusal = self.verdicts.refusal(merged)
+        if refusal is not None and merged.mixed:
+            for rows in dict.fromkeys(merged.rows):
+                own = [members[i] for i, r in zip(merged.order, merged.rows, strict=True) if r == rows]
+                self._run_members(own, refusal)
+            return
+        if refusal is not None:
+            self._run_alone(members, refusal)
+            return
+        self._run_merged(merged, [members[i] for i in merged.order])
+
+    def _run_merged(self, merged: MergedCall, members: Group) -> None:
+        started = time.perf_counter()
+        try:
+            results = merged.run()
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            IndexError,
+            KeyError,
+            AttributeError,
+            AssertionError,
+            Unsplittable,
+        ) as fault:
+            self._run_apart(merged, members, fault)
+            return
+        self.counters.forward_s += time.perf_counter() - started
+        if not self.verdicts.known(merged):
+            started = time.perf_counter()
+            reason = check(merged, results)
+            self.verdicts.record(merged, reason)
+            self.counters.warmup_s += time.perf_counter() - started
+            if reason is not None:
+                log.warning("calls of %s are not merged: %s", merged.target.name, reason)
+                self._run_members(members)
+                return
+        self.counters.merged_calls += 1
+        for (program, _), result in zip(members, results, strict=True):
+            program.answer = result
+            self._note_shared(program, merged.target.name, len(members))
+
+    def _run_apart(self, merged: MergedCall, members: Group, fault: Exception) -> None:
+        """A merged call failed: halves, down to single calls, so that only the culprit's request fails."""
+        middle = len(members) // 2
+        for half in (members[:middle], members[middle:]):
+            self._run_members(half, "a merged call failed")
+        innocent = all(program.fault is None for program, _ in members)
+        if innocent and not isinstance(fault, torch.OutOfMemoryError):
+            reason = f"the merged call raised {type(fault).__name__}: {fault}"
+            log.warning("calls of %s are not merged: %s", merged.target.name, reason)
+            self.verdicts.record(merged, reason)
+
+    def _run_alone(self, members: Group, reason: str) -> None:
+        for program, call in members:
+            started = time.perf_counter()
+            try:
+                program.answer = call.run()
+            except Exception as fault:  # noqa: BLE001 - thrown into the program, whose request it concerns
+                program.fault = fault
+            self.counters.forward_s += time.perf_counter() - started
+            self.counters.alone_calls[reason] = self.counters.alone_calls.get(reason, 0) + 1
+            if reason != "only one":
+                self.counters.alone_this_tick[reason] = self.counters.alone_this_tick.get(reason, 0) + 1
+            self._note_shared(program, call.target.name, 1)
+
+    def _note_shared(self, program: Program, name: str, requests: int) -> None:
+        if is_denoiser(name):
+            program.shared_with.append(requests)
+
+    def _name_key(self, key: Hashable, call: ModuleCall) -> str:
+        """A short name for a merge key, stable for the life of the process."""
+        name = self._key_names.get(key)
+        if name is None:
+            first = next((leaf for leaf in call.leaves if isinstance(leaf, torch.Tensor) and leaf.ndim > 1), None)
+            sizes = "" if first is None else "x".join(map(str, first.shape[1:]))
+            name = self._key_names[key] = f"{call.target.name}:{sizes}#{len(self._key_names)}"
+        return name

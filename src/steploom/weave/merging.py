@@ -1,0 +1,269 @@
+"""Merging: the rows of several module calls become one call, and its result is split again.
+
+**This is where rows are merged.** Calls of the same row count merge branch-major, ``[A0 B0 A1 B1]``: processors that
+chunk the batch by branch (perturbed-attention guidance) need it, nothing else minds. Blocks of different row counts
+follow one another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import weakref
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+
+from steploom.weave.axes import SHARED, Axes, Axis, LeafAxis
+from steploom.weave.calls import Leaf, ModuleCall, Structure, flatten, has_opaque, unflatten
+from steploom.weave.ragged import RaggedText
+
+
+class Unsplittable(Exception):
+    """The result of a merged call cannot be taken apart by rows."""
+
+
+class Contents:
+    """Tokens for the contents of shared tensors: compared by content once per tensor, then by identity.
+
+    So a step costs no device synchronisation. A tensor that was updated in place gets a new token.
+    """
+
+    def __init__(self) -> None:
+        self._tokens: dict[int, tuple[weakref.ref[torch.Tensor], int, str]] = {}
+
+    def token(self, tensor: torch.Tensor) -> Hashable:
+        """Equal for tensors of equal content, dtype and shape."""
+        known = self._tokens.get(id(tensor))
+        if known is not None and known[0]() is tensor and known[1] == tensor._version:
+            return known[2]
+        token = digest(tensor)
+        gone = id(tensor)
+        reference = weakref.ref(tensor, lambda _: self._tokens.pop(gone, None))
+        self._tokens[id(tensor)] = (reference, tensor._version, token)
+        return token
+
+
+def digest(tensor: torch.Tensor) -> str:
+    """A hash of a tensor's content, dtype and shape."""
+    flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+    state = hashlib.blake2b(flat.numpy().tobytes(), digest_size=16)
+    state.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
+    return state.hexdigest()
+
+
+def rows_of(leaves: Sequence[Leaf], axes: Axes) -> int:
+    """How many rows a call brings: 2 under classifier-free guidance; 0 if none of its tensors has a batch axis."""
+    sizes: list[int] = []
+    for leaf, axis in zip(leaves, axes.inputs, strict=True):
+        if isinstance(leaf, list):
+            own = (axis,) * len(leaf) if not isinstance(axis, tuple) else axis
+            sizes += (
+                [len(leaf)]
+                if axis == "rows"
+                else [t.shape[a] for t, a in zip(leaf, own, strict=True) if isinstance(a, int)]
+            )
+        elif isinstance(axis, int):
+            sizes.append(leaf.shape[axis])
+    return math.gcd(*sizes) if sizes else 0
+
+
+class Merger:
+    """Decides which calls may be merged, by a hashable key, and merges them."""
+
+    def __init__(self) -> None:
+        self._contents = Contents()
+
+    def key(self, call: ModuleCall, axes: Axes) -> Hashable:
+        """Equal for calls that may share a forward: structure, sizes off the batch axis, contents of shared tensors."""
+        rule, structure = call.target.ragged, call.structure
+        ragged: tuple[Any, ...] = ()
+        if rule is not None and call.argument(rule.text) is not None:
+            # Length and mask are what padding makes equal, so they do not keep calls apart.
+            text = call.argument(rule.text)
+            ragged = (text, call.argument(rule.mask))
+            _, structure = call.replaced(**{rule.text: text.shape[2:], rule.mask: None})
+        parts: list[Hashable] = []
+        for leaf, axis in zip(call.leaves, axes.inputs, strict=True):
+            if isinstance(leaf, list):
+                parts.append(self._list_key(leaf, axis))
+            elif not any(leaf is own for own in ragged):
+                parts.append(self._tensor_key(leaf, axis))
+        return (call.target.key, structure, tuple(parts))
+
+    def _tensor_key(self, tensor: torch.Tensor, axis: Any) -> Hashable:
+        if axis is SHARED:
+            return () if tensor.ndim == 0 else self._contents.token(tensor)
+        shape = list(tensor.shape)
+        shape[axis] = -1
+        return tuple(shape)
+
+    def _list_key(self, tensors: list[torch.Tensor], axis: LeafAxis) -> Hashable:
+        if axis == "rows":
+            return ("rows", *(tuple(t.shape) for t in tensors[:1]))
+        axes = axis if isinstance(axis, tuple) else (axis,) * len(tensors)
+        return tuple(self._tensor_key(t, a) for t, a in zip(tensors, axes, strict=True))
+
+
+class MergedCall:
+    """Several module calls as one.
+
+    Attributes:
+        calls: In the order of their rows.
+        rows: Rows of each call.
+        mixed: Whether row counts differ.
+        total_rows: Of the merged call.
+        kind: What is verified once: module, call structure and variant, not sizes.
+    """
+
+    def __init__(self, calls: Sequence[ModuleCall], axes: Axes) -> None:
+        self.axes = axes
+        self.target = calls[0].target
+        counted = sorted(((rows_of(call.leaves, axes), i) for i, call in enumerate(calls)), key=lambda c: (-c[0], c[1]))
+        self.order = [i for _, i in counted]
+        self.calls = [calls[i] for i in self.order]
+        self.rows = [rows for rows, _ in counted]
+        self.mixed = len(set(self.rows)) > 1
+        self.total_rows = sum(self.rows)
+        self._blocks = [(rows, self.rows.count(rows)) for rows in dict.fromkeys(self.rows)]
+        self.leaves, self.structure, self.input_axes = self._unify()
+        self.kind: Hashable = (self.target.key, self.structure, self.input_axes, self.mixed)
+
+    def _unify(self) -> tuple[list[list[Leaf]], Structure, tuple[LeafAxis, ...]]:
+        """The calls' leaves in one structure: ragged text is padded where lengths differ."""
+        first = self.calls[0]
+        plain = [call.leaves for call in self.calls]
+        rule = self.target.ragged
+        if rule is None or first.argument(rule.text) is None:
+            return plain, first.structure, self.axes.inputs
+        lengths = {call.argument(rule.text).shape[1] for call in self.calls}
+        if len(lengths) == 1 and all(call.argument(rule.mask) is None for call in self.calls):
+            return plain, first.structure, self.axes.inputs
+        return self._pad(rule, max(lengths))
+
+    def _pad(self, rule: RaggedText, length: int) -> tuple[list[list[Leaf]], Structure, tuple[LeafAxis, ...]]:
+        padded: list[list[Leaf]] = []
+        structure: Structure = None
+        axes: tuple[LeafAxis, ...] = ()
+        for call in self.calls:
+            text, mask = rule.padded(call.argument(rule.text), call.argument(rule.mask), length)
+            leaves, structure = call.replaced(**{rule.text: text, rule.mask: mask})
+            known = {id(leaf): axis for leaf, axis in zip(call.leaves, self.axes.inputs, strict=True)}
+            axes = tuple(0 if leaf is text or leaf is mask else known[id(leaf)] for leaf in leaves)
+            padded.append(leaves)
+        return padded, structure, axes
+
+    def run(self, leaves: Sequence[Sequence[Leaf]] | None = None) -> list[Any]:
+        """Runs the real module once on all rows; results in the order of ``calls``.
+
+        Args:
+            leaves: Other leaves in place of the calls' own (for verification).
+
+        Raises:
+            Unsplittable: The result cannot be taken apart by rows.
+        """
+        parts = self.leaves if leaves is None else leaves
+        merged = [self._merge([own[i] for own in parts], axis) for i, axis in enumerate(self.input_axes)]
+        args, kwargs = unflatten(self.structure, merged)
+        result = self.target.invoke(*args, **kwargs)
+        outputs: list[Leaf] = []
+        structure = flatten(result, outputs)
+        if has_opaque(structure):
+            raise Unsplittable(f"the result of {self.target.name} holds objects that have no rows")
+        axes = [self._guess(leaf) for leaf in outputs] if self.axes.outputs is None else self.axes.outputs
+        if len(outputs) != len(axes):
+            raise Unsplittable(f"the result of {self.target.name} has another structure when merged")
+        split = [self._split(leaf, axis) for leaf, axis in zip(outputs, axes, strict=True)]
+        return [unflatten(structure, [leaf[i] for leaf in split]) for i in range(len(self.calls))]
+
+    def _merge(self, parts: list[Leaf], axis: LeafAxis) -> Leaf:
+        if isinstance(parts[0], list):
+            lists: list[list[torch.Tensor]] = parts  # pyright: ignore[reportAssignmentType]
+            if axis == "rows":
+                return self._merge_row_lists(lists)
+            axes = axis if isinstance(axis, tuple) else (axis,) * len(parts[0])
+            return [self._merge_tensors([own[j] for own in lists], a) for j, a in enumerate(axes)]
+        return self._merge_tensors(parts, axis)  # pyright: ignore[reportArgumentType]
+
+    def _merge_tensors(self, parts: list[torch.Tensor], axis: Any) -> torch.Tensor:
+        if axis is SHARED and parts[0].ndim:
+            return parts[0]
+        if axis is SHARED:  # a 0-dimensional timestep becomes one entry per row
+            parts, axis = [part.expand(rows) for part, rows in zip(parts, self.rows, strict=True)], 0
+        blocks: list[torch.Tensor] = []
+        start = 0
+        for rows, members in self._blocks:
+            own = parts[start : start + members]
+            start += members
+            if members == 1:
+                blocks.append(own[0])
+                continue
+            views = [part.unflatten(axis, (rows, -1)) for part in own]
+            blocks.append(torch.stack(views, dim=axis + 1).flatten(axis, axis + 2))
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=axis)
+
+    def _merge_row_lists(self, lists: list[list[torch.Tensor]]) -> list[torch.Tensor]:
+        merged: list[torch.Tensor] = []
+        start = 0
+        for rows, members in self._blocks:
+            own = lists[start : start + members]
+            start += members
+            for row in range(rows):
+                for entries in own:
+                    each = len(entries) // rows
+                    merged += entries[row * each : (row + 1) * each]
+        return merged
+
+    def _guess(self, leaf: Leaf) -> LeafAxis:
+        """The axis of an output that was never probed."""
+
+        def axis(tensor: torch.Tensor) -> Axis:
+            return 0 if tensor.ndim and tensor.shape[0] % self.total_rows == 0 else SHARED
+
+        return tuple(map(axis, leaf)) if isinstance(leaf, list) else axis(leaf)
+
+    def _split(self, leaf: Leaf, axis: LeafAxis) -> list[Leaf]:
+        if isinstance(leaf, list):
+            if axis == "rows":
+                return self._split_row_list(leaf)
+            axes = axis if isinstance(axis, tuple) else (axis,) * len(leaf)
+            columns = [self._split_tensor(t, a) for t, a in zip(leaf, axes, strict=True)]
+            return [[column[i] for column in columns] for i in range(len(self.calls))]
+        return list(self._split_tensor(leaf, axis))
+
+    def _split_tensor(self, tensor: torch.Tensor, axis: Any) -> list[torch.Tensor]:
+        if not isinstance(axis, int):
+            return [tensor] * len(self.calls)
+        if axis >= tensor.ndim or tensor.shape[axis] % self.total_rows:
+            raise Unsplittable(f"{self.target.name} gave {tuple(tensor.shape)} for {self.total_rows} rows")
+        each = tensor.shape[axis] // self.total_rows
+        parts: list[torch.Tensor] = []
+        start = 0
+        for rows, members in self._blocks:
+            size = rows * members * each
+            block = tensor.narrow(axis, start, size)
+            start += size
+            if members == 1:
+                parts.append(block)
+                continue
+            table = block.unflatten(axis, (rows, members, each))
+            parts += [table.select(axis + 1, i).flatten(axis, axis + 1).contiguous() for i in range(members)]
+        return parts
+
+    def _split_row_list(self, entries: list[torch.Tensor]) -> list[Leaf]:
+        if len(entries) % self.total_rows:
+            raise Unsplittable(f"{self.target.name} gave a list of {len(entries)} for {self.total_rows} rows")
+        each = len(entries) // self.total_rows
+        parts: list[Leaf] = []
+        start = 0
+        for rows, members in self._blocks:
+            block = entries[start : start + rows * members * each]
+            start += len(block)
+            for i in range(members):
+                own: list[torch.Tensor] = []
+                for row in range(rows):
+                    at = (row * members + i) * each
+                    own += block[at : at + each]
+                parts.append(own)
+        return parts

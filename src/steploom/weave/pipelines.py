@@ -1,0 +1,126 @@
+"""A program's own pipeline: a shallow copy whose modules are woven and whose noise schedulers are its own."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from steploom.errors import InvalidRequest
+from steploom.weave import noise, untyped
+from steploom.weave.copies import SharedModule, woven_module
+from steploom.weave.noise import StepEnd
+from steploom.weave.program import may_suspend, suspend
+
+
+class Loom:
+    """The shared modules of one pipeline, from which programs' own pipelines are made.
+
+    Args:
+        pipeline: The user's pipeline; never modified.
+    """
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline = pipeline
+        self.shared = {name: SharedModule(name, module) for name, module in untyped.modules_of(pipeline).items()}
+        self._by_id = {id(shared.base): shared for shared in self.shared.values()}
+        self.device: Any = pipeline._execution_device
+
+    def thread_pipeline(self, watcher: Watcher, noise_scheduler: str | Mapping[str, Any] | None = None) -> Any:
+        """A pipeline for one program, which tells ``watcher`` what it does.
+
+        Raises:
+            InvalidRequest: ``noise_scheduler`` names no class of diffusers.
+        """
+        return self._copy(self.pipeline, watcher, noise_scheduler, {}, "denoise")
+
+    def _copy(self, pipeline: Any, watcher: Watcher, override: Any, memo: dict[int, Any], stage: str) -> Any:
+        own = object.__new__(_woven_class(type(pipeline)))
+        memo[id(pipeline)] = own
+        own.__dict__.update(pipeline.__dict__, _steploom=(watcher, stage, self.device))
+        if getattr(pipeline, "scheduler", None) is not None and id(pipeline.scheduler) not in memo:
+            source = pipeline.scheduler if override is None else _replacement(pipeline.scheduler, override)
+            memo[id(pipeline.scheduler)] = watcher.observe(source, stage)
+        for name, value in pipeline.__dict__.items():
+            if id(value) in memo:
+                own.__dict__[name] = memo[id(value)]
+            elif isinstance(value, nn.Module) or untyped.is_noise_scheduler(value):
+                own.__dict__[name] = memo[id(value)] = self._own(value)
+            elif untyped.is_pipeline(value):
+                own.__dict__[name] = self._copy(value, watcher, None, memo, name)
+        return own
+
+    def _own(self, value: Any) -> Any:
+        shared = self._by_id.get(id(value))
+        return copy.deepcopy(value) if shared is None else woven_module(shared)
+
+
+class Watcher:
+    """What a program's pipeline reports: ends of steps and announced totals."""
+
+    def __init__(self) -> None:
+        self.total_steps: int | None = None
+        self.stage = "denoise"
+        self.steps = 0
+        self._observed: list[Any] = []
+
+    def observe(self, noise_scheduler: Any, stage: str) -> Any:
+        """An observed copy of ``noise_scheduler``."""
+        own: Any = None
+
+        def step_ended(end: StepEnd) -> None:
+            self.stage = stage
+            self.steps += 1
+            if self.total_steps is None or getattr(own, "order", 1) > 1:
+                self.total_steps = noise.total_steps(own)
+            if may_suspend():
+                suspend(end)
+
+        own = noise.observe(noise_scheduler, step_ended)
+        self._observed.append(own)
+        return own
+
+    def announce(self, total: int | None) -> None:
+        """A progress bar was opened over ``total`` further steps."""
+        if total is not None:
+            self.total_steps = self.steps + total
+
+    def close(self) -> None:
+        """Ends all observation."""
+        while self._observed:
+            noise.forget(self._observed.pop())
+
+
+def _replacement(base: Any, override: str | Mapping[str, Any]) -> Any:
+    """The request's own noise scheduler, from the pipeline's configuration and the given overrides."""
+    settings = {"class": override} if isinstance(override, str) else dict(override)
+    name = settings.pop("class", type(base).__name__)
+    cls: Callable[..., Any] | None = getattr(untyped.noise_scheduler_class(name), "from_config", None)
+    if cls is None:
+        raise InvalidRequest(
+            f"noise_scheduler={name!r}: no scheduler class of diffusers has this name", field="noise_scheduler"
+        )
+    return cls(base.config, **settings)
+
+
+@functools.cache
+def _woven_class(cls: type) -> type:
+    """A subclass of a pipeline class with the same name, that leaves shared things alone."""
+
+    def progress_bar(self: Any, iterable: Any = None, total: int | None = None) -> Any:
+        watcher: Watcher = self._steploom[0]
+        watcher.announce(len(iterable) if iterable is not None and hasattr(iterable, "__len__") else total)
+        return untyped.silent_progress(iterable, total)
+
+    members: dict[str, Any] = {
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "progress_bar": progress_bar,
+        "maybe_free_model_hooks": lambda self: None,
+        "_execution_device": property(lambda self: self._steploom[2]),
+        "device": property(lambda self: self._steploom[2]),
+    }
+    return type(cls.__name__, (cls,), members)

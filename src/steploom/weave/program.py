@@ -1,0 +1,166 @@
+"""Programs: one request's unmodified pipeline call, suspended whenever it needs a shared module.
+
+SQLAlchemy bridges sync code to asyncio with the same technique; see ``sqlalchemy/util/concurrency.py``.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Literal
+
+import greenlet
+import torch
+
+from steploom.weave.calls import ModuleCall
+from steploom.weave.noise import StepEnd
+
+if TYPE_CHECKING:
+    from steploom.weave.pipelines import Watcher
+
+Phase = Literal["encode", "denoise", "decode", "done"]
+
+_UNWIND_TRIES = 8
+_AUTOCAST_DEVICES = ("cpu", "cuda")
+
+
+class Program:
+    """The suspended pipeline call of one request.
+
+    Drive it from the hub only: :meth:`resume` runs the pipeline's own code until it needs a module (``call`` is set),
+    has ended a step (``step_end`` is set), or is over (``done``, with ``output`` or ``error``).
+
+    Args:
+        name: For messages.
+        body: The pipeline call.
+        watcher: What its pipeline reports.
+        doubled: Ways of asking for the same with twice the samples, for probing axes.
+
+    Attributes:
+        answer: What the hub found for ``call``.
+        fault: What the hub's attempt at ``call`` raised.
+        batch_key: What its last denoiser call shared with those that it could be merged with.
+        shared_with: For each denoiser call of this tick, how many requests took part.
+        rows: Rows that it brought to its last denoiser call.
+        calls_made: Calls of this tick, by module.
+        last_module: The module called last in this tick.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        body: Callable[[], Any],
+        watcher: Watcher,
+        doubled: Callable[[], Iterable[Program]] = tuple,
+    ) -> None:
+        self.name = name
+        self.watcher = watcher
+        self.doubled = doubled
+        self.answer: Any = None
+        self.fault: Exception | None = None
+        self.batch_key: str | None = None
+        self.shared_with: list[int] = []
+        self.rows = 0
+        self.calls_made: dict[str, int] = {}
+        self.last_module: str | None = None
+        self.call: ModuleCall | None = None
+        self.step_end: StepEnd | None = None
+        self.done = False
+        self.output: Any = None
+        self.error: BaseException | None = None
+        self.steps = 0
+        self.phase: Phase = "encode"
+        self.seconds: dict[str, float] = {"encode": 0.0, "denoise": 0.0, "decode": 0.0}
+        self._since = time.perf_counter()
+        self._greenlet = greenlet.greenlet(body)
+        self._greenlet.gr_context = contextvars.copy_context()
+
+    def resume(self, value: Any = None, error: BaseException | None = None) -> None:
+        """Runs the program until it stops again; ``value`` or ``error`` answers the call that it waits for."""
+        self.call = self.step_end = None
+        first = not self._greenlet.gr_frame and not self._greenlet.dead
+        try:
+            if error is not None:
+                stop = self._greenlet.throw(error)
+            else:
+                stop = self._greenlet.switch() if first else self._greenlet.switch(value)
+        except Exception as fault:  # noqa: BLE001 - the request's own failure: recorded, reported, never fatal
+            self._finish(error=fault)
+            return
+        if self._greenlet.dead:
+            self._finish(output=stop)
+        elif isinstance(stop, ModuleCall):
+            self.call = stop
+        else:
+            self.step_end = stop
+            self.steps += 1
+
+    def enter(self, phase: Phase) -> None:
+        """Notes that the program is in ``phase`` from now on."""
+        now = time.perf_counter()
+        if self.phase in self.seconds:
+            self.seconds[self.phase] += now - self._since
+        self._since = now
+        self.phase = phase
+
+    def take_seconds(self) -> dict[str, float]:
+        """Wall seconds per phase since the last call of this."""
+        self.enter(self.phase)
+        seconds, self.seconds = self.seconds, dict.fromkeys(self.seconds, 0.0)
+        return seconds
+
+    def unwind(self) -> None:
+        """Ends the program where it stands: its ``finally`` blocks run, its frames are freed.
+
+        A cycle through a suspended frame is never collected, so this is not left to the garbage collector.
+        """
+        for _ in range(_UNWIND_TRIES):
+            if self._greenlet.dead or not self._greenlet.gr_frame:
+                break
+            try:
+                self._greenlet.throw(greenlet.GreenletExit)
+            except Exception:  # noqa: BLE001 - a cancelled program's last words have no reader
+                pass
+        self.call = self.step_end = None
+        self.done = True
+        self.watcher.close()
+
+    def _finish(self, output: Any = None, error: BaseException | None = None) -> None:
+        self.enter("done")
+        self.done, self.output, self.error = True, output, error
+        self.watcher.close()
+
+
+def suspend(stop: ModuleCall | StepEnd) -> Any:
+    """Hands ``stop`` to the hub and waits for its answer. Called on a program's greenlet."""
+    hub = greenlet.getcurrent().parent
+    assert hub is not None
+    # Autocast is a property of the thread, not of the greenlet: it must not leak into other programs.
+    casts = [(device, torch.get_autocast_dtype(device)) for device in _AUTOCAST_DEVICES
+             if torch.is_autocast_enabled(device)]  # fmt: skip
+    for device, _ in casts:
+        torch.set_autocast_enabled(device, False)
+    try:
+        return hub.switch(stop)
+    finally:
+        for device, dtype in casts:
+            torch.set_autocast_enabled(device, True)
+            torch.set_autocast_dtype(device, dtype)
+
+
+def may_suspend() -> bool:
+    """Whether the code that runs now is a program in the hub's own modes.
+
+    With grad enabled or in inference mode a call cannot be shared: it runs at once.
+    """
+    return (
+        greenlet.getcurrent().parent is not None
+        and not torch.is_grad_enabled()
+        and not torch.is_inference_mode_enabled()
+    )
+
+
+def may_share() -> bool:
+    """Whether a module call made now may run elsewhere: as :func:`may_suspend`, and without autocast."""
+    return may_suspend() and not any(torch.is_autocast_enabled(device) for device in _AUTOCAST_DEVICES)

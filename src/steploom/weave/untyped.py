@@ -1,0 +1,61 @@
+# pyright: basic
+"""The one place that touches what diffusers and transformers leave untyped.
+
+Everything here takes and returns ``Any`` on purpose; the rest of the package is checked strictly.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from diffusers import DiffusionPipeline, SchedulerMixin
+from torch import nn
+from tqdm.auto import tqdm
+
+
+def is_pipeline(value: Any) -> bool:
+    """Whether ``value`` is a diffusers pipeline."""
+    return isinstance(value, DiffusionPipeline)
+
+
+def is_noise_scheduler(value: Any) -> bool:
+    """Whether ``value`` is a diffusers noise scheduler (some do not derive from the mixin)."""
+    return isinstance(value, SchedulerMixin) or (
+        callable(getattr(value, "step", None)) and callable(getattr(value, "set_timesteps", None))
+    )
+
+
+def modules_of(pipeline: Any) -> dict[str, nn.Module]:
+    """The top-level modules of a pipeline and its nested pipelines by name; a shared one once, under its first name."""
+    found: dict[str, nn.Module] = {}
+    for name, value in vars(pipeline).items():
+        if isinstance(value, nn.Module):
+            if not any(value is other for other in found.values()):
+                found[name] = value
+    for name, value in vars(pipeline).items():
+        if is_pipeline(value):
+            for inner, module in modules_of(value).items():
+                if not any(module is other for other in found.values()):
+                    found[inner if inner not in found else f"{name}.{inner}"] = module
+    return found
+
+
+def call_parameters(pipeline: Any) -> dict[str, inspect.Parameter]:
+    """Parameters of the pipeline's ``__call__`` by name, without ``self``."""
+    parameters = dict(inspect.signature(type(pipeline).__call__).parameters)
+    parameters.pop("self", None)
+    return {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+
+
+def silent_progress(iterable: Any, total: int | None) -> Any:
+    """A progress bar that prints nothing and has all of tqdm's methods."""
+    return tqdm(iterable, total=total, disable=True)
+
+
+def noise_scheduler_class(name: str) -> type | None:
+    """A noise scheduler class of diffusers by name."""
+    import diffusers
+
+    found = getattr(diffusers, name, None)
+    return found if isinstance(found, type) and issubclass(found, SchedulerMixin) else None

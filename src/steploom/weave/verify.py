@@ -1,0 +1,146 @@
+"""Verify once: every kind of merge is checked the first time, so that an unknown pipeline is at worst slow.
+
+Two checks. Rows alone against merged, loosely: catches gross errors, and a mixture of experts that flips one token does
+not alarm. The same row count with the mates replaced, bit for bit: catches any crosstalk, such as a module that
+reads an argument of row 0 only. The mates' rows differ in *every* merged argument, so one event settles the kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+
+from steploom.weave.axes import SHARED
+from steploom.weave.calls import Leaf, flatten
+from steploom.weave.merging import MergedCall, Unsplittable
+
+LOOSE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+"""Mean absolute difference over mean absolute value that alone and merged may show, by dtype of the result."""
+
+_COMPARED = 4
+_NOISE_FACTOR = 4.0
+
+
+class Verdicts:
+    """Which kinds of merge were verified, and which failed and why; for the life of the process."""
+
+    def __init__(self) -> None:
+        self._reasons: dict[Hashable, str | None] = {}
+        self._names: dict[Hashable, str] = {}
+
+    def known(self, merged: MergedCall) -> bool:
+        """Whether this kind needs no check any more."""
+        return merged.kind in self._reasons
+
+    def refusal(self, merged: MergedCall) -> str | None:
+        """Why this kind is never merged; None if it may be, or is not known yet."""
+        return self._reasons.get(merged.kind)
+
+    def record(self, merged: MergedCall, reason: str | None) -> None:
+        """Files a verdict; ``reason`` None is a pass. The first refusal stands."""
+        if self._reasons.get(merged.kind) is None:
+            self._reasons[merged.kind] = reason
+            counts = "mixed rows" if merged.mixed else "equal rows"
+            self._names[merged.kind] = f"{merged.target.name}.{merged.target.method}, {counts} #{len(self._names)}"
+
+    def summary(self) -> dict[str, str]:
+        """Kind by name: ``"verified"``, or why it is never merged."""
+        return {self._names[kind]: reason or "verified" for kind, reason in self._reasons.items()}
+
+
+def check(merged: MergedCall, results: Sequence[Any]) -> str | None:
+    """Checks the first merge of a kind; the reason why it must not be merged, None if all is well.
+
+    Args:
+        merged: The merged call.
+        results: What it gave, one per call.
+    """
+    picked = sorted({0, len(results) - 1, *_first_of_each_row_count(merged)})[:_COMPARED]
+    for i in picked:
+        reason = _far_apart(merged.calls[i].run(), results[i])
+        if reason is not None:
+            return f"merged differs from alone: {reason}"
+    for i in (0, len(results) - 1):
+        try:
+            reason = _crosstalk(merged, results[i], i)
+        except (RuntimeError, ValueError, IndexError, TypeError, Unsplittable) as fault:
+            reason = f"{type(fault).__name__} with other mates: {fault}"
+        if reason is not None:
+            return f"rows depend on their mates: {reason}"
+    return None
+
+
+def _first_of_each_row_count(merged: MergedCall) -> list[int]:
+    return [merged.rows.index(rows) for rows in dict.fromkeys(merged.rows)]
+
+
+def _tensors(result: Any) -> list[torch.Tensor]:
+    leaves: list[Leaf] = []
+    flatten(result, leaves)
+    return [t for leaf in leaves for t in (leaf if isinstance(leaf, list) else [leaf])]
+
+
+def _far_apart(alone: Any, merged: Any) -> str | None:
+    ones, others = _tensors(alone), _tensors(merged)
+    if [t.shape for t in ones] != [t.shape for t in others]:
+        return f"shapes {[tuple(t.shape) for t in ones]} and {[tuple(t.shape) for t in others]}"
+    for one, other in zip(ones, others, strict=True):
+        if not one.is_floating_point() or not one.numel():
+            continue
+        scale = one.float().abs().mean().item() or 1.0
+        difference = (one.float() - other.float()).abs().mean().item() / scale
+        if not difference <= LOOSE.get(one.dtype, 6e-2) and not _both_broken(one, other):
+            return f"by {difference:.1e} of its scale"
+    return None
+
+
+def _both_broken(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether both hold the same NaN or Inf: a broken request is not a broken merge."""
+    return not bool(one.isfinite().all()) and torch.equal(one.isfinite(), other.isfinite())
+
+
+def _crosstalk(merged: MergedCall, expected: Any, watched: int) -> str | None:
+    """Whether the watched call's result changes when everybody else's arguments do."""
+    noise = torch.Generator().manual_seed(0)
+    leaves = [
+        own
+        if i == watched
+        else [_replaced(leaf, axis, noise) for leaf, axis in zip(own, merged.input_axes, strict=True)]
+        for i, own in enumerate(merged.leaves)
+    ]
+    changed = merged.run(leaves)[watched]
+    worst = _largest_difference(expected, changed)
+    if worst == 0.0:
+        return None
+    # A kernel may differ from itself (atomics, split reductions): that is not crosstalk.
+    if worst <= _NOISE_FACTOR * _largest_difference(expected, merged.run()[watched]):
+        return None
+    return f"by up to {worst:.1e}"
+
+
+def _largest_difference(one: Any, other: Any) -> float:
+    pairs = zip(_tensors(one), _tensors(other), strict=True)
+    return max(((a.double() - b.double()).abs().nan_to_num().max().item() for a, b in pairs if a.numel()), default=0.0)
+
+
+def _replaced(leaf: Leaf, axis: Any, noise: torch.Generator) -> Leaf:
+    """Other contents of the same shape, within the range that the values had."""
+    if isinstance(leaf, list):
+        axes = axis if isinstance(axis, tuple) else (0,) * len(leaf)
+        return [t if a is SHARED and t.ndim else _other(t, noise) for t, a in zip(leaf, axes, strict=True)]
+    return leaf if axis is SHARED and leaf.ndim else _other(leaf, noise)
+
+
+def _other(tensor: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
+    if tensor.dtype == torch.bool:
+        return tensor.roll(1, -1) if tensor.ndim else tensor
+    factor = 0.55 + 0.4 * torch.rand(tensor.shape, generator=noise).to(tensor.device)
+    if not tensor.is_floating_point():
+        return tensor if tensor.is_complex() else (tensor * factor).floor().to(tensor.dtype)
+    if tensor.ndim < 2:  # timesteps, sigmas, guidance scales: within their range
+        return (tensor * factor).to(tensor.dtype)
+    spread = tensor.float().abs().mean() + 0.01
+    extra = torch.randn(tensor.shape, generator=noise).to(tensor.device) * spread
+    return (tensor * factor + extra).to(tensor.dtype)

@@ -1,0 +1,97 @@
+"""Residents: the requests that a worker holds, and what it reports of them after a tick."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+import torch
+
+from steploom.errors import SteploomError
+from steploom.protocol import ErrorInfo, RequestReport
+from steploom.requests import DiffusionRequest
+from steploom.weave.preview import Previewer
+from steploom.weave.program import Program
+
+
+class Resident:
+    """A request whose program lives in this worker.
+
+    Args:
+        run_id: Which attempt at which request.
+        request: As it came.
+        program: Its suspended pipeline call.
+    """
+
+    def __init__(self, run_id: str, request: DiffusionRequest, program: Program) -> None:
+        self.run_id = run_id
+        self.request = request
+        self.program = program
+        self._trajectory: list[tuple[Any, Any]] = []
+
+    def report(self, previewer: Previewer) -> RequestReport:
+        """What the tick that just ended did for this request."""
+        program = self.program
+        seconds = program.take_seconds()
+        shared = program.shared_with
+        report = RequestReport(
+            run_id=self.run_id,
+            phase=program.phase,
+            stage=program.watcher.stage,
+            step=program.steps,
+            total_steps=program.watcher.total_steps,
+            batch_key=program.batch_key,
+            batch_requests=sum(shared) / len(shared) if shared else 0,
+            rows=program.rows,
+            encode_s=seconds["encode"],
+            denoise_s=seconds["denoise"],
+            decode_s=seconds["decode"],
+        )
+        if program.step_end is not None:
+            self._report_step(report, previewer)
+        if program.done:
+            self._report_end(report)
+        return report
+
+    def _report_step(self, report: RequestReport, previewer: Previewer) -> None:
+        end, request = self.program.step_end, self.request
+        assert end is not None
+        report.stepped, report.sigma = True, end.sigma
+        if request.latents_every and report.step % request.latents_every == 0:
+            report.latents = on_host(end.latents)
+        if request.preview_every and report.step % request.preview_every == 0:
+            size = request.params.get("height"), request.params.get("width")
+            report.preview = previewer.picture(end.estimate(), *size)
+        if request.return_trajectory:
+            self._trajectory.append((on_host(end.latents), on_host(end.timestep)))
+
+    def _report_end(self, report: RequestReport) -> None:
+        report.finished = True
+        error = self.program.error
+        if error is not None:
+            report.error = failure(error, started=self.program.phase != "encode" or self.program.steps > 0)
+            self.program.error = None
+            return
+        report.output = self.program.output
+        if self._trajectory:
+            report.trajectory_latents = torch.stack([latents for latents, _ in self._trajectory])
+            report.trajectory_timesteps = torch.stack([torch.as_tensor(t) for _, t in self._trajectory])
+
+
+def on_host(value: Any) -> Any:
+    """A copy of a tensor on the CPU, safe from updates in place."""
+    return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
+
+
+def failure(error: BaseException, *, started: bool) -> ErrorInfo:
+    """Describes a program's exception and lets go of its frames.
+
+    What a pipeline raises about its arguments before its first module call is the request's fault: ``InvalidRequest``.
+    """
+    text = "".join(traceback.format_exception(error))
+    info = ErrorInfo.of(error, text)
+    if not started and isinstance(error, (ValueError, TypeError)) and not isinstance(error, SteploomError):
+        info = ErrorInfo("InvalidRequest", str(error), text)
+    traceback.clear_frames(error.__traceback__)
+    error.__traceback__ = None
+    return info

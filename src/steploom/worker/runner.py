@@ -1,0 +1,212 @@
+"""The runner executes ticks inside a worker: it starts, resumes and ends programs, and reports what became of them.
+
+Its decisions depend on the messages alone, never on a clock, so that all ranks of a group decide alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from steploom.config import EngineConfig
+from steploom.errors import ConfigError, EngineError, InvalidRequest
+from steploom.protocol import (
+    NewRequest,
+    PipelineInfo,
+    RequestReport,
+    RunnerOutput,
+    SchedulerOutput,
+    WorkerStats,
+)
+from steploom.requests import DiffusionRequest
+from steploom.weave.hub import Hub
+from steploom.weave.pipelines import Loom
+from steploom.weave.preview import Previewer
+from steploom.weave.program import Program
+from steploom.worker import loading
+from steploom.worker.residents import Resident, failure
+from steploom.worker.rpc import Extensions
+
+
+class Runner:
+    """Executes the scheduler's decisions on one pipeline. Everything on the thread that constructs it.
+
+    Attributes:
+        info: What the pipeline accepts.
+        pipeline: The user's pipeline, for worker extensions; None while asleep at level 2.
+    """
+
+    def __init__(
+        self, pipeline: Any, config: EngineConfig, *, in_process: bool = False, reload: Callable[[], Any] | None = None
+    ) -> None:
+        loading.refuse(pipeline)
+        torch.set_grad_enabled(False)
+        self.info: PipelineInfo = loading.describe(pipeline, in_process=in_process)
+        self._config = config
+        self._reload = reload
+        self._hub = Hub(config.encode_cache_bytes)
+        self._residents: dict[str, Resident] = {}
+        self._ticks = 0
+        self._adopt(pipeline)
+        self._extensions = Extensions(self, config.worker_extension)
+
+    @classmethod
+    def load(cls, config: EngineConfig, progress: Callable[[str], None] | None = None) -> Runner:
+        """Loads ``config.model``; ``progress`` is told what is being done."""
+        tell = progress or (lambda line: None)
+        if config.torch_threads is not None:
+            torch.set_num_threads(config.torch_threads)
+        pipeline = loading.load(config, tell)
+        return cls(pipeline, config, reload=lambda: loading.load(config, tell))
+
+    @classmethod
+    def from_pipeline(cls, pipeline: Any, config: EngineConfig) -> Runner:
+        """Serves a pipeline that the application has; it is never modified."""
+        return cls(pipeline, config, in_process=True)
+
+    def _adopt(self, pipeline: Any) -> None:
+        self.pipeline: Any = pipeline
+        self._loom = Loom(pipeline)
+        self._previewer = Previewer(pipeline)
+
+    def execute(self, output: SchedulerOutput) -> RunnerOutput:
+        """One tick. A request's own fault ends that request alone and is reported."""
+        started = time.perf_counter()
+        self._ticks += 1
+        for run_id in output.finished_req_ids:
+            self._forget(run_id)
+        scheduled = [self._residents[r] for r in output.scheduled_cached_reqs if r in self._residents]
+        reports: list[RequestReport] = []
+        for new in output.scheduled_new_reqs:
+            try:
+                scheduled.append(self._start(new))
+            except Exception as fault:  # noqa: BLE001 - the tick boundary: reported as the request's failure
+                reports.append(RequestReport(run_id=new.run_id, finished=True, error=failure(fault, started=False)))
+        self._hub.tick([resident.program for resident in scheduled])
+        for resident in scheduled:
+            reports.append(resident.report(self._previewer))
+            if resident.program.done:
+                self._forget(resident.run_id)
+        counters = self._hub.counters
+        return RunnerOutput(
+            tick=output.tick,
+            reports=reports,
+            seconds=time.perf_counter() - started,
+            forward_s=counters.forward_s,
+            warmup_s=counters.warmup_s,
+            alone=counters.alone_this_tick,
+        )
+
+    def _start(self, new: NewRequest) -> Resident:
+        request = new.request
+        program = self._program(new.run_id, request, lambda: self._doubled(request))
+        resident = self._residents[new.run_id] = Resident(new.run_id, request, program)
+        return resident
+
+    def _program(
+        self,
+        name: str,
+        request: DiffusionRequest,
+        doubled: Callable[[], Iterator[Program]] = lambda: iter(()),
+        **changes: Any,
+    ) -> Program:
+        if self.pipeline is None:
+            raise EngineError("the engine is asleep; call wake_up() first")
+        from steploom.weave.pipelines import Watcher
+
+        watcher = Watcher()
+        pipeline = self._loom.thread_pipeline(watcher, request.noise_scheduler)
+        accepted = {parameter.name for parameter in self.info.parameters}
+        arguments = {**request.params, **({} if request.prompt is None else {"prompt": request.prompt}), **changes}
+        if "output_type" in accepted:
+            arguments.setdefault("output_type", request.output_type)
+        if request.seed is not None and "generator" in accepted:
+            arguments["generator"] = torch.Generator("cpu").manual_seed(request.seed)
+        unknown = arguments.keys() - accepted
+        if unknown:
+            raise InvalidRequest(
+                f"{min(unknown)}: {self.info.pipeline_class} takes no such argument", field=min(unknown)
+            )
+        return Program(name, lambda: pipeline(**arguments), watcher, doubled)
+
+    def _doubled(self, request: DiffusionRequest) -> Iterator[Program]:
+        """The same request with twice the samples, in the ways that diffusers has for it."""
+        accepted = {parameter.name for parameter in self.info.parameters}
+        plain = {"generator": None, "callback_on_step_end": None, "callback": None}
+        for argument in ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt"):
+            if argument in accepted:
+                count = 2 * (request.params.get(argument) or 1)
+                yield self._probe(request, {**plain, argument: count, "latents": None})
+        if isinstance(request.prompt, str):
+            negative = request.params.get("negative_prompt")
+            negatives = {"negative_prompt": [negative] * 2} if isinstance(negative, str) else {}
+            yield self._probe(request, {**plain, **negatives, "prompt": [request.prompt] * 2, "latents": None})
+
+    def _probe(self, request: DiffusionRequest, changes: dict[str, Any]) -> Program:
+        accepted = {parameter.name for parameter in self.info.parameters}
+        kept = {n: v for n, v in changes.items() if n in accepted and (v is not None or n in request.params)}
+        return self._program("probe", request, **kept)
+
+    def _forget(self, run_id: str) -> None:
+        resident = self._residents.pop(run_id, None)
+        if resident is not None:
+            resident.program.unwind()
+
+    def call(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """A collective RPC, between two ticks: ``ping``, ``stats``, ``sleep``, ``wake_up``, or the extension's.
+
+        Raises:
+            InvalidRequest: There is no such method.
+        """
+        return self._extensions.call(method, args, kwargs)
+
+    def stats(self) -> WorkerStats:
+        """Counters since the start."""
+        counters = self._hub.counters
+        return WorkerStats(
+            ticks=self._ticks,
+            resident=len(self._residents),
+            merged_calls=counters.merged_calls,
+            alone_calls=dict(counters.alone_calls),
+            cache_hits=self._hub.cache.hits,
+            kinds=self._hub.verdicts.summary(),
+        )
+
+    def sleep(self, level: int = 1) -> None:
+        """Frees the device: weights to host memory (level 1), or dropped and loaded again (level 2).
+
+        Raises:
+            EngineError: Programs are resident.
+            ConfigError: The level does not exist here.
+        """
+        if self._residents:
+            raise EngineError(f"{len(self._residents)} requests are resident; sleep waits until they are done")
+        if level not in (1, 2) or (level == 2 and self._reload is None):
+            raise ConfigError(f"level={level!r}: 1 (weights to host memory) or, for a model that was loaded here, 2")
+        self._hub.cache.clear()
+        if level == 1:
+            self.pipeline.to("cpu")
+        else:
+            self._adopt_nothing()
+
+    def _adopt_nothing(self) -> None:
+        del self._loom, self._previewer
+        self.pipeline = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def wake_up(self) -> None:
+        """Brings the weights back to the device."""
+        if self.pipeline is None and self._reload is not None:
+            self._hub = Hub(self._config.encode_cache_bytes)
+            self._adopt(self._reload())
+        else:
+            self.pipeline.to(self.info.device)
+
+    def close(self) -> None:
+        """Unwinds all programs. The pipeline is as it was. Idempotent."""
+        for run_id in list(self._residents):
+            self._forget(run_id)
