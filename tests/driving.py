@@ -37,7 +37,10 @@ class Driver:
         self.ticks += 1
         new = [NewRequest(request.request_id, request) for request in join]
         output = SchedulerOutput(
-            tick=self.ticks, scheduled_new_reqs=new, scheduled_cached_reqs=list(self.running), finished_req_ids=self._gone
+            tick=self.ticks,
+            scheduled_new_reqs=new,
+            scheduled_cached_reqs=list(self.running),
+            finished_req_ids=self._gone,
         )
         self._gone = []
         self.running += [request.run_id for request in new]
@@ -80,7 +83,10 @@ def distance(one: Any, other: Any) -> float:
 
 
 def assert_equal_to_alone(
-    build: Callable[[], Any], requests: list[DiffusionRequest], tolerance: float = LATENT_TOLERANCE, joining: int = 10**6
+    build: Callable[[], Any],
+    requests: list[DiffusionRequest],
+    tolerance: float = LATENT_TOLERANCE,
+    joining: int = 10**6,
 ) -> tuple[Driver, Any]:
     """Runs all requests together and compares each with the pipeline alone; returns the driver and the pipeline."""
     pipe = build()

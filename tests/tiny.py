@@ -137,11 +137,13 @@ def _unet() -> Any:
 
 
 def _sdxl_parts() -> dict[str, Any]:
-    return dict(
-        unet=scaled(_unet(), 1.2), scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1),
-        vae=vae(), text_encoder=clip(projected=False, seed=1), tokenizer=tokenizer(),
-        text_encoder_2=clip(seed=2), tokenizer_2=tokenizer(),
-    )  # fmt: skip
+    return {
+        "unet": scaled(_unet(), 1.2), "scheduler": EulerDiscreteScheduler(
+            beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
+        ),
+        "vae": vae(), "text_encoder": clip(projected=False, seed=1), "tokenizer": tokenizer(),
+        "text_encoder_2": clip(seed=2), "tokenizer_2": tokenizer(),
+    }  # fmt: skip
 
 
 def sdxl() -> Any:
@@ -172,12 +174,13 @@ def controlnet() -> Any:
 
 def qwen_image() -> Any:
     text = Qwen2_5_VLConfig(
-        text_config=dict(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            rope_scaling={"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"}, rope_theta=1e6,
-            vocab_size=VOCABULARY,
-        ),
-        vision_config=dict(depth=1, hidden_size=32, intermediate_size=64, num_heads=2, out_hidden_size=32),
+        text_config={
+            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "rope_scaling": {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"}, "rope_theta": 1e6,
+            "vocab_size": VOCABULARY,
+        },
+        vision_config={"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 32},
         vocab_size=VOCABULARY, image_token_id=250, video_token_id=251, vision_start_token_id=252,
         vision_end_token_id=253,
     )  # fmt: skip

@@ -102,7 +102,7 @@ class RequestReport(msgspec.Struct, kw_only=True):
         total_steps: Steps in all, if known.
         sigma: Noise level after the step.
         batch_key: The observed batch key: what its denoiser call must share to be merged.
-        batch_requests: How many requests shared its denoiser call of this tick; 0 if it made none.
+        batch_requests: How many requests shared its denoiser calls of this tick, on average; 0 if it made none.
         rows: Rows that it brought to that call.
         encode_s: Seconds spent on it this tick before its first denoiser call; shared calls count by rows.
         denoise_s: Likewise in its loop.
@@ -194,6 +194,9 @@ class WorkerStats(msgspec.Struct, kw_only=True):
 
     Attributes:
         ticks: Ticks executed.
+        tick_s: Seconds in ticks.
+        forward_s: Of these, inside module forwards (encoders, denoisers and VAEs).
+        warmup_s: Of these, in probing and verification.
         resident: Programs held now.
         merged_calls: Module calls answered by a shared forward.
         alone_calls: Module calls executed alone, by reason (``"only one"``, ``"verification failed: ..."``).
@@ -202,6 +205,9 @@ class WorkerStats(msgspec.Struct, kw_only=True):
     """
 
     ticks: int = 0
+    tick_s: float = 0.0
+    forward_s: float = 0.0
+    warmup_s: float = 0.0
     resident: int = 0
     merged_calls: int = 0
     alone_calls: dict[str, int] = {}

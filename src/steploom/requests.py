@@ -194,7 +194,7 @@ class StepEvent(msgspec.Struct, frozen=True, kw_only=True):
         step: Steps done, from 1.
         total_steps: Steps in all, None where the pipeline does not know.
         sigma: Noise level after the step, None where the noise scheduler has none.
-        batch_requests: How many requests shared the step's denoiser call.
+        batch_requests: How many requests shared the step's denoiser calls, on average.
         latents: ``[rows, ...]`` as the pipeline holds them, on the CPU, every ``latents_every`` steps.
         preview: The estimate of the finished image as a PIL image, every ``preview_every`` steps.
     """
@@ -204,7 +204,7 @@ class StepEvent(msgspec.Struct, frozen=True, kw_only=True):
     step: int = 0
     total_steps: int | None = None
     sigma: float | None = None
-    batch_requests: int = 1
+    batch_requests: float = 1.0
     latents: Any = None
     preview: Any = None
 

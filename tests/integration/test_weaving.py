@@ -118,7 +118,9 @@ def test_qwen_merges_ragged_prompts_but_not_landscape_with_portrait():
     requests = [
         request("short", "a cat", 1, num_inference_steps=6, height=16, width=64),
         request("long", "a much longer prompt", 2, num_inference_steps=6, height=16, width=64),
-        request("cfg", "abc", 3, num_inference_steps=5, height=16, width=64, true_cfg_scale=3.0, negative_prompt="bad one"),
+        request(
+            "cfg", "abc", 3, num_inference_steps=5, height=16, width=64, true_cfg_scale=3.0, negative_prompt="bad one"
+        ),
         request("tall", "a cat", 4, num_inference_steps=6, height=64, width=16),
         request("taller", "dog", 5, num_inference_steps=6, height=64, width=16),
     ]
@@ -167,7 +169,9 @@ def test_images_within_one_grey_level(size):
     expected = {r.request_id: alone(pipe, r) for r in requests}
     finished = Driver(Runner.from_pipeline(pipe, config())).drain(requests)
     for r in requests:
-        ours, theirs = (np.asarray(o.images[0], np.int16) for o in (finished[r.request_id].output, expected[r.request_id]))
+        ours, theirs = (
+            np.asarray(o.images[0], np.int16) for o in (finished[r.request_id].output, expected[r.request_id])
+        )
         assert ours.shape == (height, width, 3)
         assert ours.std() > 1
         assert np.abs(ours - theirs).max() <= 1
@@ -219,7 +223,10 @@ def test_group_offloading(kind):
         pipe = tiny.sd3()
         cpu = torch.device("cpu")
         pipe.enable_group_offload(
-            onload_device=cpu, offload_device=cpu, offload_type=kind, num_blocks_per_group=1 if kind == "block_level" else None
+            onload_device=cpu,
+            offload_device=cpu,
+            offload_type=kind,
+            num_blocks_per_group=1 if kind == "block_level" else None,
         )
         return pipe
 
@@ -246,7 +253,9 @@ def fingerprint(pipe):
     state = {name: id(value) for name, value in vars(pipe).items()}
     for name, module in pipe.components.items():
         if isinstance(module, torch.nn.Module):
-            state[name, "tensors"] = [(n, id(t), t._version, t.dtype) for n, t in module.state_dict(keep_vars=True).items()]
+            state[name, "tensors"] = [
+                (n, id(t), t._version, t.dtype) for n, t in module.state_dict(keep_vars=True).items()
+            ]
             for path, child in module.named_modules():
                 kept = {k: v for k, v in vars(child).items() if not k.startswith("_backward")}
                 state[name, path] = {k: list(v) if isinstance(v, dict) else id(v) for k, v in kept.items()}

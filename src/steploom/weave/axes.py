@@ -7,6 +7,7 @@ that doubled is the batch axis, an argument that stayed the same is shared, a li
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Literal
 
@@ -15,9 +16,11 @@ import torch
 from steploom.weave.calls import Leaf, ModuleCall, flatten, pattern
 from steploom.weave.program import Program
 
+log = logging.getLogger(__name__)
+
 SHARED = None
 Axis = int | None
-LeafAxis = Axis | Literal["rows"] | tuple[Axis, ...]
+LeafAxis = int | Literal["rows"] | tuple[int | None, ...] | None
 Shapes = tuple[tuple[int, ...], ...]
 
 
@@ -26,7 +29,8 @@ class Axes:
     """Where the batch is, per leaf of a call's arguments and of its result.
 
     A tensor has an axis, or None if it is shared; a list of tensors has ``"rows"`` (one entry per row) or one axis per
-    entry. ``outputs`` None: every output whose first dimension is a multiple of the rows has its batch there. ``reason`` says why calls of this pattern cannot be merged at all.
+    entry. ``outputs`` None: every output whose first dimension is a multiple of the rows has its batch there.
+    ``reason`` says why calls of this pattern cannot be merged at all.
     """
 
     inputs: tuple[LeafAxis, ...] = ()
@@ -58,10 +62,10 @@ def compare(one: Seen, two: Seen, leaves: Sequence[Leaf]) -> Axes:
     if len(one.inputs) != len(two.inputs) or len(one.outputs) != len(two.outputs):
         return Axes(reason="the call changes its structure with the number of samples")
     try:
-        inputs = tuple(
-            _leaf_axis(a, b, isinstance(leaf, list)) for a, b, leaf in zip(one.inputs, two.inputs, leaves, strict=True)
-        )
-        outputs = tuple(_leaf_axis(a, b, len(a) != 1) for a, b in zip(one.outputs, two.outputs, strict=True))
+        pairs = zip(one.inputs, two.inputs, leaves, strict=True)
+        inputs: tuple[LeafAxis, ...] = tuple([_leaf_axis(a, b, isinstance(leaf, list)) for a, b, leaf in pairs])
+        results = zip(one.outputs, two.outputs, strict=True)
+        outputs: tuple[LeafAxis, ...] = tuple([_leaf_axis(a, b, len(a) != 1) for a, b in results])
     except ValueError as unclear:
         return Axes(reason=str(unclear))
     if all(axis is SHARED for axis in inputs):
@@ -146,8 +150,8 @@ class AxisBook:
                 if self.entry(call) == entry:
                     return seen(call, result)
                 program.resume(result)
-            return None
-        except Exception:  # noqa: BLE001 - probing is allowed to fail: then the axes are guessed, and verified
-            return None
+        except Exception as fault:  # noqa: BLE001 - probing may fail: then the axes are guessed, and verified
+            log.debug("probing failed: %s", fault)
         finally:
             program.unwind()
+        return None

@@ -56,7 +56,7 @@ class Slot:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ListSlot:
-    """The place of a list of tensors of one dtype; its length is data (some models take a list with one entry a row)."""
+    """The place of a list of tensors of one dtype. Its length is data: some models take one entry per row."""
 
     dtype: torch.dtype
     device: torch.device

@@ -109,11 +109,11 @@ def clone_tree(
     if own_parameters:
         clone.__dict__["_parameters"] = {
             name: None if p is None else nn.Parameter(p.data, requires_grad=p.requires_grad)
-            for name, p in module._parameters.items()
+            for name, p in module.__dict__["_parameters"].items()
         }
     clone.__dict__["_modules"] = {
         name: None if child is None else clone_tree(child, own_parameters=own_parameters, memo=memo)
-        for name, child in module._modules.items()
+        for name, child in module.__dict__["_modules"].items()
     }
     clone.__dict__["_compiled_call_impl"] = None
     return clone

@@ -171,7 +171,6 @@ class Hub:
         self._run_merged(merged, [members[i] for i in merged.order])
 
     def _run_merged(self, merged: MergedCall, members: Group) -> None:
-        started = time.perf_counter()
         try:
             results = merged.run()
         except (
@@ -186,7 +185,7 @@ class Hub:
         ) as fault:
             self._run_apart(merged, members, fault)
             return
-        self.counters.forward_s += time.perf_counter() - started
+        self.counters.forward_s += merged.forward_s
         if not self.verdicts.known(merged):
             started = time.perf_counter()
             reason = check(merged, results)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 import weakref
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -115,11 +116,13 @@ class MergedCall:
         mixed: Whether row counts differ.
         total_rows: Of the merged call.
         kind: What is verified once: module, call structure and variant, not sizes.
+        forward_s: Seconds that the real module took when it ran last.
     """
 
     def __init__(self, calls: Sequence[ModuleCall], axes: Axes) -> None:
         self.axes = axes
         self.target = calls[0].target
+        self.forward_s = 0.0
         counted = sorted(((rows_of(call.leaves, axes), i) for i, call in enumerate(calls)), key=lambda c: (-c[0], c[1]))
         self.order = [i for _, i in counted]
         self.calls = [calls[i] for i in self.order]
@@ -150,7 +153,7 @@ class MergedCall:
             text, mask = rule.padded(call.argument(rule.text), call.argument(rule.mask), length)
             leaves, structure = call.replaced(**{rule.text: text, rule.mask: mask})
             known = {id(leaf): axis for leaf, axis in zip(call.leaves, self.axes.inputs, strict=True)}
-            axes = tuple(0 if leaf is text or leaf is mask else known[id(leaf)] for leaf in leaves)
+            axes = tuple([0 if leaf is text or leaf is mask else known[id(leaf)] for leaf in leaves])
             padded.append(leaves)
         return padded, structure, axes
 
@@ -166,12 +169,16 @@ class MergedCall:
         parts = self.leaves if leaves is None else leaves
         merged = [self._merge([own[i] for own in parts], axis) for i, axis in enumerate(self.input_axes)]
         args, kwargs = unflatten(self.structure, merged)
+        started = time.perf_counter()
         result = self.target.invoke(*args, **kwargs)
+        self.forward_s = time.perf_counter() - started
         outputs: list[Leaf] = []
         structure = flatten(result, outputs)
         if has_opaque(structure):
             raise Unsplittable(f"the result of {self.target.name} holds objects that have no rows")
-        axes = [self._guess(leaf) for leaf in outputs] if self.axes.outputs is None else self.axes.outputs
+        axes: Sequence[LeafAxis] = self.axes.outputs or ()
+        if self.axes.outputs is None:
+            axes = [self._guess(leaf) for leaf in outputs]
         if len(outputs) != len(axes):
             raise Unsplittable(f"the result of {self.target.name} has another structure when merged")
         split = [self._split(leaf, axis) for leaf, axis in zip(outputs, axes, strict=True)]
@@ -221,7 +228,7 @@ class MergedCall:
         def axis(tensor: torch.Tensor) -> Axis:
             return 0 if tensor.ndim and tensor.shape[0] % self.total_rows == 0 else SHARED
 
-        return tuple(map(axis, leaf)) if isinstance(leaf, list) else axis(leaf)
+        return tuple([axis(tensor) for tensor in leaf]) if isinstance(leaf, list) else axis(leaf)
 
     def _split(self, leaf: Leaf, axis: LeafAxis) -> list[Leaf]:
         if isinstance(leaf, list):

@@ -5,6 +5,7 @@ SQLAlchemy bridges sync code to asyncio with the same technique; see ``sqlalchem
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import time
 from collections.abc import Callable, Iterable
@@ -41,6 +42,7 @@ class Program:
         answer: What the hub found for ``call``.
         fault: What the hub's attempt at ``call`` raised.
         batch_key: What its last denoiser call shared with those that it could be merged with.
+        called: Whether it has made any module call.
         shared_with: For each denoiser call of this tick, how many requests took part.
         rows: Rows that it brought to its last denoiser call.
         calls_made: Calls of this tick, by module.
@@ -60,6 +62,7 @@ class Program:
         self.answer: Any = None
         self.fault: Exception | None = None
         self.batch_key: str | None = None
+        self.called = False
         self.shared_with: list[int] = []
         self.rows = 0
         self.calls_made: dict[str, int] = {}
@@ -91,7 +94,7 @@ class Program:
         if self._greenlet.dead:
             self._finish(output=stop)
         elif isinstance(stop, ModuleCall):
-            self.call = stop
+            self.call, self.called = stop, True
         else:
             self.step_end = stop
             self.steps += 1
@@ -118,10 +121,8 @@ class Program:
         for _ in range(_UNWIND_TRIES):
             if self._greenlet.dead or not self._greenlet.gr_frame:
                 break
-            try:
+            with contextlib.suppress(Exception):  # a cancelled program's last words have no reader
                 self._greenlet.throw(greenlet.GreenletExit)
-            except Exception:  # noqa: BLE001 - a cancelled program's last words have no reader
-                pass
         self.call = self.step_end = None
         self.done = True
         self.watcher.close()

@@ -9,9 +9,27 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import (  # pyright: ignore[reportPrivateImportUsage] - lazily exported
+    AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
+    AutoPipelineForText2Image,
+    DiffusionPipeline,
+    SchedulerMixin,
+)
 from torch import nn
 from tqdm.auto import tqdm
+
+TASKS: dict[str, Any] = {
+    "text-to-image": AutoPipelineForText2Image,
+    "image-to-image": AutoPipelineForImage2Image,
+    "inpainting": AutoPipelineForInpainting,
+}
+
+
+def load_pipeline(folder: str, task: str | None, dtype: Any) -> Any:
+    """The pipeline in a folder, or of a hub id, for a task of :data:`TASKS` (None: the class that it was saved as)."""
+    loader: Any = DiffusionPipeline if task is None else TASKS[task]
+    return loader.from_pretrained(folder, torch_dtype=dtype)
 
 
 def is_pipeline(value: Any) -> bool:
@@ -30,9 +48,8 @@ def modules_of(pipeline: Any) -> dict[str, nn.Module]:
     """The top-level modules of a pipeline and its nested pipelines by name; a shared one once, under its first name."""
     found: dict[str, nn.Module] = {}
     for name, value in vars(pipeline).items():
-        if isinstance(value, nn.Module):
-            if not any(value is other for other in found.values()):
-                found[name] = value
+        if isinstance(value, nn.Module) and not any(value is other for other in found.values()):
+            found[name] = value
     for name, value in vars(pipeline).items():
         if is_pipeline(value):
             for inner, module in modules_of(value).items():

@@ -128,7 +128,7 @@ def _largest_difference(one: Any, other: Any) -> float:
 def _replaced(leaf: Leaf, axis: Any, noise: torch.Generator) -> Leaf:
     """Other contents of the same shape, within the range that the values had."""
     if isinstance(leaf, list):
-        axes = axis if isinstance(axis, tuple) else (0,) * len(leaf)
+        axes: tuple[int | None, ...] = axis if isinstance(axis, tuple) else (0,) * len(leaf)
         return [t if a is SHARED and t.ndim else _other(t, noise) for t, a in zip(leaf, axes, strict=True)]
     return leaf if axis is SHARED and leaf.ndim else _other(leaf, noise)
 

@@ -7,12 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoPipelineForImage2Image,
-    AutoPipelineForInpainting,
-    AutoPipelineForText2Image,
-    DiffusionPipeline,
-)
 
 from steploom import demo
 from steploom.config import EngineConfig
@@ -21,11 +15,6 @@ from steploom.protocol import Parameter, PipelineInfo
 from steploom.weave import untyped
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_TASKS: dict[str, Any] = {
-    "text-to-image": AutoPipelineForText2Image,
-    "image-to-image": AutoPipelineForImage2Image,
-    "inpainting": AutoPipelineForInpainting,
-}
 
 
 def load(config: EngineConfig, progress: Callable[[str], None]) -> Any:
@@ -39,16 +28,39 @@ def load(config: EngineConfig, progress: Callable[[str], None]) -> Any:
     folder = str(demo.path()) if config.model == "demo" else config.model
     if config.model != "demo" and not Path(folder).exists() and folder.count("/") != 1:
         raise ConfigError(f"model={config.model!r}: neither 'demo', nor a folder, nor a hub id like 'owner/name'")
-    if config.task is not None and config.task not in _TASKS:
-        raise ConfigError(f"task={config.task!r}: one of {', '.join(_TASKS)}")
-    loader = DiffusionPipeline if config.task is None else _TASKS[config.task]
+    if config.task is not None and config.task not in untyped.TASKS:
+        raise ConfigError(f"task={config.task!r}: one of {', '.join(untyped.TASKS)}")
     progress(f"loading {config.model} as {name}")
-    pipeline: Any = loader.from_pretrained(folder, torch_dtype=_DTYPES[name])
+    pipeline = untyped.load_pipeline(folder, config.task, _DTYPES[name])
     progress(f"moving {type(pipeline).__name__} to {device}")
     pipeline.to(device)
     if config.attention_backend is not None:
         _denoiser(pipeline).set_attention_backend(config.attention_backend)
+    if config.compile:
+        progress(f"compiling {type(_denoiser(pipeline)).__name__} at its first calls")
+        _denoiser(pipeline).compile(dynamic=True)
     return pipeline
+
+
+def refuse_settings(config: EngineConfig, *, given: bool) -> None:
+    """Refuses settings that this version does not honour.
+
+    Args:
+        config: The engine's settings.
+        given: Whether the pipeline was given by the application, not loaded here.
+
+    Raises:
+        ConfigError: A setting would otherwise be silently without effect.
+    """
+    if config.cuda_graphs or config.batch_invariant:
+        name = "cuda_graphs" if config.cuda_graphs else "batch_invariant"
+        raise ConfigError(f"{name}=True: this version does not have it yet; leave it False")
+    if given and (config.compile or config.attention_backend is not None):
+        name = "compile" if config.compile else "attention_backend"
+        raise ConfigError(
+            f"{name}={getattr(config, name)!r}: a pipeline that was given to from_pipeline is never modified; set it "
+            "on the pipeline yourself (pipe.transformer.compile(), .set_attention_backend(...))"
+        )
 
 
 def resolve_device(name: str) -> torch.device:

@@ -69,7 +69,7 @@ class Resident:
         report.finished = True
         error = self.program.error
         if error is not None:
-            report.error = failure(error, started=self.program.phase != "encode" or self.program.steps > 0)
+            report.error = failure(error, started=self.program.called)
             self.program.error = None
             return
         report.output = self.program.output

@@ -6,7 +6,7 @@ Its decisions depend on the messages alone, never on a clock, so that all ranks 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from steploom.protocol import (
 )
 from steploom.requests import DiffusionRequest
 from steploom.weave.hub import Hub
-from steploom.weave.pipelines import Loom
+from steploom.weave.pipelines import Loom, Watcher
 from steploom.weave.preview import Previewer
 from steploom.weave.program import Program
 from steploom.worker import loading
@@ -42,6 +42,7 @@ class Runner:
     def __init__(
         self, pipeline: Any, config: EngineConfig, *, in_process: bool = False, reload: Callable[[], Any] | None = None
     ) -> None:
+        loading.refuse_settings(config, given=in_process)
         loading.refuse(pipeline)
         torch.set_grad_enabled(False)
         self.info: PipelineInfo = loading.describe(pipeline, in_process=in_process)
@@ -50,6 +51,7 @@ class Runner:
         self._hub = Hub(config.encode_cache_bytes)
         self._residents: dict[str, Resident] = {}
         self._ticks = 0
+        self._spent = {"tick_s": 0.0, "forward_s": 0.0, "warmup_s": 0.0}
         self._adopt(pipeline)
         self._extensions = Extensions(self, config.worker_extension)
 
@@ -91,7 +93,7 @@ class Runner:
             if resident.program.done:
                 self._forget(resident.run_id)
         counters = self._hub.counters
-        return RunnerOutput(
+        result = RunnerOutput(
             tick=output.tick,
             reports=reports,
             seconds=time.perf_counter() - started,
@@ -99,6 +101,10 @@ class Runner:
             warmup_s=counters.warmup_s,
             alone=counters.alone_this_tick,
         )
+        self._spent["tick_s"] += result.seconds
+        self._spent["forward_s"] += result.forward_s
+        self._spent["warmup_s"] += result.warmup_s
+        return result
 
     def _start(self, new: NewRequest) -> Resident:
         request = new.request
@@ -110,13 +116,13 @@ class Runner:
         self,
         name: str,
         request: DiffusionRequest,
-        doubled: Callable[[], Iterator[Program]] = lambda: iter(()),
+        doubled: Callable[[], Iterable[Program]] = tuple,
         **changes: Any,
     ) -> Program:
         if self.pipeline is None:
             raise EngineError("the engine is asleep; call wake_up() first")
-        from steploom.weave.pipelines import Watcher
-
+        if request.lora is not None:
+            raise InvalidRequest(f"lora={request.lora!r}: no adapters are registered here", field="lora")
         watcher = Watcher()
         pipeline = self._loom.thread_pipeline(watcher, request.noise_scheduler)
         accepted = {parameter.name for parameter in self.info.parameters}
@@ -168,6 +174,7 @@ class Runner:
         counters = self._hub.counters
         return WorkerStats(
             ticks=self._ticks,
+            **self._spent,
             resident=len(self._residents),
             merged_calls=counters.merged_calls,
             alone_calls=dict(counters.alone_calls),
@@ -200,7 +207,7 @@ class Runner:
 
     def wake_up(self) -> None:
         """Brings the weights back to the device."""
-        if self.pipeline is None and self._reload is not None:
+        if self._reload is not None and self.pipeline is None:
             self._hub = Hub(self._config.encode_cache_bytes)
             self._adopt(self._reload())
         else:
