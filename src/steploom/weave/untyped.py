@@ -9,26 +9,22 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from diffusers import (  # pyright: ignore[reportPrivateImportUsage] - lazily exported
-    AutoPipelineForImage2Image,
-    AutoPipelineForInpainting,
-    AutoPipelineForText2Image,
-    DiffusionPipeline,
-    SchedulerMixin,
-)
+import diffusers
+from diffusers import DiffusionPipeline, SchedulerMixin  # pyright: ignore[reportPrivateImportUsage] - lazily exported
 from torch import nn
 from tqdm.auto import tqdm
 
-TASKS: dict[str, Any] = {
-    "text-to-image": AutoPipelineForText2Image,
-    "image-to-image": AutoPipelineForImage2Image,
-    "inpainting": AutoPipelineForInpainting,
+TASKS = {
+    "text-to-image": "AutoPipelineForText2Image",
+    "image-to-image": "AutoPipelineForImage2Image",
+    "inpainting": "AutoPipelineForInpainting",
 }
 
 
 def load_pipeline(folder: str, task: str | None, dtype: Any) -> Any:
     """The pipeline in a folder, or of a hub id, for a task of :data:`TASKS` (None: the class that it was saved as)."""
-    loader: Any = DiffusionPipeline if task is None else TASKS[task]
+    # The auto classes import every pipeline there is, which takes seconds: only when one is asked for.
+    loader: Any = DiffusionPipeline if task is None else getattr(diffusers, TASKS[task])
     return loader.from_pretrained(folder, torch_dtype=dtype)
 
 
@@ -72,7 +68,5 @@ def silent_progress(iterable: Any, total: int | None) -> Any:
 
 def noise_scheduler_class(name: str) -> type | None:
     """A noise scheduler class of diffusers by name."""
-    import diffusers
-
     found = getattr(diffusers, name, None)
     return found if isinstance(found, type) and issubclass(found, SchedulerMixin) else None
