@@ -1,1 +1,62 @@
+"""Schedulers: pure, synchronous decisions about who runs in which tick. No torch, no asyncio, no time of their own."""
 
+from __future__ import annotations
+
+import pkgutil
+import time
+from typing import TypeVar
+
+from steploom.config import EngineConfig
+from steploom.errors import ConfigError
+from steploom.sched.base_scheduler import BaseScheduler
+from steploom.sched.fcfs import Fcfs
+from steploom.sched.interface import SchedulerInterface
+from steploom.sched.policy import Batch, Policy
+from steploom.sched.request_scheduler import RequestScheduler
+from steploom.sched.state import Clock, RequestState
+from steploom.sched.step_scheduler import StepScheduler
+
+__all__ = [
+    "BaseScheduler",
+    "Batch",
+    "Clock",
+    "Fcfs",
+    "Policy",
+    "RequestScheduler",
+    "RequestState",
+    "SchedulerInterface",
+    "StepScheduler",
+    "build_scheduler",
+]
+
+SCHEDULERS: dict[str, type[SchedulerInterface]] = {"step": StepScheduler, "request": RequestScheduler}
+POLICIES: dict[str, type[Policy]] = {"fcfs": Fcfs}
+
+_T = TypeVar("_T")
+
+
+def build_scheduler(config: EngineConfig, clock: Clock = time.monotonic) -> SchedulerInterface:
+    """The scheduler that ``config.scheduler`` and ``config.policy`` name.
+
+    Raises:
+        ConfigError: A name cannot be resolved, or names something else.
+    """
+    scheduler = _resolve("scheduler", config.scheduler, SCHEDULERS, SchedulerInterface)
+    policy = _resolve("policy", config.policy, POLICIES, Policy)
+    return scheduler(config, policy(config, clock), clock)
+
+
+def _resolve(field: str, value: str | type, known: dict[str, type[_T]], base: type[_T]) -> type[_T]:
+    """A class from a short name, ``"pkg.module.Class"``, or the class itself."""
+    found: object = known.get(value, value) if isinstance(value, str) else value
+    if isinstance(found, str):
+        try:
+            found = pkgutil.resolve_name(found)
+        except (ImportError, AttributeError, ValueError) as error:
+            names = ", ".join(known)
+            raise ConfigError(
+                f"{field}={value!r}: give one of {names}, a class, or 'pkg.module.Class' ({error})"
+            ) from None
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ConfigError(f"{field}={value!r}: must be a subclass of {base.__module__}.{base.__name__}")
+    return found

@@ -1,0 +1,163 @@
+"""What the scheduler costs per tick, and an abort, whatever waits.
+
+``python benchmarks/scheduler.py`` prints a table; ``--save`` also writes it to ``benchmarks/results/scheduler.json``;
+``--check`` ends with an error if a median is over its limit. Answers of the worker are made beforehand: only
+``schedule()`` and ``update_from_output()`` are timed. All cases are measured in several rounds; best and median are
+those of the quietest round, since whatever else runs on the machine can only make a round slower. The 99th percentile
+is that of the noisiest one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from steploom.config import EngineConfig
+from steploom.errors import RequestCancelled
+from steploom.protocol import RequestReport, RunnerOutput
+from steploom.requests import DiffusionRequest, StepEvent
+from steploom.sched import SchedulerInterface, build_scheduler
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "scheduler.json"
+WAITING = 10_000
+ERROR = RequestCancelled("benchmark")
+
+
+class Row(NamedTuple):
+    """Microseconds of one case."""
+
+    what: str
+    best_us: float
+    median_us: float
+    p99_us: float
+    limit_us: float | None
+
+
+def scheduler(running: int, waiting: int, shapes: int) -> tuple[SchedulerInterface, list[str]]:
+    """A scheduler with ``running`` residents of one batch key that are stepping, and ``waiting`` requests of ``shapes``
+    shapes; with the residents' run ids."""
+    built = build_scheduler(EngineConfig(max_batch=running, max_resident=running, max_waiting=WAITING + running))
+    for index in range(running):
+        built.add_request(DiffusionRequest(request_id=f"run{index}", seed=1, height=512, width=512))
+    output = built.schedule()
+    built.update_from_output(output, answer(output.tick, output.run_ids))
+    for index in range(waiting):
+        size = 512 + index % shapes
+        built.add_request(DiffusionRequest(request_id=f"wait{index}", seed=1, height=size, width=512))
+    return built, output.run_ids
+
+
+def answer(tick: int, run_ids: list[str]) -> RunnerOutput:
+    """One step of each request, as a worker reports it."""
+    reports = [
+        RequestReport(
+            run_id=run,
+            phase="denoise",
+            stepped=True,
+            step=tick,
+            total_steps=20,
+            sigma=0.5,
+            batch_key="transformer 512x512",
+            batch_requests=len(run_ids),
+            rows=2,
+            denoise_s=0.001,
+        )
+        for run in run_ids
+    ]
+    return RunnerOutput(tick=tick, reports=reports)
+
+
+def ticks(running: int, waiting: int, shapes: int, repeat: int) -> Iterator[float]:
+    """Seconds of ``schedule()`` and ``update_from_output()`` together, tick by tick."""
+    built, run_ids = scheduler(running, waiting, shapes)
+    for tick in range(2, repeat + 2):
+        result = answer(tick, run_ids)
+        start = time.perf_counter()
+        output = built.schedule()
+        events = built.update_from_output(output, result)
+        yield time.perf_counter() - start
+        assert len(events) == len(output.scheduled_cached_reqs) == running
+        assert all(isinstance(event, StepEvent) for event in events)
+
+
+def aborts(waiting: int, shapes: int, repeat: int) -> Iterator[float]:
+    """Seconds of one abort of a waiting request; another takes its place, so that as many wait each time."""
+    built, _ = scheduler(8, waiting, shapes)
+    for turn in range(repeat):
+        index = (turn * 7919) % waiting  # All over the queue: 7919 is prime.
+        name = f"wait{index}"
+        start = time.perf_counter()
+        events = built.finish_requests((name,), ERROR)
+        yield time.perf_counter() - start
+        assert len(events) == 1
+        built.add_request(DiffusionRequest(request_id=name, seed=1, height=512 + index % shapes, width=512))
+
+
+def submissions(waiting: int, repeat: int) -> Iterator[float]:
+    """Seconds of accepting one request, which is then aborted."""
+    built, _ = scheduler(8, waiting - 1, 1)
+    for turn in range(repeat):
+        request = DiffusionRequest(request_id=f"new{turn}", seed=1, height=512, width=512, guidance_scale=4.0)
+        start = time.perf_counter()
+        built.add_request(request)
+        yield time.perf_counter() - start
+        built.finish_requests((request.request_id,), ERROR)
+
+
+def row(what: str, limit_us: float | None, seconds: Iterator[float]) -> Row:
+    figures = sorted(value * 1e6 for value in seconds)
+    best, median, p99 = figures[0], statistics.median(figures), figures[int(len(figures) * 0.99)]
+    return Row(what, round(best, 2), round(median, 2), round(p99, 2), limit_us)
+
+
+def merge(rounds: tuple[Row, ...]) -> Row:
+    """One row of a case's rounds: the quietest figures, but the noisiest tail."""
+    what, best, median, p99, limit = zip(*rounds, strict=True)
+    return Row(what[0], min(best), min(median), max(p99), limit[0])
+
+
+def cases(repeat: int) -> Iterator[Callable[[], Row]]:
+    for running, limit in ((8, 10.0), (64, 60.0)):
+        for waiting, shapes, text in ((0, 1, "none"), (WAITING, 1, "10,000"), (WAITING, WAITING, "10,000 shapes")):
+            what = f"tick, {running} running, waiting: {text}"
+            yield lambda r=running, w=waiting, s=shapes, t=what, x=limit: row(t, x, ticks(r, w, s, repeat))
+    yield lambda: row("abort, waiting: 10,000", 10.0, aborts(WAITING, 1, repeat))
+    yield lambda: row("abort, waiting: 10,000 shapes", 10.0, aborts(WAITING, WAITING, repeat))
+    yield lambda: row("add_request, waiting: 10,000", None, submissions(WAITING, repeat))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeat", type=int, default=1000, help="repetitions in each round (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of all cases (default: %(default)s)")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/scheduler.json")
+    parser.add_argument("--check", action="store_true", help="end with an error if a median is over its limit")
+    args = parser.parse_args()
+    print(f"{'microseconds':<40}{'best':>9}{'median':>9}{'p99':>9}{'limit':>9}")
+    rounds = [[case() for case in cases(args.repeat)] for _ in range(args.rounds)]
+    rows = [merge(same) for same in zip(*rounds, strict=True)]
+    for what, best, median, p99, limit in rows:
+        print(f"{what:<40}{best:>9}{median:>9}{p99:>9}{limit or '':>9}")
+    if args.save:
+        RESULTS.parent.mkdir(exist_ok=True)
+        machine = {"python": platform.python_version(), "machine": platform.machine(), "cpus": os.cpu_count()}
+        machine |= {"load": round(os.getloadavg()[0], 1), "repeat": args.repeat, "rounds": args.rounds}
+        RESULTS.write_text(
+            json.dumps({"machine": machine, "rows": [entry._asdict() for entry in rows]}, indent=2) + "\n"
+        )
+    over = [entry.what for entry in rows if entry.limit_us and entry.median_us > entry.limit_us]
+    if args.check and over:
+        print("over the limit: " + "; ".join(over), file=sys.stderr)
+    return 1 if args.check and over else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""SchedulerInterface: what the engine needs of a scheduler."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+from steploom.config import EngineConfig
+from steploom.errors import RequestError
+from steploom.protocol import RunnerOutput, SchedulerOutput
+from steploom.requests import DiffusionRequest, Event, Queued
+from steploom.sched.policy import Policy
+from steploom.sched.state import Clock
+
+
+class SchedulerInterface(ABC):
+    """The contract between engine and scheduler: synchronous, without input and output, without time of its own.
+
+    The engine calls :meth:`schedule`, has the executor execute what it returned, and hands the answer to
+    :meth:`update_from_output`; every other method may be called in between. Two ticks may be in flight:
+    :meth:`schedule` may be called again before the previous tick was answered. Answers come in the order of the ticks.
+
+    Each accepted request ends in exactly one ``Finished`` or ``Failed`` event.
+
+    Args:
+        config: Settings of the engine.
+        policy: Order of the waiting requests and choice of the batch.
+        clock: Seconds from a fixed origin.
+    """
+
+    @abstractmethod
+    def __init__(self, config: EngineConfig, policy: Policy, clock: Clock) -> None: ...
+
+    @abstractmethod
+    def add_request(self, request: DiffusionRequest) -> Queued:
+        """Accepts a request into the waiting queue.
+
+        Raises:
+            QueueFull: ``max_waiting`` requests wait already.
+            InvalidRequest: A live request has the same id.
+        """
+
+    @abstractmethod
+    def schedule(self) -> SchedulerOutput:
+        """Decides one tick: who joins, who steps, what the workers may forget. Numbers it."""
+
+    @abstractmethod
+    def update_from_output(self, output: SchedulerOutput, result: RunnerOutput) -> list[Event]:
+        """Takes a worker's answer to ``output``.
+
+        Results of requests that are no longer alive, and of earlier attempts, are ignored. A live request of ``output``
+        that the answer does not mention was lost by the worker, and is replayed.
+
+        Returns:
+            Per report, in the reports' order: a ``StepEvent`` if it ended a step, then ``Finished`` or ``Failed`` if it
+            was the last. Then ``Restarted`` or ``Failed`` of the requests that were lost.
+
+        Raises:
+            ProtocolError: ``result`` answers another tick.
+        """
+
+    @abstractmethod
+    def finish_requests(self, request_ids: Iterable[str], error: RequestError) -> list[Event]:
+        """Ends requests from outside: aborted, timed out, cancelled. Takes no longer the more requests wait.
+
+        Returns:
+            One ``Failed`` for each id that was alive; unknown ids are ignored.
+        """
+
+    @abstractmethod
+    def restart(self, request_ids: Iterable[str] | None = None) -> list[Event]:
+        """The workers that held these requests are gone: replays them, before all that wait.
+
+        Args:
+            request_ids: Those to replay; ids that no worker holds are ignored. None is everything that any worker
+                holds, and the right thing to pass if there is one worker.
+
+        Returns:
+            ``Restarted`` for each, or ``Failed`` for one that was replayed ``max_retries`` times already.
+        """
+
+    @property
+    @abstractmethod
+    def has_work(self) -> bool:
+        """Whether :meth:`schedule` would emit something: a request to run, or an id that the workers may forget."""
+
+    @property
+    @abstractmethod
+    def num_waiting(self) -> int:
+        """Requests that were accepted and that no worker holds."""
+
+    @property
+    @abstractmethod
+    def num_running(self) -> int:
+        """Resident requests: those that a worker holds, or gets with the tick that was decided last."""

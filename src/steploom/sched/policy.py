@@ -1,0 +1,68 @@
+"""Policy: the order of waiting requests and the choice of each tick's batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from steploom.config import EngineConfig
+from steploom.sched.state import Clock, RequestState
+
+
+class Batch(NamedTuple):
+    """What a policy chose for one tick.
+
+    Attributes:
+        batch_key: The observed key that the members have in common; None if it is only guessed.
+        cached: Run ids of the resident requests that step.
+        joining: Waiting requests that become resident, in the order of admission.
+    """
+
+    batch_key: str | None
+    cached: list[str]
+    joining: list[RequestState]
+
+
+class Policy(ABC):
+    """Decides who runs next. The scheduler owns the requests' states; a policy owns their order.
+
+    The scheduler reports every change of a request before it asks again, so that a policy can keep whatever index it
+    needs and never has to look at all waiting requests in a tick. A request is either *waiting* (between
+    :meth:`enqueue` and :meth:`withdraw`, or :meth:`choose`) or *resident* (from then to :meth:`retire`).
+
+    Args:
+        config: Settings of the engine.
+        clock: Seconds from a fixed origin, for policies that look at deadlines.
+    """
+
+    def __init__(self, config: EngineConfig, clock: Clock) -> None:
+        self.config = config
+        self.clock = clock
+
+    @abstractmethod
+    def enqueue(self, state: RequestState, *, front: bool = False) -> None:
+        """``state`` waits from now on; with ``front`` before all others of its priority (it is replayed)."""
+
+    @abstractmethod
+    def withdraw(self, state: RequestState) -> None:
+        """The waiting ``state`` is gone (aborted, timed out). Must not take longer the more requests wait."""
+
+    @abstractmethod
+    def retire(self, state: RequestState) -> None:
+        """The resident ``state`` is gone (finished, failed, aborted, or its worker died)."""
+
+    @abstractmethod
+    def observe(self, state: RequestState) -> None:
+        """``state.batch_key`` of a resident request is known now, or has changed."""
+
+    @abstractmethod
+    def choose(self, max_batch: int, free: int) -> Batch:
+        """Chooses the members of the next tick; those that join are resident from now on.
+
+        Args:
+            max_batch: Members that the batch may have, at least 1.
+            free: How many of them may join, since a worker has no place for more residents.
+
+        Returns:
+            At least one member if a request is resident, or if one waits and ``free`` is not 0.
+        """

@@ -1,0 +1,16 @@
+"""RequestScheduler: one request at a time, from start to end."""
+
+from __future__ import annotations
+
+from steploom.sched.base_scheduler import BaseScheduler
+from steploom.sched.policy import Batch
+
+
+class RequestScheduler(BaseScheduler):
+    """One request to completion, then the next: nothing is shared, and nobody waits for a mate.
+
+    For comparison, and for models whose calls can never be merged.
+    """
+
+    def _choose(self) -> Batch:
+        return self.policy.choose(1, 1 - len(self._resident))

@@ -1,0 +1,97 @@
+"""What the scheduler remembers about one live request, and the first guess at its batch key."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from steploom.requests import DiffusionRequest
+
+Clock = Callable[[], float]
+"""Returns seconds from any fixed origin; never runs backwards. ``time.monotonic`` outside of tests."""
+
+SIZE_PARAMS = frozenset(
+    ("height", "width", "resolution", "num_frames", "video_length", "max_sequence_length", "audio_length_in_s",
+     "audio_end_in_s", "gen_length", "block_length")
+)  # fmt: skip
+"""Pipeline arguments that decide the shape of the denoiser's input, under diffusers' own names."""
+
+
+def guess_key(request: DiffusionRequest) -> str:
+    """A batch key from what is known before the worker has seen the request: task, adapter and sizes.
+
+    Two requests with the same guess probably share a forward; the worker's report settles it. A guess that splits too
+    finely costs little: two guesses with the same observed key share a group from then on. It starts with ``"?"``, so
+    that it is told apart from observed keys.
+    """
+    parts: list[str] = []
+    for name, value in request.params.items():
+        size = _size(value) if name not in SIZE_PARAMS else value if isinstance(value, int | float | str) else None
+        if size is not None:
+            parts.append(f"{name}={size!s:.64}")
+    parts.sort()
+    return "|".join((f"?{request.task or ''}", request.lora or "", *parts))
+
+
+def _size(value: Any) -> tuple[int, ...] | None:
+    """The shape of a tensor or array, the size of an image, of the first one if there are several; else None."""
+    if isinstance(value, list | tuple):
+        items = cast("Sequence[Any]", value)
+        return _size(items[0]) if items else None
+    shape = getattr(value, "shape", None)
+    size = getattr(value, "size", None) if shape is None else shape
+    return cast("tuple[int, ...]", tuple(size)) if isinstance(size, tuple) else None  # pyright: ignore[reportUnknownArgumentType]
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class RequestState:
+    """One live request, as scheduler and policy see it.
+
+    Attributes:
+        request: As submitted.
+        arrival: Rank of submission, from 0; orders requests of equal priority.
+        submitted: Clock reading at submission.
+        guess: :func:`guess_key` of the request.
+        run_id: Id of the current attempt; never used twice, also when a later request has the same request id.
+        attempt: Attempts before the current one: 0 unless a worker died.
+        resident: Whether a worker holds (or is about to get) the current attempt; else the request waits.
+        batch_key: The observed batch key of the current attempt; None until a worker has reported it.
+        steps: Steps that the current attempt has done.
+        queued_s: Seconds from submission to first scheduling; None until then.
+        encode_s: Seconds that the current attempt has spent before its loop, as reported.
+        denoise_s: Likewise in its loop.
+        decode_s: Likewise after its loop.
+        calls: Ticks in which the current attempt made a denoiser call.
+        mates: Requests that shared these calls, itself included, summed over the ticks.
+        request_id: The request's id, at hand because every step needs it.
+    """
+
+    request: DiffusionRequest
+    arrival: int
+    submitted: float
+    guess: str
+    run_id: str
+    attempt: int = 0
+    resident: bool = False
+    batch_key: str | None = None
+    steps: int = 0
+    queued_s: float | None = None
+    encode_s: float = 0.0
+    denoise_s: float = 0.0
+    decode_s: float = 0.0
+    calls: int = 0
+    mates: float = 0
+    request_id: str = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.request_id = self.request.request_id
+
+    def begin_attempt(self, run_id: str) -> None:
+        """Back to waiting, as the next attempt: what the lost attempt measured is forgotten, the wait is not."""
+        self.attempt += 1
+        self.run_id = run_id
+        self.resident = False
+        self.batch_key = None
+        self.steps = self.calls = self.mates = 0
+        self.encode_s = self.denoise_s = self.decode_s = 0.0

@@ -1,0 +1,17 @@
+"""StepScheduler: requests join and leave the batch between denoising steps."""
+
+from __future__ import annotations
+
+from steploom.sched.base_scheduler import BaseScheduler
+from steploom.sched.policy import Batch
+
+
+class StepScheduler(BaseScheduler):
+    """Continuous batching: up to ``max_batch`` requests step in a tick, each at its own step.
+
+    Up to ``resident_limit`` requests are held by a worker, so that several batch keys can take turns.
+    """
+
+    def _choose(self) -> Batch:
+        config = self.config
+        return self.policy.choose(config.max_batch, config.resident_limit - len(self._resident))

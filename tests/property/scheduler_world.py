@@ -1,0 +1,350 @@
+"""The world in which the scheduler is tested: an engine, a worker that holds programs, and what they know.
+
+It knows each program's true course, so that it can say after every call what the scheduler must have decided; it shares
+no code with the scheduler.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+
+import pytest
+
+from steploom.config import EngineConfig
+from steploom.errors import GenerationFailed, InvalidRequest, QueueFull, RequestCancelled
+from steploom.protocol import ErrorInfo, RequestReport, RunnerOutput, SchedulerOutput, request_id_of
+from steploom.requests import DiffusionRequest, Event, Failed, Finished, Queued, Restarted, StepEvent
+from steploom.sched import build_scheduler
+
+MAX_WAITING = 6
+MAX_RETRIES = 1
+SHAPES = 4
+
+
+@dataclasses.dataclass
+class Program:
+    """The course of one request: a key for each tick that it is scheduled for; None is a tick of encoding."""
+
+    shape: int
+    priority: int
+    keys: list[str | None]
+    fails: bool
+
+
+@dataclasses.dataclass
+class Known:
+    """What the world knows about one live request."""
+
+    program: Program
+    arrival: int
+    submitted: float
+    replays: int = 0
+    run: str | None = None
+    observed: str | None = None
+    queued_s: float | None = None
+    reports: list[RequestReport] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class Flight:
+    """A tick that was decided and not answered yet."""
+
+    output: SchedulerOutput
+    result: RunnerOutput | None = None
+
+
+class World:
+    """An engine and its worker.
+
+    Args:
+        stable: Whether requests of one shape have one observed key, as most pipelines have; else keys are erratic.
+    """
+
+    def __init__(self, scheduler: str, max_batch: int, spare: int, stable: bool) -> None:
+        self.now = 0.0
+        self.stable = stable
+        config = EngineConfig(
+            scheduler=scheduler,
+            max_batch=max_batch,
+            max_resident=max_batch + spare,
+            max_waiting=MAX_WAITING,
+            max_retries=MAX_RETRIES,
+        )
+        self.scheduler = build_scheduler(config, lambda: self.now)
+        self.max_batch = max_batch if scheduler == "step" else 1
+        self.limit = max_batch + spare if scheduler == "step" else 1
+        self.live: dict[str, Known] = {}
+        self.owed: set[str] = set()  # run ids that a worker must be told to forget
+        self.told: set[str] = set()
+        self.sent: set[str] = set()
+        self.learned: set[int] = set()  # shapes of which a key was reported
+        self.flights: deque[Flight] = deque()
+        self.stale: list[Flight] = []  # ticks of a dead worker
+        self.held: dict[str, int] = {}  # the worker's programs: run id to ticks done
+        self.programs: dict[str, Program] = {}  # what runs under a run id
+        self.arrivals = 0
+
+    @property
+    def waiting(self) -> dict[str, Known]:
+        return {name: known for name, known in self.live.items() if known.run is None}
+
+    @property
+    def resident(self) -> dict[str, Known]:
+        return {known.run: known for known in self.live.values() if known.run is not None}
+
+    # What the engine does.
+
+    def submit(self, name: str, program: Program) -> None:
+        request = DiffusionRequest(
+            name, seed=1, request_id=name, priority=program.priority, height=64 * program.shape, num_inference_steps=4
+        )
+        waiting = len(self.waiting)
+        if name in self.live:
+            with pytest.raises(InvalidRequest):
+                self.scheduler.add_request(request)
+        elif waiting >= MAX_WAITING:
+            with pytest.raises(QueueFull):
+                self.scheduler.add_request(request)
+        else:
+            assert self.scheduler.add_request(request) == Queued(request_id=name, position=waiting)
+            self.live[name] = Known(program, self.arrivals, self.now)
+            self.arrivals += 1
+
+    def abort(self, names: list[str]) -> None:
+        error = RequestCancelled("enough")
+        alive = [name for name in dict.fromkeys(names) if name in self.live]
+        events = self.scheduler.finish_requests(names, error)
+        assert events == [Failed(request_id=name, error=error) for name in alive]
+        for name in alive:
+            known = self.live.pop(name)
+            if known.run is not None:
+                self.owed.add(known.run)
+
+    def schedule(self) -> SchedulerOutput:
+        waiting, resident = self.waiting, self.resident
+        output = self.scheduler.schedule()
+        joined = [request_id_of(new.run_id) for new in output.scheduled_new_reqs]
+        self._check_capacity(output, joined, waiting, resident)
+        self._check_forget(output)
+        for new, name in zip(output.scheduled_new_reqs, joined, strict=True):
+            known = self.live[name]
+            assert new.request.request_id == name
+            assert new.run_id not in self.sent, "run ids are never used twice"
+            self.sent.add(new.run_id)
+            known.run = new.run_id
+            self.programs[new.run_id] = known.program
+            if known.queued_s is None:
+                known.queued_s = self.now - known.submitted
+        self._check_batch(output)
+        self._check_conservation(output, waiting, resident)
+        self._check_order(joined)
+        self.flights.append(Flight(output))
+        return output
+
+    def _check_capacity(self, output: SchedulerOutput, joined: list[str], waiting: object, resident: object) -> None:
+        members = [*output.scheduled_cached_reqs, *joined]
+        assert len(set(members)) == len(members) <= self.max_batch
+        assert set(joined) <= set(self.waiting)
+        assert set(output.scheduled_cached_reqs) <= set(self.resident)
+        assert len(self.resident) + len(joined) <= self.limit
+
+    def _check_forget(self, output: SchedulerOutput) -> None:
+        told = output.finished_req_ids
+        assert len(set(told)) == len(told)
+        assert set(told) == self.owed, "workers are told to forget exactly what they hold"
+        assert not self.told & self.owed, "and once"
+        assert self.owed <= self.sent
+        self.told |= self.owed
+        self.owed.clear()
+
+    def _check_batch(self, output: SchedulerOutput) -> None:
+        members = [self.resident[run] for run in output.run_ids]
+        observed = {known.observed for known in members} - {None}
+        if output.batch_key is None:
+            assert not observed
+            assert len({known.program.shape for known in members}) <= 1
+        else:
+            assert observed <= {output.batch_key}
+        if self.stable and output.batch_key is not None:
+            assert {true_key(known.program.shape) for known in members} == {output.batch_key}
+
+    def _check_conservation(self, output: SchedulerOutput, waiting: dict[str, Known], resident: object) -> None:
+        members = set(output.run_ids)
+        if resident or waiting:
+            assert members, "something can run, and nothing does"
+        if len(members) == self.max_batch:
+            return
+        for run, known in self.resident.items():
+            assert run in members or not self._belongs(known, output), f"{run} could have stepped"
+        if len(self.resident) < self.limit:
+            for name, known in self.waiting.items():
+                assert not self._belongs(known, output), f"{name} could have joined"
+
+    def _belongs(self, known: Known, output: SchedulerOutput) -> bool:
+        """Whether the request is known to share the tick's batch key."""
+        if known.observed is not None:
+            return known.observed == output.batch_key
+        if output.batch_key is None:
+            return known.program.shape in {self.resident[run].program.shape for run in output.run_ids}
+        return self.stable and known.program.shape in self.learned and true_key(known.program.shape) == output.batch_key
+
+    def _check_order(self, joined: list[str]) -> None:
+        """Within a guess: lower priority first, replays before others, then first come first served."""
+
+        def rank(known: Known) -> tuple[int, int, int]:
+            return known.program.priority, -bool(known.replays), 0 if known.replays else known.arrival
+
+        for name in joined:
+            shape = self.live[name].program.shape
+            behind = [known for known in self.waiting.values() if known.program.shape == shape]
+            assert all(rank(self.live[name]) <= rank(known) for known in behind)
+
+    # What the worker does.
+
+    def execute(self) -> None:
+        flight = next(flight for flight in self.flights if flight.result is None)
+        output = flight.output
+        for run in output.finished_req_ids:
+            self.held.pop(run, None)
+        for new in output.scheduled_new_reqs:
+            self.held[new.run_id] = 0
+        assert len(self.held) <= self.limit
+        here = [run for run in output.run_ids if run in self.held]
+        flight.result = RunnerOutput(tick=output.tick, reports=[self._advance(run, len(here)) for run in here])
+
+    def _advance(self, run: str, mates: int) -> RequestReport:
+        program, done = self.programs[run], self.held[run]
+        key = program.keys[done]
+        self.held[run] = done + 1
+        report = RequestReport(run_id=run, batch_key=key, stepped=key is not None, step=done + 1, total_steps=None)
+        if done == 0 or key is None:
+            report.encode_s = 0.5  # Also in the tick of the first denoiser call.
+        if key is not None:
+            report.phase, report.batch_requests, report.denoise_s = "denoise", mates, 0.25
+        if done + 1 == len(program.keys):
+            del self.held[run]
+            report.finished, report.decode_s = True, 0.125
+            report.output = None if program.fails else f"image of {run}"
+            report.error = ErrorInfo("GenerationFailed", "poison") if program.fails else None
+        return report
+
+    def answer(self) -> None:
+        flight = self.flights.popleft()
+        assert flight.result is not None
+        expected: list[Event | type[Event]] = []
+        mentioned = {report.run_id for report in flight.result.reports}
+        lost = [known for run, known in self.resident.items() if run in set(flight.output.run_ids) - mentioned]
+        for report in flight.result.reports:
+            known = self.resident.get(report.run_id)
+            if known is None:
+                if report.finished:
+                    self.owed.discard(report.run_id)
+                continue
+            expected += self._expect(known, report)
+        events = self.scheduler.update_from_output(flight.output, flight.result)
+        self._compare(events[: len(expected)], expected)
+        self._replayed(events[len(expected) :], lost)
+
+    def _expect(self, known: Known, report: RequestReport) -> list[tuple[type, str, Known, RequestReport]]:
+        name = request_id_of(report.run_id)
+        known.reports.append(report)
+        if report.batch_key is not None:
+            known.observed = report.batch_key
+            self.learned.add(known.program.shape)
+        expected = [(StepEvent, name, known, report)] if report.stepped else []
+        if report.finished:
+            del self.live[name]
+            expected.append((Failed if report.error else Finished, name, known, report))
+        return expected
+
+    def _compare(self, events: list[Event], expected: list[tuple[type, str, Known, RequestReport]]) -> None:
+        assert [(type(event), event.request_id) for event in events] == [entry[:2] for entry in expected]
+        for event, (_, _, known, report) in zip(events, expected, strict=True):
+            if isinstance(event, StepEvent):
+                assert (event.step, event.batch_requests) == (report.step, report.batch_requests)
+            elif isinstance(event, Failed):
+                assert isinstance(event.error, GenerationFailed)
+            elif isinstance(event, Finished):
+                self._check_timings(event, known)
+
+    def _check_timings(self, event: Finished, known: Known) -> None:
+        timings, reports = event.output.timings, known.reports
+        shares = [report.batch_requests for report in reports if report.batch_requests]
+        assert event.output.output == f"image of {known.run}"
+        assert timings.queued_s == known.queued_s
+        assert timings.total_s == self.now - known.submitted
+        assert timings.encode_s == sum(report.encode_s for report in reports)
+        assert timings.denoise_s == sum(report.denoise_s for report in reports)
+        assert timings.decode_s == sum(report.decode_s for report in reports)
+        assert timings.steps == sum(report.stepped for report in reports)
+        assert timings.mean_batch_requests == (sum(shares) / len(shares) if shares else 0.0)
+
+    def lose(self, runs: list[str]) -> None:
+        """The worker drops programs and does not say so."""
+        for run in runs:
+            self.held.pop(run, None)
+
+    def die(self, by_name: bool) -> None:
+        """The worker ends, with all that it holds; its answers may still arrive."""
+        self.stale = [flight for flight in self.flights if flight.result is not None]
+        self.flights.clear()
+        self.held.clear()
+        lost = list(self.resident.values())
+        if by_name:
+            events = self.scheduler.restart([request_id_of(known.run or "") for known in lost] + ["unknown"])
+        else:
+            events = self.scheduler.restart()
+            self.owed.clear()
+        self._replayed(events, lost)
+
+    def _replayed(self, events: list[Event], lost: list[Known]) -> None:
+        lost.sort(key=lambda known: known.arrival)
+        assert [event.request_id for event in events] == [request_id_of(known.run or "") for known in lost]
+        for event, known in zip(events, lost, strict=True):
+            if known.replays == MAX_RETRIES:
+                assert isinstance(event, Failed)
+                assert isinstance(event.error, GenerationFailed)
+                del self.live[event.request_id]
+            else:
+                known.replays += 1
+                assert event == Restarted(request_id=event.request_id, attempt=known.replays)
+                known.run = known.observed = None
+                known.reports = []
+
+    def answer_stale(self) -> None:
+        flight = self.stale.pop(0)
+        assert flight.result is not None
+        assert self.scheduler.update_from_output(flight.output, flight.result) == [], "late attempts are ignored"
+
+    # What always holds.
+
+    def check(self) -> None:
+        assert self.scheduler.num_waiting == len(self.waiting)
+        assert self.scheduler.num_running == len(self.resident) <= self.limit
+        assert self.scheduler.has_work == bool(self.live or self.owed)
+        if not self.flights and not self.owed:
+            assert set(self.held) <= set(self.resident)
+
+    def drain(self) -> None:
+        """Without further arrivals everything ends, and no tick is idle: each one advances a program."""
+        while self.flights:
+            if self.flights[0].result is None:
+                self.execute()
+            self.answer()
+        budget = 1 + sum((MAX_RETRIES + 1) * (1 + len(known.program.keys)) for known in self.live.values())
+        for _ in range(budget):
+            if not self.scheduler.has_work:
+                break
+            self.schedule()
+            self.execute()
+            self.answer()
+            self.check()
+        assert not self.scheduler.has_work
+        assert not self.live
+        assert not self.held, "the worker is empty"
+
+
+def true_key(shape: int) -> str:
+    """The observed key of a shape in a stable world; two guesses share each."""
+    return f"key{shape // 2}"
