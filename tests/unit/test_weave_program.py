@@ -237,3 +237,17 @@ def test_order_is_learned_and_never_deadlocks():
 def test_denoisers_by_name():
     assert all(map(is_denoiser, ["transformer", "unet", "transformer_2", "controlnet", "prior", "prior_pipe.prior"]))
     assert not any(map(is_denoiser, ["text_encoder_2", "vae", "image_encoder", "vqgan", "decoder_pipe.text_encoder"]))
+
+
+def test_a_program_without_steps_goes_on_in_the_next_tick():
+    """Nobody waits for a loop that reports no steps: it is given a bounded number of calls a tick."""
+    from steploom.weave.hub import CALLS_PER_TICK, Hub
+
+    made = program(lambda: sum(ask(torch.ones(1, 2)).sum().item() for _ in range(2 * CALLS_PER_TICK + 1)))
+    hub, ticks = Hub(0), 0
+    while not made.done:
+        hub.tick([made])
+        ticks += 1
+    assert made.error is None
+    assert made.output == 2 * (2 * CALLS_PER_TICK + 1)
+    assert ticks == 3

@@ -63,16 +63,27 @@ class Hub:
         with torch.no_grad():  # not inference_mode: pipelines update in place what the hub returned
             for program in programs:
                 program.shared_with, program.calls_made, program.last_module = [], {}, None
+                program.step_end = None
                 if program.call is None:
                     self._resume(program)
-            while group := self._next_group(programs):
-                self._run(group)
-                for program, _ in group:
-                    self._resume(program)
+            self._advance(programs, denoise=True)
+            # After its last step a program decodes in the same tick: it would only take a place in the next one.
+            finishing = [p for p in programs if p.step_end is not None and p.phase == "decode"]
+            for program in finishing:
+                self._resume(program)
+            self._advance(finishing, denoise=False)
+
+    def _advance(self, programs: Sequence[Program], *, denoise: bool) -> None:
+        """Runs what the programs wait for until none waits for anything that may run in this tick."""
+        while group := self._next_group(programs, denoise):
+            self._run(group)
+            for program, _ in group:
+                self._resume(program)
 
     def _resume(self, program: Program) -> None:
         """Runs the program's own code up to its next stop."""
         answer, fault, program.answer, program.fault = program.answer, program.fault, None, None
+        steps = program.steps
         program.resume(answer, fault)
         if program.call is not None:
             name = program.call.target.name
@@ -81,12 +92,16 @@ class Hub:
             program.last_module = name
             if program.phase == "encode" and is_denoiser(name):
                 program.enter("denoise")
-        elif program.step_end is not None:
+        elif program.steps > steps:
             program.enter("decode" if program.steps == program.watcher.total_steps else "denoise")
 
-    def _next_group(self, programs: Sequence[Program]) -> Group:
+    def _next_group(self, programs: Sequence[Program], denoise: bool) -> Group:
         """The pending calls of one module that no other scheduled program can still join in this tick."""
-        pending = [(p, p.call) for p in programs if p.call and p.calls_made[p.call.target.name] <= CALLS_PER_TICK]
+        pending = [
+            (p, p.call) for p in programs if p.call and p.calls_made.get(p.call.target.name, 0) <= CALLS_PER_TICK
+        ]
+        if not denoise:
+            pending = [(program, call) for program, call in pending if not is_denoiser(call.target.name)]
         if not pending:
             return []
         name = self._order.first({call.target.name for _, call in pending})

@@ -30,7 +30,7 @@ class Program:
     """The suspended pipeline call of one request.
 
     Drive it from the hub only: :meth:`resume` runs the pipeline's own code until it needs a module (``call`` is set),
-    has ended a step (``step_end`` is set), or is over (``done``, with ``output`` or ``error``).
+    has ended a step (``steps`` grows), or is over (``done``, with ``output`` or ``error``).
 
     Args:
         name: For messages.
@@ -39,6 +39,7 @@ class Program:
         doubled: Ways of asking for the same with twice the samples, for probing axes.
 
     Attributes:
+        step_end: The step that ended in this tick, if one did.
         answer: What the hub found for ``call``.
         fault: What the hub's attempt at ``call`` raised.
         batch_key: What its last denoiser call shared with those that it could be merged with.
@@ -81,7 +82,7 @@ class Program:
 
     def resume(self, value: Any = None, error: BaseException | None = None) -> None:
         """Runs the program until it stops again; ``value`` or ``error`` answers the call that it waits for."""
-        self.call = self.step_end = None
+        self.call = None
         first = not self._greenlet.gr_frame and not self._greenlet.dead
         try:
             if error is not None:
