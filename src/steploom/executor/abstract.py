@@ -1,0 +1,131 @@
+"""DiffusionExecutor: the contract between an engine and whatever executes its ticks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from steploom.config import EngineConfig
+from steploom.errors import EngineError
+from steploom.protocol import PipelineInfo, RunnerOutput, SchedulerOutput
+from steploom.requests import DiffusionOutput, DiffusionRequest
+
+ProgressCallback = Callable[[str], None]
+"""Is told lines about loading, in the engine's event loop."""
+
+
+class DiffusionExecutor(ABC):
+    """Carries the engine's decisions to the workers and brings their answers back.
+
+    Subclass it to execute elsewhere, and give the class (or ``"pkg.module.Class"``) as
+    ``EngineConfig.distributed_executor_backend``. All methods run in the event loop that called :meth:`start`. None may
+    leave a task behind; :meth:`wait_failed` is awaited by a task of the engine's own.
+
+    Args:
+        config: The engine's settings.
+        pipeline: A pipeline that the application has (``from_pipeline``); only for execution in this process.
+    """
+
+    granularity: ClassVar[Literal["step", "request"]] = "step"
+    """``"step"``: the engine sends ticks to :meth:`execute_step`. ``"request"``: it sends whole requests to
+    :meth:`execute_model` and nothing else, for systems that batch by themselves."""
+
+    def __init__(self, config: EngineConfig, pipeline: Any = None) -> None:
+        self.config = config
+        self.pipeline = pipeline
+
+    async def start(self, on_progress: ProgressCallback | None = None) -> PipelineInfo:
+        """Brings the workers up.
+
+        Args:
+            on_progress: Is told what the workers are doing meanwhile.
+
+        Returns:
+            What the loaded pipeline accepts.
+
+        Raises:
+            ConfigError: A setting is wrong.
+            EngineError: The model cannot be loaded, or not within ``start_timeout_s``. Nothing is left running.
+        """
+        return await self._init_executor(on_progress or _ignore)
+
+    @abstractmethod
+    async def _init_executor(self, on_progress: ProgressCallback) -> PipelineInfo:
+        """What :meth:`start` does; cleans up after itself if it raises."""
+
+    async def execute_step(self, output: SchedulerOutput) -> RunnerOutput:
+        """Executes one tick. Up to two may be in flight; they are answered in order.
+
+        Raises:
+            WorkerDied: The worker ended before it answered.
+            TickTimeout: It did not answer within ``tick_timeout_s``.
+            EngineError: The executor is closed, or the runner itself failed.
+        """
+        raise EngineError(f"{type(self).__name__} does not execute steps; its granularity is {self.granularity!r}")
+
+    async def execute_model(self, requests: list[DiffusionRequest]) -> list[DiffusionOutput]:
+        """Executes whole requests; one output for each, in their order, ``error`` set where one failed.
+
+        Called concurrently as requests arrive. Cancelling it should cancel them.
+        """
+        raise EngineError(f"{type(self).__name__} does not execute whole requests; use execute_step")
+
+    async def add_requests(self, requests: list[DiffusionRequest]) -> list[DiffusionOutput]:
+        """Adds whole requests to those that run and waits for them: :meth:`execute_model`, one call per request."""
+        return [output for request in requests for output in await self.execute_model([request])]
+
+    @abstractmethod
+    async def collective_rpc(
+        self,
+        method: str,
+        timeout: float | None = None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        unique_reply_rank: int | None = None,
+    ) -> Any:
+        """Calls a method of every worker between two ticks.
+
+        Args:
+            method: Its name.
+            timeout: Seconds from here until the answer is here. A call that has not begun by then never begins.
+            args: Positional arguments.
+            kwargs: Keyword arguments.
+            unique_reply_rank: Whose answer is wanted; None: a list of all, by rank.
+
+        Raises:
+            TimeoutError: ``timeout`` passed.
+            SteploomError: What the method raised; exceptions that are not of this library become
+                :class:`~steploom.errors.GenerationFailed` with their text and traceback.
+        """
+
+    async def check_health(self) -> None:
+        """Returns if every worker answers between two ticks.
+
+        Raises:
+            EngineError: One does not, or is dead.
+        """
+        try:
+            await self.collective_rpc("ping", timeout=self.config.tick_timeout_s)
+        except TimeoutError:
+            raise EngineError(f"a worker did not answer within tick_timeout_s={self.config.tick_timeout_s}") from None
+
+    async def sleep(self, level: int = 1) -> None:
+        """Frees the devices: weights go to host memory (level 1) or are dropped (level 2)."""
+        await self.collective_rpc("sleep", args=(level,))
+
+    async def wake_up(self) -> None:
+        """Brings the weights back."""
+        await self.collective_rpc("wake_up")
+
+    @abstractmethod
+    async def wait_failed(self) -> EngineError:
+        """Returns why this executor cannot go on, when that happens; never returns while it can."""
+
+    @abstractmethod
+    async def shutdown(self) -> None:
+        """Ends the workers, whatever they do, and leaves nothing behind. Idempotent, bounded in time."""
+
+
+def _ignore(line: str) -> None:
+    pass

@@ -1,0 +1,174 @@
+"""MultiprocExecutor: worker processes on this machine, over local sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+import weakref
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import anyio
+import anyio.to_thread
+import msgspec
+import zmq
+
+from steploom import codec
+from steploom.config import EngineConfig
+from steploom.errors import ConfigError, EngineError, EngineNotRunning, InvalidRequest, ProtocolError, WorkerDied
+from steploom.executor.abstract import ProgressCallback
+from steploom.executor.channel import Channel, ChannelExecutor
+from steploom.executor.process import GRACE_S, WorkerProcess
+from steploom.executor.transport import WorkerSocket
+from steploom.protocol import ErrorInfo, NewRequest, PipelineInfo, RequestReport, RunnerOutput, SchedulerOutput
+from steploom.worker.messages import Close, Command
+from steploom.worker.process import LAST_WORDS
+from steploom.worker.serving import DEFAULT_RUNNER
+
+LONGEST_ADDRESS = 100
+"""Bytes of a socket's path that every system takes."""
+LAST_WORDS_S = 1.0
+"""How long the last words of a worker that has ended may be on their way."""
+
+logger = logging.getLogger("steploom.worker")
+
+
+class MultiprocExecutor(ChannelExecutor):
+    """Executes ticks in a worker process: the event loop never waits for Python code of the device's.
+
+    The process is started as ``python -m steploom.worker``, so a script needs no ``__main__`` guard. It ends when this
+    process does, however that ends. What it prints goes to the logger ``steploom.worker`` (INFO), the last lines also
+    into :class:`~steploom.errors.WorkerDied`.
+    """
+
+    runner: ClassVar[str] = DEFAULT_RUNNER
+    """Factory of the workers' runner as ``"pkg.module:name"``; a subclass can put its own here."""
+
+    def __init__(self, config: EngineConfig, pipeline: Any = None) -> None:
+        super().__init__(config, pipeline)
+        if pipeline is not None:
+            raise ConfigError("distributed_executor_backend='mp': a pipeline object cannot travel; use 'inproc'")
+        if config.data_parallel_size != 1:
+            raise ConfigError(f"data_parallel_size={config.data_parallel_size}: 'mp' has one worker; use 1")
+        self._folder = ""
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._workers: list[_Worker] = []
+        self._closed: anyio.Event | None = None
+
+    async def _init_executor(self, on_progress: ProgressCallback) -> PipelineInfo:
+        if self._context is not None or self._closed is not None:
+            raise EngineNotRunning("an executor starts once; make a new one")
+        self._context = zmq.Context()
+        self._folder = _private_folder()
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # also if nobody calls shutdown
+        for rank in range(self.config.data_parallel_size):
+            worker = _Worker(rank, self.config, self._context, f"{self._folder}/worker-{rank}", self.runner)
+            self._workers.append(worker)
+            self._channels.append(worker.channel)
+            await worker.start()
+        ready = await self._ready(on_progress)
+        for worker, answer in zip(self._workers, ready, strict=True):
+            worker.welcome(tuple(answer.packages))
+        return ready[0].info
+
+    async def execute_step(self, output: SchedulerOutput) -> RunnerOutput:
+        """Executes one tick; a request that cannot travel fails alone. See :meth:`DiffusionExecutor.execute_step`."""
+        try:
+            return await super().execute_step(output)
+        except InvalidRequest:
+            fit, refused = self._sort(output)
+            answer = await super().execute_step(fit)
+            answer.reports.extend(refused)
+            return answer
+
+    def _sort(self, output: SchedulerOutput) -> tuple[SchedulerOutput, list[RequestReport]]:
+        """``output`` with the new requests that can travel, and the failures of the others."""
+        fit: list[NewRequest] = []
+        refused: list[RequestReport] = []
+        for new in output.scheduled_new_reqs:
+            try:
+                codec.check_request(new.request, packages=self._workers[0].socket.packages)
+                fit.append(new)
+            except InvalidRequest as error:
+                refused.append(RequestReport(run_id=new.run_id, phase="done", finished=True, error=ErrorInfo.of(error)))
+        return msgspec.structs.replace(output, scheduled_new_reqs=fit), refused
+
+    async def shutdown(self) -> None:
+        """Ends the worker, by force if it must; see :meth:`DiffusionExecutor.shutdown`."""
+        with anyio.CancelScope(shield=True):
+            if self._closed is not None:
+                await self._closed.wait()
+                return
+            self._closed = anyio.Event()
+            self._channels = []
+            async with anyio.create_task_group() as group:
+                for worker in self._workers:
+                    group.start_soon(worker.stop)
+            if self._context is not None:
+                self._context.term()
+            if self._folder:
+                shutil.rmtree(self._folder, ignore_errors=True)
+            self._closed.set()
+
+
+class _Worker:
+    """One worker: its process, its socket, and the channel that they carry."""
+
+    def __init__(
+        self, rank: int, config: EngineConfig, context: zmq.Context[zmq.Socket[bytes]], address: str, runner: str
+    ) -> None:
+        self.rank = rank
+        self.channel = Channel(rank, config, self._send)
+        self.process = WorkerProcess(rank, address, runner, partial(logger.info, "worker %d: %s", rank))
+        self.socket = WorkerSocket(context, address, self.channel.receive, self._damaged)
+
+    def _send(self, command: Command) -> None:
+        self.socket.send(command)
+
+    async def start(self) -> None:
+        await anyio.to_thread.run_sync(self.process.spawn)
+        self.process.watch(self._exited)
+
+    def welcome(self, packages: tuple[str, ...]) -> None:
+        """It has loaded: dataclasses of ``packages`` may travel."""
+        self.socket.packages = packages
+
+    def _damaged(self, error: ProtocolError) -> None:
+        message = f"worker {self.rank}: {error}"
+        self.channel.fail(lambda: ProtocolError(message))
+        self.process.kill()
+
+    def _exited(self) -> None:
+        """The process is gone. If it left last words, they say more than its exit code."""
+        if self.process.exitcode == LAST_WORDS:
+            asyncio.get_running_loop().call_later(LAST_WORDS_S, self._died)
+        else:
+            self._died()
+
+    def _died(self) -> None:
+        rank, exitcode, lines = self.rank, self.process.exitcode, self.process.last_lines
+        self.channel.fail(lambda: WorkerDied(rank, exitcode, lines))
+
+    async def stop(self) -> None:
+        """Ends it: in order if it can hear, else by force."""
+        hears = self.channel.failure is None and self.channel.loaded
+        if hears:
+            with contextlib.suppress(EngineError):
+                self.socket.send(Close())
+        self.channel.fail(lambda: EngineNotRunning("the engine was closed"))
+        await self.process.end(GRACE_S if hears else 0.0)
+        self.socket.close()
+
+
+def _private_folder() -> str:
+    """A new folder that only this user can enter, with a path short enough for sockets."""
+    folder = tempfile.mkdtemp(prefix="steploom-")
+    if len(os.fsencode(folder)) + len("/worker-000") <= LONGEST_ADDRESS:
+        return folder
+    Path(folder).rmdir()
+    return tempfile.mkdtemp(prefix="steploom-", dir="/tmp")

@@ -1,0 +1,159 @@
+"""One worker process as the engine's process sees it: started, watched, listened to, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+
+from steploom.config import worker_environment
+from steploom.errors import ConfigError
+
+GRACE_S = 5.0
+"""How long a worker that was told to close may take, a tick in flight included."""
+TERM_S = 2.0
+"""How long it may take after SIGTERM; then it is killed."""
+LAST_LINES = 40
+"""Lines of its output that are kept for :class:`~steploom.errors.WorkerDied`."""
+
+
+class WorkerProcess:
+    """A worker process. Its methods run in one event loop, except :meth:`spawn`.
+
+    Args:
+        rank: Which worker.
+        address: Path of the socket that it is to connect to.
+        runner: Name of its runner's factory.
+        on_line: Is told each line that it prints.
+
+    Attributes:
+        exited: Set when it is gone and ``exitcode`` is known.
+        exitcode: Minus the signal's number if a signal ended it.
+    """
+
+    def __init__(self, rank: int, address: str, runner: str, on_line: Callable[[str], None]) -> None:
+        self.rank = rank
+        self.exited = anyio.Event()
+        self.exitcode: int | None = None
+        self._address = address
+        self._runner = runner
+        self._on_line = on_line
+        self._lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._partial = b""
+        self._process: subprocess.Popen[bytes] | None = None
+        self._end_fd = -1
+
+    @property
+    def last_lines(self) -> str:
+        """What it printed last."""
+        return "\n".join(self._lines)
+
+    def spawn(self) -> None:
+        """Starts the process; may be called in another thread than the loop's, since it takes milliseconds.
+
+        It leads its own session: Ctrl-C in a terminal reaches the engine's process, which then ends the worker in
+        order. It sees the same import path, so that a script's own modules can extend it.
+
+        Raises:
+            ConfigError: There is no interpreter to start it with.
+        """
+        if not sys.executable:
+            raise ConfigError("distributed_executor_backend='mp': sys.executable is empty; use 'inproc'")
+        environment = worker_environment()
+        environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
+        command = [sys.executable, "-P", "-m", "steploom.worker", self._address, "--runner", self._runner]
+        alive: int | None = None
+        if not hasattr(os, "pidfd_open"):
+            self._end_fd, alive = os.pipe()
+            command += ["--alive-fd", str(alive)]
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+                pass_fds=() if alive is None else (alive,),
+            )
+        finally:
+            if alive is not None:
+                os.close(alive)
+
+    def watch(self, on_exit: Callable[[], None]) -> None:
+        """Begins to listen to its output, and calls ``on_exit`` as soon as it has ended."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        loop = asyncio.get_running_loop()
+        output = self._process.stdout.fileno()
+        os.set_blocking(output, False)
+        loop.add_reader(output, self._read, output)
+        if self._end_fd < 0:
+            # not reaped yet, so the id is still its own, even if it has ended
+            self._end_fd = os.pidfd_open(self._process.pid)
+        loop.add_reader(self._end_fd, self._ended, loop, on_exit)
+
+    def _read(self, output: int) -> None:
+        """Takes what it has printed, so that it never waits for a reader."""
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(output, 65536):
+                *lines, self._partial = (self._partial + chunk).split(b"\n")
+                for line in lines:
+                    self._hear(line)
+                if len(self._partial) > 65536:
+                    self._partial = self._partial[-4096:]
+            asyncio.get_running_loop().remove_reader(output)
+
+    def _hear(self, line: bytes) -> None:
+        text = line.decode(errors="replace").rstrip().rpartition("\r")[2]  # of a progress bar its last state
+        if text:
+            self._lines.append(text)
+            self._on_line(text)
+
+    def _ended(self, loop: asyncio.AbstractEventLoop, on_exit: Callable[[], None]) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        assert self._process.stdin is not None
+        loop.remove_reader(self._end_fd)
+        os.close(self._end_fd)
+        output = self._process.stdout.fileno()
+        self._read(output)
+        self._hear(self._partial)
+        loop.remove_reader(output)
+        # what it has started (compilers) ends with it; before it is reaped, so that the group's id is still its own
+        self._signal(signal.SIGKILL)
+        self.exitcode = self._process.wait()
+        self._process.stdout.close()
+        self._process.stdin.close()
+        self.exited.set()
+        on_exit()
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Sends a signal to it and whatever it has started."""
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        if self._process is not None and not self.exited.is_set():
+            self._signal(signal.SIGKILL)
+
+    async def end(self, grace_s: float) -> None:
+        """Returns when it is gone: by itself within ``grace_s``, else by SIGTERM, else by SIGKILL."""
+        if self._process is None:
+            return
+        for seconds, number in ((grace_s, signal.SIGTERM), (TERM_S, signal.SIGKILL)):
+            with anyio.move_on_after(seconds):
+                await self.exited.wait()
+                return
+            self._signal(number)
+        await self.exited.wait()

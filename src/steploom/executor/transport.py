@@ -1,0 +1,99 @@
+"""The engine's end of the socket to one worker, in the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import zmq
+
+from steploom import codec
+from steploom.errors import EngineError, ProtocolError
+from steploom.worker.messages import Answer, Command, ToEngine, ToWorker
+
+
+class WorkerSocket:
+    """A ZMQ socket served by the event loop's readers: no task, no thread of ours.
+
+    Messages without payload are decoded in the loop. Those with tensors or images are decoded in a thread of the loop's
+    pool, one at a time and in order: the first image imports PIL, and a video takes tens of milliseconds.
+
+    Args:
+        context: ZMQ's.
+        address: Path of the socket, in a folder that only this user can enter.
+        on_answer: Takes each message.
+        on_damage: Is told when a message cannot be decoded.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        address: str,
+        on_answer: Callable[[Answer], None],
+        on_damage: Callable[[ProtocolError], None],
+    ) -> None:
+        self.packages: tuple[str, ...] = codec.PACKAGES
+        self._on_answer = on_answer
+        self._on_damage = on_damage
+        self._decoding = False
+        self._loop = asyncio.get_running_loop()
+        self._socket = context.socket(zmq.PAIR)
+        self._socket.linger = 0
+        self._socket.bind(f"ipc://{address}")
+        self._fd = self._socket.fileno()
+        self._loop.add_reader(self._fd, self._drain)
+
+    def send(self, command: Command) -> None:
+        """Sends ``command`` without waiting.
+
+        Raises:
+            InvalidRequest: Something in it cannot travel; nothing was sent.
+            EngineError: The worker takes nothing any more.
+        """
+        try:
+            self._socket.send_multipart(
+                codec.encode(ToWorker(command), packages=self.packages), zmq.NOBLOCK, copy=False
+            )
+        except zmq.Again:
+            raise EngineError("the worker takes no messages any more") from None
+        # ZMQ's descriptor tells of changes only, and sending may have swallowed the news of a message
+        if int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            self._loop.call_soon(self._drain)
+
+    def _drain(self) -> None:
+        """Takes all messages that have arrived."""
+        while not self._decoding and not self._socket.closed:
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            buffers = [frame.buffer for frame in frames]
+            if len(buffers) == 1:
+                self._deliver(self._decode(buffers))
+            else:
+                self._decoding = True
+                self._loop.run_in_executor(None, self._decode, buffers).add_done_callback(self._resume)
+
+    def _decode(self, buffers: list[memoryview]) -> Answer | ProtocolError:
+        try:
+            return codec.decode(buffers, ToEngine, packages=self.packages).answer
+        except ProtocolError as error:
+            return error
+
+    def _resume(self, done: asyncio.Future[Answer | ProtocolError]) -> None:
+        self._decoding = False
+        if not self._socket.closed and not done.cancelled():
+            self._deliver(done.result())
+            self._drain()
+
+    def _deliver(self, answer: Answer | ProtocolError) -> None:
+        if isinstance(answer, ProtocolError):
+            self._on_damage(answer)
+        else:
+            self._on_answer(answer)
+
+    def close(self) -> None:
+        """Stops listening."""
+        if not self._socket.closed:
+            self._loop.remove_reader(self._fd)
+            self._socket.close()

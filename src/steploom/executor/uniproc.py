@@ -1,0 +1,121 @@
+"""InprocExecutor: the runner on one thread of this process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from typing import Any, ClassVar
+
+import anyio
+import msgspec
+
+from steploom.config import EngineConfig
+from steploom.errors import ConfigError, EngineNotRunning
+from steploom.executor.abstract import ProgressCallback
+from steploom.executor.channel import Channel, ChannelExecutor
+from steploom.protocol import PipelineInfo
+from steploom.worker.messages import Answer, Call, Close, Command, Progress, Ready, Tick
+from steploom.worker.serving import DEFAULT_RUNNER, Inbox, RunnerLike, fatal, obey, runner_factory
+
+SHUTDOWN_S = 30.0
+"""How long :meth:`InprocExecutor.shutdown` waits for a tick in flight: a thread cannot be killed."""
+
+logger = logging.getLogger(__name__)
+
+
+class InprocExecutor(ChannelExecutor):
+    """Executes ticks in a thread of this process, which makes the runner, uses it and closes it.
+
+    Nothing is copied: generators, callbacks and tensors pass as they are. The device work holds Python's lock now and
+    then, so the event loop is less smooth than with a worker process, and a crash of native code ends the application.
+    """
+
+    runner: ClassVar[str] = DEFAULT_RUNNER
+    """Factory of the runner as ``"pkg.module:name"``, where no pipeline is given."""
+
+    def __init__(self, config: EngineConfig, pipeline: Any = None) -> None:
+        super().__init__(config, pipeline)
+        if config.data_parallel_size != 1:
+            raise ConfigError(f"data_parallel_size={config.data_parallel_size}: the in-process executor has one worker")
+        self._inbox = _ThreadInbox()
+        self._thread: threading.Thread | None = None
+        self._ended: anyio.Event | None = None
+
+    async def _init_executor(self, on_progress: ProgressCallback) -> PipelineInfo:
+        if self._thread is not None:
+            raise EngineNotRunning("an executor starts once; make a new one")
+        channel = Channel(0, self.config, self._inbox.put)
+        self._channels = [channel]
+        self._ended = anyio.Event()
+        arguments = (asyncio.get_running_loop(), channel, self._ended)
+        self._thread = threading.Thread(target=self._work, args=arguments, name="steploom-runner", daemon=True)
+        self._thread.start()
+        (ready,) = await self._ready(on_progress)
+        return ready.info
+
+    def _work(self, loop: asyncio.AbstractEventLoop, channel: Channel, ended: anyio.Event) -> None:
+        """The thread: everything that touches the device happens here."""
+
+        def say(answer: Answer) -> None:
+            loop.call_soon_threadsafe(channel.receive, answer)
+
+        try:
+            try:
+                self._serve(say)
+            except BaseException as error:  # noqa: BLE001 - the thread's boundary: the engine hears of it
+                say(fatal(error))
+            loop.call_soon_threadsafe(ended.set)
+        except RuntimeError:
+            logger.warning("the event loop was closed before the engine; its runner has ended")
+
+    def _serve(self, say: Any) -> None:
+        runner = self._make_runner(say)
+        try:
+            say(Ready(msgspec.structs.replace(runner.info, in_process=True)))
+            while not isinstance(command := self._inbox.take(), Close):
+                say(obey(runner, command))
+                del command
+        finally:
+            runner.close()
+
+    def _make_runner(self, say: Any) -> RunnerLike:
+        if self.pipeline is None:
+            return runner_factory(self.runner)(self.config, lambda line: say(Progress(line)))
+        from steploom.worker.runner import Runner  # imports torch
+
+        return Runner.from_pipeline(self.pipeline, self.config)
+
+    async def shutdown(self) -> None:
+        """Ends the thread after the tick in flight; see :meth:`DiffusionExecutor.shutdown`."""
+        for channel in self._channels:
+            channel.fail(lambda: EngineNotRunning("the engine was closed"))
+        self._channels = []
+        if self._thread is None or self._ended is None:
+            return
+        self._inbox.put(Close())
+        with anyio.move_on_after(SHUTDOWN_S, shield=True):
+            await self._ended.wait()
+        if not self._ended.is_set():
+            logger.warning("the runner's thread still works after %s s; it ends after its tick", SHUTDOWN_S)
+
+
+class _ThreadInbox:
+    """An :class:`Inbox` that one thread fills and another empties. Bounded by the executor's slots."""
+
+    def __init__(self) -> None:
+        self._inbox = Inbox()
+        self._filled = threading.Condition()
+
+    def put(self, command: Command) -> None:
+        """Adds a command; never waits for the device."""
+        with self._filled:
+            self._inbox.put(command)
+            self._filled.notify()
+
+    def take(self) -> Tick | Call | Close:
+        """The next command, when there is one."""
+        with self._filled:
+            while self._inbox.empty:
+                self._filled.wait()
+            return self._inbox.next()

@@ -1,0 +1,122 @@
+"""What an executor and one worker say to each other, around the structs of :mod:`steploom.protocol`.
+
+A worker process says :class:`Hello`, is told its :class:`Configure`, reports :class:`Progress` while it loads and
+:class:`Ready` when it has. From then on it answers each :class:`Tick` with :class:`Ticked` and each :class:`Call` with
+:class:`Returned`, until it is told to :class:`Close`. A worker that cannot go on says why with :class:`Fatal`.
+A worker thread of the in-process executor takes and gives the same messages as objects.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import msgspec
+
+from steploom.config import EngineConfig
+from steploom.protocol import PROTOCOL_VERSION, ErrorInfo, PipelineInfo, RunnerOutput, SchedulerOutput
+
+
+class Hello(msgspec.Struct, frozen=True, tag=True):
+    """The worker's first message, before it has imported anything heavy. Its form never changes."""
+
+    version: int = PROTOCOL_VERSION
+
+
+class Configure(msgspec.Struct, frozen=True, tag=True):
+    """The engine's first message: the fields of its :class:`~steploom.config.EngineConfig`."""
+
+    config: dict[str, Any]
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> Configure:
+        """``config`` as a message. Classes (they stay with the engine) are replaced by their names."""
+        fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+        return cls({name: value.__qualname__ if isinstance(value, type) else value for name, value in fields.items()})
+
+    def restore(self) -> EngineConfig:
+        """The configuration.
+
+        Raises:
+            ConfigError: A value is out of range.
+            TypeError: A field is unknown.
+        """
+        return EngineConfig(**self.config)
+
+
+class Tick(msgspec.Struct, frozen=True, tag=True):
+    """Execute one tick."""
+
+    output: SchedulerOutput
+
+
+class Call(msgspec.Struct, frozen=True, tag=True):
+    """Call a method of the runner between two ticks."""
+
+    call: int
+    method: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+
+
+class Withdraw(msgspec.Struct, frozen=True, tag=True):
+    """Nobody waits for this call any more: do not begin it."""
+
+    call: int
+
+
+class Close(msgspec.Struct, frozen=True, tag=True):
+    """Unwind all programs and end."""
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """A line about loading. In a tick: the worker warms up, so the tick's clock stops."""
+
+    line: str
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The model is loaded; dataclasses of ``packages`` may travel from now on."""
+
+    info: PipelineInfo
+    packages: list[str] = []
+
+
+class Ticked(msgspec.Struct, frozen=True, tag=True):
+    """The answer to a tick; ``error`` is set if the runner itself failed."""
+
+    tick: int
+    output: RunnerOutput | None = None
+    error: ErrorInfo | None = None
+
+
+class Returned(msgspec.Struct, frozen=True, tag=True):
+    """The answer to a call."""
+
+    call: int
+    result: Any = None
+    error: ErrorInfo | None = None
+
+
+class Fatal(msgspec.Struct, frozen=True, tag=True):
+    """The worker ends, and why."""
+
+    error: ErrorInfo
+
+
+Command = Configure | Tick | Call | Withdraw | Close
+"""What a worker is told."""
+Answer = Hello | Progress | Ready | Ticked | Returned | Fatal
+"""What a worker says."""
+
+
+class ToWorker(msgspec.Struct, frozen=True):
+    """A command on the wire. (msgspec remembers how to decode a struct; a bare union it would study each time.)"""
+
+    command: Command
+
+
+class ToEngine(msgspec.Struct, frozen=True):
+    """An answer on the wire."""
+
+    answer: Answer

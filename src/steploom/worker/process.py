@@ -1,0 +1,183 @@
+"""The worker process: one thread that owns the device and serves one engine over one socket.
+
+Started as ``python -m steploom.worker`` by :class:`steploom.executor.MultiprocExecutor`. Its standard input is a pipe
+that the engine's process holds open and never writes to: its end is the end of the engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import zmq
+
+from steploom import codec
+from steploom.errors import InvalidRequest, ProtocolError
+from steploom.protocol import RequestReport
+from steploom.worker.messages import (
+    Answer,
+    Close,
+    Command,
+    Configure,
+    Hello,
+    Progress,
+    Ready,
+    Ticked,
+    ToEngine,
+    ToWorker,
+)
+from steploom.worker.serving import Inbox, RunnerLike, describe, fatal, obey, refusal, runner_factory
+
+LAST_WORDS = 70
+"""Exit code of a worker that has said why it ends."""
+LINGER_MS = 2000
+"""How long last words may take to be delivered."""
+
+
+class EngineLink:
+    """The worker's end of the socket.
+
+    Args:
+        address: Path of the engine's socket.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.packages: tuple[str, ...] = codec.PACKAGES
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.PAIR)
+        self._socket.linger = LINGER_MS
+        self._socket.connect(f"ipc://{address}")
+
+    def send(self, answer: Answer) -> None:
+        """Sends ``answer``.
+
+        Raises:
+            InvalidRequest: Something in it cannot travel; nothing was sent.
+        """
+        self._socket.send_multipart(codec.encode(ToEngine(answer), packages=self.packages), copy=False)
+
+    def receive(self, *, wait: bool) -> Command | None:
+        """The next command; without ``wait`` None if none has arrived.
+
+        Raises:
+            ProtocolError: It is none.
+        """
+        try:
+            frames = self._socket.recv_multipart(0 if wait else zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
+        return codec.decode([frame.buffer for frame in frames], ToWorker, packages=self.packages).command
+
+    def close(self) -> None:
+        """Delivers what was sent, then closes."""
+        self._socket.close()
+        self._context.term()
+
+
+def run(address: str, runner: str) -> int:
+    """Serves the engine behind ``address`` until it says so.
+
+    Args:
+        address: Path of its socket.
+        runner: Name of the factory of the runner.
+
+    Returns:
+        Exit code: 0 if told to close, :data:`LAST_WORDS` if it failed and said so.
+    """
+    link = EngineLink(address)
+    try:
+        _serve(link, runner)
+    except Exception as error:  # noqa: BLE001 - the process boundary: the engine hears of it
+        link.send(fatal(error))
+        return LAST_WORDS
+    finally:
+        link.close()
+    return 0
+
+
+def _serve(link: EngineLink, runner_name: str) -> None:
+    link.send(Hello())
+    configure = link.receive(wait=True)
+    if isinstance(configure, Close):
+        return
+    if not isinstance(configure, Configure):
+        raise ProtocolError(f"a worker is to be configured first, but got {type(configure).__name__}")
+    runner = runner_factory(runner_name)(configure.restore(), lambda line: link.send(Progress(line)))
+    try:
+        link.packages = (*codec.PACKAGES, type(getattr(runner, "pipeline", None)).__module__.partition(".")[0])
+        link.send(Ready(runner.info, list(link.packages)))
+        _obey_all(link, runner)
+    finally:
+        runner.close()
+
+
+def _obey_all(link: EngineLink, runner: RunnerLike) -> None:
+    inbox = Inbox()
+    while True:
+        while (arrived := link.receive(wait=inbox.empty)) is not None:
+            inbox.put(arrived)
+        command = inbox.next()
+        if isinstance(command, Close):
+            return
+        answer = obey(runner, command)
+        try:
+            link.send(answer)
+        except InvalidRequest as error:
+            link.send(_fit(answer, link.packages) if isinstance(answer, Ticked) else refusal(command, error))
+
+
+def _fit(answer: Ticked, packages: Sequence[str]) -> Ticked:
+    """``answer`` with a failure in place of each report that cannot travel: the other requests are not to blame."""
+    assert answer.output is not None
+    reports: list[RequestReport] = []
+    for report in answer.output.reports:
+        try:
+            codec.encode(report, packages=packages)
+            reports.append(report)
+        except InvalidRequest as error:
+            reports.append(RequestReport(run_id=report.run_id, phase="done", finished=True, error=describe(error)))
+    return Ticked(answer.tick, msgspec.structs.replace(answer.output, reports=reports))
+
+
+def end_with_engine(address: str) -> None:
+    """Starts the thread that ends this process, and all that it started, when the engine's process is gone.
+
+    It blocks until standard input ends. Where the system has pidfds it also waits for the parent itself, since a fork
+    of the parent may hold the pipe. Standard input is moved away, so that nobody else reads it.
+
+    Args:
+        address: Path of the socket, removed with its folder since the engine no longer can.
+    """
+    lifeline = os.dup(0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    ends = select.poll()
+    ends.register(lifeline, select.POLLIN | select.POLLHUP)
+    if hasattr(os, "pidfd_open"):
+        with contextlib.suppress(OSError):  # an old kernel; or the parent is gone already, which the pipe tells
+            ends.register(os.pidfd_open(os.getppid()), select.POLLIN)
+
+    def watch() -> None:
+        ends.poll()
+        remove(address)
+        if os.getpgrp() == os.getpid():
+            os.killpg(os.getpid(), signal.SIGKILL)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="steploom-lifeline", daemon=True).start()
+
+
+def remove(address: str) -> None:
+    """Removes the socket and, with the last of them, the folder that holds it."""
+    socket = Path(address)
+    with contextlib.suppress(OSError):
+        socket.unlink()
+    with contextlib.suppress(OSError):
+        socket.parent.rmdir()

@@ -1,0 +1,354 @@
+"""Faults of real processes: whatever dies, hangs or talks nonsense, somebody is told and nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import psutil
+import pytest
+from scripted_runner import Gate
+
+from steploom.config import EngineConfig
+from steploom.errors import InvalidRequest, ProtocolError, WorkerDied
+from steploom.executor import MultiprocExecutor, multiproc, process
+from steploom.protocol import NewRequest, SchedulerOutput
+from steploom.requests import DiffusionRequest
+from steploom.worker.messages import Hello
+
+TESTS = Path(__file__).parents[1]
+
+
+class Scripted(MultiprocExecutor):
+    runner = "scripted_runner:make"
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for sockets, where nothing may be left."""
+    with tempfile.TemporaryDirectory(prefix="s", dir="/tmp") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
+
+
+@pytest.fixture
+async def executor(temporary: Path) -> AsyncIterator[Scripted]:
+    executor = Scripted(EngineConfig())
+    await executor.start()
+    yield executor
+    await executor.shutdown()
+    assert content(temporary) == []
+
+
+def content(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
+async def worker_of(executor: Scripted) -> psutil.Process:
+    return psutil.Process(await executor.collective_rpc("pid", unique_reply_rank=0))
+
+
+async def gone(worker: psutil.Process) -> None:
+    """Returns when the process has ended, whoever its parent is."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        await anyio.to_thread.run_sync(worker.wait, 20)
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    gate = Gate(tmp_path / "gate")
+    yield gate
+    gate.close()
+
+
+def before(gate: Gate, word: str = "hold") -> SchedulerOutput:
+    """A tick that does not end before the gate is opened."""
+    return SchedulerOutput(1, batch_key=f"{word} {gate.path}")
+
+
+async def test_a_killed_idle_worker_is_seen_at_once(executor: Scripted) -> None:
+    worker = await worker_of(executor)
+    worker.kill()
+    error = await executor.wait_failed()
+    assert isinstance(error, WorkerDied)
+    assert (error.rank, error.exitcode) == (0, -signal.SIGKILL)
+    with pytest.raises(WorkerDied):
+        await executor.execute_step(SchedulerOutput(1))
+    with pytest.raises(WorkerDied):
+        await executor.check_health()
+
+
+async def test_a_worker_killed_in_a_tick_fails_all_who_wait(executor: Scripted, gate: Gate) -> None:
+    worker = await worker_of(executor)
+    errors: list[WorkerDied] = []
+
+    async def fails(call: Callable[..., Any], *arguments: Any) -> None:
+        with pytest.raises(WorkerDied) as caught:
+            await call(*arguments)
+        errors.append(caught.value)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(fails, executor.execute_step, before(gate))
+        await gate.reached()
+        group.start_soon(fails, executor.execute_step, SchedulerOutput(2))
+        group.start_soon(fails, executor.collective_rpc, "ping")
+        await anyio.wait_all_tasks_blocked()
+        worker.kill()
+    assert len({id(error) for error in errors}) == 3  # one each: raising the same one twice mixes up tracebacks
+
+
+async def test_last_words_of_a_worker_that_leaves_are_kept(executor: Scripted) -> None:
+    with pytest.raises(WorkerDied, match="about to leave") as caught:
+        await executor.execute_step(SchedulerOutput(1, batch_key="exit 3"))
+    assert caught.value.exitcode == 3
+
+
+async def test_death_is_seen_without_pidfds_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "pidfd_open", raising=False)
+    executor = Scripted(EngineConfig())
+    await executor.start()
+    try:
+        (await worker_of(executor)).kill()
+        error = await executor.wait_failed()
+        assert isinstance(error, WorkerDied)
+        assert error.exitcode == -signal.SIGKILL
+    finally:
+        await executor.shutdown()
+
+
+async def test_what_a_worker_has_started_ends_with_it(executor: Scripted) -> None:
+    child = psutil.Process(await executor.collective_rpc("child", unique_reply_rank=0))
+    (await worker_of(executor)).kill()
+    await executor.wait_failed()
+    await gone(child)
+
+
+@pytest.mark.parametrize("word", ["hold", "hang"])
+async def test_a_worker_that_does_not_listen_is_ended(
+    executor: Scripted, gate: Gate, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multiproc, "GRACE_S", 0.1)
+    monkeypatch.setattr(process, "TERM_S", 0.1)
+    worker = await worker_of(executor)
+    async with anyio.create_task_group() as group:
+        group.start_soon(executor.execute_step, before(gate, word))
+        await gate.reached()
+        group.cancel_scope.cancel()
+    await executor.shutdown()
+    assert not worker.is_running()
+    assert executor._workers[0].process.exitcode == -(signal.SIGTERM if word == "hold" else signal.SIGKILL)
+
+
+async def test_a_worker_that_listens_unwinds_its_programs(executor: Scripted) -> None:
+    await executor.shutdown()
+    assert executor._workers[0].process.exitcode == 0
+
+
+async def test_a_request_that_cannot_travel_fails_alone(executor: Scripted) -> None:
+    new = [
+        NewRequest("bad#0", DiffusionRequest("a", callback_on_step_end=lambda: None)),
+        NewRequest("good#0", DiffusionRequest("a", image=b"image")),
+    ]
+    answer = await executor.execute_step(SchedulerOutput(1, new))
+    good, bad = answer.reports
+    assert (good.run_id, good.output, good.error) == ("good#0", b"image", None)
+    assert bad.finished
+    assert bad.error is not None
+    error = bad.error.exception()
+    assert isinstance(error, InvalidRequest)
+    assert error.field == "callback_on_step_end"
+    assert "params['callback_on_step_end']: a function cannot travel" in str(error)
+
+
+async def test_an_output_that_cannot_travel_fails_alone(executor: Scripted) -> None:
+    new = [NewRequest(f"{name}#0", DiffusionRequest("a")) for name in ("bad", "good")]
+    await executor.execute_step(SchedulerOutput(1, new))
+    answer = await executor.execute_step(SchedulerOutput(2, [], ["bad#0", "good#0"], batch_key="unfit bad#0"))
+    bad, good = answer.reports
+    assert bad.finished
+    assert bad.error is not None
+    assert "cannot travel" in bad.error.message
+    assert (good.output, good.error) == ("fit", None)
+    with pytest.raises(InvalidRequest, match="result: a function cannot travel"):
+        await executor.collective_rpc("function")
+
+
+async def test_a_damaged_message_to_the_engine_is_a_protocol_error(executor: Scripted, gate: Gate) -> None:
+    worker = await worker_of(executor)
+
+    async def fails() -> None:
+        with pytest.raises(ProtocolError, match="worker 0: a message cannot be decoded"):
+            await executor.execute_step(before(gate))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(fails)
+        await gate.reached()
+        socket = executor._workers[0].socket
+        socket._deliver(socket._decode([memoryview(b"\xc1 nonsense")]))
+    assert isinstance(await executor.wait_failed(), ProtocolError)
+    await gone(worker)
+
+
+async def test_a_damaged_message_to_the_worker_is_a_protocol_error(executor: Scripted) -> None:
+    executor._workers[0].socket._socket.send_multipart([b"\xc1 nonsense"])
+    error = await executor.wait_failed()
+    assert isinstance(error, ProtocolError)
+    assert "a message cannot be decoded" in str(error)
+
+
+async def test_another_version_of_the_protocol_is_refused(executor: Scripted) -> None:
+    executor._channels[0].receive(Hello(version=999))
+    with pytest.raises(ProtocolError, match="worker 0 speaks protocol version 999"):
+        await executor.execute_step(SchedulerOutput(1))
+
+
+async def test_a_worker_that_cannot_even_begin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "zmq.py").write_text("raise ImportError('not that zmq')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(WorkerDied, match="not that zmq"):
+        await Scripted(EngineConfig()).start()
+
+
+async def test_the_socket_is_private_and_the_command_line_tells_nothing(temporary: Path) -> None:
+    executor = Scripted(EngineConfig(model="secret-model"))
+    await executor.start()
+    (folder,) = content(temporary)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    worker = await worker_of(executor)
+    assert not any("secret" in part for part in [*worker.cmdline(), *worker.environ().values()])
+    assert os.getsid(worker.pid) == worker.pid
+    await executor.shutdown()
+
+
+async def test_no_library_is_loaded_before_it_is_needed(executor: Scripted) -> None:
+    modules = set(await executor.collective_rpc("modules", unique_reply_rank=0))
+    assert not modules & {"torch", "numpy", "PIL", "diffusers", "pickle5"}
+
+
+SCRIPT = """
+import asyncio, os, sys
+sys.path.insert(0, {tests!r})
+from steploom.config import EngineConfig
+from steploom.executor import MultiprocExecutor
+from steploom.protocol import SchedulerOutput
+
+class Scripted(MultiprocExecutor):
+    runner = "scripted_runner:make"
+
+async def main():
+    executor = Scripted(EngineConfig())
+    try:
+        await executor.start()
+        print(await executor.collective_rpc("pid", unique_reply_rank=0), flush=True)
+        await executor.execute_step(SchedulerOutput(1, batch_key={script!r}))
+        await executor.wait_failed()
+    finally:
+        await executor.shutdown()
+        print("closed", flush=True)
+
+{run}
+"""
+"""An application without a main guard."""
+
+
+@contextlib.contextmanager
+def application(
+    script: str = "", run: str = "asyncio.run(main())"
+) -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
+    """A running application and its worker."""
+    code = SCRIPT.format(tests=str(TESTS), script=script or None, run=run)
+    app = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert app.stdout is not None
+    try:
+        yield app, psutil.Process(int(app.stdout.readline()))
+    finally:
+        app.kill()
+        app.wait()
+        app.stdout.close()
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "in a tick"])
+async def test_a_killed_application_takes_its_worker_along(temporary: Path, gate: Gate, busy: bool) -> None:
+    script = f"hold {gate.path}" if busy else ""
+    with application(script) as (app, worker):
+        if busy:
+            await gate.reached()
+        app.kill()
+        await gone(worker)
+        assert content(temporary) == []
+
+
+@pytest.mark.parametrize("run", ["asyncio.run(main())", "import uvloop; uvloop.run(main())"], ids=["asyncio", "uvloop"])
+async def test_ctrl_c_ends_everything_in_order(temporary: Path, run: str) -> None:
+    with application(run=run) as (app, worker):
+        app.send_signal(signal.SIGINT)
+        assert app.stdout is not None
+        assert app.stdout.read() == "closed\n"
+        app.wait(20)
+        assert not worker.is_running()
+        assert content(temporary) == []
+
+
+async def test_the_worker_ignores_ctrl_c(executor: Scripted) -> None:
+    (await worker_of(executor)).send_signal(signal.SIGINT)
+    assert await executor.collective_rpc("ping") == ["pong"]
+
+
+async def test_an_application_that_forgets_to_close_leaves_nothing(temporary: Path) -> None:
+    run = "loop = asyncio.new_event_loop(); loop.create_task(main()); loop.call_later(1e9, print)\n" + (
+        "import threading, signal\nsignal.signal(signal.SIGTERM, lambda *a: loop.stop())\n"
+        "loop.add_signal_handler(signal.SIGTERM, loop.stop)\nloop.run_forever()\nos._exit(0)"
+    )
+    with application(run=run) as (app, worker):
+        app.terminate()
+        app.wait(20)
+        await gone(worker)
+        assert content(temporary) == []
+
+
+def test_it_works_in_uvloop() -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def main() -> list[Any]:
+        executor = Scripted(EngineConfig())
+        await executor.start()
+        try:
+            await asyncio.gather(*(executor.execute_step(SchedulerOutput(number)) for number in range(1, 50)))
+            return await executor.collective_rpc("echo", args=(b"1" * 1_000_000,))
+        finally:
+            await executor.shutdown()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        ((args, _),) = runner.run(main())
+    assert len(args[0]) == 1_000_000
+
+
+async def test_many_ticks_and_large_messages(executor: Scripted) -> None:
+    """Two in flight all the time, payloads among them: no message is lost, swapped or stuck."""
+    payload = os.urandom(300_000)
+
+    async def ticks() -> None:
+        for number in range(1, 200):
+            new = [NewRequest(f"{number}#0", DiffusionRequest("a", image=payload))] if number % 10 == 0 else []
+            answer = await executor.execute_step(SchedulerOutput(number, new))
+            assert [report.output for report in answer.reports] == [payload] * len(new)
+
+    async def calls() -> None:
+        for number in range(100):
+            assert (await executor.collective_rpc("echo", args=(number, payload)))[0][0] == (number, payload)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ticks)
+        group.start_soon(calls)
