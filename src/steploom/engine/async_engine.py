@@ -1,0 +1,264 @@
+"""AsyncDiffusionEngine: the engine as an asyncio application sees it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+
+from steploom.config import EngineConfig
+from steploom.engine.core import EngineCore
+from steploom.engine.mailbox import fresh
+from steploom.engine.stream import RequestStream
+from steploom.engine.validation import make_config, make_request
+from steploom.errors import ConfigError, EngineError, EngineNotRunning, RequestCancelled
+from steploom.executor import resolve_executor
+from steploom.executor.abstract import ProgressCallback
+from steploom.protocol import PipelineInfo
+from steploom.requests import DiffusionOutput, DiffusionRequest
+
+_NOT_STARTED = "the engine was not started: use `async with engine`, or await engine.start()"
+Prompt = str | list[str] | DiffusionRequest | None
+
+
+class AsyncDiffusionEngine:
+    """Serves one diffusion model to many tasks of one event loop.
+
+    ::
+
+        async with AsyncDiffusionEngine(model="demo") as engine:
+            out = await engine.generate("a red circle", seed=1)
+
+    Concurrent requests, each at its own step, share the model's forward passes. Nothing here ever blocks the event
+    loop, and cancelling a task that waits for a request frees the request's slot by the next step.
+
+    ``async with`` starts and closes; so do :meth:`start` and :meth:`close`, which may be called from different tasks.
+    An engine belongs to the event loop that it was started in. Once closed it can be started again.
+
+    Args:
+        config: Settings; None takes the defaults.
+        overrides: Fields of :class:`~steploom.EngineConfig` that differ from ``config``.
+
+    Raises:
+        ConfigError: A setting is wrong.
+    """
+
+    def __init__(self, config: EngineConfig | None = None, **overrides: Any) -> None:
+        self.config = make_config(config, overrides)
+        self._make_executor = resolve_executor(self.config)
+        self._core: EngineCore | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._owner: asyncio.Task[None] | None = None
+
+    @classmethod
+    def from_pipeline(cls, pipe: Any, **config: Any) -> Self:
+        """An engine for a pipeline that the application has loaded already; always in this process.
+
+        ``pipe`` may be called directly meanwhile, and is as it was before once the engine is closed.
+
+        Args:
+            pipe: A diffusers pipeline.
+            config: Fields of :class:`~steploom.EngineConfig`, but ``model`` and ``distributed_executor_backend``.
+
+        Raises:
+            ConfigError: A setting is wrong.
+        """
+        for name in ("model", "distributed_executor_backend"):
+            if name in config:
+                raise ConfigError(f"{name}={config[name]!r}: from_pipeline runs the given pipeline in this process")
+        engine = cls(distributed_executor_backend="inproc", **config)
+        engine._make_executor = partial(engine._make_executor, pipeline=pipe)
+        return engine
+
+    async def start(self, on_progress: ProgressCallback | None = None) -> Self:
+        """Loads the model and starts to serve. Cancelled, it leaves nothing behind.
+
+        Args:
+            on_progress: Is told, line by line, what is being loaded.
+
+        Raises:
+            ConfigError: A setting is wrong.
+            EngineError: The engine runs already, or a worker could not be started.
+        """
+        if self._core is not None and not self._core.ended.is_set():
+            raise EngineError("the engine runs already: close() it first, or use the running one")
+        core = self._core = EngineCore(self.config, self._make_executor(self.config), on_progress)
+        self._loop = asyncio.get_running_loop()
+        # The one task that is not started by a task group: it owns the engine's group, which has to be entered and left
+        # in one task, while start() and close() may be called from different ones. It ends with close(), which waits
+        # for it, and never raises.
+        self._owner = self._loop.create_task(core.run(), name="steploom engine")
+        try:
+            await core.started.wait()
+        except BaseException:
+            core.stop()
+            await _outlast(core.ended)
+            raise
+        if core.failure is not None:
+            raise fresh(core.failure)
+        core.check_serving()
+        return self
+
+    async def close(self) -> None:
+        """Ends the engine, and returns when nothing of it is left; also if cancelled, which is raised afterwards.
+
+        Requests that are not done raise :class:`~steploom.errors.RequestCancelled` in their waiters. Closing an engine
+        that is not running does nothing.
+
+        Raises:
+            EngineNotRunning: It was started in another event loop.
+        """
+        if self._core is None or self._core.ended.is_set():
+            return
+        self._check_loop()
+        self._core.stop()
+        await _outlast(self._core.ended)
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def info(self) -> PipelineInfo:
+        """The loaded pipeline.
+
+        Raises:
+            EngineNotRunning: The engine has not started.
+        """
+        if self._core is None or self._core.info is None:
+            raise EngineNotRunning(_NOT_STARTED)
+        return self._core.info
+
+    async def generate(self, prompt: Prompt = None, **params: Any) -> DiffusionOutput:
+        """Runs one request. Cancelling the awaiting task frees its slot by the next step.
+
+        Args:
+            prompt: The prompt, or a ready request.
+            params: Our own fields, as :class:`~steploom.DiffusionRequest` lists them; everything else goes to the
+                pipeline's ``__call__`` under diffusers' own names.
+
+        Raises:
+            InvalidRequest: The request does not fit the pipeline or the limits.
+            QueueFull: No place in the waiting queue.
+            DeadlineExceeded: ``timeout`` passed (also a ``TimeoutError``).
+            RequestCancelled: Aborted by :meth:`abort`, or by closing the engine.
+            GenerationFailed: The pipeline raised.
+            EngineError: The engine cannot serve.
+        """
+        async with self.stream(prompt, **params) as run:
+            return await run.result()
+
+    def stream(self, prompt: Prompt = None, **params: Any) -> RequestStream:
+        """The handle of one request, submitted when it is entered, aborted when it is left early.
+
+        Args and raises: as :meth:`generate`, on entering.
+        """
+        return RequestStream(make_request(prompt, params), self._serving)
+
+    async def abort(self, request_id: str) -> bool:
+        """Ends a request: its waiter gets :class:`~steploom.errors.RequestCancelled`.
+
+        Returns:
+            Whether the request was alive.
+
+        Raises:
+            EngineError: The engine cannot serve.
+        """
+        return self._serving().finish(request_id, RequestCancelled(f"request {request_id} was aborted"))
+
+    async def collective_rpc(
+        self,
+        method: str,
+        timeout: float | None = None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        unique_reply_rank: int | None = None,
+    ) -> Any:
+        """Calls a method of every worker, between two ticks, while generations go on.
+
+        Args:
+            method: ``"stats"``, ``"ping"``, or a method of ``EngineConfig.worker_extension``.
+            timeout: Seconds, end to end.
+            args: Positional arguments.
+            kwargs: Keyword arguments.
+            unique_reply_rank: Of this worker only the answer is wanted.
+
+        Returns:
+            The answers by rank, or with ``unique_reply_rank`` that worker's answer.
+
+        Raises:
+            TimeoutError: No answer in time.
+            EngineError: The engine cannot serve.
+        """
+        core = self._serving()
+        rpc = core.executor.collective_rpc
+        return await core.while_alive(partial(rpc, method, timeout, args, kwargs, unique_reply_rank))
+
+    async def check_health(self) -> None:
+        """Returns if the engine and its workers are alive and answer.
+
+        Raises:
+            EngineError: They are not, or do not.
+        """
+        core = self._serving()
+        await core.while_alive(core.executor.check_health)
+
+    async def sleep(self, level: int = 1) -> None:
+        """Moves the weights off the device, once the requests that were accepted are done; new ones are refused.
+
+        Args:
+            level: 1 keeps the weights in host memory, 2 drops them.
+
+        Raises:
+            EngineError: The engine cannot serve, or the worker cannot do that.
+        """
+        await self._serving().fall_asleep(level)
+
+    async def wake_up(self) -> None:
+        """Moves the weights back, and takes requests again.
+
+        Raises:
+            EngineError: The engine cannot serve.
+        """
+        await self._serving().wake_up()
+
+    def _serving(self) -> EngineCore:
+        """The core, if it can serve this caller.
+
+        Raises:
+            EngineNotRunning: Not started, closed, or called from another event loop.
+            EngineDead: A fault ended it.
+        """
+        if self._core is None:
+            raise EngineNotRunning(_NOT_STARTED)
+        self._core.check_serving()
+        self._check_loop()
+        return self._core
+
+    def _check_loop(self) -> None:
+        if asyncio.get_running_loop() is not self._loop:
+            raise EngineNotRunning(
+                "the engine belongs to the event loop that it was started in: start one engine per event loop, or use "
+                "DiffusionEngine, the blocking twin, which any thread may call"
+            )
+
+
+async def _outlast(event: anyio.Event) -> None:
+    """Waits for ``event`` whatever happens; a cancellation meanwhile is raised afterwards, as task groups do."""
+    cancelled: asyncio.CancelledError | None = None
+    with anyio.CancelScope(shield=True):  # Cancel scopes of anyio wait outside; a bare Task.cancel() does not.
+        while not event.is_set():
+            try:
+                await event.wait()
+            except asyncio.CancelledError as error:
+                cancelled = error
+    if cancelled is not None:
+        raise cancelled

@@ -1,0 +1,286 @@
+"""EngineCore: one life of an engine, from the start of its executor to its shutdown. The tick loop is here."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Protocol, TypeVar
+
+import anyio
+import anyio.lowlevel
+
+from steploom.config import EngineConfig
+from steploom.engine.imports import prepare_for_images
+from steploom.engine.mailbox import Mailbox, fresh
+from steploom.engine.validation import validate
+from steploom.engine.whole import WholeRequests
+from steploom.errors import (
+    DeadlineExceeded,
+    EngineDead,
+    EngineNotRunning,
+    RequestCancelled,
+    RequestError,
+    SteploomError,
+)
+from steploom.executor.abstract import DiffusionExecutor, ProgressCallback
+from steploom.protocol import PipelineInfo, RunnerOutput, SchedulerOutput
+from steploom.requests import DiffusionRequest, Event
+from steploom.sched import build_scheduler
+
+T = TypeVar("T")
+
+
+class TickExecutor(Protocol):
+    """Whoever executes ticks: an executor, or :class:`~steploom.engine.whole.WholeRequests`."""
+
+    async def execute_step(self, output: SchedulerOutput) -> RunnerOutput:
+        """Executes one tick."""
+        ...
+
+
+class EngineCore:
+    """Scheduler, executor and mailboxes of a running engine.
+
+    One task owns it: the one that runs :meth:`run`, whose task group holds tick loop and death watch. State changes
+    only in synchronous methods, called in the same event loop; so it is whole at every await, and no lock is needed.
+
+    Args:
+        config: Settings.
+        executor: Not started yet; belongs to the core from now on.
+        on_progress: Is told what is being loaded.
+
+    Attributes:
+        scheduler: Who runs when.
+        info: What the executor says about the pipeline; None until it has started.
+        failure: The fault that ended it, if one did.
+        started: Set once it serves, or has ended without ever serving.
+        ended: Set when nothing of it is left: no task, no program, no process.
+    """
+
+    def __init__(
+        self, config: EngineConfig, executor: DiffusionExecutor, on_progress: ProgressCallback | None = None
+    ) -> None:
+        whole = executor.granularity == "request"
+        if whole:  # A whole request cannot pause: everything resident runs.
+            config = dataclasses.replace(config, max_resident=config.max_batch)
+        self.config = config
+        self.executor = executor
+        self._on_progress = on_progress
+        self.scheduler = build_scheduler(config, time.monotonic)
+        self.info: PipelineInfo | None = None
+        self.failure: SteploomError | None = None
+        self.started = anyio.Event()
+        self.ended = anyio.Event()
+        self._mailboxes: dict[str, Mailbox] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._calls: set[anyio.CancelScope] = set()
+        self._stopping = False
+        self._asleep = False
+        self._work = anyio.Event()
+        self._idle = anyio.Event()
+        self._scope = anyio.CancelScope()
+        self._group = anyio.create_task_group()
+        self._whole = WholeRequests(executor, self._group) if whole else None
+
+    async def run(self) -> None:
+        """Serves until :meth:`stop` or a fault, and leaves nothing behind. A fault is kept in ``failure``."""
+        try:
+            with self._scope:
+                await self._guarded(self._serve)
+        finally:
+            self._end_all(RequestCancelled("the engine was closed before the request was done"))
+            with anyio.CancelScope(shield=True):
+                await self._guarded(self.executor.shutdown)
+            self.started.set()
+            self.ended.set()
+
+    async def _serve(self) -> None:
+        await prepare_for_images()
+        self.info = await self.executor.start(self._on_progress)
+        async with self._group as group:
+            group.start_soon(self._guarded, self._tick_loop)
+            group.start_soon(self._guarded, self._watch)
+            self.started.set()
+
+    async def _watch(self) -> None:
+        raise await self.executor.wait_failed()
+
+    async def _tick_loop(self) -> None:
+        scheduler, executor = self.scheduler, self._ticks
+        while True:
+            await self._wait_for_work()
+            output = scheduler.schedule()
+            result = await executor.execute_step(output)
+            for event in scheduler.update_from_output(output, result):
+                self._deliver(event)
+
+    @property
+    def _ticks(self) -> TickExecutor:
+        return self._whole or self.executor
+
+    async def _wait_for_work(self) -> None:
+        """Returns when there is something to schedule. The event loop gets a turn in every tick, whatever runs it."""
+        await anyio.lowlevel.checkpoint()
+        while not self.scheduler.has_work:
+            self._idle.set()  # Nothing to do, and no tick in flight.
+            self._work = anyio.Event()
+            await self._work.wait()
+
+    @property
+    def in_process(self) -> bool:
+        """Whether objects pass to the pipeline and back as they are."""
+        return self.info is not None and self.info.in_process
+
+    def _kick(self) -> None:
+        """There may be something to schedule."""
+        if self.scheduler.has_work and self._idle.is_set():
+            self._idle = anyio.Event()
+        self._work.set()
+        if self._whole is not None:
+            self._whole.poke()
+
+    def submit(self, request: DiffusionRequest) -> Mailbox:
+        """Queues ``request``; its events will be in the mailbox.
+
+        Raises:
+            InvalidRequest: It does not fit the pipeline or the limits.
+            QueueFull: No place in the waiting queue.
+            EngineError: The engine cannot serve.
+        """
+        self.check_serving()
+        assert self.info is not None
+        if self._asleep:
+            raise EngineNotRunning("the engine sleeps: await wake_up() first")
+        validate(request, self.info, self.config)
+        queued = self.scheduler.add_request(request)
+        mailbox = self._mailboxes[request.request_id] = Mailbox()
+        mailbox.put(queued)
+        if request.timeout is not None:
+            # anyio has no timer without a task; one task per waiting request would be the price of it.
+            timer = asyncio.get_running_loop().call_later
+            self._timers[request.request_id] = timer(request.timeout, self._expire, request.request_id, request.timeout)
+        self._kick()
+        return mailbox
+
+    def finish(self, request_id: str, error: RequestError) -> bool:
+        """Ends a live request from outside, now: its reader gets ``error``, its slot is free by the next step.
+
+        Returns:
+            Whether it was alive.
+        """
+        events = self.scheduler.finish_requests([request_id], error)
+        for event in events:
+            self._deliver(event)
+        self._kick()
+        return bool(events)
+
+    def withdraw(self, request_id: str, mailbox: Mailbox) -> None:
+        """The reader of ``mailbox`` has left: ends its request, if that is still alive."""
+        if self._mailboxes.get(request_id) is mailbox:  # Not another, later request with the same id.
+            self.finish(request_id, RequestCancelled(f"request {request_id}: its reader left before it was done"))
+
+    def _expire(self, request_id: str, timeout: float) -> None:
+        self.finish(request_id, DeadlineExceeded(f"timeout={timeout}: request {request_id} was not done in time"))
+
+    def _deliver(self, event: Event) -> None:
+        mailbox = self._mailboxes.get(event.request_id)
+        if mailbox is None:  # The engine is ending: everybody was told already.
+            return
+        mailbox.put(event)
+        if mailbox.settled:
+            self._forget(event.request_id)
+
+    def _forget(self, request_id: str) -> None:
+        del self._mailboxes[request_id]
+        timer = self._timers.pop(request_id, None)
+        if timer is not None:
+            timer.cancel()
+
+    def check_serving(self) -> None:
+        """Raises:
+        EngineNotRunning: Not started yet, or closed.
+        EngineDead: A fault ended the engine; names it.
+        """
+        if self.failure is not None:
+            raise EngineDead(f"the engine is dead, start a new one; it died of: {self.failure}")
+        if self._stopping or self.ended.is_set():
+            raise EngineNotRunning("the engine is closed; start it again, or make a new one")
+        if self.info is None:
+            raise EngineNotRunning("the engine is still starting; await start() first, or use `async with`")
+
+    async def fall_asleep(self, level: int) -> None:
+        """Takes no more requests, lets those that it has end, then moves the weights off the device.
+
+        Raises:
+            EngineError: The engine cannot serve, or has ended meanwhile.
+        """
+        self._asleep = True
+        try:
+            await self.while_alive(self._idled)
+            await self.while_alive(partial(self.executor.sleep, level))
+        except BaseException:
+            self._asleep = False
+            raise
+
+    async def _idled(self) -> None:
+        while not self._idle.is_set():
+            await self._idle.wait()
+
+    async def wake_up(self) -> None:
+        """Moves the weights back and takes requests again.
+
+        Raises:
+            EngineError: The engine cannot serve, or has ended meanwhile.
+        """
+        await self.while_alive(self.executor.wake_up)
+        self._asleep = False
+
+    async def while_alive(self, call: Callable[[], Awaitable[T]]) -> T:
+        """The result of ``call``, unless the engine ends before it is there.
+
+        Raises:
+            EngineError: The engine cannot serve, or has ended meanwhile.
+        """
+        self.check_serving()
+        with anyio.CancelScope() as scope:
+            self._calls.add(scope)
+            try:
+                return await call()
+            finally:
+                self._calls.discard(scope)
+        self.check_serving()
+        raise EngineNotRunning("the engine was closed before the call was answered")
+
+    def stop(self) -> None:
+        """Ends it: waiters get :class:`~steploom.errors.RequestCancelled`, then everything is unwound (``ended``)."""
+        self._stopping = True
+        self._end_all(RequestCancelled("the engine was closed before the request was done"))
+        self._scope.cancel()
+
+    async def _guarded(self, part: Callable[[], Awaitable[object]]) -> None:
+        """Runs a part of the engine; its fault ends the engine. The one place where anything at all is caught."""
+        try:
+            await part()
+        except Exception as error:  # noqa: BLE001 - recorded: every waiter and every later call raises it
+            self._die(error)
+
+    def _die(self, error: Exception) -> None:
+        if self.failure is None:
+            if isinstance(error, SteploomError):
+                self.failure = fresh(error)  # Without its traceback, whose frames may hold tensors.
+            else:
+                self.failure = EngineDead(f"{type(error).__name__}: {error}")
+                self.failure.add_note("".join(traceback.format_exception(error)))
+        self._end_all(self.failure)
+        self._scope.cancel()
+
+    def _end_all(self, error: SteploomError) -> None:
+        for request_id, mailbox in list(self._mailboxes.items()):
+            mailbox.fail(error)
+            self._forget(request_id)
+        for scope in self._calls:
+            scope.cancel()

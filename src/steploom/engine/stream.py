@@ -1,0 +1,87 @@
+"""RequestStream: the handle of one request while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from steploom.engine.core import EngineCore
+from steploom.engine.imports import prepare_for
+from steploom.engine.mailbox import Mailbox
+from steploom.requests import DiffusionOutput, DiffusionRequest, Event
+
+
+class RequestStream:
+    """One running request: an async context manager, and an async iterator of its events.
+
+    ::
+
+        async with engine.stream("a red circle", preview_every=4) as run:
+            async for event in run:      # Queued | StepEvent | Restarted | Finished
+                ...
+            out = await run.result()
+
+    Entering submits the request; leaving early aborts it, and its slot is free by the next step. There is one reader of
+    events: progress that it does not fetch in time conflates (:class:`~steploom.engine.mailbox.Mailbox`).
+
+    Made by :meth:`steploom.AsyncDiffusionEngine.stream`.
+    """
+
+    def __init__(self, request: DiffusionRequest, serving: Callable[[], EngineCore]) -> None:
+        self._request = request
+        self._serving = serving
+        self._core: EngineCore | None = None
+        self._mailbox: Mailbox | None = None
+
+    @property
+    def request_id(self) -> str:
+        """The request's id, as :meth:`~steploom.AsyncDiffusionEngine.abort` takes it."""
+        return self._request.request_id
+
+    async def __aenter__(self) -> Self:
+        """Submits the request, at once or not at all.
+
+        Raises:
+            InvalidRequest: The request does not fit the pipeline or the limits.
+            QueueFull: No place in the waiting queue.
+            EngineError: The engine cannot serve.
+        """
+        if self._mailbox is not None:
+            raise RuntimeError(f"the stream of request {self.request_id} was entered before: make a new one")
+        if not self._serving().in_process:
+            await prepare_for(self._request)
+        self._core = self._serving()
+        self._mailbox = self._core.submit(self._request)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._core is not None and self._mailbox is not None:
+            self._core.withdraw(self.request_id, self._mailbox)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        event = await self._entered().next()
+        if event is None:
+            raise StopAsyncIteration
+        return event
+
+    async def result(self) -> DiffusionOutput:
+        """The request's output, waiting for it; the events need not have been read.
+
+        Raises:
+            DeadlineExceeded: ``timeout`` passed.
+            RequestCancelled: Aborted, by ``engine.abort``, by closing the engine, or by leaving the stream.
+            GenerationFailed: The pipeline raised.
+            EngineError: The engine cannot serve any more.
+        """
+        return await self._entered().outcome()
+
+    def _entered(self) -> Mailbox:
+        if self._mailbox is None:
+            raise RuntimeError("enter the stream first: `async with engine.stream(...) as run`")
+        return self._mailbox

@@ -1,0 +1,218 @@
+"""DiffusionEngine: the blocking twin, for scripts and threads. It drives the asyncio engine; there is no second one."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import anyio
+from anyio.from_thread import BlockingPortal
+
+from steploom.config import EngineConfig
+from steploom.engine.async_engine import AsyncDiffusionEngine, Prompt
+from steploom.errors import EngineError, EngineNotRunning, RequestError
+from steploom.protocol import PipelineInfo
+from steploom.requests import DiffusionOutput, DiffusionRequest
+
+T = TypeVar("T")
+
+
+class DiffusionEngine:
+    """Serves one diffusion model to blocking code, from any thread.
+
+    ::
+
+        with DiffusionEngine(model="demo") as engine:
+            outputs = engine.step([DiffusionRequest("a red circle"), DiffusionRequest("a blue square")])
+
+    The engine starts when it is made and ends with the ``with`` block or :meth:`close`; one that was forgotten is
+    closed when the interpreter ends. An event loop in one background thread runs it. Ctrl-C while a call waits aborts
+    that call's requests before ``KeyboardInterrupt`` goes on.
+
+    Args:
+        config: Settings; None takes the defaults.
+        overrides: Fields of :class:`~steploom.EngineConfig` that differ from ``config``.
+
+    Raises:
+        ConfigError: A setting is wrong.
+        EngineError: A worker could not be started.
+    """
+
+    def __init__(self, config: EngineConfig | None = None, **overrides: Any) -> None:
+        self._start(AsyncDiffusionEngine(config, **overrides))
+
+    @classmethod
+    def from_pipeline(cls, pipe: Any, **config: Any) -> Self:
+        """As :meth:`AsyncDiffusionEngine.from_pipeline <steploom.AsyncDiffusionEngine.from_pipeline>`."""
+        engine = cls.__new__(cls)
+        engine._start(AsyncDiffusionEngine.from_pipeline(pipe, **config))
+        return engine
+
+    def _start(self, engine: AsyncDiffusionEngine) -> None:
+        self.config = engine.config
+        self._engine = engine
+        self._thread = _LoopThread()
+        # Also runs when the engine is collected, or at the interpreter's end: a forgotten engine leaves no worker.
+        self._finalizer = weakref.finalize(self, _close, engine, self._thread)
+        try:
+            self._limit = self._thread.call(self._start_in_loop)
+        except BaseException:
+            self.close()
+            raise
+
+    async def _start_in_loop(self) -> anyio.CapacityLimiter:
+        await self._engine.start()
+        return anyio.CapacityLimiter(self.config.max_waiting)
+
+    def close(self) -> None:
+        """Ends the engine; returns when nothing of it is left. May be called twice, and from any thread."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def info(self) -> PipelineInfo:
+        """The loaded pipeline."""
+        return self._engine.info
+
+    def step(self, requests: Iterable[DiffusionRequest]) -> list[DiffusionOutput]:
+        """Runs whole requests, together, and returns when all are done.
+
+        Any number may be given: at most ``max_waiting`` are queued at a time.
+
+        Returns:
+            One output per request, in their order; ``.error`` is set where a request failed.
+
+        Raises:
+            EngineError: The engine cannot serve.
+        """
+        return self._thread.call(partial(self._step_in_loop, list(requests)))
+
+    async def _step_in_loop(self, requests: list[DiffusionRequest]) -> list[DiffusionOutput]:
+        outputs: dict[int, DiffusionOutput] = {}
+        failures: list[EngineError] = []
+
+        async def run(index: int, request: DiffusionRequest) -> None:
+            try:
+                async with self._limit:
+                    outputs[index] = await self._engine.generate(request)
+            except RequestError as error:
+                outputs[index] = DiffusionOutput(request_id=request.request_id, seed=request.seed, error=error)
+            except EngineError as error:  # Raised below: the first one as it is, and not as a group.
+                failures.append(error)
+                group.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            for index, request in enumerate(requests):
+                group.start_soon(run, index, request)
+        if failures:
+            raise failures[0]
+        return [outputs[index] for index in range(len(requests))]
+
+    def generate(self, prompt: Prompt = None, **params: Any) -> DiffusionOutput:
+        """As :meth:`AsyncDiffusionEngine.generate <steploom.AsyncDiffusionEngine.generate>`, blocking."""
+        return self._thread.call(partial(self._engine.generate, prompt, **params))
+
+    def abort(self, request_id: str) -> bool:
+        """Ends a request that another thread waits for. Returns whether it was alive."""
+        return self._thread.call(partial(self._engine.abort, request_id))
+
+    def collective_rpc(
+        self,
+        method: str,
+        timeout: float | None = None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        unique_reply_rank: int | None = None,
+    ) -> Any:
+        """As :meth:`AsyncDiffusionEngine.collective_rpc <steploom.AsyncDiffusionEngine.collective_rpc>`, blocking."""
+        call = partial(self._engine.collective_rpc, method, timeout, args, kwargs, unique_reply_rank)
+        return self._thread.call(call)
+
+    def check_health(self) -> None:
+        """Returns if the engine and its workers are alive and answer.
+
+        Raises:
+            EngineError: They are not, or do not.
+        """
+        self._thread.call(self._engine.check_health)
+
+    def sleep(self, level: int = 1) -> None:
+        """Moves the weights off the device until :meth:`wake_up`; requests are refused meanwhile."""
+        self._thread.call(partial(self._engine.sleep, level))
+
+    def wake_up(self) -> None:
+        """Moves the weights back."""
+        self._thread.call(self._engine.wake_up)
+
+
+class _LoopThread:
+    """An event loop in a thread of its own.
+
+    Not ``start_blocking_portal``: its thread is waited for when the interpreter ends, before any clean-up may run, so
+    that a script that forgot ``close()`` would hang. This one is a daemon.
+    """
+
+    def __init__(self) -> None:
+        portal: Future[BlockingPortal] = Future()
+        self._thread = threading.Thread(target=anyio.run, args=(_serve, portal), name="steploom loop", daemon=True)
+        self._thread.start()
+        self._portal = portal.result()
+
+    def call(self, function: Callable[[], Awaitable[T]]) -> T:
+        """Runs ``function`` in the loop; an exception while waiting for it (Ctrl-C) cancels it first.
+
+        Raises:
+            EngineNotRunning: The loop has ended.
+        """
+        done = threading.Event()
+
+        async def run() -> T:
+            try:
+                return await function()
+            finally:
+                done.set()
+
+        try:
+            future = self._portal.start_task_soon(run)
+        except RuntimeError:
+            raise EngineNotRunning("the engine is closed: make a new one") from None
+        try:
+            return future.result()
+        except BaseException:  # Also one of a signal handler: then the call is cancelled and has ended before we go on.
+            if future.cancel():
+                done.wait()
+            raise
+
+    def stop(self) -> None:
+        """Ends the loop and its thread."""
+        try:
+            self._portal.call(self._portal.stop, True)
+        except RuntimeError:
+            return
+        self._thread.join()
+
+
+async def _serve(ready: Future[BlockingPortal]) -> None:
+    async with BlockingPortal() as portal:
+        ready.set_result(portal)
+        await portal.sleep_until_stopped()
+
+
+def _close(engine: AsyncDiffusionEngine, thread: _LoopThread) -> None:
+    """Ends engine and thread; holds no reference to the facade, which may be gone already."""
+    try:
+        thread.call(engine.close)
+    finally:
+        thread.stop()

@@ -1,0 +1,83 @@
+"""WholeRequests: an executor that only knows whole requests, seen as one that executes ticks.
+
+So there is one tick loop. A tick starts a call of ``execute_model`` for every request that joins, cancels the calls of
+those that the scheduler ended, and answers as soon as there is something to say.
+"""
+
+from __future__ import annotations
+
+import traceback
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+
+from steploom.executor.abstract import DiffusionExecutor
+from steploom.protocol import ErrorInfo, NewRequest, RequestReport, RunnerOutput, SchedulerOutput
+
+
+class WholeRequests:
+    """Executes ticks by running whole requests in ``group``, one call of ``execute_model`` each.
+
+    Args:
+        executor: Executor of granularity ``"request"``.
+        group: Task group that owns the calls.
+    """
+
+    def __init__(self, executor: DiffusionExecutor, group: anyio.abc.TaskGroup) -> None:
+        self._executor = executor
+        self._group = group
+        self._calls: dict[str, anyio.CancelScope] = {}
+        self._done: dict[str, RequestReport] = {}
+        self._changed = anyio.Event()
+        self._passes = 0
+
+    def poke(self) -> None:
+        """There is something new to schedule: the tick that waits, if any, returns."""
+        self._changed.set()
+
+    async def execute_step(self, output: SchedulerOutput) -> RunnerOutput:
+        """Starts and cancels what ``output`` says; answers when a request is done or there is more to schedule."""
+        for run in output.finished_req_ids:
+            self._done.pop(run, None)
+            if run in self._calls:
+                self._calls.pop(run).cancel()
+        for new in output.scheduled_new_reqs:
+            self._calls[new.run_id] = scope = anyio.CancelScope()
+            self._group.start_soon(self._call, new, scope)
+        await self._wait(bool(output.scheduled_new_reqs))
+        done, self._done = self._done, {}
+        running = [RequestReport(run_id=run, phase="denoise") for run in self._calls]
+        return RunnerOutput(tick=output.tick, reports=[*done.values(), *running])
+
+    async def _wait(self, admitted: bool) -> None:
+        """Returns at the next change; and after a change often enough for every batch key to have its turn.
+
+        A scheduler fills a tick from one batch key. Were a tick to wait for a request of one key, requests of another
+        key could not join meanwhile, although there is room.
+        """
+        if admitted or self._changed.is_set():
+            self._passes = len(self._calls) + 1
+        if self._passes > 0 or not self._calls:
+            self._passes -= 1
+            await anyio.lowlevel.checkpoint()
+        else:
+            await self._changed.wait()
+            self._passes = len(self._calls) + 1
+        self._changed = anyio.Event()
+
+    async def _call(self, new: NewRequest, scope: anyio.CancelScope) -> None:
+        """One request from start to end; its report is left in ``_done`` unless it was cancelled."""
+        with scope:
+            report = RequestReport(run_id=new.run_id, phase="done", finished=True)
+            try:
+                (answer,) = await self._executor.execute_model([new.request])
+                report.output = answer.output
+                report.trajectory_latents = answer.trajectory_latents
+                report.trajectory_timesteps = answer.trajectory_timesteps
+                report.error = None if answer.error is None else ErrorInfo.of(answer.error)
+            except Exception as error:  # noqa: BLE001 - the request's boundary: reported as its failure
+                report.error = ErrorInfo.of(error, "".join(traceback.format_exception(error)))
+            if self._calls.pop(new.run_id, None) is not None:
+                self._done[new.run_id] = report
+                self._changed.set()
