@@ -1,0 +1,86 @@
+"""The command line on the built-in model, as a user runs it."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+from PIL import Image
+
+STEPLOOM = [sys.executable, "-m", "steploom.cli.main"]
+PROMPT = "a large red circle above a small blue square on a white background"
+QUICK = ["--set", "max_sequence_length=16"]
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def steploom(*arguments: str, cwd: pathlib.Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*STEPLOOM, *arguments], cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
+
+
+def test_generate_leaves_an_image_and_a_sheet_of_its_steps(tmp_path: pathlib.Path) -> None:
+    done = steploom(
+        "generate", PROMPT, "-o", "a.png", "--steps", "6", "--seed", "1", "--save-steps", *QUICK, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"a\.png  64x64, seed 1, 6 steps in [\d.]+ s", done.stdout)
+    assert "a-steps.png  6 steps" in done.stdout
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (64, 64)
+        assert max(high - low for low, high in image.getextrema()) > 50
+
+
+def test_an_argument_that_the_pipeline_does_not_know_is_one_line(tmp_path: pathlib.Path) -> None:
+    done = steploom("generate", PROMPT, "--set", "guidence_scale=3", "--backend", "inproc", cwd=tmp_path)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("steploom:")]
+    assert "guidence_scale" in line
+    assert "guidance_scale" in line
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_ends_cleanly_and_leaves_nothing(tmp_path: pathlib.Path) -> None:
+    command = [*STEPLOOM, "generate", PROMPT, "--steps", "1000", "--verbose", "--save-steps", *QUICK]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any("is loaded; 1 requests start" in line for line in process.stderr)
+        workers = psutil.Process(process.pid).children(recursive=True)
+        assert workers
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait() == 130
+    assert rest.splitlines()[-1] == "steploom: interrupted"
+    assert "Traceback" not in rest
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert alive == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_demo_leaves_images_sheets_and_figures(tmp_path: pathlib.Path) -> None:
+    done = steploom("demo", "--rounds", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "out").glob("[01]*.png"))) == 12
+    for sheet in ("all.png", "steps.png"):
+        with Image.open(tmp_path / "out" / sheet) as image:
+            assert image.width > 800
+    shared = re.search(r"on average ([\d.]+) requests shared a forward", done.stdout)
+    assert shared is not None
+    assert float(shared[1]) > 4
+    difference = re.search(r"images: (\d+) of 255", done.stdout)
+    assert difference is not None
+    assert int(difference[1]) <= 1
+
+
+@pytest.mark.slow
+def test_doctor_draws_with_each_executor(tmp_path: pathlib.Path) -> None:
+    done = steploom("doctor", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"executor mp .* drew an image", done.stdout)
+    assert re.search(r"executor inproc .* drew an image", done.stdout)

@@ -1,0 +1,50 @@
+"""The example scripts, as a reader runs them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def run(name: str, folder: Path) -> str:
+    command = [sys.executable, EXAMPLES / f"{name}.py", folder]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def picture(path: Path) -> np.ndarray:
+    pixels = np.asarray(Image.open(path))
+    assert pixels.std() > 10
+    return pixels
+
+
+def test_generate(tmp_path: Path) -> None:
+    said = run("generate", tmp_path)
+    images = [picture(tmp_path / f"generate-{n}.png") for n in range(8)]
+    assert len({image.tobytes() for image in images}) == 8
+    assert "26 steps" in said
+    assert "requests a forward" in said
+
+
+def test_stream(tmp_path: Path) -> None:
+    said = run("stream", tmp_path)
+    assert "step 20 of 20" in said
+    assert picture(tmp_path / "stream.png").shape[0] == 128
+
+
+def test_cancel(tmp_path: Path) -> None:
+    said = run("cancel", tmp_path)
+    for line in ("left after step 3", "task.cancelled() is True", "DeadlineExceeded", "RequestCancelled"):
+        assert line in said
+    assert "requests in the worker: 1" in said
+    picture(tmp_path / "cancel.png")

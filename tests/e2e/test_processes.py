@@ -1,0 +1,86 @@
+"""Worker processes that die, scripts that are interrupted: nothing hangs, nothing is left."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import anyio
+import psutil
+import pytest
+
+from steploom import AsyncDiffusionEngine, EngineDead, WorkerDied
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def workers(process: psutil.Process) -> list[psutil.Process]:
+    return [child for child in process.children(recursive=True) if "steploom.worker" in " ".join(child.cmdline())]
+
+
+async def test_a_killed_worker_ends_every_waiter_and_the_engine_starts_again(tiny_model: Path) -> None:
+    engine = AsyncDiffusionEngine(model=str(tiny_model), torch_threads=1)
+    before = set(workers(psutil.Process()))
+    died: list[WorkerDied] = []
+
+    async def wait(started: Any) -> None:
+        async with engine.stream("a cat", num_inference_steps=900) as run:
+            async for _ in run:  # Until it is queued.
+                started.set()
+                break
+            with pytest.raises(WorkerDied) as caught:
+                await run.result()
+            died.append(caught.value)
+
+    async with engine:
+        (worker,) = set(workers(psutil.Process())) - before
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                started = anyio.Event()
+                group.start_soon(wait, started)
+                await started.wait()
+            worker.kill()
+        assert [error.exitcode for error in died] == [-signal.SIGKILL] * 3
+        with pytest.raises(EngineDead, match="worker 0 died with exit code -9"):
+            await engine.generate("a cat")
+    assert set(workers(psutil.Process())) == before
+    async with engine:
+        assert len((await engine.generate("a cat", num_inference_steps=2)).images) == 1
+
+
+SCRIPT = """
+import sys
+from steploom import DiffusionEngine, DiffusionRequest
+
+with DiffusionEngine(model=sys.argv[1], torch_threads=1) as engine:
+    print("started", flush=True)
+    try:
+        engine.step([DiffusionRequest("a cat", num_inference_steps=900) for _ in range(4)])
+    except KeyboardInterrupt:
+        print("resident:", engine.collective_rpc("stats", unique_reply_rank=0).resident, flush=True)
+        raise
+"""
+
+
+def test_ctrl_c_aborts_the_requests_and_closes_cleanly(tiny_model: Path) -> None:
+    """A script without a main guard, over a worker process that gets the same signal, as from a terminal."""
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tiny_model)]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, start_new_session=True, **pipes) as script:
+        assert script.stdout is not None
+        assert script.stdout.readline() == "started\n"
+        family = [psutil.Process(script.pid), *workers(psutil.Process(script.pid))]
+        assert len(family) == 2
+        for process in family:
+            process.send_signal(signal.SIGINT)
+        said, complaints = script.communicate(timeout=120)
+    assert said == "resident: 0\n"
+    assert "KeyboardInterrupt" in complaints
+    assert script.returncode in (1, 130, -signal.SIGINT)
+    gone, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive
+    assert len(gone) == 2

@@ -1,0 +1,129 @@
+"""``steploom generate`` against an engine that is scripted: which requests it makes, what it writes, what it says."""
+
+from __future__ import annotations
+
+import pathlib
+import types
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import steploom
+from steploom.cli import main
+from steploom.errors import EngineDead, GenerationFailed, InvalidRequest
+from steploom.requests import DiffusionOutput, Queued, StepEvent, Timings
+
+RED, BLUE = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+
+
+class ScriptedStream:
+    """Three steps, then an image; seeds in ``failing`` fail instead."""
+
+    def __init__(self, engine: ScriptedEngine, seed: int, preview_every: int) -> None:
+        self._engine, self._seed, self._previews = engine, seed, preview_every
+
+    async def __aenter__(self) -> ScriptedStream:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+    async def __aiter__(self):
+        yield Queued(request_id="r")
+        for step in (1, 2, 3):
+            preview = BLUE if self._previews else None
+            yield StepEvent(request_id="r", step=step, total_steps=3, sigma=1 - step / 3, preview=preview)
+
+    async def result(self) -> DiffusionOutput:
+        if self._seed in self._engine.failing:
+            raise self._engine.failing[self._seed]
+        timings = Timings(total_s=0.5, steps=3, mean_batch_requests=2.0)
+        return DiffusionOutput(request_id="r", seed=self._seed, output=self._engine.output, timings=timings)
+
+
+class ScriptedEngine:
+    failing: dict[int, Exception] = {}  # noqa: RUF012 - one script per test, set by it
+    output: Any = types.SimpleNamespace(images=[RED])
+    asked: list[tuple[str, int, dict[str, Any]]]
+    closed = False
+
+    def __init__(self, config: steploom.EngineConfig) -> None:
+        self.config = config
+        type(self).asked = []
+
+    async def start(self, on_progress) -> None:
+        on_progress("loading the script")
+
+    async def close(self) -> None:
+        type(self).closed = True
+
+    def stream(self, prompt: str, *, seed: int, preview_every: int, **parameters: Any) -> ScriptedStream:
+        self.asked.append((prompt, seed, parameters))
+        return ScriptedStream(self, seed, preview_every)
+
+
+@pytest.fixture
+def engine(monkeypatch, tmp_path: pathlib.Path) -> type[ScriptedEngine]:
+    monkeypatch.chdir(tmp_path)
+    kind = type("Engine", (ScriptedEngine,), {})
+    monkeypatch.setattr(steploom, "AsyncDiffusionEngine", kind, raising=False)
+    return kind
+
+
+def test_options_become_the_pipelines_own_arguments(engine: type[ScriptedEngine]) -> None:
+    argv = ["--steps", "9", "--guidance", "2.5", "--negative-prompt", "mud", "--width", "32", "--height", "48"]
+    assert main.main(["generate", "a cat", "--seed", "5", *argv, "--set", "max_sequence_length=16"]) == 0
+    named = {"num_inference_steps": 9, "guidance_scale": 2.5, "negative_prompt": "mud", "width": 32, "height": 48}
+    assert engine.asked == [("a cat", 5, {**named, "max_sequence_length": 16})]
+
+
+def test_what_is_not_given_is_left_to_the_pipeline(engine: type[ScriptedEngine]) -> None:
+    assert main.main(["generate", "a cat"]) == 0
+    ((_, _, parameters),) = engine.asked
+    assert parameters == {}
+
+
+def test_one_image_goes_where_it_should_and_a_line_says_so(engine: type[ScriptedEngine], capsys) -> None:
+    assert main.main(["generate", "a cat", "-o", "cat.png", "--seed", "5"]) == 0
+    with Image.open("cat.png") as image:
+        assert image.size == (8, 8)
+    assert engine.closed
+    assert capsys.readouterr().out == "cat.png  8x8, seed 5, 3 steps in 0.50 s, 2.0 requests a forward\n"
+
+
+def test_several_images_count_seeds_up_and_are_numbered(engine: type[ScriptedEngine]) -> None:
+    assert main.main(["generate", "a cat", "-o", "cat.png", "-n", "3", "--seed", "5"]) == 0
+    assert sorted(seed for _, seed, _ in engine.asked) == [5, 6, 7]
+    assert sorted(path.name for path in pathlib.Path().iterdir()) == ["cat-1.png", "cat-2.png", "cat-3.png"]
+
+
+def test_save_steps_leaves_a_sheet_of_all_steps_and_the_result(engine: type[ScriptedEngine], capsys) -> None:
+    assert main.main(["generate", "a cat", "-o", "cat.png", "--save-steps"]) == 0
+    with Image.open("cat-steps.png") as sheet:
+        counts = {color: count for count, color in sheet.getcolors(maxcolors=1 << 20)}
+    assert counts[(0, 0, 255)] == 3 * counts[(255, 0, 0)] > 0
+    assert "cat-steps.png  3 steps" in capsys.readouterr().out
+
+
+def test_a_failed_request_does_not_cost_the_others_their_images(engine: type[ScriptedEngine], capsys) -> None:
+    engine.failing = {6: GenerationFailed("the pipeline raised")}
+    assert main.main(["generate", "a cat", "-o", "cat.png", "-n", "3", "--seed", "5"]) == 1
+    assert sorted(path.name for path in pathlib.Path().iterdir()) == ["cat-1.png", "cat-3.png"]
+    assert capsys.readouterr().err == "steploom: the pipeline raised\n"
+
+
+@pytest.mark.parametrize("error", [InvalidRequest("steps=0: too few"), EngineDead("steps=0: too few")])
+def test_several_failures_are_one_line(engine: type[ScriptedEngine], error: Exception, capsys) -> None:
+    engine.failing = {5: error, 6: error}
+    assert main.main(["generate", "a cat", "-n", "2", "--seed", "5"]) == 1
+    assert capsys.readouterr().err == "steploom: steps=0: too few\n"
+
+
+def test_frames_become_an_animation(engine: type[ScriptedEngine], capsys) -> None:
+    engine.output = types.SimpleNamespace(frames=[[RED, BLUE, RED]])
+    assert main.main(["generate", "a cat", "-o", "cat.gif"]) == 0
+    with Image.open("cat.gif") as animation:
+        assert animation.n_frames == 3
+    assert main.main(["generate", "a cat", "-o", "cat.png"]) == 1
+    assert "3 frames; use .gif or .webp" in capsys.readouterr().err
