@@ -1,0 +1,51 @@
+"""Second stage: draw the training scenes once and keep their latents and what they show."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import numpy as np
+import torch
+from common import draw_batch, load_if_there, log, save_atomically, to_tensor
+from diffusers import AutoencoderKL
+
+from steploom.demo import scene
+
+COUNTS = {64: 20480, 32: 2048, 48: 2048, 96: 1536}
+CHUNK = 64
+
+
+@dataclasses.dataclass
+class Bank:
+    """Scenes and their latents by picture side in pixels; latents are float16 (n, 8, side / 4, side / 4)."""
+
+    scenes: dict[int, list[scene.Scene]]
+    latents: dict[int, torch.Tensor]
+
+    def batch(self, rng: np.random.Generator, pixels: int, count: int) -> tuple[list[scene.Scene], torch.Tensor]:
+        """Pick ``count`` scenes at random; return them with their latents, float32."""
+        places = rng.integers(0, len(self.scenes[pixels]), count)
+        return [self.scenes[pixels][place] for place in places], self.latents[pixels][torch.from_numpy(places)].float()
+
+
+@torch.no_grad()
+def build(folder: pathlib.Path, vae: AutoencoderKL, shift: float, factor: float) -> Bank:
+    """Draw and encode the bank, or read it from ``bank.pt`` in ``folder``."""
+    state = load_if_there(folder / "bank.pt")
+    if state is not None:
+        return Bank(state["scenes"], state["latents"])
+    bank = Bank({}, {})
+    for pixels, count in COUNTS.items():
+        scenes: list[scene.Scene] = []
+        parts: list[torch.Tensor] = []
+        for chunk in range(count // CHUNK):
+            drawn, pictures = draw_batch(np.random.default_rng((2, pixels, chunk)), CHUNK, pixels)
+            target = to_tensor(pictures).contiguous(memory_format=torch.channels_last)
+            latents = (vae.encode(target).latent_dist.mean - shift) * factor
+            scenes += drawn
+            parts.append(latents.half().contiguous())
+        bank.scenes[pixels], bank.latents[pixels] = scenes, torch.cat(parts)
+        log(folder, f"bank: {count} scenes of {pixels} pixels, latent std {bank.latents[pixels].float().std():.3f}")
+    save_atomically({"scenes": bank.scenes, "latents": bank.latents}, folder / "bank.pt")
+    return bank

@@ -1,0 +1,62 @@
+"""What the stages of the demo model's training share: folders, atomic writes, logging and drawing batches."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from steploom.demo import scene
+
+Checkpoint = dict[str, Any]
+
+
+def save_atomically(state: Checkpoint, file: pathlib.Path) -> None:
+    """Write a checkpoint so that a kill at any moment leaves the old one or the new one, whole."""
+    part = file.with_suffix(".part")
+    with part.open("wb") as stream:
+        torch.save(state, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    part.replace(file)
+
+
+def load_if_there(file: pathlib.Path) -> Checkpoint | None:
+    """Read a checkpoint written by ``save_atomically``, or None if there is none."""
+    return torch.load(file, map_location="cpu", weights_only=False) if file.exists() else None
+
+
+def log(folder: pathlib.Path, text: str) -> None:
+    """Print a line and append it, with the time of day (UTC), to ``log.txt`` of the working folder."""
+    line = f"{time.strftime('%H:%M:%S', time.gmtime())} {text}"
+    print(line, flush=True)
+    with (folder / "log.txt").open("a") as stream:
+        stream.write(line + "\n")
+
+
+def to_tensor(pictures: NDArray[np.uint8]) -> torch.Tensor:
+    """Turn 8-bit pictures (n, h, w, 3) into float32 (n, 3, h, w) in -1..1."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def draw_batch(rng: np.random.Generator, count: int, pixels: int) -> tuple[list[scene.Scene], NDArray[np.uint8]]:
+    """Draw ``count`` training scenes; return them with their pictures, (count, pixels, pixels, 3)."""
+    scenes = [scene.random_scene(rng) for _ in range(count)]
+    return scenes, np.stack([scene.draw(one, rng, pixels) for one in scenes])
+
+
+class Clock:
+    """Adds up the wall-clock seconds spent in training over all restarts."""
+
+    def __init__(self, before: float = 0.0) -> None:
+        self._before = before
+        self._start = time.monotonic()
+
+    def seconds(self) -> float:
+        """Seconds spent so far, those before the last restart included."""
+        return self._before + time.monotonic() - self._start
