@@ -18,9 +18,10 @@ async def show() -> DiffusionOutput:
         neighbour = group.create_task(engine.generate(PROMPT, seed=1, num_inference_steps=100))
         for way in (leave_the_stream, cancel_the_task, run_out_of_time, abort_by_id):
             print(f"{way.__name__.replace('_', ' ')}: {await way(engine)}")
+        out = await neighbour
         stats = await engine.collective_rpc("stats", unique_reply_rank=0)
-        print(f"requests in the worker: {stats.resident}, the neighbour's")
-        return await neighbour
+        print(f"requests left in the worker: {stats.resident}")
+        return out
 
 
 async def leave_the_stream(engine: AsyncDiffusionEngine) -> str:

@@ -46,5 +46,5 @@ def test_cancel(tmp_path: Path) -> None:
     said = run("cancel", tmp_path)
     for line in ("left after step 3", "task.cancelled() is True", "DeadlineExceeded", "RequestCancelled"):
         assert line in said
-    assert "requests in the worker: 1" in said
+    assert "requests left in the worker: 0" in said
     picture(tmp_path / "cancel.png")

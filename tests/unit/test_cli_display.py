@@ -45,6 +45,8 @@ def test_the_wall_fits_wherever_it_can(count: int, width: int, height: int) -> N
     rows = math.ceil(count / columns)
     assert tile in wall.TILE_WIDTHS
     assert columns == 1 or columns * (tile + wall.SPACE) - wall.SPACE <= width
+    if tile > wall.TILE_WIDTHS[-1]:
+        assert rows * (tile // 2 + 2) <= height - 3, "it does not fit"
     wider = [other for other in wall.TILE_WIDTHS if other > tile]
     for other in wider:
         needed = math.ceil(count / max(1, (width + wall.SPACE) // (other + wall.SPACE)))

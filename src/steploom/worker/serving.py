@@ -88,7 +88,7 @@ class Inbox:
         """The command to obey now; :attr:`empty` must be false."""
         if self._close is not None:
             return self._close
-        return self._ticks.popleft() if self._ticks else self._calls.popleft()
+        return self._calls.popleft() if self._calls else self._ticks.popleft()
 
 
 def obey(runner: RunnerLike, command: Tick | Call) -> Ticked | Returned:
