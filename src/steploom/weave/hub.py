@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
@@ -45,9 +45,11 @@ class Hub:
 
     Args:
         encode_cache_bytes: Bytes of text-encoder results that are kept.
+        tell: Hears of probing and verification, which make a tick longer than others.
     """
 
-    def __init__(self, encode_cache_bytes: int) -> None:
+    def __init__(self, encode_cache_bytes: int, tell: Callable[[str], None] = lambda line: None) -> None:
+        self._tell = tell
         self.cache = EncodeCache(encode_cache_bytes)
         self.verdicts = Verdicts()
         self.counters = Counters()
@@ -161,6 +163,7 @@ class Hub:
         self._run_members([(program, call)])
         if program.fault is None:
             started = time.perf_counter()
+            self._tell(f"learning the batch axes of {call.target.name}")
             axes = self._axes.probe(call, program.answer, program.doubled())
             self.counters.warmup_s += time.perf_counter() - started
             if axes.reason is not None:
@@ -203,6 +206,7 @@ class Hub:
         self.counters.forward_s += merged.forward_s
         if not self.verdicts.known(merged):
             started = time.perf_counter()
+            self._tell(f"verifying merged calls of {merged.target.name}")
             reason = check(merged, results)
             self.verdicts.record(merged, reason)
             self.counters.warmup_s += time.perf_counter() - started

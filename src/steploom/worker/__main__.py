@@ -28,4 +28,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything was closed; taking torch and diffusers apart, module by module, would keep the engine waiting.
+    os._exit(code)

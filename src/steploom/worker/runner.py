@@ -40,7 +40,13 @@ class Runner:
     """
 
     def __init__(
-        self, pipeline: Any, config: EngineConfig, *, in_process: bool = False, reload: Callable[[], Any] | None = None
+        self,
+        pipeline: Any,
+        config: EngineConfig,
+        *,
+        in_process: bool = False,
+        reload: Callable[[], Any] | None = None,
+        progress: Callable[[str], None] | None = None,
     ) -> None:
         loading.refuse_settings(config, given=in_process)
         loading.refuse(pipeline)
@@ -48,7 +54,8 @@ class Runner:
         self.info: PipelineInfo = loading.describe(pipeline, in_process=in_process)
         self._config = config
         self._reload = reload
-        self._hub = Hub(config.encode_cache_bytes)
+        self._tell = progress or (lambda line: None)
+        self._hub = Hub(config.encode_cache_bytes, self._tell)
         self._residents: dict[str, Resident] = {}
         self._ticks = 0
         self._spent = {"tick_s": 0.0, "forward_s": 0.0, "warmup_s": 0.0}
@@ -62,7 +69,7 @@ class Runner:
         if config.torch_threads is not None:
             torch.set_num_threads(config.torch_threads)
         pipeline = loading.load(config, tell)
-        return cls(pipeline, config, reload=lambda: loading.load(config, tell))
+        return cls(pipeline, config, reload=lambda: loading.load(config, tell), progress=progress)
 
     @classmethod
     def from_pipeline(cls, pipeline: Any, config: EngineConfig) -> Runner:
@@ -208,7 +215,7 @@ class Runner:
     def wake_up(self) -> None:
         """Brings the weights back to the device."""
         if self._reload is not None and self.pipeline is None:
-            self._hub = Hub(self._config.encode_cache_bytes)
+            self._hub = Hub(self._config.encode_cache_bytes, self._tell)
             self._adopt(self._reload())
         else:
             self.pipeline.to(self.info.device)
