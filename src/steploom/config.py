@@ -24,7 +24,7 @@ class EngineConfig:
 
     Attributes:
         model: ``"demo"`` (the built-in model), a folder in diffusers layout, or a hub id.
-        task: Auto-pipeline task to load the model for, for example ``"text-to-image"``; None takes the model's own class.
+        task: Auto-pipeline task to load the model for (``"text-to-image"``); None takes the model's own class.
         dtype: ``"auto"`` is bfloat16 on CUDA and float32 on CPU (for the models' weights).
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
         distributed_executor_backend: ``"mp"`` (a worker process), ``"inproc"`` (a thread), ``"ray"``, a subclass of

@@ -55,8 +55,8 @@ def test_the_last_preview_is_the_image():
 def test_packed_and_video_latents_have_previews_too(build):
     size = {"height": 32, "width": 48} if build is not tiny.wan else {"height": 16, "width": 32, "num_frames": 5}
     params = {"max_sequence_length": 16} if build in (tiny.flux, tiny.wan) else {}
-    request = DiffusionRequest("x", request_id="x", seed=1, output_type="latent", num_inference_steps=2, preview_every=2,
-                               **size, **params)  # fmt: skip
+    own = {**size, **params, "num_inference_steps": 2, "preview_every": 2}
+    request = DiffusionRequest("x", request_id="x", seed=1, output_type="latent", **own)
     driver = run(build(), request)
     assert driver.finished["x"].error is None
     (preview,) = [report.preview for report in driver.reports["x"] if report.preview is not None]

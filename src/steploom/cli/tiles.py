@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from PIL import Image
 from rich.color import Color
 from rich.style import Style
@@ -21,14 +23,16 @@ def half_blocks(image: Image.Image, columns: int) -> Text:
     )
     data = small.tobytes()
 
-    def color(x: int, y: int) -> Color:
+    def pixel(x: int, y: int) -> bytes:
         place = 3 * (y * columns + x)
-        return Color.from_rgb(*data[place : place + 3])
+        return data[place : place + 3]
 
     text = Text(no_wrap=True)
     for y in range(0, rows, 2):
-        for x in range(columns):
-            text.append(HALF, Style(color=color(x, y), bgcolor=color(x, y + 1)))
+        # Neighbours that look the same become one run: terminals are slow at changing colours.
+        for (upper, lower), run in itertools.groupby((pixel(x, y), pixel(x, y + 1)) for x in range(columns)):
+            style = Style(color=Color.from_rgb(*upper), bgcolor=Color.from_rgb(*lower))
+            text.append(HALF * len(list(run)), style)
         if y + 2 < rows:
             text.append("\n")
     return text
