@@ -51,8 +51,34 @@ _HOMES = {
     ),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-__all__ = ["__version__"]
-__all__.extend(sorted(_HOME_OF))
+__all__ = [  # a literal, for type checkers; a test holds it against the table above
+    "AsyncDiffusionEngine",
+    "ConfigError",
+    "DeadlineExceeded",
+    "DiffusionEngine",
+    "DiffusionOutput",
+    "DiffusionRequest",
+    "EngineConfig",
+    "EngineDead",
+    "EngineError",
+    "EngineNotRunning",
+    "Finished",
+    "GenerationFailed",
+    "InvalidRequest",
+    "ProtocolError",
+    "QueueFull",
+    "Queued",
+    "RequestCancelled",
+    "RequestError",
+    "RequestStream",
+    "Restarted",
+    "StepEvent",
+    "SteploomError",
+    "TickTimeout",
+    "Timings",
+    "WorkerDied",
+    "__version__",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -96,7 +96,8 @@ class DiffusionRequest:
         self._validate()
 
     def _validate(self) -> None:
-        if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
+        seed: Any = getattr(self, "seed", None)  # whatever the caller gave, not what the annotation says
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise InvalidRequest(f"seed={self.seed!r}: must be an integer", field="seed")
         if self.seed is not None and not -(2**63) <= self.seed < 2**64:
             raise InvalidRequest(f"seed={self.seed!r}: must fit 64 bits", field="seed")

@@ -84,6 +84,7 @@ def test_the_tests_command_of_the_readme_is_the_one_that_ci_runs() -> None:
 def test_every_public_name_is_there_and_documented() -> None:
     reference = (ROOT / "docs" / "api.md").read_text()
     errors = "automodule:: steploom.errors" in reference
+    assert sorted(steploom.__all__) == sorted(["__version__", *steploom._HOME_OF])
     for name in steploom.__all__:
         value = getattr(steploom, name)
         if name == "__version__":

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from steploom.demo import scene
 
-__all__ = ["Found", "Reading", "Verdict", "check", "read"]
+__all__ = ["UNKNOWN", "Found", "Reading", "Verdict", "check", "read"]
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -22,6 +22,9 @@ _SEEN = 55.0  # a pixel this far from the background belongs to a shape
 _LEAST_AREA = 0.006  # smaller specks, as a share of the picture, are no shapes
 _MUD = 0.004  # nor may they cover more than this
 _LEAST_FIT = 0.75  # intersection over union with the nearest shape
+
+UNKNOWN = "unknown"
+"""The shape of something that is like none of the shapes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,11 +186,10 @@ def _identify(pixels: Floats, mask: Bools, behind: Floats) -> Found | None:
     x, y = float(cover.sum(axis=0) @ places) / area, float(cover.sum(axis=1) @ places) / area
     fits = {shape: _fit(cover, shape, x, y, area) for shape in scene.SHAPES}
     shape = max(fits, key=lambda one: fits[one])
-    if fits[shape] < _LEAST_FIT:
-        return None
     radius = math.sqrt(area / _unit(shape)[1]) / side
     size = min(scene.SIZES, key=lambda one: abs(math.log(radius / scene.SIZES[one])))
-    return Found(scene.Item(shape, name, size), x / side, y / side, radius, fits[shape])
+    seen = shape if fits[shape] >= _LEAST_FIT else UNKNOWN
+    return Found(scene.Item(seen, name, size), x / side, y / side, radius, fits[shape])
 
 
 _GRID = 112  # samples along the side of the square -1.2..1.2 in which a unit shape is drawn

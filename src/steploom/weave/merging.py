@@ -152,8 +152,9 @@ class MergedCall:
         for call in self.calls:
             text, mask = rule.padded(call.argument(rule.text), call.argument(rule.mask), length)
             leaves, structure = call.replaced(**{rule.text: text, rule.mask: mask})
-            known = {id(leaf): axis for leaf, axis in zip(call.leaves, self.axes.inputs, strict=True)}
-            axes = tuple([0 if leaf is text or leaf is mask else known[id(leaf)] for leaf in leaves])
+            known: dict[int, LeafAxis] = {id(t): a for t, a in zip(call.leaves, self.axes.inputs, strict=True)}
+            known |= {id(text): 0, id(mask): 0}
+            axes = tuple([known[id(leaf)] for leaf in leaves])
             padded.append(leaves)
         return padded, structure, axes
 

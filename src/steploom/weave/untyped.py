@@ -25,7 +25,7 @@ def load_pipeline(folder: str, task: str | None, dtype: Any) -> Any:
     """The pipeline in a folder, or of a hub id, for a task of :data:`TASKS` (None: the class that it was saved as)."""
     # The auto classes import every pipeline there is, which takes seconds: only when one is asked for.
     loader: Any = DiffusionPipeline if task is None else getattr(diffusers, TASKS[task])
-    return loader.from_pretrained(folder, torch_dtype=dtype)
+    return loader.from_pretrained(folder, dtype=dtype)
 
 
 def is_pipeline(value: Any) -> bool:

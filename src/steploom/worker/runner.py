@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -124,7 +125,7 @@ class Runner:
         name: str,
         request: DiffusionRequest,
         doubled: Callable[[], Iterable[Program]] = tuple,
-        **changes: Any,
+        changes: Mapping[str, Any] = MappingProxyType({}),
     ) -> Program:
         if self.pipeline is None:
             raise EngineError("the engine is asleep; call wake_up() first")
@@ -161,7 +162,7 @@ class Runner:
     def _probe(self, request: DiffusionRequest, changes: dict[str, Any]) -> Program:
         accepted = {parameter.name for parameter in self.info.parameters}
         kept = {n: v for n, v in changes.items() if n in accepted and (v is not None or n in request.params)}
-        return self._program("probe", request, **kept)
+        return self._program("probe", request, changes=kept)
 
     def _forget(self, run_id: str) -> None:
         resident = self._residents.pop(run_id, None)
