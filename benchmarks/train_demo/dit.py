@@ -63,7 +63,7 @@ def sigmas(count: int, lean: float, generator: torch.Generator) -> torch.Tensor:
 class Trainer:
     """Everything that a checkpoint holds, and how to go on from one."""
 
-    def __init__(self, folder: pathlib.Path, bank: Bank, steps: int, finish_in: int | None, compiled: bool) -> None:
+    def __init__(self, folder: pathlib.Path, bank: Bank, steps: int, finish_in: int | None, more: int | None) -> None:
         torch.manual_seed(0)
         self.folder, self.bank = folder, bank
         self.tokenizer: CLIPTokenizer = build_tokenizer()
@@ -78,9 +78,8 @@ class Trainer:
         self._resume(load_if_there(folder / "dit.pt"))
         if finish_in is not None:
             self.schedule = self.schedule.ending(self.step, finish_in)
-        if compiled:
-            for block in self.model.transformer.transformer_blocks:
-                block.compile(dynamic=False)
+        if more is not None:
+            self.schedule = Schedule(self.step + more, 2 * more)
         self.mean = float("nan")
         self._stop = False
         signal.signal(signal.SIGTERM, self._on_stop)

@@ -20,11 +20,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path(".train"), help="checkpoints and logs")
     parser.add_argument("--vae-steps", type=int, default=900)
-    parser.add_argument("--steps", type=int, default=5600)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--finish-in", type=int, metavar="STEPS", help="start the final decay of the rate now")
     parser.add_argument("--export", type=pathlib.Path, metavar="FOLDER", help="where to write the model as it grows")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--compile", action="store_true", help="compile the layers of the denoiser")
+    parser.add_argument("--more", type=int, metavar="STEPS", help="train on, from half the peak rate down to nothing")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
@@ -34,7 +34,7 @@ def main() -> None:
         figures = vae.measure(autoencoder, args.folder)
     log(args.folder, f"vae: latent mean {figures['shift']:.3f}, factor {figures['factor']:.3f}")
     bank = build(args.folder, autoencoder, figures["shift"], figures["factor"])
-    Trainer(args.folder, bank, args.steps, args.finish_in, args.compile).run(args.export)
+    Trainer(args.folder, bank, args.steps, args.finish_in, args.more).run(args.export)
 
 
 if __name__ == "__main__":
