@@ -202,6 +202,7 @@ def test_cancelled_neighbours_change_nothing():
     assert set(driver.finished) == {"b", "d"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compile_it", ["method", "wrapper"])
 def test_compiled_transformer(compile_it):
     def build():

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import anyio
+import anyio.lowlevel
 from anyio.from_thread import BlockingPortal
 
 from steploom.config import EngineConfig
@@ -176,23 +178,29 @@ class _LoopThread:
         Raises:
             EngineNotRunning: The loop has ended.
         """
+        tasks: list[asyncio.Task[Any]] = []
         done = threading.Event()
 
         async def run() -> T:
+            tasks.append(cast("asyncio.Task[Any]", asyncio.current_task()))
             try:
                 return await function()
             finally:
                 done.set()
 
+        async def cancel() -> bool:
+            await anyio.lowlevel.checkpoint()  # Whatever was started before this has begun by now.
+            return any(task.cancel() for task in tasks)
+
+        future: Future[T] | None = None
         try:
             future = self._portal.start_task_soon(run)
-        except RuntimeError:
-            raise EngineNotRunning("the engine is closed: make a new one") from None
-        try:
             return future.result()
-        except BaseException:  # Also one of a signal handler: then the call is cancelled and has ended before we go on.
-            if future.cancel():
-                done.wait()
+        except BaseException as error:  # Also one of a signal handler, which may come before there is a future.
+            if future is None and isinstance(error, RuntimeError):
+                raise EngineNotRunning("the engine is closed: make a new one") from None
+            if (future is None or not future.done()) and self._portal.call(cancel):
+                done.wait()  # The call was cancelled, and has ended before we go on.
             raise
 
     def stop(self) -> None:

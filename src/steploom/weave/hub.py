@@ -64,8 +64,8 @@ class Hub:
         self.counters.alone_this_tick = {}
         with torch.no_grad():  # not inference_mode: pipelines update in place what the hub returned
             for program in programs:
-                program.shared_with, program.calls_made, program.last_module = [], {}, None
-                program.step_end = None
+                program.shared_with, program.last_module, program.step_end = [], None, None
+                program.calls_made = {program.call.target.name: 1} if program.call else {}
                 if program.call is None:
                     self._resume(program)
             self._advance(programs, denoise=True)
@@ -99,9 +99,7 @@ class Hub:
 
     def _next_group(self, programs: Sequence[Program], denoise: bool) -> Group:
         """The pending calls of one module that no other scheduled program can still join in this tick."""
-        pending = [
-            (p, p.call) for p in programs if p.call and p.calls_made.get(p.call.target.name, 0) <= CALLS_PER_TICK
-        ]
+        pending = [(p, p.call) for p in programs if p.call and p.calls_made[p.call.target.name] <= CALLS_PER_TICK]
         if not denoise:
             pending = [(program, call) for program, call in pending if not is_denoiser(call.target.name)]
         if not pending:
