@@ -61,6 +61,8 @@ with DiffusionEngine(model=sys.argv[1], torch_threads=1) as engine:
     try:
         engine.step([DiffusionRequest("a cat", num_inference_steps=900) for _ in range(4)])
     except KeyboardInterrupt:
+        # A call is answered before the next tick, and only that one tells the worker: so let a tick pass.
+        engine.step([DiffusionRequest("a dog", num_inference_steps=1)])
         print("resident:", engine.collective_rpc("stats", unique_reply_rank=0).resident, flush=True)
         raise
 """
