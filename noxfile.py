@@ -120,7 +120,7 @@ def bench(session: nox.Session) -> None:
         run(session, "python", f"benchmarks/{name}.py")
 
 
-@nox.session(venv_backend="virtualenv|venv", reuse_venv=False)
+@nox.session(venv_backend="venv", reuse_venv=False)
 def build(session: nox.Session) -> None:
     """Builds sdist and wheel, looks into the wheel, installs it into a new environment and uses it."""
     prepare(session, "build")
