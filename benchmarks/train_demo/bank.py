@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 
 from steploom.demo import scene
 
-COUNTS = {64: 20480, 32: 2048, 48: 2048, 96: 1536}
+COUNTS = {64: 49152, 32: 2048, 48: 2048, 96: 1536}
 CHUNK = 64
 
 
@@ -31,21 +31,20 @@ class Bank:
 
 @torch.no_grad()
 def build(folder: pathlib.Path, vae: AutoencoderKL, shift: float, factor: float) -> Bank:
-    """Draw and encode the bank, or read it from ``bank.pt`` in ``folder``."""
-    state = load_if_there(folder / "bank.pt")
-    if state is not None:
-        return Bank(state["scenes"], state["latents"])
-    bank = Bank({}, {})
+    """Read the bank from ``bank.pt`` in ``folder``, drawing and encoding what is missing of it."""
+    bank = Bank(**(load_if_there(folder / "bank.pt") or {"scenes": {}, "latents": {}}))
     for pixels, count in COUNTS.items():
-        scenes: list[scene.Scene] = []
-        parts: list[torch.Tensor] = []
-        for chunk in range(count // CHUNK):
+        scenes = bank.scenes.setdefault(pixels, [])
+        if len(scenes) >= count:
+            continue
+        parts = [bank.latents[pixels]] if scenes else []
+        for chunk in range(len(scenes) // CHUNK, count // CHUNK):
             drawn, pictures = draw_batch(np.random.default_rng((2, pixels, chunk)), CHUNK, pixels)
             target = to_tensor(pictures).contiguous(memory_format=torch.channels_last)
             latents = (vae.encode(target).latent_dist.mean - shift) * factor
             scenes += drawn
             parts.append(latents.half().contiguous())
-        bank.scenes[pixels], bank.latents[pixels] = scenes, torch.cat(parts)
+        bank.latents[pixels] = torch.cat(parts)
         log(folder, f"bank: {count} scenes of {pixels} pixels, latent std {bank.latents[pixels].float().std():.3f}")
-    save_atomically({"scenes": bank.scenes, "latents": bank.latents}, folder / "bank.pt")
+        save_atomically({"scenes": bank.scenes, "latents": bank.latents}, folder / "bank.pt")
     return bank

@@ -28,6 +28,7 @@ from steploom.demo import scene
 TEXT_TOKENS = 20  # the longest prompt of the grammar has 18, its two end marks included
 TEXT_WIDTH = 64
 LATENT_CHANNELS = 8
+COMPILED_SIDE = 16  # latents of this side, those of nine pictures in ten, go through torch.compile: a quarter faster
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -189,6 +190,7 @@ class Trained(nn.Module):
         self.text_encoder = build_text_encoder(tokenizer)
         self.text_encoder_2 = build_text_encoder(tokenizer)
         self.transformer = build_transformer()
+        self._compiled = torch.compile(self.transformer.forward, dynamic=False)
 
     def forward(
         self, latents: torch.Tensor, sigmas: torch.Tensor, ids: torch.Tensor, log_count: torch.Tensor
@@ -197,7 +199,8 @@ class Trained(nn.Module):
         outs = [one(ids, output_hidden_states=True) for one in (self.text_encoder, self.text_encoder_2)]
         context = torch.cat([out.hidden_states[-2] for out in outs], dim=-1)
         pooled = torch.cat([out.text_embeds for out in outs], dim=-1)
-        return self.transformer(
+        common = latents.shape[-1] == COMPILED_SIDE
+        return (self._compiled if common else self.transformer)(
             latents,
             encoder_hidden_states=functional.pad(context, (0, 0, 0, 1)),
             pooled_projections=pooled,

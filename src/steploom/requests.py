@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import secrets
 import uuid
@@ -94,6 +95,12 @@ class DiffusionRequest:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, values[field.name])
         self._validate()
+
+    def with_params(self, **changes: Any) -> DiffusionRequest:
+        """A copy with other arguments for the pipeline's ``__call__``."""
+        other = copy.copy(self)
+        object.__setattr__(other, "params", {**self.params, **changes})
+        return other
 
     def _validate(self) -> None:
         seed: Any = getattr(self, "seed", None)  # whatever the caller gave, not what the annotation says

@@ -232,10 +232,33 @@ async def test_a_missing_required_argument_is_named() -> None:
             await engine.generate(num_inference_steps=3)
 
 
+class CountingGenerator:
+    """What the engine uses of a ``torch.Generator``, without torch."""
+
+    def __init__(self, state: int = 0) -> None:
+        self.state = state
+
+    def clone_state(self) -> CountingGenerator:
+        return CountingGenerator(self.state)
+
+    def get_state(self) -> int:
+        return self.state
+
+    def set_state(self, state: int) -> None:
+        self.state = state
+
+
 async def test_in_process_generators_and_callbacks_pass() -> None:
     async with fake_engine(InProcessFake) as (engine, _):
-        out = await engine.generate("a cat", generator=object(), callback_on_step_end=print)
+        out = await engine.generate("a cat", generator=CountingGenerator(), callback_on_step_end=print)
         assert out.seed is None
+
+
+async def test_what_is_no_generator_is_refused() -> None:
+    async with fake_engine(InProcessFake) as (engine, executor):
+        with pytest.raises(InvalidRequest, match=r"generator=7: must be a torch.Generator"):
+            await engine.generate("a cat", generator=7)
+        assert not executor.log
 
 
 async def test_the_task_that_is_loaded_may_be_named() -> None:

@@ -14,6 +14,7 @@ import anyio
 import anyio.lowlevel
 
 from steploom.config import EngineConfig
+from steploom.engine.generators import Borrowed
 from steploom.engine.imports import prepare_for_images
 from steploom.engine.mailbox import Mailbox, fresh
 from steploom.engine.validation import validate
@@ -28,7 +29,7 @@ from steploom.errors import (
 )
 from steploom.executor.abstract import DiffusionExecutor, ProgressCallback
 from steploom.protocol import PipelineInfo, RunnerOutput, SchedulerOutput
-from steploom.requests import DiffusionRequest, Event
+from steploom.requests import DiffusionRequest, Event, Finished
 from steploom.sched import build_scheduler
 
 T = TypeVar("T")
@@ -77,6 +78,7 @@ class EngineCore:
         self.ended = anyio.Event()
         self._mailboxes: dict[str, Mailbox] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._borrowed: dict[str, Borrowed] = {}
         self._calls: set[anyio.CancelScope] = set()
         self._stopping = False
         self._asleep = False
@@ -156,7 +158,9 @@ class EngineCore:
         if self._asleep:
             raise EngineNotRunning("the engine sleeps: await wake_up() first")
         validate(request, self.info, self.config)
-        queued = self.scheduler.add_request(request)
+        borrowed = Borrowed(request)
+        queued = self.scheduler.add_request(borrowed.request)
+        self._borrowed[request.request_id] = borrowed
         mailbox = self._mailboxes[request.request_id] = Mailbox()
         mailbox.put(queued)
         if request.timeout is not None:
@@ -190,12 +194,14 @@ class EngineCore:
         mailbox = self._mailboxes.get(event.request_id)
         if mailbox is None:  # The engine is ending: everybody was told already.
             return
+        if isinstance(event, Finished):
+            self._borrowed[event.request_id].give_back()
         mailbox.put(event)
         if mailbox.settled:
             self._forget(event.request_id)
 
     def _forget(self, request_id: str) -> None:
-        del self._mailboxes[request_id]
+        del self._mailboxes[request_id], self._borrowed[request_id]
         timer = self._timers.pop(request_id, None)
         if timer is not None:
             timer.cancel()
