@@ -28,9 +28,13 @@ CALLS_PER_TICK = 8
 
 @dataclasses.dataclass
 class Counters:
-    """What the hub did since its start; seconds of the tick in progress."""
+    """What the hub did since its start; seconds of the tick in progress.
+
+    ``denoiser_forwards`` is how many denoiser forwards carried how many requests.
+    """
 
     merged_calls: int = 0
+    denoiser_forwards: dict[int, int] = dataclasses.field(default_factory=dict)
     alone_calls: dict[str, int] = dataclasses.field(default_factory=dict)
     alone_this_tick: dict[str, int] = dataclasses.field(default_factory=dict)
     forward_s: float = 0.0
@@ -213,6 +217,7 @@ class Hub:
                 self._run_members(members)
                 return
         self.counters.merged_calls += 1
+        self._count_forward(merged.target.name, len(members))
         for (program, _), result in zip(members, results, strict=True):
             program.answer = result
             self._note_shared(program, merged.target.name, len(members))
@@ -239,7 +244,13 @@ class Hub:
             self.counters.alone_calls[reason] = self.counters.alone_calls.get(reason, 0) + 1
             if reason != "only one":
                 self.counters.alone_this_tick[reason] = self.counters.alone_this_tick.get(reason, 0) + 1
+            self._count_forward(call.target.name, 1)
             self._note_shared(program, call.target.name, 1)
+
+    def _count_forward(self, name: str, requests: int) -> None:
+        if is_denoiser(name):
+            counts = self.counters.denoiser_forwards
+            counts[requests] = counts.get(requests, 0) + 1
 
     def _note_shared(self, program: Program, name: str, requests: int) -> None:
         if is_denoiser(name):

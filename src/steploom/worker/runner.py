@@ -177,6 +177,11 @@ class Runner:
         """
         return self._extensions.call(method, args, kwargs)
 
+    @property
+    def denoiser_forwards(self) -> Mapping[int, int]:
+        """How many denoiser forwards carried how many requests, since the start."""
+        return self._hub.counters.denoiser_forwards
+
     def stats(self) -> WorkerStats:
         """Counters since the start."""
         counters = self._hub.counters

@@ -1,0 +1,184 @@
+"""Trials: does a pipeline give under weaving what it gives alone, and how much do requests share?
+
+The equality check of the conformance suite and of ``steploom verify``. The oracle is diffusers: ``pipe(...)`` alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from steploom.config import EngineConfig
+from steploom.protocol import NewRequest, RequestReport, SchedulerOutput
+from steploom.requests import DiffusionRequest
+from steploom.weave import untyped
+from steploom.worker.runner import Runner
+
+TOLERANCE = 1e-4
+"""Largest difference in float32, as a share of the scale of what is compared."""
+
+BATCHED_SHARE = 0.8
+"""Share of the denoiser calls, made while all requests ran, that carried all of them, from which we say "batched"."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What a trial found.
+
+    Attributes:
+        distances: Per request: largest difference between together and alone, as a share of the scale of the output.
+        error: Why there is no output, where a request failed.
+        share: Of the denoiser calls made while all requests ran, the share that carried all of them.
+        reasons: Why calls ran alone, and how many.
+        alone_s: Seconds for all requests one after the other with ``pipe(...)``.
+        together_s: Seconds for all requests at once.
+        tolerance: What ``equal`` allows.
+    """
+
+    distances: tuple[float, ...]
+    share: float
+    reasons: Mapping[str, int]
+    alone_s: float
+    together_s: float
+    tolerance: float = TOLERANCE
+    error: str | None = None
+
+    @property
+    def equal(self) -> bool:
+        """Whether every request came out as alone."""
+        return self.error is None and all(distance <= self.tolerance for distance in self.distances)
+
+    @property
+    def batched(self) -> bool:
+        """Whether the requests really shared their denoiser calls."""
+        return self.share >= BATCHED_SHARE
+
+
+def run_alone(pipeline: Any, request: DiffusionRequest) -> Any:
+    """What ``pipe(...)`` gives for ``request``, alone."""
+    arguments: dict[str, Any] = dict(request.params)
+    if request.prompt is not None:
+        arguments["prompt"] = request.prompt
+    accepted = untyped.call_parameters(pipeline)
+    if "output_type" in accepted:
+        arguments["output_type"] = request.output_type
+    if "generator" in accepted and request.seed is not None:
+        arguments["generator"] = torch.Generator("cpu").manual_seed(request.seed)
+    return pipeline(**arguments)
+
+
+class Together:
+    """Runs requests at once on a runner, everything that is resident stepping in every tick."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._ticks = 0
+        self.forwards: dict[int, int] = {}
+
+    def run(self, requests: Sequence[DiffusionRequest]) -> dict[str, RequestReport]:
+        """The last report of each request by its id.
+
+        ``forwards`` is then how many denoiser forwards carried how many requests while all of them ran.
+        """
+        new = [NewRequest(request.request_id, request) for request in requests]
+        running: list[str] = []
+        finished: dict[str, RequestReport] = {}
+        self.forwards = {}
+        while new or running:
+            self._ticks += 1
+            output = SchedulerOutput(tick=self._ticks, scheduled_new_reqs=new, scheduled_cached_reqs=list(running))
+            running += [request.run_id for request in new]
+            new = []
+            before = dict(self._runner.denoiser_forwards)
+            reports = self._runner.execute(output).reports
+            if len(running) == len(requests):
+                for size, count in self._runner.denoiser_forwards.items():
+                    self.forwards[size] = self.forwards.get(size, 0) + count - before.get(size, 0)
+            for report in reports:
+                if report.finished:
+                    running.remove(report.run_id)
+                    finished[report.run_id] = report
+        return finished
+
+
+def trial(pipeline: Any, requests: Sequence[DiffusionRequest], tolerance: float = TOLERANCE) -> Verdict:
+    """Runs ``requests`` alone and together and compares. Together runs twice: the first is warm-up (axes, checks).
+
+    Args:
+        pipeline: A pipeline on its device; not modified.
+        requests: Different in seed and steps, with ids of their own.
+        tolerance: See :data:`TOLERANCE`.
+    """
+    started = time.perf_counter()
+    expected = [run_alone(pipeline, request) for request in requests]
+    alone_s = time.perf_counter() - started
+    runner = Runner.from_pipeline(pipeline, EngineConfig())
+    together = Together(runner)
+    first = together.run(requests)
+    started = time.perf_counter()
+    second = together.run(requests)
+    together_s = time.perf_counter() - started
+    full, calls = together.forwards.get(len(requests), 0), sum(together.forwards.values())
+    distances: list[float] = []
+    error: str | None = None
+    for reports in (first, second):
+        for request, alone in zip(requests, expected, strict=True):
+            report = reports[request.request_id]
+            if report.error is not None:
+                error = error or report.error.traceback or report.error.message
+            else:
+                distances.append(distance(report.output, alone))
+    return Verdict(
+        tuple(distances), full / calls if calls else 0.0, runner.stats().alone_calls, alone_s, together_s, tolerance,
+        error,
+    )  # fmt: skip
+
+
+def distance(one: Any, other: Any) -> float:
+    """Largest difference between two pipeline outputs as a share of the second's scale; infinite if they differ in kind.
+
+    Text and tokens are equal (0) or not (infinite).
+    """
+    ours, theirs = list(arrays(one)), list(arrays(other))
+    if not theirs or len(ours) != len(theirs):
+        return float("inf")
+    return max(_array_distance(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def _array_distance(one: Any, other: Any) -> float:
+    if isinstance(one, str) or isinstance(other, str):
+        return 0.0 if one == other else float("inf")
+    if one.shape != other.shape:
+        return float("inf")
+    if one.dtype.kind in "iub":
+        return 0.0 if np.array_equal(one, other) else float("inf")
+    scale = float(np.abs(other).max(initial=0.0)) or 1.0
+    worst = float(np.abs(one - other).max(initial=0.0)) / scale
+    return worst if np.isfinite(worst) else float("inf")
+
+
+def arrays(output: Any) -> Iterator[Any]:
+    """The arrays and strings in a pipeline's output, in order: tensors and pictures as float64, tokens as integers."""
+    if isinstance(output, torch.Tensor):
+        value = output.detach().cpu()
+        yield (value.double() if value.is_floating_point() else value).numpy()
+    elif isinstance(output, np.ndarray):
+        yield output.astype(np.float64) if output.dtype.kind == "f" else output  # pyright: ignore
+    elif isinstance(output, str):
+        yield output
+    elif hasattr(output, "getdata") and hasattr(output, "mode"):  # a PIL image
+        yield np.asarray(output).astype(np.float64)
+    elif isinstance(output, Mapping):
+        for value in output.values():  # pyright: ignore[reportUnknownVariableType]
+            yield from arrays(value)
+    elif isinstance(output, (list, tuple)):
+        for value in output:  # pyright: ignore[reportUnknownVariableType]
+            yield from arrays(value)
+    elif dataclasses.is_dataclass(output):
+        for field in dataclasses.fields(output):
+            yield from arrays(getattr(output, field.name))
