@@ -1,15 +1,16 @@
 """What the scheduler costs per tick, and an abort, whatever waits.
 
 ``python benchmarks/scheduler.py`` prints a table; ``--save`` also writes it to ``benchmarks/results/scheduler.json``;
-``--check`` ends with an error if a median is over its limit. Answers of the worker are made beforehand: only
-``schedule()`` and ``update_from_output()`` are timed. All cases are measured in several rounds; best and median are
-those of the quietest round, since whatever else runs on the machine can only make a round slower. The 99th percentile
-is that of the noisiest one.
+``--check`` ends with an error if a median is over its limit. Only ``schedule()`` and ``update_from_output()`` count,
+not the making of the worker's answers. In a *join* tick one request ends and another joins. All cases are measured
+in several rounds; best and median are those of the quietest round: whatever else runs on the machine can only make
+a round slower. The 99th percentile is that of the noisiest one.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -55,8 +56,8 @@ def scheduler(running: int, waiting: int, shapes: int) -> tuple[SchedulerInterfa
     return built, output.run_ids
 
 
-def answer(tick: int, run_ids: list[str]) -> RunnerOutput:
-    """One step of each request, as a worker reports it."""
+def answer(tick: int, run_ids: list[str], ended: int = 0) -> RunnerOutput:
+    """One step of each request, as a worker reports it; the last one for the first ``ended``."""
     reports = [
         RequestReport(
             run_id=run,
@@ -69,8 +70,9 @@ def answer(tick: int, run_ids: list[str]) -> RunnerOutput:
             batch_requests=len(run_ids),
             rows=2,
             denoise_s=0.001,
+            finished=index < ended,
         )
-        for run in run_ids
+        for index, run in enumerate(run_ids)
     ]
     return RunnerOutput(tick=tick, reports=reports)
 
@@ -88,17 +90,64 @@ def ticks(running: int, waiting: int, shapes: int, repeat: int) -> Iterator[floa
         assert all(isinstance(event, StepEvent) for event in events)
 
 
-def aborts(waiting: int, shapes: int, repeat: int) -> Iterator[float]:
-    """Seconds of one abort of a waiting request; another takes its place, so that as many wait each time."""
-    built, _ = scheduler(8, waiting, shapes)
-    for turn in range(repeat):
-        index = (turn * 7919) % waiting  # All over the queue: 7919 is prime.
-        name = f"wait{index}"
+def joins(running: int, guesses: int, distinct: bool, repeat: int) -> Iterator[float]:
+    """Seconds of ticks in which one request joins and one ends; another arrives, so that 10,000 wait each time.
+
+    The requests are of ``guesses`` guesses that share one observed key; ``distinct``: each has a priority of its own.
+    """
+    built = build_scheduler(EngineConfig(max_batch=running, max_resident=running, max_waiting=2 * WAITING))
+    arrivals = itertools.count()
+
+    def arrive() -> None:
+        index = next(arrivals)
+        priority = index * 7919 % 1_000_003 if distinct else 0
+        height = 512 + index % guesses
+        built.add_request(DiffusionRequest(request_id=f"r{index}", seed=1, height=height, width=512, priority=priority))
+
+    def tick(ended: int) -> float:
         start = time.perf_counter()
-        events = built.finish_requests((name,), ERROR)
+        output = built.schedule()
+        decided = time.perf_counter()
+        result = answer(output.tick, output.run_ids, ended)
+        answered = time.perf_counter()
+        built.update_from_output(output, result)
+        return time.perf_counter() - answered + decided - start
+
+    for _ in range(guesses):  # Each guess is seen once, so that all turn out to have one key.
+        arrive()
+    while built.has_work:
+        tick(running)
+    for _ in range(WAITING + running):
+        arrive()
+    tick(1)
+    for _ in range(repeat):
+        arrive()
+        yield tick(1)
+        assert built.num_running == running - 1
+        assert built.num_waiting == WAITING
+
+
+def aborts(shapes: int, distinct: bool, repeat: int) -> Iterator[float]:
+    """Seconds of one abort of a waiting request; another takes its place, so that as many wait each time."""
+    built, _ = scheduler(8, 0, 1)
+
+    def arrive(index: int, turn: int) -> None:
+        priority = turn * WAITING + index if distinct else 0
+        built.add_request(
+            DiffusionRequest(
+                request_id=f"wait{index}", seed=1, height=512 + index % shapes, width=512, priority=priority
+            )
+        )
+
+    for index in range(WAITING):
+        arrive(index, 0)
+    for turn in range(repeat):
+        index = (turn * 7919) % WAITING  # All over the queue: 7919 is prime.
+        start = time.perf_counter()
+        events = built.finish_requests((f"wait{index}",), ERROR)
         yield time.perf_counter() - start
         assert len(events) == 1
-        built.add_request(DiffusionRequest(request_id=name, seed=1, height=512 + index % shapes, width=512))
+        arrive(index, turn + 1)
 
 
 def submissions(waiting: int, repeat: int) -> Iterator[float]:
@@ -129,8 +178,12 @@ def cases(repeat: int) -> Iterator[Callable[[], Row]]:
         for waiting, shapes, text in ((0, 1, "none"), (WAITING, 1, "10,000"), (WAITING, WAITING, "10,000 shapes")):
             what = f"tick, {running} running, waiting: {text}"
             yield lambda r=running, w=waiting, s=shapes, t=what, x=limit: row(t, x, ticks(r, w, s, repeat))
-    yield lambda: row("abort, waiting: 10,000", 10.0, aborts(WAITING, 1, repeat))
-    yield lambda: row("abort, waiting: 10,000 shapes", 10.0, aborts(WAITING, WAITING, repeat))
+        for guesses, distinct, text in ((1, False, ""), (4000, False, " of 4,000 guesses"), (1, True, " priorities")):
+            what = f"join, {running} running, waiting: 10,000{text}"
+            yield lambda r=running, g=guesses, d=distinct, t=what, x=limit: row(t, x, joins(r, g, d, repeat))
+    yield lambda: row("abort, waiting: 10,000", 10.0, aborts(1, False, repeat))
+    yield lambda: row("abort, waiting: 10,000 shapes", 10.0, aborts(WAITING, False, repeat))
+    yield lambda: row("abort, waiting: 10,000 priorities", 10.0, aborts(1, True, repeat))
     yield lambda: row("add_request, waiting: 10,000", None, submissions(WAITING, repeat))
 
 
@@ -141,11 +194,11 @@ def main() -> int:
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/scheduler.json")
     parser.add_argument("--check", action="store_true", help="end with an error if a median is over its limit")
     args = parser.parse_args()
-    print(f"{'microseconds':<40}{'best':>9}{'median':>9}{'p99':>9}{'limit':>9}")
+    print(f"{'microseconds':<48}{'best':>9}{'median':>9}{'p99':>9}{'limit':>9}")
     rounds = [[case() for case in cases(args.repeat)] for _ in range(args.rounds)]
     rows = [merge(same) for same in zip(*rounds, strict=True)]
     for what, best, median, p99, limit in rows:
-        print(f"{what:<40}{best:>9}{median:>9}{p99:>9}{limit or '':>9}")
+        print(f"{what:<48}{best:>9}{median:>9}{p99:>9}{limit or '':>9}")
     if args.save:
         RESULTS.parent.mkdir(exist_ok=True)
         machine = {"python": platform.python_version(), "machine": platform.machine(), "cpus": os.cpu_count()}

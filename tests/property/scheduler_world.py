@@ -93,8 +93,6 @@ class World:
     def resident(self) -> dict[str, Known]:
         return {known.run: known for known in self.live.values() if known.run is not None}
 
-    # What the engine does.
-
     def submit(self, name: str, program: Program) -> None:
         request = DiffusionRequest(
             name, seed=1, request_id=name, priority=program.priority, height=64 * program.shape, num_inference_steps=4
@@ -177,9 +175,14 @@ class World:
             return
         for run, known in self.resident.items():
             assert run in members or not self._belongs(known, output), f"{run} could have stepped"
-        if len(self.resident) < self.limit:
+        if len(self.resident) < self.limit and not self._kept_free(output):
             for name, known in self.waiting.items():
                 assert not self._belongs(known, output), f"{name} could have joined"
+
+    def _kept_free(self, output: SchedulerOutput) -> bool:
+        """Whether free places may be kept from the tick's group: for others that wait, and at most a full batch."""
+        others = any(not self._belongs(known, output) for known in self.waiting.values())
+        return others and self.max_batch > 1 and len(self.resident) >= max(1, self.limit - self.max_batch)
 
     def _belongs(self, known: Known, output: SchedulerOutput) -> bool:
         """Whether the request is known to share the tick's batch key."""
@@ -199,8 +202,6 @@ class World:
             shape = self.live[name].program.shape
             behind = [known for known in self.waiting.values() if known.program.shape == shape]
             assert all(rank(self.live[name]) <= rank(known) for known in behind)
-
-    # What the worker does.
 
     def execute(self) -> None:
         flight = next(flight for flight in self.flights if flight.result is None)
@@ -316,8 +317,6 @@ class World:
         flight = self.stale.pop(0)
         assert flight.result is not None
         assert self.scheduler.update_from_output(flight.output, flight.result) == [], "late attempts are ignored"
-
-    # What always holds.
 
     def check(self) -> None:
         assert self.scheduler.num_waiting == len(self.waiting)

@@ -9,6 +9,7 @@ from steploom.config import EngineConfig
 from steploom.protocol import RequestReport, RunnerOutput
 from steploom.requests import DiffusionRequest
 from steploom.sched import SchedulerInterface, build_scheduler
+from steploom.sched.fcfs import TERM
 
 
 class Flood:
@@ -53,8 +54,8 @@ class Flood:
     scheduler=st.sampled_from(["step", "request"]),
     max_batch=st.integers(1, 4),
     spare=st.integers(0, 4),
-    shapes=st.integers(1, 4),
-    depth=st.integers(1, 3),
+    shapes=st.integers(1, 12),
+    depth=st.integers(1, 6),
     flood_steps=st.integers(1, 5),
     head_start=st.integers(0, 12),
     same_shape=st.booleans(),
@@ -79,10 +80,12 @@ def test_nobody_starves(
     shape = 0 if same_shape else shapes
     flood.submit("victim", shape, 3)
     # A place comes free within the time that all residents need if they take turns; at most `depth` requests of the
-    # victim's own shape go first, each needing such a place; then the victim gets every (shapes + 1)th tick.
+    # victim's own shape and one of each other go first, each needing such a place; the favour may pass on twice
+    # before; then the victim gets every (shapes + 1)th tick.
     rotation = shapes + 1
     place = rotation * (flood_steps + 1)
-    bound = (depth + 1) * 2 * place + 3 * rotation
+    reigns = 2 * TERM * max_batch if depth > 1 and max_batch > 1 else 0
+    bound = ((depth + 1) * rotation + reigns) * place + 3 * rotation
     for _ in range(bound):
         flood.pour()
         flood.tick()

@@ -185,6 +185,18 @@ def test_guess_ignores_what_can_share_a_forward() -> None:
     assert guess_key(one) == guess_key(other)
 
 
+def test_guess_ignores_sizes_of_images_that_are_resized() -> None:
+    def guess(image: object, **sizes: object) -> str:
+        return guess_key(DiffusionRequest("p", seed=1, image=image, **sizes))
+
+    small, large = Sized(size=(64, 64)), Sized(size=(64, 96))
+    assert guess(small, height=64, width=64) == guess([large], height=64, width=64)
+    assert guess(small, height=64) != guess(large, height=64), "the width is the image's"
+    assert guess(small, height=64, width=None) != guess(large, height=64, width=None)
+    array, wider = Sized(shape=(1, 3, 8, 8)), Sized(shape=(1, 3, 8, 9))
+    assert guess(array, height=64, width=64) != guess(wider, height=64, width=64)
+
+
 class Custom(StepScheduler):
     """A scheduler of the user's."""
 

@@ -22,25 +22,34 @@ def guess_key(request: DiffusionRequest) -> str:
     """A batch key from what is known before the worker has seen the request: task, adapter and sizes.
 
     Two requests with the same guess probably share a forward; the worker's report settles it. A guess that splits too
-    finely costs little: two guesses with the same observed key share a group from then on. It starts with ``"?"``, so
+    finely costs little: two guesses with the same observed key share a group from then on. Images count by their size
+    unless height and width are given, to which pipelines resize them. It starts with ``"?"``, so
     that it is told apart from observed keys.
     """
+    params = request.params
+    sized = params.get("height") is not None and params.get("width") is not None
     parts: list[str] = []
-    for name, value in request.params.items():
-        size = _size(value) if name not in SIZE_PARAMS else value if isinstance(value, int | float | str) else None
+    for name, value in params.items():
+        size = (
+            _size(value, sized) if name not in SIZE_PARAMS else value if isinstance(value, int | float | str) else None
+        )
         if size is not None:
             parts.append(f"{name}={size!s:.64}")
     parts.sort()
     return "|".join((f"?{request.task or ''}", request.lora or "", *parts))
 
 
-def _size(value: Any) -> tuple[int, ...] | None:
-    """The shape of a tensor or array, the size of an image, of the first one if there are several; else None."""
+def _size(value: Any, sized: bool) -> tuple[int, ...] | None:
+    """The shape of a tensor or array, the size of an image, of the first one if there are several; else None.
+
+    With ``sized`` images have none: pipelines resize them to the height and width that were given.
+    """
     if isinstance(value, list | tuple):
         items = cast("Sequence[Any]", value)
-        return _size(items[0]) if items else None
-    shape = getattr(value, "shape", None)
-    size = getattr(value, "size", None) if shape is None else shape
+        return _size(items[0], sized) if items else None
+    size = getattr(value, "shape", None)
+    if size is None and not sized:
+        size = getattr(value, "size", None)
     return cast("tuple[int, ...]", tuple(size)) if isinstance(size, tuple) else None  # pyright: ignore[reportUnknownArgumentType]
 
 
