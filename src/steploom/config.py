@@ -8,14 +8,29 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
+from types import NoneType
 from typing import Any, Literal, get_args
 
 from steploom.errors import ConfigError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
-_POSITIVE = ("max_batch", "max_resident", "max_waiting", "data_parallel_size", "start_timeout_s", "tick_timeout_s",
-             "max_steps", "max_pixels", "encode_cache_bytes")  # fmt: skip
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "str": ((str,), "a str that is not empty"),
+    "int": ((int,), "an integer"),
+    "float": ((int, float), "a number of seconds greater than 0"),
+    "bool": ((bool,), "True or False"),
+    "type": ((type,), "a class"),
+    "None": ((NoneType,), "None"),
+    "Dtype": ((str,), f"one of {', '.join(map(repr, get_args(Dtype)))}"),
+}
+"""What the fields' annotations mean, and how a message says it."""
+
+_LEAST = {"max_retries": 0}
+"""The least that an integer may be, where that is not 1."""
+
+_MOST = 2**63 - 1
+"""The greatest integer that reaches a worker."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,16 +90,12 @@ class EngineConfig:
     torch_threads: int | None = None
 
     def __post_init__(self) -> None:
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name}={value!r}: must be greater than 0")
-        if self.dtype not in get_args(Dtype):
-            raise ConfigError(f"dtype={self.dtype!r}: one of {', '.join(get_args(Dtype))}")
+        for field in dataclasses.fields(self):
+            _check(field, getattr(self, field.name))
         if self.max_resident is not None and self.max_resident < self.max_batch:
             raise ConfigError(
                 f"max_resident={self.max_resident}: must be at least max_batch={self.max_batch}, "
-                "since every request of a batch is resident"
+                "since every request of a batch is resident; raise it, or leave it None"
             )
 
     @property
@@ -108,16 +119,41 @@ class EngineConfig:
         return cls(**{**values, **overrides})
 
 
+def _check(field: dataclasses.Field[Any], value: Any) -> None:
+    """Refuses a value that is not of its field's type, or out of bounds.
+
+    Raises:
+        ConfigError: It names the field, the value and what would do.
+    """
+    names = str(field.type).split(" | ")
+    kinds = [kind for name in names for kind in _KINDS[name][0]]
+    # bool is a subclass of int, and True is not what anybody means by 1.
+    fits = isinstance(value, tuple(kinds)) and (bool in kinds or not isinstance(value, bool))
+    least = _LEAST.get(field.name, 1)
+    if fits and isinstance(value, str):
+        fits = bool(value) and ("Dtype" not in names or value in get_args(Dtype))
+    elif fits and isinstance(value, (int, float)) and bool not in kinds:
+        fits = value > 0 if "float" in names else value >= least
+        fits = fits and (isinstance(value, float) or value <= _MOST)
+    if fits:
+        return
+    bounds = f" of at least {least}" + (" and below 2**63" if isinstance(value, int) and value > _MOST else "")
+    meanings = [_KINDS[name][1] + (bounds if name == "int" else "") for name in names]
+    raise ConfigError(f"{field.name}={value!r}: must be {' or '.join(meanings)}; the default is {field.default!r}")
+
+
 def _parse(name: str, raw: str, default: object) -> Any:
     """``raw`` as the type of the field's default (None's are given by their use)."""
     kinds: dict[str, type] = {"max_resident": int, "torch_threads": int}
     kind = kinds.get(name, str if default is None else type(default))
+    meaning = {bool: "true or false", int: "an integer", float: "a number"}.get(kind, "text")
     try:
         if kind is bool:
             return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[raw.lower()]
         return kind(raw)
     except (ValueError, KeyError):
-        raise ConfigError(f"STEPLOOM_{name.upper()}={raw!r}: expected {kind.__name__}") from None
+        mend = f"unset it for the default, {default!r}"
+        raise ConfigError(f"STEPLOOM_{name.upper()}={raw!r}: must be {meaning}; {mend}") from None
 
 
 def worker_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:

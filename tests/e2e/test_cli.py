@@ -62,6 +62,49 @@ def test_ctrl_c_ends_cleanly_and_leaves_nothing(tmp_path: pathlib.Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("delay", [0.3, 1.0])
+def test_ctrl_c_while_it_starts_is_one_line(tmp_path: pathlib.Path, delay: float) -> None:
+    command = [*STEPLOOM, "generate", PROMPT, *QUICK]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(delay)
+        process.send_signal(signal.SIGINT)
+        _, complaint = process.communicate(timeout=60)
+    assert (process.returncode, complaint) == (130, "steploom: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_images_of_one_request_are_saved(tmp_path: pathlib.Path) -> None:
+    rows = ["--set", "num_images_per_prompt=3"]
+    done = steploom("generate", PROMPT, "-o", "a.png", "--steps", "2", "--seed", "1", *rows, *QUICK, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    files = sorted(tmp_path.iterdir())
+    assert [file.name for file in files] == ["a-1.png", "a-2.png", "a-3.png"]
+    assert len({file.read_bytes() for file in files}) == 3
+
+
+def test_verify_finds_the_built_in_model_equal_and_batched(tmp_path: pathlib.Path) -> None:
+    done = steploom("verify", "demo", *QUICK, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^✓ equal to pipe\(\.\.\.\) alone: [\d.e-]+ of the scale", done.stdout, re.M)
+    assert re.search(r"^✓ batched: (8|9|10)\d%? of the denoiser calls carried both", done.stdout, re.M)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--set", "no_such=1"], "no_such"),
+        (["--device", "bogus"], "device='bogus'"),
+    ],
+)
+def test_verify_complains_in_one_line(tmp_path: pathlib.Path, arguments: list[str], words: str) -> None:
+    done = steploom("verify", "demo", *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("steploom:")]
+    assert words in line
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.slow
 def test_the_demo_leaves_images_sheets_and_figures(tmp_path: pathlib.Path) -> None:
     done = steploom("demo", "--rounds", "1", cwd=tmp_path)

@@ -48,3 +48,15 @@ def test_cancel(tmp_path: Path) -> None:
         assert line in said
     assert "requests left in the worker: 0" in said
     picture(tmp_path / "cancel.png")
+
+
+def test_custom_executor(tmp_path: Path) -> None:
+    said = run("custom_executor", tmp_path)
+    ticks = [line for line in said.splitlines() if line.startswith("tick")]
+    assert len(ticks) >= 10
+    assert any(line.count("*") == 3 for line in ticks), "all three denoise in one tick"
+    for name, steps in (("red", 4), ("yellow", 7), ("purple", 10)):
+        assert sum(f"{name} *" in line or f"{name} d" in line or f"{name} ." in line for line in ticks) >= steps
+        assert sum(f"{name} ." in line for line in ticks) == 1
+        assert f"custom-executor-{name}.png  {steps} steps" in said
+        picture(tmp_path / f"custom-executor-{name}.png")

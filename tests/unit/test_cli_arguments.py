@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 import shlex
 import subprocess
@@ -10,7 +11,7 @@ import sys
 
 import pytest
 
-from steploom.cli import arguments, generate, main
+from steploom.cli import arguments, generate, images, main
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError, EngineDead
 
@@ -36,10 +37,11 @@ def examples(command: str | None) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in commands_shown]
 
 
-@pytest.mark.parametrize("command", [None, "demo", "generate", "doctor"])
+@pytest.mark.parametrize("command", [None, "demo", "generate", "verify", "doctor"])
 def test_every_help_teaches_by_examples_that_parse(command: str | None, tmp_path: pathlib.Path, monkeypatch) -> None:
-    (tmp_path / "my-sd3").mkdir()
-    (tmp_path / "my-sd3" / "model_index.json").touch()
+    for name in ("my-sd3", "my-flux", "my-model"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model_index.json").touch()
     monkeypatch.chdir(tmp_path)
     shown = examples(command)
     assert len(shown) >= 3
@@ -57,6 +59,34 @@ def test_every_help_teaches_by_examples_that_parse(command: str | None, tmp_path
         (["generate", "x", "--dtype", "int3"], 2, ["--dtype", "int3", "bfloat16"]),
         (["generate", "x", "-o", "a.xyz"], 1, ["-o", "a.xyz", ".png"]),
         (["generate", "x", "-o", "nowhere/a.png"], 1, ["-o", "'nowhere'", "create it"]),
+        (["generate", "x", "-o", "a.psd"], 1, ["-o a.psd", "'.psd'", "use .png"]),
+        (["generate", "x", "-o", "dir.png"], 1, ["-o dir.png", "is a folder", "dir.png/out.png"]),
+        (["generate", "x", "-o", f"{'a' * 300}.png"], 1, ["cannot be written", "too long", "choose another"]),
+        (["generate", "x", "-o", "taken.png", "-n", "2"], 1, ["-o taken-2.png", "is a folder"]),
+        (["generate", "x", "-o", "taken.png", "--save-steps"], 1, ["-o taken-steps.png", "is a folder"]),
+        (["generate", "x", "-o", "taken.png", "--set", "num_images_per_prompt=2"], 1, ["taken-2.png", "is a folder"]),
+        (["generate", "x", "--guidance", "nan"], 2, ["--guidance", "'nan'", "finite number"]),
+        (["generate", "x", "--guidance", "1e999"], 2, ["--guidance", "'1e999'", "finite number"]),
+        (["generate", "x", "--guidance", "much"], 2, ["--guidance", "'much'", "for example 4.0"]),
+        (["generate", "x", "--seed", str(2**64)], 1, ["seed=", "64 bits"]),
+        (["generate", "x", "--seed", str(2**64 - 1), "-n", "2"], 1, ["seed=", "64 bits"]),
+        (["generate", "x", "--steps", "1001"], 1, ["--steps 1001", "at most 1000", "STEPLOOM_MAX_STEPS"]),
+        (["generate", "x", "--width", "9999", "--height", "9999"], 1, ["--width 9999", "STEPLOOM_MAX_PIXELS"]),
+        (["generate", "x", "--set", "seed=3"], 2, ["--set", "'seed=3'", "use --seed instead"]),
+        (["generate", "x", "--set", "prompt=x"], 2, ["'prompt=x'", "use PROMPT instead"]),
+        (["generate", "x", "--set", "num_inference_steps=3"], 2, ["use --steps instead"]),
+        (["generate", "x", "--set", "timeout=abc"], 2, ["'timeout=abc'", "the engine's", "in Python"]),
+        (["generate", "x", "--set", "request_id=5"], 2, ["'request_id=5'", "the engine's"]),
+        (["generate", "x", "--set", "output_type=latent"], 2, ["'output_type=latent'", "leave it out"]),
+        (["generate", "x", "--set", "return_dict=false"], 2, ["'return_dict=false'", "leave it out"]),
+        (["generate", "x", "--set", "generator=7"], 2, ["'generator=7'", "use --seed"]),
+        (["generate", "x", "--set", "callback_on_step_end=f"], 2, ["'callback_on_step_end=f'", "from Python"]),
+        (["generate", "x", "--set", "self=1"], 2, ["'self=1'", "no argument"]),
+        (["generate", "x", "--set", "eta=NaN"], 2, ["'eta=NaN'", "finite"]),
+        (["verify", "demo", "--set", "seed=3"], 2, ["'seed=3'", "the engine's"]),
+        (["verify", "demo", "--set", "width=3"], 2, ["'width=3'", "use --size instead"]),
+        (["verify", "./nowhere"], 2, ["MODEL", "'./nowhere'", "model_index.json"]),
+        (["verify", "demo", "--steps", "0"], 2, ["--steps", "'0'", "at least 1"]),
         (["weave"], 2, ["'weave'", "generate"]),
         ([], 2, ["COMMAND"]),
         (["demo", "--rounds", "-1"], 2, ["--rounds", "'-1'"]),
@@ -66,6 +96,8 @@ def test_a_wrong_argument_is_one_line_that_names_field_value_and_mend(
     argv: list[str], code: int, words: list[str], tmp_path: pathlib.Path, monkeypatch, capsys
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    for folder in ("dir.png", "taken-2.png", "taken-steps.png"):
+        (tmp_path / folder).mkdir()
     try:
         found = main.main(argv)
     except SystemExit as stop:
@@ -76,6 +108,7 @@ def test_a_wrong_argument_is_one_line_that_names_field_value_and_mend(
     assert complaint.startswith("steploom")
     for word in words:
         assert word in complaint
+    assert not any(path.is_file() for path in tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -83,6 +116,11 @@ def test_a_wrong_argument_is_one_line_that_names_field_value_and_mend(
     [
         (KeyboardInterrupt(), 130, "steploom: interrupted\n"),
         (EngineDead("gone\n  for good"), 1, "steploom: gone for good\n"),
+        (
+            ImportError("no torch"),
+            1,
+            "steploom: no torch; `steploom doctor` says what is wrong with this installation\n",
+        ),
         (PermissionError(13, "Permission denied", "out.png"), 1, "steploom: [Errno 13] Permission denied: 'out.png'\n"),
     ],
 )
@@ -116,6 +154,8 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch) -> None:
         ("a=plain text", ("a", "plain text")),
         ("a=b=c", ("a", "b=c")),
         ("a=", ("a", "")),
+        ("a=" + "[" * 100_000, ("a", "[" * 100_000)),
+        ("a=" + "1" * 5000, ("a", "1" * 5000)),
     ],
 )
 def test_set_reads_json_and_else_text(text: str, value: tuple[str, object]) -> None:
@@ -144,7 +184,34 @@ def test_model_takes_hub_ids_and_folders(tmp_path: pathlib.Path, monkeypatch) ->
         arguments.model("empty")
 
 
+def test_a_model_of_the_environment_is_checked_too(monkeypatch) -> None:
+    monkeypatch.setenv("STEPLOOM_MODEL", "/nowhere")
+    with pytest.raises(ConfigError, match=r"model='/nowhere': no model_index\.json"):
+        arguments.engine_config(main.build_parser().parse_args(["generate", "x"]))
+
+
 def test_check_image_file_accepts_what_can_be_written(tmp_path: pathlib.Path) -> None:
-    assert arguments.check_image_file(tmp_path / "a.PNG") == tmp_path / "a.PNG"
+    for ending in (".PNG", ".jpg", ".webp", ".gif", ".tiff", ".bmp"):
+        assert images.check_image_file(tmp_path / f"a{ending}") == tmp_path / f"a{ending}"
     with pytest.raises(ConfigError, match="no ending"):
-        arguments.check_image_file(tmp_path / "a")
+        images.check_image_file(tmp_path / "a")
+    # Pillow reads PSD, says that it saves HDF5 and cannot, and saves XBM of two colours alone.
+    for ending in (".psd", ".h5", ".xbm"):
+        with pytest.raises(ConfigError, match=rf"a{ending}: images cannot be saved as '{ending}'; use \.png"):
+            images.check_image_file(tmp_path / f"a{ending}")
+
+
+def test_check_writable_leaves_everything_as_it_was(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "old.png").write_bytes(b"old")
+    (tmp_path / "link.png").symlink_to("elsewhere.png")
+    for name in ("old.png", "new.png", "link.png"):
+        images.check_writable(tmp_path / name)
+    assert (tmp_path / "old.png").read_bytes() == b"old"
+    assert (tmp_path / "link.png").is_symlink()
+    assert not (tmp_path / "new.png").exists()
+
+
+def test_check_writable_refuses_pipes_without_waiting_for_a_reader(tmp_path: pathlib.Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ConfigError, match="is no regular file"):
+        images.check_writable(tmp_path / "pipe.png")

@@ -1,8 +1,7 @@
-"""What the command line shows and draws: tiles, walls, contact sheets, figures, the doctor's findings."""
+"""What the command line shows and draws: tiles, walls, contact sheets, figures."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from steploom.cli import comparison, demo, doctor, main, sheet, tiles, wall
+from steploom.cli import comparison, demo, sheet, tiles, wall
 from steploom.requests import StepEvent
 
 
@@ -100,40 +99,3 @@ def test_the_report_states_medians_sharing_and_how() -> None:
     assert "1 of 255 grey levels" in text
     assert "medians of 3 rounds of each way in turn" in text
     assert "here" in text
-
-
-def test_doctor_finds_nothing_wrong_with_a_healthy_machine(capsys) -> None:
-    assert main.main(["doctor", "--no-run"]) == 0
-    shown = capsys.readouterr().out
-    for name in ("torch", "diffusers", "built-in model", "executor mp", "executor ray", "extra server", "cpu"):
-        assert name in shown
-    assert "nothing is wrong" in shown
-
-
-def test_doctor_names_what_is_missing_or_too_old_and_the_mend(monkeypatch, capsys) -> None:
-    versions = {"greenlet": "1.0.0"}
-    real = importlib.metadata.version
-
-    def version(name: str) -> str:
-        if name == "msgspec":
-            raise importlib.metadata.PackageNotFoundError(name)
-        return versions.get(name) or real(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
-    assert main.main(["doctor", "--no-run"]) == 1
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("✗")]
-    assert [line.split()[1] for line in lines] == ["greenlet", "msgspec"]
-    assert "pip install 'greenlet>=" in lines[0]
-    assert "not installed; pip install 'msgspec>=" in lines[1]
-
-
-def test_doctor_reports_a_wrong_setting(monkeypatch, capsys) -> None:
-    monkeypatch.setenv("STEPLOOM_MAX_BATCH", "many")
-    assert main.main(["doctor", "--no-run"]) == 1
-    assert "STEPLOOM_MAX_BATCH='many'" in capsys.readouterr().out
-
-
-def test_doctor_asks_for_every_dependency_that_this_platform_needs() -> None:
-    names = {finding.name for finding in doctor.packages_found()}
-    assert {"torch", "diffusers", "greenlet", "msgspec", "pyzmq", "anyio"} <= names
-    assert not names & {"starlette", "ray", "imageio", "opentelemetry-api"}, "extras are not essential"

@@ -126,4 +126,78 @@ def test_frames_become_an_animation(engine: type[ScriptedEngine], capsys) -> Non
     with Image.open("cat.gif") as animation:
         assert animation.n_frames == 3
     assert main.main(["generate", "a cat", "-o", "cat.png"]) == 1
-    assert "3 frames; use .gif or .webp" in capsys.readouterr().err
+    assert "3 frames; use .gif or .webp (this time they were kept as cat.webp)" in capsys.readouterr().err
+    with Image.open("cat.webp") as animation:
+        assert animation.n_frames == 3
+
+
+def test_several_videos_are_several_files(engine: type[ScriptedEngine]) -> None:
+    engine.output = types.SimpleNamespace(frames=[[RED, BLUE], [BLUE, RED]])
+    assert main.main(["generate", "a cat", "-o", "cat.gif"]) == 0
+    assert sorted(path.name for path in pathlib.Path().iterdir()) == ["cat-1.gif", "cat-2.gif"]
+
+
+def test_a_video_of_one_frame_is_an_image(engine: type[ScriptedEngine]) -> None:
+    engine.output = types.SimpleNamespace(frames=[[RED]])
+    assert main.main(["generate", "a cat", "-o", "cat.png"]) == 0
+    with Image.open("cat.png") as image:
+        assert image.size == (8, 8)
+
+
+def test_all_images_of_a_request_are_saved_and_numbered(engine: type[ScriptedEngine], capsys) -> None:
+    engine.output = types.SimpleNamespace(images=[RED, BLUE, RED, BLUE])
+    argv = ["generate", "a cat", "-o", "cat.png", "--seed", "5", "--set", "num_images_per_prompt=4"]
+    assert main.main(argv) == 0
+    names = [f"cat-{place}.png" for place in (1, 2, 3, 4)]
+    assert sorted(path.name for path in pathlib.Path().iterdir()) == names
+    colors = []
+    for name in names:
+        with Image.open(name) as image:
+            colors.append(image.getpixel((0, 0)))
+    assert colors == [(255, 0, 0), (0, 0, 255)] * 2
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition("  ")[0] for line in lines] == names
+    assert "seed 5, image 2 of 4, 3 steps" in lines[1]
+    assert main.main([*argv, "-n", "2"]) == 0
+    assert pathlib.Path("cat-2-4.png").is_file()
+
+
+def test_what_holds_no_transparency_gets_none(engine: type[ScriptedEngine]) -> None:
+    engine.output = types.SimpleNamespace(images=[RED.convert("RGBA")])
+    assert main.main(["generate", "a cat", "-o", "cat.jpg"]) == 0
+    with Image.open("cat.jpg") as image:
+        assert image.mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        (types.SimpleNamespace(audios=[1]), "made no images"),
+        (types.SimpleNamespace(images=[]), "made no image"),
+        (types.SimpleNamespace(frames=[[]]), "made no image"),
+        (types.SimpleNamespace(images=[b"raw"]), "made bytes where an image was expected"),
+    ],
+)
+def test_what_is_no_image_is_one_line(engine: type[ScriptedEngine], output: Any, words: str, capsys) -> None:
+    engine.output = output
+    assert main.main(["generate", "a cat", "-o", "cat.png"]) == 1
+    complaint = capsys.readouterr().err
+    assert words in complaint
+    assert complaint.count("\n") == 1
+
+
+def test_as_many_images_as_asked_for_may_wait(engine: type[ScriptedEngine], monkeypatch) -> None:
+    monkeypatch.setenv("STEPLOOM_MAX_WAITING", "2")
+    limits = []
+    monkeypatch.setattr(engine, "close", lambda self: limits.append(self.config.max_waiting) or _nothing())
+    assert main.main(["generate", "a cat", "-o", "cat.png", "-n", "3"]) == 0
+    assert limits == [3]
+
+
+async def _nothing() -> None:
+    pass
+
+
+def test_a_name_that_the_terminal_cannot_show_is_no_traceback(engine: type[ScriptedEngine], capfdbinary) -> None:
+    assert main.main(["generate", "a cat", "-o", "cat\udcff.png"]) == 0
+    assert capfdbinary.readouterr().out.startswith(b"cat?.png  8x8")

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError
+from steploom.requests import OWN_FIELDS
 
 EXIT_USAGE = 2
+_ENGINES = "is the engine's, not the pipeline's; give it to engine.generate(...) in Python"
+_OUTPUTS = "cannot be chosen here, since the outcome becomes an image file; leave it out"
+_NOT_THE_PIPELINES = {
+    **dict.fromkeys(OWN_FIELDS, _ENGINES),
+    "output_type": _OUTPUTS,
+    "return_dict": _OUTPUTS,
+    "generator": "cannot be given here; use --seed instead",
+    "self": "is no argument of the pipeline; leave it out",
+}
+"""Why ``--set`` does not take a name."""
+
 Command = Callable[[argparse.Namespace], int]
 """A subcommand: takes the parsed arguments, returns the exit code."""
 
@@ -47,15 +61,48 @@ def count(text: str) -> int:
     return value
 
 
+def finite(text: str) -> float:
+    """A number that is neither infinite nor nan."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a finite number, for example 4.0")
+    return value
+
+
 def setting(text: str) -> tuple[str, Any]:
     """``KEY=VALUE``: the value is read as JSON where it is JSON, and is text otherwise."""
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
         raise argparse.ArgumentTypeError(f"{text!r}: must read KEY=VALUE, for example max_sequence_length=128")
     try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
+        read = json.loads(value)
+    except (ValueError, RecursionError):
         return key, value
+    if isinstance(read, float) and not math.isfinite(read):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a finite number")
+    return key, read
+
+
+def settings_beside(**flags: str) -> Callable[[str], tuple[str, Any]]:
+    """:func:`setting` for the pipeline's own arguments alone.
+
+    Args:
+        flags: Arguments that have an option of their own, and that option.
+    """
+
+    def pipelines_own(text: str) -> tuple[str, Any]:
+        key, value = setting(text)
+        if key in flags:
+            raise argparse.ArgumentTypeError(f"{text!r}: has an option of its own; use {flags[key]} instead")
+        if key in _NOT_THE_PIPELINES or key.startswith("callback"):
+            why = _NOT_THE_PIPELINES.get(key, "a function cannot be given here; use the engine from Python")
+            raise argparse.ArgumentTypeError(f"{text!r}: {why}")
+        return key, value
+
+    return pipelines_own
 
 
 def model(text: str) -> str:
@@ -107,21 +154,9 @@ def engine_config(arguments: argparse.Namespace, **settings: Any) -> EngineConfi
     """
     names = {"model": "model", "device": "device", "dtype": "dtype", "backend": "distributed_executor_backend"}
     given = {field: getattr(arguments, option) for option, field in names.items()}
-    return EngineConfig.from_env(**{field: value for field, value in given.items() if value is not None}, **settings)
-
-
-def check_image_file(path: pathlib.Path) -> pathlib.Path:
-    """``path``, if an image can be written there.
-
-    Raises:
-        ConfigError: The ending names no image format, or the folder is not there.
-    """
-    from PIL import Image
-
-    if path.suffix.lower() not in Image.registered_extensions():
-        raise ConfigError(
-            f"-o {path}: {path.suffix or 'no ending'!r} names no image format; use .png, .jpg, .webp or .gif"
-        )
-    if not path.parent.is_dir():
-        raise ConfigError(f"-o {path}: the folder {str(path.parent)!r} does not exist; create it first")
-    return path
+    settings.update({field: value for field, value in given.items() if value is not None})
+    config = EngineConfig.from_env(**settings)
+    try:
+        return dataclasses.replace(config, model=model(config.model))
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(f"model={error}") from None

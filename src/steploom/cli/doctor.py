@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import importlib
 import importlib.metadata
 import importlib.util
 import platform
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any, Literal
 
 from steploom import __version__
-from steploom.cli import arguments
-from steploom.config import EngineConfig
-from steploom.errors import SteploomError
+from steploom.cli import arguments, checks
+from steploom.cli.checks import Finding, State
 
 _EXAMPLES = """
 examples:
@@ -23,27 +21,22 @@ examples:
   steploom doctor --no-run     only look around
   steploom doctor || exit 1    in a container's start script: the exit code is 1 if something essential is broken
 
-Signs: ✓ works, - optional and not there, ✗ broken, with the mend.
+The settings are those of the environment: STEPLOOM_DEVICE=cuda STEPLOOM_MODEL=./my-sd3 and so on.
+Signs: ✓ works, - not there, or not tried, and not needed, ✗ broken, with the mend.
 """
 
-State = Literal["ok", "absent", "broken"]
 SIGNS: dict[State, str] = {"ok": "[green]✓[/]", "absent": "[dim]-[/]", "broken": "[bold red]✗[/]"}
-EXTRAS = {
-    "server": ("starlette", "uvicorn"),
-    "video": ("imageio",),
-    "ray": ("ray",),
-    "otel": ("opentelemetry",),
-}
-"""Which modules each optional part needs."""
+EXTRAS = {"video": (("imageio",), "diffusers.utils.export_to_video writes files with it")}
+"""Which modules each optional part of this version needs, and what for."""
 
+EXTRAS_TO_COME = ("server", "ray", "otel")
+"""Optional parts that nothing in this version uses."""
 
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """One line of the report: what was looked at, how it is, and what to know or do about it."""
+MODULES = {"pyzmq": "zmq", "pillow": "PIL"}
+"""The module of each package that has another name than its module."""
 
-    state: State
-    name: str
-    detail: str
+DEEPER = {"diffusers": "DiffusionPipeline", "transformers": "PreTrainedModel"}
+"""A name in each module that imports next to nothing before it is asked for one."""
 
 
 def add_parser(commands: arguments.Commands) -> None:
@@ -71,15 +64,25 @@ def run(options: argparse.Namespace) -> int:
 def _findings(*, works: bool) -> Iterator[Finding]:
     yield Finding("ok", "steploom", __version__)
     yield Finding("ok", "python", f"{platform.python_version()} on {platform.platform(terse=True)}, {sys.executable}")
-    packages = list(packages_found())
-    yield from packages
-    yield from _settings()
-    yield _demo_model()
-    if any(finding.state == "broken" for finding in packages):
-        return
-    yield from _devices()
-    yield from _executors(works=works)
-    yield from _extras()
+    packages: list[Finding] = []
+    for finding in packages_found():
+        packages.append(finding)
+        yield finding
+    yield demo_model()
+    config = checks.read_settings()
+    if isinstance(config, Finding):
+        yield config
+    whole = all(finding.state != "broken" for finding in packages)
+    if whole:
+        yield from checks.devices()
+    if whole and not isinstance(config, Finding):
+        settings = list(checks.settings(config))
+        yield from settings
+        not_tried = None if works else "not tried"
+        if any(finding.state == "broken" for finding in settings):
+            not_tried = "not tried, since a setting is wrong"
+        yield from checks.executors(config, not_tried)
+    yield from extras()
 
 
 def packages_found(distribution: str = "steploom") -> Iterator[Finding]:
@@ -94,7 +97,7 @@ def packages_found(distribution: str = "steploom") -> Iterator[Finding]:
 
 
 def _package(name: str, wanted: str) -> Finding:
-    """Whether a package is installed and at least as new as ``wanted`` (``>=1.2``) says."""
+    """Whether a package is installed, at least as new as ``wanted`` (``>=1.2``) says, and imports."""
     try:
         found = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -102,6 +105,13 @@ def _package(name: str, wanted: str) -> Finding:
     least = re.search(r">=\s*([0-9.]+)", wanted)
     if least and _numbers(found) < _numbers(least[1]):
         return Finding("broken", name, f"{found} is too old; pip install '{name}{wanted}'")
+    try:
+        module = importlib.import_module(MODULES.get(name.lower(), name))
+        if name in DEEPER:
+            getattr(module, DEEPER[name])
+    except Exception as error:  # noqa: BLE001 - a damaged package fails in its own way
+        mend = f"pip install --force-reinstall '{name}{wanted}'"
+        return Finding("broken", name, f"{found} is installed but does not import ({checks.reason(error)}); {mend}")
     return Finding("ok", name, found)
 
 
@@ -110,14 +120,8 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in release[0].split(".") if part) if release else ()
 
 
-def _settings() -> Iterator[Finding]:
-    try:
-        EngineConfig.from_env()
-    except SteploomError as error:
-        yield Finding("broken", "settings", f"{error}; correct or unset that variable")
-
-
-def _demo_model() -> Finding:
+def demo_model() -> Finding:
+    """Whether the built-in model is there."""
     from steploom import demo
 
     folder = demo.path()
@@ -127,67 +131,14 @@ def _demo_model() -> Finding:
     return Finding("ok", "built-in model", f"{size / 1e6:.1f} MB in {folder}")
 
 
-def _devices() -> Iterator[Finding]:
-    """What torch can compute on."""
-    import torch
-
-    yield Finding("ok", "cpu", f"{torch.get_num_threads()} threads, {platform.machine()}")
-    cuda: Any = torch.cuda
-    if cuda.is_available():
-        for index in range(cuda.device_count()):
-            about: Any = cuda.get_device_properties(index)
-            memory = f"{about.total_memory / 2**30:.0f} GiB, compute capability {about.major}.{about.minor}"
-            yield Finding("ok", f"cuda:{index}", f"{about.name}, {memory}")
-    elif torch.version.cuda is not None:
-        yield Finding(
-            "absent", "cuda", f"torch is built for CUDA {torch.version.cuda} but finds no usable GPU or driver"
-        )
-    else:
-        yield Finding("absent", "cuda", "this build of torch is for the CPU")
-    if torch.backends.mps.is_available():
-        yield Finding("ok", "mps", "Apple GPU")
-
-
-def _executors(*, works: bool) -> Iterator[Finding]:
-    """Whether an image comes out of each executor."""
-    for backend, meaning in (("mp", "a worker process"), ("inproc", "a thread")):
-        if backend == "mp" and sys.platform == "win32":
-            yield Finding("absent", "executor mp", "not offered on Windows")
-        elif not works:
-            yield Finding("ok", f"executor {backend}", f"{meaning}; not tried")
-        else:
-            yield _try_executor(backend, meaning)
-    ray = importlib.util.find_spec("ray") is not None
-    yield Finding("ok" if ray else "absent", "executor ray", "installed" if ray else "pip install 'steploom[ray]'")
-
-
-def _try_executor(backend: str, meaning: str) -> Finding:
-    from steploom.cli import loop
-
-    try:
-        seconds = loop.run(_draw(backend))
-    except (SteploomError, OSError) as error:
-        return Finding("broken", f"executor {backend}", f"{meaning}: {' '.join(str(error).split())}")
-    return Finding("ok", f"executor {backend}", f"{meaning}; drew an image, {seconds:.1f} s from start to end")
-
-
-async def _draw(backend: str) -> float:
-    """Draws one image with a new engine; returns the seconds that it took from start to end."""
-    import time
-
-    from steploom import AsyncDiffusionEngine
-
-    start = time.perf_counter()
-    config = EngineConfig(distributed_executor_backend=backend, device="auto")
-    async with AsyncDiffusionEngine(config) as engine:
-        await engine.generate("a red circle on a white background", seed=1, num_inference_steps=2)
-    return time.perf_counter() - start
-
-
-def _extras() -> Iterator[Finding]:
-    for extra, modules in EXTRAS.items():
+def extras() -> Iterator[Finding]:
+    """The optional parts: whether they are there, and which of them would do nothing yet."""
+    for extra, (modules, purpose) in EXTRAS.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
         if missing:
-            yield Finding("absent", f"extra {extra}", f"pip install 'steploom[{extra}]' (lacks {', '.join(missing)})")
+            mend = f"pip install 'steploom[{extra}]' if you need it (lacks {', '.join(missing)})"
+            yield Finding("absent", f"extra {extra}", f"{purpose}; {mend}")
         else:
-            yield Finding("ok", f"extra {extra}", "installed")
+            yield Finding("ok", f"extra {extra}", f"installed; {purpose}")
+    for extra in EXTRAS_TO_COME:
+        yield Finding("absent", f"extra {extra}", "not in this version; installing it changes nothing")

@@ -11,14 +11,14 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from steploom.cli import arguments
-from steploom.errors import GenerationFailed, RequestError
+from steploom.cli import arguments, images
+from steploom.errors import ConfigError, RequestError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from rich.progress import Progress
 
-    from steploom import AsyncDiffusionEngine, DiffusionOutput
+    from steploom import AsyncDiffusionEngine, DiffusionOutput, EngineConfig
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,17 @@ examples:
     steploom generate "a lighthouse at dusk" -o out.png --model ./my-sd3 --set max_sequence_length=128
 """
 
+_FLAGS = {
+    "prompt": "PROMPT",
+    "seed": "--seed",
+    "num_inference_steps": "--steps",
+    "guidance_scale": "--guidance",
+    "negative_prompt": "--negative-prompt",
+    "width": "--width",
+    "height": "--height",
+}
+"""Arguments of the pipeline that have an option of their own."""
+
 
 def add_parser(commands: arguments.Commands) -> None:
     """Adds ``generate`` to the command."""
@@ -48,23 +59,39 @@ def add_parser(commands: arguments.Commands) -> None:
     )
     group = parser.add_argument_group("generation")
     group.add_argument("--steps", type=arguments.count, metavar="N", help="denoising steps (default: the pipeline's)")
-    group.add_argument("--guidance", type=float, metavar="G", help="guidance scale; 1 turns guidance off")
+    group.add_argument("--guidance", type=arguments.finite, metavar="G", help="guidance scale; 1 turns guidance off")
     group.add_argument("--seed", type=int, metavar="S", help="same seed, same image (default: drawn, and printed)")
     group.add_argument("--negative-prompt", metavar="TEXT", help="what to keep away from")
     group.add_argument("--width", type=arguments.count, metavar="PX", help="in pixels (default: the model's)")
     group.add_argument("--height", type=arguments.count, metavar="PX", help="in pixels (default: the model's)")
-    group.add_argument("--set", type=arguments.setting, action="append", default=[], metavar="KEY=VALUE", dest="extra",
+    group.add_argument("--set", type=arguments.settings_beside(**_FLAGS), action="append", default=[],
+                       metavar="KEY=VALUE", dest="extra",
                        help="any further argument of the pipeline; may be repeated")  # fmt: skip
     arguments.add_engine_options(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs ``steploom generate``."""
-    arguments.check_image_file(options.output)
+    """Runs ``steploom generate``. What can be known to be wrong is refused before anything is loaded.
+
+    Raises:
+        ConfigError: A setting is wrong, or a file cannot be written.
+        RequestError: A request is wrong, or failed.
+    """
+    from steploom import DiffusionRequest
+
+    images.check_image_file(options.output)
+    config = arguments.engine_config(options)
+    config = dataclasses.replace(config, max_waiting=max(config.max_waiting, options.number))
+    parameters = _parameters(options)
     jobs = _jobs(options)
+    for job in jobs:
+        DiffusionRequest(options.prompt, seed=job.seed, **parameters)
+        for file in _files(job, parameters, steps=options.save_steps):
+            images.check_writable(file)
+    _check_limits(config, parameters)
     from steploom.cli import loop
 
-    loop.run(_generate(options, jobs))
+    loop.run(_generate(options, config, jobs, {**parameters, "preview_every": int(options.save_steps)}))
     return 0
 
 
@@ -78,14 +105,40 @@ class Job:
     output: DiffusionOutput | None = None
     error: RequestError | None = None
 
+    @property
+    def sheet(self) -> pathlib.Path:
+        """Where its contact sheet goes."""
+        return self.file.with_name(f"{self.file.stem}-steps.png")
+
 
 def _jobs(options: argparse.Namespace) -> list[Job]:
     """One job per image: seeds count up, files are numbered if there are several."""
     first = secrets.randbits(31) if options.seed is None else options.seed
-    file: pathlib.Path = options.output
-    if options.number == 1:
-        return [Job(file, first)]
-    return [Job(file.with_stem(f"{file.stem}-{place + 1}"), first + place) for place in range(options.number)]
+    files = images.numbered(options.output, options.number)
+    return [Job(file, first + place) for place, file in enumerate(files)]
+
+
+def _files(job: Job, parameters: Mapping[str, Any], *, steps: bool) -> list[pathlib.Path]:
+    """The files that a job will write."""
+    rows = parameters.get("num_images_per_prompt", 1)
+    count = rows if isinstance(rows, int) and rows > 0 else 1
+    return [*images.numbered(job.file, count), *([job.sheet] if steps else [])]
+
+
+def _check_limits(config: EngineConfig, parameters: Mapping[str, Any]) -> None:
+    """Refuses at once what the engine would refuse when it has loaded the model.
+
+    Raises:
+        ConfigError: More steps or pixels than the settings allow.
+    """
+    steps, width, height = (parameters.get(name, 1) for name in ("num_inference_steps", "width", "height"))
+    if steps > config.max_steps:
+        raise ConfigError(f"--steps {steps}: at most {config.max_steps}; set STEPLOOM_MAX_STEPS to allow more")
+    if width * height > config.max_pixels:
+        raise ConfigError(
+            f"--width {width} --height {height}: at most {config.max_pixels} pixels; set STEPLOOM_MAX_PIXELS to allow "
+            "more"
+        )
 
 
 def _parameters(options: argparse.Namespace) -> dict[str, Any]:
@@ -100,7 +153,9 @@ def _parameters(options: argparse.Namespace) -> dict[str, Any]:
     return {**{name: value for name, value in named.items() if value is not None}, **dict(options.extra)}
 
 
-async def _generate(options: argparse.Namespace, jobs: Sequence[Job]) -> None:
+async def _generate(
+    options: argparse.Namespace, config: EngineConfig, jobs: Sequence[Job], parameters: Mapping[str, Any]
+) -> None:
     """Starts an engine, runs all jobs in it at once, and saves what came of them.
 
     Raises:
@@ -113,8 +168,6 @@ async def _generate(options: argparse.Namespace, jobs: Sequence[Job]) -> None:
 
     from steploom import AsyncDiffusionEngine
 
-    config = arguments.engine_config(options)
-    parameters = {**_parameters(options), "preview_every": int(options.save_steps)}
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -136,7 +189,10 @@ async def _generate(options: argparse.Namespace, jobs: Sequence[Job]) -> None:
         finally:
             await engine.close()
     for job in jobs:
-        await anyio.to_thread.run_sync(functools.partial(_save, job, options.prompt))
+        try:
+            await anyio.to_thread.run_sync(functools.partial(_save, job, options.prompt))
+        except RequestError as error:
+            job.error = error
     failed = next((job.error for job in jobs if job.error is not None), None)
     if failed is not None:
         raise failed
@@ -171,37 +227,21 @@ def _save(job: Job, prompt: str) -> None:
     """Writes a finished job's image, and its contact sheet if there are previews, and says where."""
     if job.output is None:
         return
-    image = _write(job.output, job.file)
+    written = images.write(job.output, job.file)
     timings = job.output.timings
     shared = f", {timings.mean_batch_requests:.1f} requests a forward" if timings.mean_batch_requests > 1 else ""
-    size = f"{image.width}x{image.height}"
-    _say(f"{job.file}  {size}, seed {job.seed}, {timings.steps} steps in {timings.total_s:.2f} s{shared}")
+    for place, (file, image) in enumerate(written, start=1):
+        which = f", image {place} of {len(written)}" if len(written) > 1 else ""
+        size = f"{image.width}x{image.height}"
+        _say(f"{file}  {size}, seed {job.seed}{which}, {timings.steps} steps in {timings.total_s:.2f} s{shared}")
     if job.previews:
         from steploom.cli.sheet import contact_sheet
 
         captions, previews = zip(*job.previews, strict=True)
-        file = job.file.with_name(f"{job.file.stem}-steps.png")
         subtitle = f"seed {job.seed}: the estimate of the finished image after each step, and the result"
-        contact_sheet([*previews, image], [*captions, "result"], title=prompt, subtitle=subtitle).save(file)
-        _say(f"{file}  {len(previews)} steps")
-
-
-def _write(output: DiffusionOutput, file: pathlib.Path) -> Image:
-    """Saves the output's image, or its frames as an animation, and returns the image, or the last frame.
-
-    Raises:
-        GenerationFailed: The pipeline returned neither, or frames that the file's format cannot hold.
-    """
-    frames: list[list[Image]] | None = getattr(output.output, "frames", None)
-    if frames is None:
-        image: Image = output.images[0]
-        image.save(file)
-        return image
-    first, *rest = frames[0]
-    if file.suffix.lower() not in (".gif", ".webp"):
-        raise GenerationFailed(f"-o {file}: the pipeline made {len(rest) + 1} frames; use .gif or .webp")
-    first.save(file, save_all=True, append_images=rest, duration=60, loop=0)
-    return rest[-1] if rest else first
+        pictures, captions = [*previews, written[0][1]], [*captions, "result"]
+        contact_sheet(pictures, captions, title=prompt, subtitle=subtitle).save(job.sheet)
+        _say(f"{job.sheet}  {len(previews)} steps")
 
 
 def _say(text: str) -> None:

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import importlib.util
-from collections.abc import Coroutine
-from typing import TypeVar, cast
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if importlib.util.find_spec("uvloop") is None:
+        return None
+    uvloop: Any = importlib.import_module("uvloop")
+    return uvloop.new_event_loop
+
+
+_FACTORY = _loop_factory()
+
+# Imported here and not by the coroutines that use them: Ctrl-C ends an import at once where no event loop runs, and
+# would wait for the next await in one.
+for _name in ("anyio", "rich.console", "rich.progress", "steploom.engine.async_engine"):
+    importlib.import_module(_name)
 
 
 def run(main: Coroutine[object, object, T]) -> T:
@@ -15,12 +31,7 @@ def run(main: Coroutine[object, object, T]) -> T:
 
     Where several tasks of ``main`` failed together, the first one's error is raised.
     """
-    factory = None
-    if importlib.util.find_spec("uvloop") is not None:
-        import uvloop
-
-        factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
+    with asyncio.Runner(loop_factory=_FACTORY) as runner:
         try:
             return runner.run(main)
         except BaseExceptionGroup as group:

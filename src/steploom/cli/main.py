@@ -1,16 +1,18 @@
-"""The ``steploom`` command: reads arguments, runs a subcommand, turns errors into one line and an exit code."""
+"""The ``steploom`` command: reads arguments, runs a subcommand, turns errors into one line and an exit code.
+
+Whatever takes time to import is imported inside of :func:`main`, where Ctrl-C is one line too.
+"""
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
-from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from steploom import __version__
-from steploom.cli import demo, doctor, generate
-from steploom.cli.arguments import Parser
-from steploom.errors import SteploomError
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from steploom.cli.arguments import Parser
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -20,6 +22,7 @@ _EXAMPLES = """
 examples:
   steploom demo                                        see twelve images develop at once
   steploom generate "a small blue star on a black background" -o star.png
+  steploom verify ./my-model                           equal to diffusers, and batched?
   steploom doctor                                      what is here, and what is wrong
 
 `steploom COMMAND --help` says more.
@@ -28,6 +31,10 @@ examples:
 
 def build_parser() -> Parser:
     """The parser of the whole command. Cheap: no subcommand's machinery is imported."""
+    from steploom import __version__
+    from steploom.cli import demo, doctor, generate, verify
+    from steploom.cli.arguments import Parser
+
     parser = Parser(
         prog="steploom",
         description="Any diffusers pipeline, continuously batched: many requests share each forward.",
@@ -35,7 +42,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"steploom {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="command")
-    for command in (demo, generate, doctor):
+    for command in (demo, generate, verify, doctor):
         command.add_parser(commands)
     return parser
 
@@ -45,23 +52,54 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0 is success, 1 a failure that one line on standard error explains, 2 a wrong argument, 130 Ctrl-C.
     """
+    try:
+        return _run(argv)
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return EXIT_INTERRUPTED
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """:func:`main` without Ctrl-C."""
+    try:
+        import os
+
+        from steploom.errors import SteploomError
+
+        arguments = _read(argv)
+    except ImportError as error:  # without these, not even `steploom doctor` runs
+        _complain(f"{error}; pip install --force-reinstall steploom")
+        return EXIT_FAILED
+    out: Any = sys.stdout
+    if hasattr(out, "reconfigure"):  # our signs, and a file's name, may be more than the terminal can show
+        out.reconfigure(errors="replace")
+    try:
+        try:
+            return arguments.run(arguments)
+        finally:
+            out.flush()
+    except BrokenPipeError:
+        # Whoever read our output left (`steploom doctor | head`): nothing to say, and nowhere to say it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+        return EXIT_FAILED
+    except ImportError as error:
+        _complain(f"{' '.join(str(error).split())}; `steploom doctor` says what is wrong with this installation")
+        return EXIT_FAILED
+    except (SteploomError, OSError) as error:
+        _complain(" ".join(str(error).split()))
+        return EXIT_FAILED
+
+
+def _read(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The parsed arguments, with logging set up as they say."""
+    import logging
+
     arguments = build_parser().parse_args(argv)
     logging.basicConfig(
         level=logging.INFO if arguments.verbose else logging.WARNING,
         format="%(levelname)s %(name)s: %(message)s",
     )
-    try:
-        return arguments.run(arguments)
-    except KeyboardInterrupt:
-        _complain("interrupted")
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output left (`steploom doctor | head`): nothing to say, and nowhere to say it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
-    except (SteploomError, OSError) as error:
-        _complain(" ".join(str(error).split()))
-        return EXIT_FAILED
+    return arguments
 
 
 def _complain(text: str) -> None:

@@ -1,0 +1,120 @@
+"""Applications that are killed, interrupted or forget to close: their worker goes with them, and nothing is left."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio.to_thread
+import psutil
+import pytest
+from scripted_runner import Gate
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for sockets, where nothing may be left."""
+    with tempfile.TemporaryDirectory(prefix="s", dir="/tmp") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
+
+
+def content(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
+async def gone(worker: psutil.Process) -> None:
+    """Returns when the process has ended, whoever its parent is."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        await anyio.to_thread.run_sync(worker.wait, 20)
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    gate = Gate(tmp_path / "gate")
+    yield gate
+    gate.close()
+
+
+SCRIPT = """
+import asyncio, os, sys
+sys.path.insert(0, {tests!r})
+from steploom.config import EngineConfig
+from steploom.executor import MultiprocExecutor
+from steploom.protocol import SchedulerOutput
+
+class Scripted(MultiprocExecutor):
+    runner = "scripted_runner:make"
+
+async def main():
+    executor = Scripted(EngineConfig())
+    try:
+        await executor.start()
+        print(await executor.collective_rpc("pid", unique_reply_rank=0), flush=True)
+        await executor.execute_step(SchedulerOutput(1, batch_key={script!r}))
+        await executor.wait_failed()
+    finally:
+        await executor.shutdown()
+        print("closed", flush=True)
+
+{run}
+"""
+"""An application without a main guard."""
+
+
+@contextlib.contextmanager
+def application(
+    script: str = "", run: str = "asyncio.run(main())"
+) -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
+    """A running application and its worker."""
+    code = SCRIPT.format(tests=str(TESTS), script=script or None, run=run)
+    app = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert app.stdout is not None
+    try:
+        yield app, psutil.Process(int(app.stdout.readline()))
+    finally:
+        app.kill()
+        app.wait()
+        app.stdout.close()
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "in a tick"])
+async def test_a_killed_application_takes_its_worker_along(temporary: Path, gate: Gate, busy: bool) -> None:
+    script = f"hold {gate.path}" if busy else ""
+    with application(script) as (app, worker):
+        if busy:
+            await gate.reached()
+        app.kill()
+        await gone(worker)
+        assert content(temporary) == []
+
+
+@pytest.mark.parametrize("run", ["asyncio.run(main())", "import uvloop; uvloop.run(main())"], ids=["asyncio", "uvloop"])
+async def test_ctrl_c_ends_everything_in_order(temporary: Path, run: str) -> None:
+    with application(run=run) as (app, worker):
+        app.send_signal(signal.SIGINT)
+        assert app.stdout is not None
+        assert app.stdout.read() == "closed\n"
+        app.wait(20)
+        assert not worker.is_running()
+        assert content(temporary) == []
+
+
+async def test_an_application_that_forgets_to_close_leaves_nothing(temporary: Path) -> None:
+    run = "loop = asyncio.new_event_loop(); loop.create_task(main()); loop.call_later(1e9, print)\n" + (
+        "import threading, signal\nsignal.signal(signal.SIGTERM, lambda *a: loop.stop())\n"
+        "loop.add_signal_handler(signal.SIGTERM, loop.stop)\nloop.run_forever()\nos._exit(0)"
+    )
+    with application(run=run) as (app, worker):
+        app.terminate()
+        app.wait(20)
+        await gone(worker)
+        assert content(temporary) == []

@@ -1,0 +1,97 @@
+"""``steploom verify``: what it reports, its exit code, and the two requests that it makes."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+
+from steploom.cli import main, verify
+from steploom.worker import loading, trial
+from steploom.worker.trial import TOLERANCE, Verdict
+
+
+def verdict(**changes) -> Verdict:
+    values = {"distances": (1e-6, 2e-6), "share": 1.0, "reasons": {}, "alone_s": 2.0, "together_s": 1.0}
+    return Verdict(**{**values, **changes})
+
+
+def test_equal_and_batched() -> None:
+    first, second, third = verify.report("Pipe", verdict())
+    assert first.endswith(f"equal to pipe(...) alone: 2.0e-06 of the scale, {TOLERANCE:.0e} allowed")
+    assert "NOT" not in first
+    assert "✓" in first
+    assert "batched: 100% of the denoiser calls carried both requests" in second
+    assert "not batched" not in second
+    assert third.endswith("1.00 s together: 2.00x")
+
+
+@pytest.mark.parametrize("distances", [(1e-6, 0.5), (float("inf"), 0.0), (1.01e-4, 0.0), (float("nan"), 0.0)])
+def test_too_large_distances_are_not_equal(distances: tuple[float, ...]) -> None:
+    found = verdict(distances=distances)
+    assert not found.equal
+    first = verify.report("Pipe", found)[0]
+    assert "✗" in first
+    assert "NOT equal to pipe(...) alone" in first
+
+
+def test_what_did_not_share_says_why() -> None:
+    lines = verify.report("Pipe", verdict(share=0.25, reasons={"only one": 3, "shapes differ": 7}))
+    assert any("not batched: 25% of the denoiser calls" in line for line in lines)
+    assert "  why not: shapes differ (7 calls)" in lines
+    assert not any("only one" in line for line in lines)
+
+
+def test_a_failure_together_shows_its_error() -> None:
+    found = verdict(error="RuntimeError: mixed up")
+    assert not found.equal
+    first, second = verify.report("Pipe", found)
+    assert "✗" in first
+    assert "failed together, though not alone" in first
+    assert second == "RuntimeError: mixed up"
+
+
+class Pipe:
+    """As much of a pipeline as ``verify`` looks at."""
+
+    def set_progress_bar_config(self, **_: object) -> None: ...
+
+    def __call__(self, prompt, width=None, height=None, num_inference_steps=9, guidance_scale=4.0, output_type=""): ...
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list:
+    """The requests of the trial, which finds what the test puts into ``asked``'s place."""
+    requests: list = []
+    monkeypatch.setattr(loading, "load", lambda config, progress: Pipe())
+    monkeypatch.setattr(loading, "describe", lambda pipe, in_process: types.SimpleNamespace(default_size=(1024, 1024)))
+    monkeypatch.setattr(trial, "tolerance_of", lambda pipe: TOLERANCE)
+    return requests
+
+
+@pytest.mark.parametrize(("distance", "code", "word"), [(1e-6, 0, "equal to"), (0.5, 1, "NOT equal to")])
+def test_the_exit_code_says_whether_it_is_equal(
+    asked: list, distance: float, code: int, word: str, monkeypatch, capsys
+) -> None:
+    def answer(pipe, requests, tolerance):
+        asked.extend(requests)
+        return verdict(distances=(distance, 0.0))
+
+    monkeypatch.setattr(trial, "trial", answer)
+    assert main.main(["verify", "demo", "--steps", "4", "--prompt", "mine", "--set", "guidance_scale=3"]) == code
+    assert f"{word} pipe(...) alone" in capsys.readouterr().out
+    assert [request.prompt for request in asked] == ["mine", verify.PROMPTS[1]]
+    assert [request.seed for request in asked] == [0, 1]
+    assert [request.params["num_inference_steps"] for request in asked] == [4, 5]
+    assert {request.params["width"] for request in asked} == {verify.SMALL}
+    assert {request.params["guidance_scale"] for request in asked} == {3}
+    assert {request.output_type for request in asked} == {"latent"}
+
+
+def test_a_pipeline_that_fails_alone_is_one_line(asked: list, monkeypatch, capsys) -> None:
+    def fail(pipe, requests, tolerance):
+        raise ValueError("the prompt\nis odd")
+
+    monkeypatch.setattr(trial, "trial", fail)
+    assert main.main(["verify", "demo"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "steploom: Pipe alone, without steploom: the prompt is odd"

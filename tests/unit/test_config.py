@@ -1,0 +1,134 @@
+"""EngineConfig: every value is checked when the settings are made, and a refusal names field, value and mend."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steploom import ConfigError, EngineConfig
+from steploom.worker.messages import Configure
+
+FIELDS = {field.name: field for field in dataclasses.fields(EngineConfig)}
+INTEGERS = [name for name, field in FIELDS.items() if str(field.type).startswith("int")]
+TEXTS = [name for name, field in FIELDS.items() if str(field.type).startswith("str")]
+FLAGS = [name for name, field in FIELDS.items() if field.type == "bool"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "mend"),
+    [
+        ("max_batch", "8", "an integer of at least 1; the default is 16"),
+        ("max_batch", 2.5, "an integer of at least 1"),
+        ("max_batch", True, "an integer of at least 1"),
+        ("max_batch", None, "an integer of at least 1"),
+        ("max_batch", 0, "an integer of at least 1"),
+        ("max_batch", 2**64, "below 2[*][*]63"),
+        ("max_retries", -1, "an integer of at least 0; the default is 2"),
+        ("max_retries", None, "an integer of at least 0"),
+        ("max_steps", None, "an integer of at least 1"),
+        ("max_resident", 0, "an integer of at least 1 or None"),
+        ("torch_threads", 0, "an integer of at least 1 or None; the default is None"),
+        ("torch_threads", False, "an integer of at least 1 or None"),
+        ("start_timeout_s", "600", "a number of seconds greater than 0"),
+        ("start_timeout_s", math.nan, "a number of seconds greater than 0"),
+        ("start_timeout_s", 10**400, "a number of seconds greater than 0"),
+        ("tick_timeout_s", None, "a number of seconds greater than 0"),
+        ("tick_timeout_s", True, "a number of seconds greater than 0"),
+        ("tick_timeout_s", 0, "a number of seconds greater than 0"),
+        ("model", pathlib.Path("x"), "a str that is not empty; the default is 'demo'"),
+        ("model", None, "a str that is not empty"),
+        ("model", "", "a str that is not empty"),
+        ("task", 3, "a str that is not empty or None"),
+        ("device", 0, "a str that is not empty; the default is 'auto'"),
+        ("compile", "false", "True or False; the default is False"),
+        ("cuda_graphs", 1, "True or False"),
+        ("batch_invariant", None, "True or False"),
+        ("dtype", "int8", "one of 'auto', 'float32', 'bfloat16', 'float16'"),
+        ("dtype", [], "one of 'auto'"),
+        ("scheduler", object(), "a str that is not empty or a class"),
+        ("policy", 5, "a str that is not empty or a class; the default is 'fcfs'"),
+        ("distributed_executor_backend", None, "a str that is not empty or a class; the default is 'mp'"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_field_value_and_mend(name: str, value: Any, mend: str) -> None:
+    with pytest.raises(ConfigError, match=mend) as caught:
+        EngineConfig(**{name: value})
+    assert str(caught.value).startswith(f"{name}={value!r}: must be ")
+
+
+@given(
+    name=st.sampled_from(list(FIELDS)),
+    value=st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.binary()
+    | st.just([])
+    | st.just(int),
+)
+def test_any_value_is_kept_or_refused_and_what_is_kept_is_of_its_type(name: str, value: Any) -> None:
+    refusal = None
+    try:
+        config = EngineConfig(**{name: value})
+    except ConfigError as error:
+        refusal = str(error)
+    if refusal is not None:
+        assert refusal.startswith(f"{name}={value!r}: must be ")
+        return
+    if value is None:
+        assert "None" in str(FIELDS[name].type)
+    elif name in INTEGERS:
+        assert type(value) is int
+    elif name in FLAGS:
+        assert type(value) is bool
+    else:
+        assert isinstance(value, (str, type) if name in TEXTS or name == "dtype" else (int, float))
+    if not isinstance(value, type):
+        assert Configure.of(config).restore() == config
+
+
+def test_what_is_right_passes() -> None:
+    EngineConfig(
+        max_batch=1, max_resident=1, max_retries=0, torch_threads=1, start_timeout_s=1, tick_timeout_s=math.inf
+    )
+    EngineConfig(distributed_executor_backend=int, scheduler=int, policy=int, task="text-to-image", compile=True)
+    assert all(EngineConfig(**{name: FIELDS[name].default}) == EngineConfig() for name in FIELDS)
+
+
+def test_max_resident_holds_a_batch() -> None:
+    with pytest.raises(ConfigError, match=r"max_resident=3: must be at least max_batch=4.*raise it, or leave it None"):
+        EngineConfig(max_batch=4, max_resident=3)
+
+
+def test_variables_are_read_by_the_type_of_their_field() -> None:
+    given = {"max_batch": "3", "compile": "yes", "tick_timeout_s": "2.5", "task": "x", "torch_threads": "2"}
+    given |= {"max_resident": "9", "device": "cpu"}
+    env = {f"STEPLOOM_{name.upper()}": value for name, value in given.items()}
+    expected = EngineConfig(
+        max_batch=3, compile=True, tick_timeout_s=2.5, task="x", torch_threads=2, max_resident=9, device="cuda"
+    )
+    assert EngineConfig.from_env(env, device="cuda") == expected
+
+
+@pytest.mark.parametrize(
+    ("variable", "raw", "words"),
+    [
+        ("STEPLOOM_MAX_BATCH", "many", "STEPLOOM_MAX_BATCH='many': must be an integer; unset it for the default, 16"),
+        ("STEPLOOM_COMPILE", "maybe", "STEPLOOM_COMPILE='maybe': must be true or false; unset it"),
+        ("STEPLOOM_TICK_TIMEOUT_S", "soon", "STEPLOOM_TICK_TIMEOUT_S='soon': must be a number"),
+        ("STEPLOOM_TICK_TIMEOUT_S", "nan", "tick_timeout_s=nan: must be a number of seconds greater than 0"),
+        ("STEPLOOM_TORCH_THREADS", "0", "torch_threads=0: must be an integer of at least 1"),
+        ("STEPLOOM_MODEL", "", "model='': must be a str that is not empty"),
+    ],
+)
+def test_a_wrong_variable_is_named(variable: str, raw: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        EngineConfig.from_env({variable: raw})
+    assert words in str(caught.value)
