@@ -49,6 +49,8 @@ def _swaps(case: Case, pipeline: Any) -> dict[str, float]:
 
 
 def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and torch.equal(one, other)
     return bool(one == other) if not hasattr(one, "shape") else bool((one == other).all())

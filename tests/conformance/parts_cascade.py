@@ -10,6 +10,11 @@ from diffusers import DDIMScheduler, UNet2DConditionModel, VQModel
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+EQUAL_LENGTHS = ("a red circle", "three boats!", "an old house")
+"""Prompts of as many tokens each, for models that see the text's own length and take no mask for it."""
+
+UNMASKED = "text of any length, and no mask for it"
+
 BYTES = 256
 """Of a pixel channel."""
 
@@ -32,13 +37,13 @@ def image_processor() -> Any:
     return CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
 
 
-def unet(width: int = 32, **settings: Any) -> Any:
+def unet(width: int = 32, factor: float = 1.2, **settings: Any) -> Any:
     parts = {
         "block_out_channels": (16, 32), "layers_per_block": 1, "sample_size": 8, "in_channels": 4, "out_channels": 4,
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "norm_num_groups": 4,
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "attention_head_dim": 4, "cross_attention_dim": width,
     }  # fmt: skip
-    return tiny.scaled(UNet2DConditionModel(**{**parts, **settings}), 1.2)
+    return tiny.scaled(UNet2DConditionModel(**{**parts, **settings}), factor)
 
 
 def movq() -> Any:
@@ -50,5 +55,5 @@ def movq() -> Any:
     return tiny.scaled(model, 1.0, 5)
 
 
-def ddim() -> Any:
-    return DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1)
+def ddim(*, clip_sample: bool = False) -> Any:
+    return DDIMScheduler(beta_schedule="scaled_linear", clip_sample=clip_sample, steps_offset=1)

@@ -25,6 +25,7 @@ from transformers import (
     Qwen3VLModel,
     Qwen3VLProcessor,
 )
+from transformers.processing_utils import ProcessorMixin
 
 LONG = ("a red circle on a blue square", "two boats", "old house by the sea")
 """Prompts whose lengths still differ after padding to a multiple of 8 or 16."""
@@ -96,7 +97,10 @@ def mistral3() -> Any:
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 CHAT_VOCABULARY = tiny.VOCABULARY + 8
-_TEMPLATE = "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endif %}{% endfor %}"
+_TEMPLATE = (
+    "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for c in m.content %}{{ c.text }}{% endfor %}{% endif %}{% endfor %}"
+)
 
 
 def chat_tokenizer(length: int = 64) -> Any:
@@ -128,14 +132,22 @@ def qwen3_vl_generating() -> Any:
     return qwen3_vl(Qwen3VLForConditionalGeneration)
 
 
+class _Processor(Qwen3VLProcessor):
+    """Without videos: their processor needs torchvision."""
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+        _, _, self.vision_start_token, self.vision_end_token, self.image_token, self.video_token = SPECIAL
+        _, _, self.vision_start_token_id, self.vision_end_token_id, self.image_token_id, self.video_token_id = (
+            tokenizer.convert_tokens_to_ids(list(SPECIAL))
+        )
+
+
 def qwen3_vl_processor(length: int = 64) -> Any:
     """Shows the model at most 32 x 32 pixels of a picture."""
     pixels = {"shortest_edge": 16 * 16, "longest_edge": 32 * 32}
     tokenizer = chat_tokenizer(length)
-    return Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessorPil(size=pixels, patch_size=8), tokenizer=tokenizer,
-        chat_template=_TEMPLATE,
-    )  # fmt: skip
+    return _Processor(Qwen2VLImageProcessorPil(size=pixels, patch_size=8), tokenizer, _TEMPLATE)
 
 
 def vae_qwen() -> Any:

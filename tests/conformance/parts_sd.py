@@ -8,7 +8,7 @@ import numpy as np
 import tiny
 import torch
 from conformance.case import PROMPTS
-from diffusers import ControlNetModel, PNDMScheduler, UNet2DConditionModel
+from diffusers import ControlNetModel, DDIMScheduler, PNDMScheduler, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -53,6 +53,16 @@ def pictured(i: int) -> dict[str, Any]:
     return text(i) | {"image": picture(i)}
 
 
+def perturbed(i: int) -> dict[str, Any]:
+    """For perturbed-attention guidance."""
+    return sized(i) | {"pag_scale": 2.0 + i}
+
+
+def ddim(**changes: Any) -> Any:
+    """DDIM as Stable Diffusion was trained for."""
+    return DDIMScheduler(**BETAS | {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1} | changes)
+
+
 def unet(factor: float = 1.2, **changes: Any) -> Any:
     """As in Stable Diffusion 1.5, two levels of it."""
     settings = LAYOUT | {
@@ -78,8 +88,7 @@ def controlnet(kind: Any = ControlNetModel, **changes: Any) -> Any:
         "in_channels": 4, "cross_attention_dim": 32, "conditioning_embedding_out_channels": (8, 16),
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     }  # fmt: skip
-    net = tiny.scaled(kind(**settings | changes), 1.2, 7)
-    return net
+    return tiny.scaled(kind(**settings | changes), 1.2, 7)
 
 
 def controlnet_xl(kind: Any = ControlNetModel, **changes: Any) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 import tiny
 from diffusers import AutoencoderKLHunyuanVideo, AutoencoderKLWan, UniPCMultistepScheduler
 from PIL import Image
+from torch.nn.functional import interpolate
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
@@ -38,6 +39,15 @@ def without_ftfy(module: str) -> None:
     pipelines = importlib.import_module(f"diffusers.pipelines.{module}")
     if not hasattr(pipelines, "ftfy"):
         pipelines.__dict__["ftfy"] = SimpleNamespace(fix_text=lambda text: text)
+
+
+def without_torchvision() -> None:
+    """Cosmos resizes its padding mask with torchvision, likewise without checking."""
+    cosmos = importlib.import_module("diffusers.models.transformers.transformer_cosmos")
+    if not hasattr(cosmos, "transforms"):
+        functional = SimpleNamespace(resize=lambda mask, size, interpolation: interpolate(mask, size))
+        modes = SimpleNamespace(NEAREST="nearest")
+        cosmos.__dict__["transforms"] = SimpleNamespace(functional=functional, InterpolationMode=modes)
 
 
 def wan_vae(channels: int = 16, **extra: Any) -> Any:
