@@ -43,7 +43,11 @@ class ErrorInfo(msgspec.Struct, frozen=True):
         """Describes ``error``; keeps no reference to it or its frames."""
         kind = type(error).__name__ if isinstance(error, errors.SteploomError) else "GenerationFailed"
         own = isinstance(error, errors.SteploomError)
-        message = str(error) if own else f"{type(error).__name__}: {error}"
+        try:
+            text = str(error)
+        except Exception:  # noqa: BLE001 - an exception that cannot say what it is
+            text = "(its message cannot be made)"
+        message = text if own else f"{type(error).__name__}: {text}"
         return cls(kind, message, traceback, getattr(error, "field", None) if own else None)
 
     def exception(self) -> errors.SteploomError:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextvars
 import copy
 import dataclasses
 import secrets
 import uuid
 from collections.abc import Mapping
-from typing import Any
+from types import NoneType
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -17,6 +19,26 @@ SEED_BITS = 32
 OWN_FIELDS = ("seed", "task", "lora", "noise_scheduler", "priority", "timeout", "deadline", "user", "request_id",
               "return_trajectory", "output_type", "preview_every", "latents_every")  # fmt: skip
 """Keyword arguments that are ours; every other one goes to the pipeline's ``__call__``."""
+
+_MOST = 2**63 - 1
+"""The greatest integer that reaches a worker."""
+
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "request_id": ((str,), "a str"),
+    "seed": ((int, NoneType), "an integer, or None to draw one"),
+    "task": ((str, NoneType), "a str, or None for what the engine was loaded for"),
+    "lora": ((str, NoneType), "the name of an adapter, or None"),
+    "noise_scheduler": ((str, Mapping, NoneType), "a class name, {'class': name, **config}, or None"),
+    "priority": ((int,), "an integer; lower runs first"),
+    "timeout": ((int, float, NoneType), "a number of seconds, or None"),
+    "deadline": ((int, float, NoneType), "a number of seconds, or None"),
+    "user": ((str, NoneType), "a str, or None"),
+    "return_trajectory": ((bool,), "True or False"),
+    "output_type": ((str,), "a str as diffusers names it: 'pil', 'np', 'pt' or 'latent'"),
+    "preview_every": ((int,), "an integer: every so many steps, 0 is never"),
+    "latents_every": ((int,), "an integer: every so many steps, 0 is never"),
+}
+"""The types of our fields, and how a message says them. ``bool`` passes for an integer nowhere."""
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -49,6 +71,9 @@ class DiffusionRequest:
     Raises:
         InvalidRequest: A field of ours is out of range.
     """
+
+    context: ClassVar[contextvars.Context | None] = None
+    """Context variables of whoever asked, for callbacks in this process; they do not travel."""
 
     prompt: str | list[str] | None
     params: Mapping[str, Any]
@@ -96,6 +121,12 @@ class DiffusionRequest:
             object.__setattr__(self, field.name, values[field.name])
         self._validate()
 
+    def in_context(self) -> DiffusionRequest:
+        """A copy that remembers the context variables of the caller."""
+        other = copy.copy(self)
+        object.__setattr__(other, "context", contextvars.copy_context())
+        return other
+
     def with_params(self, **changes: Any) -> DiffusionRequest:
         """A copy with other arguments for the pipeline's ``__call__``."""
         other = copy.copy(self)
@@ -103,9 +134,12 @@ class DiffusionRequest:
         return other
 
     def _validate(self) -> None:
-        seed: Any = getattr(self, "seed", None)  # whatever the caller gave, not what the annotation says
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise InvalidRequest(f"seed={self.seed!r}: must be an integer", field="seed")
+        for name, (kinds, meaning) in _KINDS.items():
+            value = getattr(self, name)  # whatever the caller gave, not what the annotation says
+            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                raise InvalidRequest(f"{name}={value!r}: must be {meaning}", field=name)
+            if isinstance(value, int) and name != "seed" and not -_MOST <= value <= _MOST:
+                raise InvalidRequest(f"{name}={value!r}: must fit 64 bits", field=name)
         if self.seed is not None and not -(2**63) <= self.seed < 2**64:
             raise InvalidRequest(f"seed={self.seed!r}: must fit 64 bits", field="seed")
         if self.seed is not None and "generator" in self.params:
@@ -114,7 +148,7 @@ class DiffusionRequest:
             raise InvalidRequest(f"request_id={self.request_id!r}: must not be empty nor hold '#'", field="request_id")
         for name in ("timeout", "deadline"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not value > 0:  # as with nan
                 raise InvalidRequest(f"{name}={value!r}: must be greater than 0 seconds", field=name)
         for name in ("preview_every", "latents_every"):
             if getattr(self, name) < 0:

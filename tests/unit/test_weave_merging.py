@@ -218,6 +218,6 @@ def test_a_call_that_ignores_the_number_of_samples_is_not_mergeable():
 
 
 def test_guesses_take_multiples_of_the_first_tensors_rows():
-    made = call(Echo(), torch.ones(2, 3), torch.ones(4, 1), torch.ones(3), torch.tensor(1.0))
-    assert guess(made) == (0, 0, None, None)
+    made = call(Echo(), torch.ones(2, 3), torch.ones(4, 1, 1), torch.ones(4, 1), torch.ones(3), torch.tensor(1.0))
+    assert guess(made) == (0, 0, None, None, None)
     assert rows_of(made.leaves, Axes(guess(made))) == 2

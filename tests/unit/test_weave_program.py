@@ -15,7 +15,7 @@ from steploom.weave import noise
 from steploom.weave.calls import ModuleCall
 from steploom.weave.order import CallOrder, is_denoiser
 from steploom.weave.pipelines import Watcher
-from steploom.weave.program import Program, may_share, suspend
+from steploom.weave.program import Program, suspend, why_alone
 
 
 @pytest.fixture(autouse=True)
@@ -130,17 +130,17 @@ def test_calls_under_other_modes_run_at_once():
     seen: list[bool] = []
 
     def body() -> None:
-        seen.append(may_share())
+        seen.append(why_alone() is None)
         with torch.enable_grad():
-            seen.append(may_share())
+            seen.append(why_alone() is None)
         with torch.inference_mode():
-            seen.append(may_share())
+            seen.append(why_alone() is None)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            seen.append(may_share())
+            seen.append(why_alone() is None)
 
     program(body).resume()
     assert seen == [True, False, False, False]
-    assert not may_share(), "outside a program nothing is shared"
+    assert why_alone() is not None, "outside a program nothing is shared"
 
 
 def test_context_variables_are_the_programs_own():

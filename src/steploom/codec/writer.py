@@ -237,7 +237,10 @@ class Writer:
         """Index of a new frame that holds ``payload()``."""
         if self._frames is None:
             return 0
-        self._frames.append(payload())
+        try:
+            self._frames.append(payload())
+        except Exception as error:
+            raise Unfit(f"its content cannot be read: {type(error).__name__}: {error}") from error
         return len(self._frames) - 1
 
     def _tensor(self, value: Any, torch: Any) -> Any:
@@ -268,10 +271,7 @@ class Writer:
 
     def _image(self, value: Any) -> Any:
         palette = value.getpalette() if value.mode in ("P", "PA") else None
-        try:
-            frame = self._frame(value.tobytes)
-        except OSError as error:
-            raise Unfit(f"the image cannot be read: {error}") from None
+        frame = self._frame(value.tobytes)
         return _tag(Code.IMAGE, [frame, value.mode, list(value.size), None if palette is None else bytes(palette)])
 
 

@@ -15,7 +15,6 @@ import anyio.lowlevel
 
 from steploom.config import EngineConfig
 from steploom.engine.generators import Borrowed
-from steploom.engine.imports import prepare_for_images
 from steploom.engine.mailbox import Mailbox, fresh
 from steploom.engine.validation import validate
 from steploom.engine.whole import WholeRequests
@@ -95,13 +94,14 @@ class EngineCore:
                 await self._guarded(self._serve)
         finally:
             self._end_all(RequestCancelled("the engine was closed before the request was done"))
-            with anyio.CancelScope(shield=True):
-                await self._guarded(self.executor.shutdown)
-            self.started.set()
-            self.ended.set()
+            try:
+                with anyio.CancelScope(shield=True):
+                    await self._guarded(self.executor.shutdown)
+            finally:  # asyncio.run cancels even what is shielded when Ctrl-C comes twice
+                self.started.set()
+                self.ended.set()
 
     async def _serve(self) -> None:
-        await prepare_for_images()
         self.info = await self.executor.start(self._on_progress)
         async with self._group as group:
             group.start_soon(self._guarded, self._tick_loop)
@@ -158,17 +158,27 @@ class EngineCore:
         if self._asleep:
             raise EngineNotRunning("the engine sleeps: await wake_up() first")
         validate(request, self.info, self.config)
-        borrowed = Borrowed(request)
-        queued = self.scheduler.add_request(borrowed.request)
+        borrowed, timer = Borrowed(request), self._timer(request)
+        try:
+            queued = self.scheduler.add_request(borrowed.request.in_context())
+        except BaseException:
+            if timer is not None:
+                timer.cancel()
+            raise
+        if timer is not None:
+            self._timers[request.request_id] = timer
         self._borrowed[request.request_id] = borrowed
         mailbox = self._mailboxes[request.request_id] = Mailbox()
         mailbox.put(queued)
-        if request.timeout is not None:
-            # anyio has no timer without a task; one task per waiting request would be the price of it.
-            timer = asyncio.get_running_loop().call_later
-            self._timers[request.request_id] = timer(request.timeout, self._expire, request.request_id, request.timeout)
         self._kick()
         return mailbox
+
+    def _timer(self, request: DiffusionRequest) -> asyncio.TimerHandle | None:
+        """What ends the request at its ``timeout``; anyio would need a task for each waiting request."""
+        if request.timeout is None:
+            return None
+        call_later = asyncio.get_running_loop().call_later
+        return call_later(request.timeout, self._expire, request.request_id, request.timeout)
 
     def finish(self, request_id: str, error: RequestError) -> bool:
         """Ends a live request from outside, now: its reader gets ``error``, its slot is free by the next step.

@@ -7,8 +7,8 @@ from types import TracebackType
 from typing import Self
 
 from steploom.engine.core import EngineCore
-from steploom.engine.imports import prepare_for
 from steploom.engine.mailbox import Mailbox
+from steploom.engine.pictures import load_pictures
 from steploom.requests import DiffusionOutput, DiffusionRequest, Event
 
 
@@ -40,7 +40,7 @@ class RequestStream:
         return self._request.request_id
 
     async def __aenter__(self) -> Self:
-        """Submits the request, at once or not at all.
+        """Submits the request, at once or not at all; a picture that was only opened is read first, in a thread.
 
         Raises:
             InvalidRequest: The request does not fit the pipeline or the limits.
@@ -49,8 +49,8 @@ class RequestStream:
         """
         if self._mailbox is not None:
             raise RuntimeError(f"the stream of request {self.request_id} was entered before: make a new one")
-        if not self._serving().in_process:
-            await prepare_for(self._request)
+        self._serving()
+        await load_pictures(self._request)
         self._core = self._serving()
         self._mailbox = self._core.submit(self._request)
         return self

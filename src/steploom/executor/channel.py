@@ -168,6 +168,8 @@ class Channel:
         for future in futures:
             if not future.done():
                 future.set_exception(failure())
+        if self.ready.done() and not self.ready.cancelled():
+            self.ready.exception()  # nobody may wait for it any more, where a start was cancelled early
         self.failed.set()
 
     def _check(self) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import weakref
 from functools import partial
@@ -71,6 +73,7 @@ class MultiprocExecutor(ChannelExecutor):
             self._workers.append(worker)
             self._channels.append(worker.channel)
             await worker.start()
+        await _import_what_answers_hold()
         ready = await self._ready(on_progress)
         for worker, answer in zip(self._workers, ready, strict=True):
             worker.welcome(tuple(answer.packages))
@@ -92,7 +95,7 @@ class MultiprocExecutor(ChannelExecutor):
         refused: list[RequestReport] = []
         for new in output.scheduled_new_reqs:
             try:
-                codec.check_request(new.request, packages=self._workers[0].socket.packages)
+                codec.encode(new, packages=self._workers[0].socket.packages)
                 fit.append(new)
             except InvalidRequest as error:
                 refused.append(RequestReport(run_id=new.run_id, phase="done", finished=True, error=ErrorInfo.of(error)))
@@ -106,14 +109,18 @@ class MultiprocExecutor(ChannelExecutor):
                 return
             self._closed = anyio.Event()
             self._channels = []
-            async with anyio.create_task_group() as group:
+            try:
+                async with anyio.create_task_group() as group:
+                    for worker in self._workers:
+                        group.start_soon(worker.stop)
+            finally:  # a second Ctrl-C cancels even what is shielded: then by force, and at once
                 for worker in self._workers:
-                    group.start_soon(worker.stop)
-            if self._context is not None:
-                self._context.term()
-            if self._folder:
-                shutil.rmtree(self._folder, ignore_errors=True)
-            self._closed.set()
+                    worker.abandon()
+                if self._context is not None:
+                    self._context.destroy(linger=0)
+                if self._folder:
+                    shutil.rmtree(self._folder, ignore_errors=True)
+                self._closed.set()
 
 
 class _Worker:
@@ -162,7 +169,22 @@ class _Worker:
                 self.socket.send(Close())
         self.channel.fail(lambda: EngineNotRunning("the engine was closed"))
         await self.process.end(GRACE_S if hears else 0.0)
+
+    def abandon(self) -> None:
+        """Ends at once what is left of it."""
+        self.process.abandon()
         self.socket.close()
+
+
+async def _import_what_answers_hold() -> None:
+    """Imports what decoding images and tensors needs, while the worker loads its model.
+
+    The import holds Python's lock for tenths of a second at a time: not something to happen with the first image, when
+    the event loop serves people.
+    """
+    for name in ("numpy", "PIL.Image", "torch"):
+        if name not in sys.modules:
+            await anyio.to_thread.run_sync(importlib.import_module, name, abandon_on_cancel=True)
 
 
 def _private_folder() -> str:

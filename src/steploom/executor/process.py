@@ -147,6 +147,23 @@ class WorkerProcess:
         if self._process is not None and not self.exited.is_set():
             self._signal(signal.SIGKILL)
 
+    def abandon(self) -> None:
+        """Ends it at once, without the event loop, and leaves nothing of it behind."""
+        if self._process is None or self.exited.is_set():
+            return
+        self._signal(signal.SIGKILL)
+        self.exitcode = self._process.wait()
+        for stream in (self._process.stdout, self._process.stdin):
+            if stream is not None:
+                with contextlib.suppress(RuntimeError, ValueError):
+                    asyncio.get_running_loop().remove_reader(stream.fileno())
+                stream.close()
+        if self._end_fd >= 0:
+            with contextlib.suppress(RuntimeError):
+                asyncio.get_running_loop().remove_reader(self._end_fd)
+            os.close(self._end_fd)
+        self.exited.set()
+
     async def end(self, grace_s: float) -> None:
         """Returns when it is gone: by itself within ``grace_s``, else by SIGTERM, else by SIGKILL."""
         if self._process is None:

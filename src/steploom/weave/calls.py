@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils import _pytree as pytree
 
+from steploom.weave import untyped
+
 if TYPE_CHECKING:
-    from steploom.weave.copies import Target
+    from steploom.weave.shared import Target
 
 Leaf = torch.Tensor | list[torch.Tensor]
 Structure = Hashable
@@ -72,7 +74,7 @@ def flatten(value: Any, leaves: list[Leaf]) -> Structure:
     if type(value) is dict:
         return Node(dict, tuple(value), tuple(flatten(child, leaves) for child in value.values()))
     if type(value) is list and value and all(isinstance(item, torch.Tensor) for item in value):
-        leaves.append(value)
+        leaves.append(list(value))  # our own: a module may empty the list that it is given (T2I-Adapter's UNets)
         return ListSlot(value[0].dtype, value[0].device)
     if type(value) in (list, tuple):
         return Node(type(value), None, tuple(flatten(child, leaves) for child in value))
@@ -81,6 +83,8 @@ def flatten(value: Any, leaves: list[Leaf]) -> Structure:
 
 def _flatten_registered(value: Any, leaves: list[Leaf]) -> Structure:
     """Model outputs and the like, which register themselves with torch's pytree; anything else is opaque."""
+    if isinstance(value, untyped.GaussianRows):  # what VAEs encode to; has rows like a tensor, but is none
+        return Node(type(value), value.deterministic, (flatten(value.parameters, leaves),))
     registered = pytree.SUPPORTED_NODES.get(type(value))
     if registered is None:
         try:
@@ -110,6 +114,8 @@ def _build(structure: Any, leaves: Any) -> Any:
         return dict(zip(structure.context, children, strict=True))
     if structure.kind in (list, tuple):
         return structure.kind(children)
+    if issubclass(structure.kind, untyped.GaussianRows):
+        return structure.kind(children[0], deterministic=structure.context)
     context = structure.context.value if isinstance(structure.context, Opaque) else list(structure.context)
     return pytree.SUPPORTED_NODES[structure.kind].unflatten_fn(children, context)
 
@@ -129,6 +135,8 @@ def pattern(structure: Any) -> Hashable:
         return structure[0]  # pyright: ignore[reportUnknownVariableType]
     if isinstance(structure, Slot):
         return structure.ndim
+    if isinstance(structure, Opaque):
+        return type(structure.value)  # not the object: what is learned would keep a request's caches alive
     return ListSlot if isinstance(structure, ListSlot) else structure
 
 
@@ -151,6 +159,9 @@ class ModuleCall:
 
     def run(self) -> Any:
         """Runs the real module on this call's own arguments."""
+        if any(isinstance(leaf, list) for leaf in self.leaves):
+            args, kwargs = unflatten(self.structure, [list(x) if isinstance(x, list) else x for x in self.leaves])
+            return self.target.invoke(*args, **kwargs)
         return self.target.invoke(*self._args, **self._kwargs)
 
     def argument(self, name: str) -> Any:

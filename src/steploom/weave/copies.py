@@ -10,113 +10,23 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 from torch import nn
 
-from steploom.errors import GenerationFailed
+from steploom.weave import untyped
 from steploom.weave.calls import ModuleCall
-from steploom.weave.program import may_share, suspend
-from steploom.weave.ragged import rule_for
+from steploom.weave.order import is_denoiser
+from steploom.weave.program import note_unshared, suspend, why_alone
+from steploom.weave.shared import HOOK_TABLES, METHODS, SharedModule, Target, clone_tree
 
-_METHODS = ("forward", "encode", "decode")
-_HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
-                "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks")  # fmt: skip
-_NOT_INHERITED = (*_METHODS, "_hf_hook", "_old_forward", "_diffusers_hook")
+_NOT_INHERITED = (*METHODS, "_hf_hook", "_old_forward", "_diffusers_hook")
 _READERS = ("parameters", "named_parameters", "buffers", "named_buffers", "state_dict", "get_parameter", "get_buffer")
 _WALKERS = ("modules", "named_modules", "children", "named_children", "apply", "get_submodule",
             "set_attn_processor", "set_default_attn_processor")  # fmt: skip
 _MUTATORS = ("enable_", "disable_", "fuse_", "unfuse_", "set_adapter", "load_", "unload_", "add_adapter")
-_VARIANTS_KEPT = 2
-
-
-class Target:
-    """What a module call runs: a shared module in one variant, and one of its methods.
-
-    Attributes:
-        name: The component's name in the pipeline, such as ``"transformer"``.
-        key: Equal for calls that may run together.
-        ragged: How its text argument is padded, where it is ragged.
-    """
-
-    __slots__ = ("_invoke", "key", "method", "module", "name", "ragged")
-
-    def __init__(self, name: str, method: str, module: Any, key: Hashable) -> None:
-        self.name = name
-        self.method = method
-        self.module = module
-        self.key = key
-        self.ragged = rule_for(getattr(module, "_orig_mod", module))
-        self._invoke: Callable[..., Any] = module if method == "forward" else getattr(module, method)
-
-    def invoke(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the real module."""
-        return self._invoke(*args, **kwargs)
-
-
-class SharedModule:
-    """One top-level module of the user's pipeline, shared by all programs.
-
-    Attributes:
-        name: The component's name in the pipeline.
-        base: As the pipeline holds it (perhaps a compiled wrapper); what calls run.
-        origin: The module inside the wrapper; what copies are made from.
-    """
-
-    def __init__(self, name: str, base: Any) -> None:
-        self.name = name
-        self.base = base
-        self.origin: nn.Module = getattr(base, "_orig_mod", base)
-        self.dtype: torch.dtype | None = getattr(self.origin, "dtype", None)
-        self.device: torch.device | None = getattr(self.origin, "device", None)
-        self._converted: OrderedDict[Hashable, nn.Module] = OrderedDict()
-        methods = [method for method in _METHODS if callable(getattr(self.origin, method, None))]
-        self.targets = {method: Target(name, method, base, (id(base), method, ())) for method in methods}
-
-    def converted(self, dtype: torch.dtype | None, device: torch.device | None) -> nn.Module:
-        """A clone in another dtype or on another device; kept, for the next program that wants the same."""
-        key = (dtype, device)
-        if key not in self._converted:
-            self._converted[key] = clone_tree(self.origin, own_parameters=True).to(device=device, dtype=dtype)
-        self._converted.move_to_end(key)
-        while len(self._converted) > _VARIANTS_KEPT:
-            self._converted.popitem(last=False)
-        return self._converted[key]
-
-
-def clone_tree(
-    module: nn.Module, *, own_parameters: bool = False, memo: dict[int, nn.Module] | None = None
-) -> nn.Module:
-    """A structural clone of a module tree: own submodule objects and tables, shared tensors.
-
-    With ``own_parameters`` the parameter objects are new too (over the same storage), so that ``to`` leaves the
-    original alone.
-    """
-    memo = {} if memo is None else memo
-    if id(module) in memo:
-        return memo[id(module)]
-    if "forward" in module.__dict__:
-        raise GenerationFailed(
-            f"{type(module).__name__} has an offloading hook, but this pipeline changes the module while it runs "
-            "(attention processors or dtype); serve it without offloading"
-        )
-    clone = object.__new__(type(module))
-    memo[id(module)] = clone
-    for name, value in module.__dict__.items():
-        clone.__dict__[name] = value.copy() if type(value) in (dict, list, OrderedDict) else value
-    if own_parameters:
-        clone.__dict__["_parameters"] = {
-            name: None if p is None else nn.Parameter(p.data, requires_grad=p.requires_grad)
-            for name, p in module.__dict__["_parameters"].items()
-        }
-    clone.__dict__["_modules"] = {
-        name: None if child is None else clone_tree(child, own_parameters=own_parameters, memo=memo)
-        for name, child in module.__dict__["_modules"].items()
-    }
-    clone.__dict__["_compiled_call_impl"] = None
-    return clone
 
 
 class Woven:
@@ -127,14 +37,28 @@ class Woven:
         self.current: nn.Module = shared.origin
         self.private: nn.Module | None = None
         self.unique = False
+        self._hooks_before = 0
         self._conversion: Hashable = ()
         self._processors: list[tuple[str, nn.Module, Any]] = []
         self._attributes: dict[str, Any] = {}
 
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Suspends the program until the hub has run this call; at once where it cannot be shared."""
-        target = self.target(method)
-        return suspend(ModuleCall(target, args, kwargs)) if may_share() else target.invoke(*args, **kwargs)
+        target, reason = self.target(method), why_alone()
+        if (
+            method == "forward"
+            and not is_denoiser(target.name)
+            and untyped.takes(self.shared.origin.forward, "use_cache")
+        ):
+            kwargs.setdefault(
+                "use_cache", False
+            )  # a language model that encodes: nobody reads its cache, which has no rows
+        if reason is None and self.shared.hooked_by_pipeline():
+            reason = "the pipeline has put a hook on a part of the module"
+        if reason is None:
+            return suspend(ModuleCall(target, args, kwargs))
+        note_unshared(target.name, reason)
+        return target.invoke(*args, **kwargs)
 
     def target(self, method: str) -> Target:
         """What a call of ``method`` runs now."""
@@ -153,7 +77,7 @@ class Woven:
             if module.processor is not base
         )
         attributes = tuple((name, _identity(value)) for name, value in sorted(self._attributes.items()))
-        own = id(self.private) if self.unique else None
+        own = id(self.private) if self.unique or _hooks(self.private) != self._hooks_before else None
         changed = processors or attributes or own
         return (self._conversion, processors, attributes, own) if changed else self._conversion
 
@@ -161,6 +85,7 @@ class Woven:
         """A clone of the module tree that this program may change."""
         if self.private is None:
             self.private = clone_tree(self.current)
+            self._hooks_before = _hooks(self.private)
             self._processors = [
                 (name, module, module.__dict__["processor"])
                 for name, module in self.private.named_modules()
@@ -193,12 +118,21 @@ class Woven:
         setattr(self.privatize(), name, value)
 
 
+def _hooks(module: nn.Module) -> int:
+    """How many hooks a tree has: one that a program registers sees the program's own rows only."""
+    return sum(len(child._forward_hooks) + len(child._forward_pre_hooks) for child in module.modules())
+
+
 def _identity(value: Any) -> Hashable:
-    """What makes two processors or attributes equivalent: class and plain settings, other objects by identity."""
+    """What makes two processors or attributes equivalent: class and plain settings, other objects by identity.
+
+    Settings tell all only of the model library's processors. One that a pipeline brings along (SAG's, which stores
+    attention maps) may keep what it has seen: it is equal to itself alone.
+    """
     if isinstance(value, (bool, int, float, str, type(None))):
         return value
     settings = getattr(value, "__dict__", None)
-    if settings is None or isinstance(value, nn.Module):
+    if settings is None or isinstance(value, nn.Module) or not type(value).__module__.startswith("diffusers.models."):
         return id(value)
     plain = all(isinstance(item, (bool, int, float, str, type(None))) for item in settings.values())
     return (type(value), tuple(settings.items())) if plain else id(value)
@@ -209,7 +143,7 @@ def woven_module(shared: SharedModule) -> Any:
     state = Woven(shared)
     copy = object.__new__(_woven_class(type(shared.origin)))
     copy.__dict__.update({k: v for k, v in shared.origin.__dict__.items() if k not in _NOT_INHERITED})
-    copy.__dict__.update({table: OrderedDict() for table in _HOOK_TABLES}, _compiled_call_impl=None)
+    copy.__dict__.update({table: OrderedDict() for table in HOOK_TABLES}, _compiled_call_impl=None)
     copy.__dict__["_steploom"] = state
     _adopt(copy)
     return copy
@@ -226,7 +160,7 @@ def _adopt(copy: Any) -> None:
 def _woven_class(cls: type[nn.Module]) -> type[nn.Module]:
     """A subclass of ``cls`` with the same name, whose calls suspend and whose changes stay with the program."""
     members: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    members |= {name: _suspending(cls, name) for name in _METHODS if hasattr(cls, name)}
+    members |= {name: _suspending(cls, name) for name in METHODS if hasattr(cls, name)}
     members |= {name: _delegating(cls, name) for name in (*_READERS, *_WALKERS) if hasattr(cls, name)}
     members |= {name: _delegating(cls, name) for name in dir(cls) if name.startswith(_MUTATORS)}
     members |= {
@@ -292,6 +226,7 @@ def _setattr(self: Any, name: str, value: Any) -> None:
 
 def _generate(self: Any, *args: Any, **kwargs: Any) -> Any:
     """A language model's own loop is one unmerged call."""
+    note_unshared(self._steploom.shared.name, "generate() of a language model is one call")
     return self._steploom.current.generate(*args, **kwargs)
 
 

@@ -10,6 +10,7 @@ import torch
 
 from steploom.weave.calls import Leaf, ModuleCall, Structure, flatten, has_opaque, unflatten
 from steploom.weave.merging import digest
+from steploom.weave.shared import version
 
 
 class EncodeCache:
@@ -35,6 +36,7 @@ class EncodeCache:
             return None
         return (
             call.target.key,
+            version(getattr(call.target.module, "_orig_mod", call.target.module)),
             call.structure,
             tuple(digest(leaf) for leaf in call.leaves if isinstance(leaf, torch.Tensor)),
         )

@@ -9,16 +9,17 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 
 from steploom.weave.axes import Axes, AxisBook, guess
-from steploom.weave.calls import ModuleCall
+from steploom.weave.calls import ModuleCall, has_opaque
 from steploom.weave.encode_cache import EncodeCache
-from steploom.weave.merging import MergedCall, Merger, Unsplittable, rows_of
+from steploom.weave.merging import MergedCall, Merger, rows_of
 from steploom.weave.order import CallOrder, is_denoiser
 from steploom.weave.program import Program
-from steploom.weave.verify import Verdicts, check
+from steploom.weave.verify import Verdicts, check, pins
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,9 @@ class Hub:
         answer, fault, program.answer, program.fault = program.answer, program.fault, None, None
         steps = program.steps
         program.resume(answer, fault)
+        for name, reason in program.take_unshared():
+            self._count_alone(name, reason)
+            self._note_shared(program, name, 1)
         if program.call is not None:
             name = program.call.target.name
             program.calls_made[name] = program.calls_made.get(name, 0) + 1
@@ -138,18 +142,27 @@ class Hub:
     def _run_fresh(self, group: Group) -> None:
         """Runs the calls: merged where keys are equal, else alone."""
         by_key: dict[Hashable, Group] = {}
+        reasons: dict[Hashable, str] = {}
         for program, call in group:
             axes = self._find_axes(program, call)
             if axes is None:
                 continue  # probing has answered it
-            by_key.setdefault(self._key(program, call, axes), []).append((program, call))
-        for members in by_key.values():
-            self._run_members(members)
+            key = self._key(program, call, axes)
+            by_key.setdefault(key, []).append((program, call))
+            reasons[key] = axes.reason or ("only one" if len(group) == 1 else "nothing alike to share with")
+        for key, members in by_key.items():
+            self._run_members(members, reasons[key])
 
     def _key(self, program: Program, call: ModuleCall, axes: Axes) -> Hashable:
         """The merge key of a call; noted as the program's batch key if it is a denoiser's."""
         mergeable = axes.reason is None
-        key = self._merger.key(call, axes) if mergeable else id(program)
+        key: Hashable = id(program)
+        if mergeable:
+            try:
+                key = self._merger.key(call, axes)
+            except Exception as fault:  # noqa: BLE001 - a call that cannot even be compared runs alone
+                log.warning("a call of %s cannot be compared with others: %s", call.target.name, fault)
+                mergeable = False
         if is_denoiser(call.target.name):
             program.batch_key = self._name_key(key, call) if mergeable else f"{call.target.name}:alone"
             program.rows = rows_of(call.leaves, axes) if mergeable else 0
@@ -162,7 +175,7 @@ class Hub:
             return axes
         if not is_denoiser(call.target.name):
             return self._axes.put(call, Axes(guess(call)))
-        self._run_members([(program, call)])
+        self._run_members([(program, call)], "the batch axes were being learned")
         if program.fault is None:
             started = time.perf_counter()
             self._tell(f"learning the batch axes of {call.target.name}")
@@ -180,10 +193,9 @@ class Hub:
             return
         merged = MergedCall([call for _, call in members], self._axes.find(members[0][1]) or Axes())
         refusal = self.verdicts.refusal(merged)
-        if refusal is not None and merged.mixed:
-            for rows in dict.fromkeys(merged.rows):
-                own = [members[i] for i, r in zip(merged.order, merged.rows, strict=True) if r == rows]
-                self._run_members(own, refusal)
+        if refusal is not None and (merged.mixed or merged.uneven):
+            for alike in merged.alike():
+                self._run_members([members[i] for i in alike], refusal)
             return
         if refusal is not None:
             self._run_alone(members, refusal)
@@ -193,23 +205,20 @@ class Hub:
     def _run_merged(self, merged: MergedCall, members: Group) -> None:
         try:
             results = merged.run()
-        except (
-            RuntimeError,
-            ValueError,
-            TypeError,
-            IndexError,
-            KeyError,
-            AttributeError,
-            AssertionError,
-            Unsplittable,
-        ) as fault:
+        except Exception as fault:  # noqa: BLE001 - whatever a module or a hook on it raises: then call by call
             self._run_apart(merged, members, fault)
             return
         self.counters.forward_s += merged.forward_s
         if not self.verdicts.known(merged):
             started = time.perf_counter()
             self._tell(f"verifying merged calls of {merged.target.name}")
-            reason = check(merged, results)
+            reason = _checked(merged, results)
+            pinned = frozenset[int]() if reason is None or merged.axes.pinned else pins(merged, results)
+            if pinned:  # merged from now on with calls that agree in these
+                self._axes.put(merged.calls[0], dataclasses.replace(merged.axes, pinned=pinned))
+                self._run_fresh(members)
+                self.counters.warmup_s += time.perf_counter() - started
+                return
             self.verdicts.record(merged, reason)
             self.counters.warmup_s += time.perf_counter() - started
             if reason is not None:
@@ -241,11 +250,15 @@ class Hub:
             except Exception as fault:  # noqa: BLE001 - thrown into the program, whose request it concerns
                 program.fault = fault
             self.counters.forward_s += time.perf_counter() - started
-            self.counters.alone_calls[reason] = self.counters.alone_calls.get(reason, 0) + 1
-            if reason != "only one":
-                self.counters.alone_this_tick[reason] = self.counters.alone_this_tick.get(reason, 0) + 1
-            self._count_forward(call.target.name, 1)
+            self._count_alone(call.target.name, reason)
             self._note_shared(program, call.target.name, 1)
+
+    def _count_alone(self, name: str, reason: str) -> None:
+        counters = self.counters
+        counters.alone_calls[reason] = counters.alone_calls.get(reason, 0) + 1
+        if reason != "only one":
+            counters.alone_this_tick[reason] = counters.alone_this_tick.get(reason, 0) + 1
+        self._count_forward(name, 1)
 
     def _count_forward(self, name: str, requests: int) -> None:
         if is_denoiser(name):
@@ -258,9 +271,19 @@ class Hub:
 
     def _name_key(self, key: Hashable, call: ModuleCall) -> str:
         """A short name for a merge key, stable for the life of the process."""
+        if has_opaque(call.structure):  # equal to nobody's; a name would keep it alive
+            return f"{call.target.name}:alone"
         name = self._key_names.get(key)
         if name is None:
             first = next((leaf for leaf in call.leaves if isinstance(leaf, torch.Tensor) and leaf.ndim > 1), None)
             sizes = "" if first is None else "x".join(map(str, first.shape[1:]))
             name = self._key_names[key] = f"{call.target.name}:{sizes}#{len(self._key_names)}"
         return name
+
+
+def _checked(merged: MergedCall, results: Sequence[Any]) -> str | None:
+    """Why this kind must not be merged; a check that fails is such a reason."""
+    try:
+        return check(merged, results)
+    except Exception as fault:  # noqa: BLE001 - the module runs on other rows here, and may raise anything
+        return f"the check raised {type(fault).__name__}: {fault}"

@@ -70,6 +70,21 @@ def rows_of(leaves: Sequence[Leaf], axes: Axes) -> int:
     return math.gcd(*sizes) if sizes else 0
 
 
+def _identity(leaf: Leaf) -> Hashable:
+    return tuple(map(id, leaf)) if isinstance(leaf, list) else id(leaf)
+
+
+def is_scalar(tensor: torch.Tensor) -> bool:
+    """Whether a shared argument is one number, such as a timestep: it becomes one entry per row."""
+    return tensor.ndim == 0 or (tensor.ndim == 1 and tensor.shape[0] == 1)
+
+
+def lengths(call: ModuleCall, axes: Axes) -> tuple[int, ...]:
+    """The first dimensions of the entries of lists that have one entry per row."""
+    rows = [leaf for leaf, axis in zip(call.leaves, axes.inputs, strict=True) if axis == "rows"]
+    return tuple([entry.shape[0] if entry.ndim else 0 for leaf in rows for entry in leaf])
+
+
 class Merger:
     """Decides which calls may be merged, by a hashable key, and merges them."""
 
@@ -83,28 +98,33 @@ class Merger:
         if rule is not None and call.argument(rule.text) is not None:
             # Length and mask are what padding makes equal, so they do not keep calls apart.
             text = call.argument(rule.text)
-            ragged = (text, call.argument(rule.mask))
-            _, structure = call.replaced(**{rule.text: text.shape[2:], rule.mask: None})
+            ragged = (text, rule.mask and call.argument(rule.mask))
+            _, structure = call.replaced(**{rule.text: text.shape[2:], **({rule.mask: None} if rule.mask else {})})
         parts: list[Hashable] = []
-        for leaf, axis in zip(call.leaves, axes.inputs, strict=True):
+        for i, (leaf, axis) in enumerate(zip(call.leaves, axes.inputs, strict=True)):
             if isinstance(leaf, list):
                 parts.append(self._list_key(leaf, axis))
+            elif i in axes.pinned:
+                parts.append(self._contents.token(leaf))
             elif not any(leaf is own for own in ragged):
                 parts.append(self._tensor_key(leaf, axis))
         return (call.target.key, structure, tuple(parts))
 
     def _tensor_key(self, tensor: torch.Tensor, axis: Any) -> Hashable:
         if axis is SHARED:
-            return () if tensor.ndim == 0 else self._contents.token(tensor)
+            return () if is_scalar(tensor) else self._contents.token(tensor)
         shape = list(tensor.shape)
         shape[axis] = -1
         return tuple(shape)
 
     def _list_key(self, tensors: list[torch.Tensor], axis: LeafAxis) -> Hashable:
         if axis == "rows":
-            return ("rows", *(tuple(t.shape) for t in tensors[:1]))
+            return ("rows", *(tuple(t.shape[1:]) for t in tensors[:1]))  # each row may have a length of its own
         axes = axis if isinstance(axis, tuple) else (axis,) * len(tensors)
-        return tuple(self._tensor_key(t, a) for t, a in zip(tensors, axes, strict=True))
+        return tuple(
+            self._contents.token(t) if a is SHARED and t.ndim else self._tensor_key(t, a)
+            for t, a in zip(tensors, axes, strict=True)
+        )
 
 
 class MergedCall:
@@ -114,6 +134,7 @@ class MergedCall:
         calls: In the order of their rows.
         rows: Rows of each call.
         mixed: Whether row counts differ.
+        uneven: Whether lists with one entry per row differ in the lengths of their entries.
         total_rows: Of the merged call.
         kind: What is verified once: module, call structure and variant, not sizes.
         forward_s: Seconds that the real module took when it ran last.
@@ -131,7 +152,10 @@ class MergedCall:
         self.total_rows = sum(self.rows)
         self._blocks = [(rows, self.rows.count(rows)) for rows in dict.fromkeys(self.rows)]
         self.leaves, self.structure, self.input_axes = self._unify()
-        self.kind: Hashable = (self.target.key, self.structure, self.input_axes, self.mixed)
+        self.uneven = len({lengths(call, axes) for call in calls}) > 1
+        self.kind: Hashable = (
+            self.target.key, self.structure, self.input_axes, axes.pinned, self.mixed, self.uneven
+        )  # fmt: skip
 
     def _unify(self) -> tuple[list[list[Leaf]], Structure, tuple[LeafAxis, ...]]:
         """The calls' leaves in one structure: ragged text is padded where lengths differ."""
@@ -140,23 +164,30 @@ class MergedCall:
         rule = self.target.ragged
         if rule is None or first.argument(rule.text) is None:
             return plain, first.structure, self.axes.inputs
-        lengths = {call.argument(rule.text).shape[1] for call in self.calls}
-        if len(lengths) == 1 and all(call.argument(rule.mask) is None for call in self.calls):
+        longest = {call.argument(rule.text).shape[1] for call in self.calls}
+        if len(longest) == 1 and all(not rule.mask or call.argument(rule.mask) is None for call in self.calls):
             return plain, first.structure, self.axes.inputs
-        return self._pad(rule, max(lengths))
+        return self._pad(rule, max(longest))
 
     def _pad(self, rule: RaggedText, length: int) -> tuple[list[list[Leaf]], Structure, tuple[LeafAxis, ...]]:
         padded: list[list[Leaf]] = []
         structure: Structure = None
         axes: tuple[LeafAxis, ...] = ()
         for call in self.calls:
-            text, mask = rule.padded(call.argument(rule.text), call.argument(rule.mask), length)
-            leaves, structure = call.replaced(**{rule.text: text, rule.mask: mask})
-            known: dict[int, LeafAxis] = {id(t): a for t, a in zip(call.leaves, self.axes.inputs, strict=True)}
-            known |= {id(text): 0, id(mask): 0}
-            axes = tuple([known[id(leaf)] for leaf in leaves])
+            changes = rule.padded(call.argument(rule.text), rule.mask and call.argument(rule.mask), length)
+            leaves, structure = call.replaced(**changes)
+            known = {_identity(leaf): axis for leaf, axis in zip(call.leaves, self.axes.inputs, strict=True)}
+            known |= {id(padded): 0 for padded in changes.values()}
+            axes = tuple([known[_identity(leaf)] for leaf in leaves])
             padded.append(leaves)
         return padded, structure, axes
+
+    def alike(self) -> list[list[int]]:
+        """The calls' places as they were given, by row count and lengths."""
+        groups: dict[Hashable, list[int]] = {}
+        for call, rows, place in zip(self.calls, self.rows, self.order, strict=True):
+            groups.setdefault((rows, lengths(call, self.axes)), []).append(place)
+        return list(groups.values())
 
     def run(self, leaves: Sequence[Sequence[Leaf]] | None = None) -> list[Any]:
         """Runs the real module once on all rows; results in the order of ``calls``.
@@ -191,13 +222,16 @@ class MergedCall:
             if axis == "rows":
                 return self._merge_row_lists(lists)
             axes = axis if isinstance(axis, tuple) else (axis,) * len(parts[0])
-            return [self._merge_tensors([own[j] for own in lists], a) for j, a in enumerate(axes)]
+            return [
+                lists[0][j] if a is SHARED and lists[0][j].ndim else self._merge_tensors([own[j] for own in lists], a)
+                for j, a in enumerate(axes)
+            ]
         return self._merge_tensors(parts, axis)  # pyright: ignore[reportArgumentType]
 
     def _merge_tensors(self, parts: list[torch.Tensor], axis: Any) -> torch.Tensor:
-        if axis is SHARED and parts[0].ndim:
+        if axis is SHARED and not is_scalar(parts[0]):
             return parts[0]
-        if axis is SHARED:  # a 0-dimensional timestep becomes one entry per row
+        if axis is SHARED:  # a timestep becomes one entry per row
             parts, axis = [part.expand(rows) for part, rows in zip(parts, self.rows, strict=True)], 0
         blocks: list[torch.Tensor] = []
         start = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +37,23 @@ class StepEnd:
         return self._estimate()
 
 
-_observers: dict[int, Callable[[StepEnd], None]] = {}
+class _Observation:
+    """Who hears of a copy's steps, and from which of its own step indices the last one began."""
+
+    def __init__(self, observer: Callable[[StepEnd], None]) -> None:
+        self.observer = observer
+        self.began: int | None = None
+
+    def begins(self, index: int | None) -> bool:
+        """Whether a step that begins at ``index`` is a new one.
+
+        Cosmos takes each step twice, and MultiDiffusion once per view: then the first is the one that is told.
+        """
+        new, self.began = index is None or index != self.began, index
+        return new
+
+
+_observers: dict[int, _Observation] = {}
 
 
 def observe(noise_scheduler: Any, observer: Callable[[StepEnd], None]) -> Any:
@@ -44,7 +61,7 @@ def observe(noise_scheduler: Any, observer: Callable[[StepEnd], None]) -> Any:
     own = copy.deepcopy(noise_scheduler)
     if hasattr(own, "step"):
         own.__class__ = _observed_class(type(own))
-        _observers[id(own)] = observer
+        _observers[id(own)] = _Observation(observer)
     return own
 
 
@@ -53,21 +70,41 @@ def forget(noise_scheduler: Any) -> None:
     _observers.pop(id(noise_scheduler), None)
 
 
-def total_steps(noise_scheduler: Any) -> int | None:
-    """How many ``step`` calls the noise scheduler expects, if it knows."""
+def total_steps(noise_scheduler: Any, announced: int | None) -> int | None:
+    """How many ``step`` calls the noise scheduler expects, if it knows.
+
+    Args:
+        noise_scheduler: After ``set_timesteps``.
+        announced: Steps as the user counts them, where the pipeline has said so: fewer than the noise scheduler's under
+            ``strength``. PNDM and samplers of second order call ``step`` more often than that.
+    """
     timesteps = getattr(noise_scheduler, "timesteps", None)
-    return None if timesteps is None else len(timesteps)
+    if timesteps is None:
+        return announced
+    steps = getattr(noise_scheduler, "num_inference_steps", None)
+    order = getattr(noise_scheduler, "order", 1)
+    if (
+        announced is None
+        or not isinstance(steps, int)
+        or (order == 1 and not hasattr(noise_scheduler, "plms_timesteps"))
+    ):
+        return len(timesteps) if announced is None else announced
+    return len(timesteps) - (steps - announced) * order
 
 
 @functools.cache
 def _observed_class(cls: type) -> type:
     """A subclass of ``cls`` with the same name, whose ``step`` reports."""
+    original: Any = cls.step  # pyright: ignore[reportAttributeAccessIssue]
+    find = _finder(original)
 
-    @functools.wraps(cls.step)  # pyright: ignore[reportAttributeAccessIssue]
-    def step(self: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
-        observer = _observers.get(id(self))
+    @functools.wraps(original)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        seen = _observers.get(id(self))
+        observer = seen.observer if seen is not None and seen.begins(getattr(self, "step_index", None)) else None
         before = _sigma(self) if observer is not None else None
-        result = cls.step(self, model_output, timestep, sample, *args, **kwargs)  # pyright: ignore
+        model_output, timestep, sample = find(args, kwargs)
+        result = original(self, *args, **kwargs)
         if observer is not None:
             latents = result[0] if isinstance(result, tuple) else getattr(result, "prev_sample", None)
             own = None if isinstance(result, tuple) else getattr(result, "pred_original_sample", None)
@@ -75,7 +112,29 @@ def _observed_class(cls: type) -> type:
             observer(StepEnd(latents, timestep, _sigma(self), estimate))
         return result
 
-    return type(cls.__name__, (cls,), {"step": step, "__module__": cls.__module__, "__qualname__": cls.__qualname__})
+    members = {"step": step, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return _ObservedMeta(cls.__name__, (cls,), members)
+
+
+class _ObservedMeta(type):
+    """Makes an observed class equal to the one that it stands for: Bria asks ``type(scheduler) != ...``."""
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is cls.__mro__[1]
+
+    def __hash__(cls) -> int:
+        return hash(cls.__mro__[1])
+
+
+def _finder(step: Any) -> Callable[[tuple[Any, ...], dict[str, Any]], list[Any]]:
+    """Finds model output, timestep and sample among arguments: their order is not the same everywhere (CogVideoX)."""
+    names = [name for name in inspect.signature(step).parameters if name != "self"]
+    wanted = [(name, names.index(name) if name in names else -1) for name in ("model_output", "timestep", "sample")]
+
+    def find(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        return [args[place] if 0 <= place < len(args) else kwargs.get(name) for name, place in wanted]
+
+    return find
 
 
 def _sigma(noise_scheduler: Any) -> float | None:

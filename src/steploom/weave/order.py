@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-_ENCODERS = ("text_encoder", "image_encoder", "vision", "language", "tokenizer", "feature", "prompt", "safety")
+_ENCODERS = ("text_encoder", "image_encoder", "vision", "language", "tokenizer", "feature", "prompt", "safety",
+             "depth", "adapter", "text_proj", "projection")  # fmt: skip
 _DECODERS = ("vae", "vqvae", "vqgan", "movq", "vocoder", "autoencoder", "latent_upsampler")
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from torch import nn
 
 from steploom.errors import InvalidRequest
 from steploom.weave import noise, untyped
-from steploom.weave.copies import SharedModule, woven_module
+from steploom.weave.copies import woven_module
 from steploom.weave.noise import StepEnd
 from steploom.weave.program import may_suspend, suspend
+from steploom.weave.shared import SharedModule, structure
 
 
 class Loom:
@@ -21,13 +22,27 @@ class Loom:
 
     Args:
         pipeline: The user's pipeline; never modified.
+        isolated: Whether the application may call it meanwhile.
     """
 
-    def __init__(self, pipeline: Any) -> None:
+    def __init__(self, pipeline: Any, *, isolated: bool = False) -> None:
         self.pipeline = pipeline
-        self.shared = {name: SharedModule(name, module) for name, module in untyped.modules_of(pipeline).items()}
-        self._by_id = {id(shared.base): shared for shared in self.shared.values()}
+        modules = untyped.modules_of(pipeline)
+        self.shared = {name: SharedModule(name, module, isolated=isolated) for name, module in modules.items()}
+        self._by_id = {id(shared.given): shared for shared in self.shared.values()}
+        self._isolated = isolated
+        self._structure = self._structure_now() if isolated else None
+        self._tokenizers: dict[int, Any] = {}
         self.device: Any = pipeline._execution_device
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the application has changed its modules (submodules, adapters) since this was made."""
+        return self._isolated and self._structure_now() != self._structure
+
+    def _structure_now(self) -> Hashable:
+        modules = untyped.modules_of(self.pipeline)
+        return tuple((name, structure(getattr(module, "_orig_mod", module))) for name, module in modules.items())
 
     def thread_pipeline(self, watcher: Watcher, noise_scheduler: str | Mapping[str, Any] | None = None) -> Any:
         """A pipeline for one program, which tells ``watcher`` what it does.
@@ -44,14 +59,30 @@ class Loom:
         if getattr(pipeline, "scheduler", None) is not None and id(pipeline.scheduler) not in memo:
             source = pipeline.scheduler if override is None else _replacement(pipeline.scheduler, override)
             memo[id(pipeline.scheduler)] = watcher.observe(source, stage)
+        for name, value in pipeline.__dict__.items():  # the combined pipelines of cascades hold all of their stages'
+            if name.endswith("_scheduler") and id(value) not in memo and untyped.is_noise_scheduler(value):
+                memo[id(value)] = watcher.observe(value, name.removesuffix("_scheduler"))
         for name, value in pipeline.__dict__.items():
             if id(value) in memo:
                 own.__dict__[name] = memo[id(value)]
-            elif isinstance(value, nn.Module) or untyped.is_noise_scheduler(value):
+            elif isinstance(value, nn.Module) or untyped.is_noise_scheduler(value) or untyped.is_guider(value):
                 own.__dict__[name] = memo[id(value)] = self._own(value)
+            elif self._isolated and untyped.is_tokenizer(value):
+                own.__dict__[name] = self._tokenizer(value)
             elif untyped.is_pipeline(value):
                 own.__dict__[name] = self._copy(value, watcher, None, memo, name)
         return own
+
+    def _tokenizer(self, value: Any) -> Any:
+        """Our own copy: padding and truncation are settings of the object, which a direct call changes as it runs."""
+        if id(value) not in self._tokenizers:
+            self._tokenizers[id(value)] = copy.deepcopy(value)
+        return self._tokenizers[id(value)]
+
+    def forget_conversions(self) -> None:
+        """Drops the modules' variants in other dtypes."""
+        for shared in self.shared.values():
+            shared.forget_conversions()
 
     def _own(self, value: Any) -> Any:
         shared = self._by_id.get(id(value))
@@ -65,6 +96,7 @@ class Watcher:
         self.total_steps: int | None = None
         self.stage = "denoise"
         self.steps = 0
+        self._settled = False
         self._observed: list[Any] = []
 
     def observe(self, noise_scheduler: Any, stage: str) -> Any:
@@ -74,8 +106,10 @@ class Watcher:
         def step_ended(end: StepEnd) -> None:
             self.stage = stage
             self.steps += 1
-            if self.total_steps is None or getattr(own, "order", 1) > 1:
-                self.total_steps = noise.total_steps(own)
+            if not self._settled:
+                self.total_steps, self._settled = noise.total_steps(own, self.total_steps), True
+            if self.total_steps is not None:
+                self.total_steps = max(self.total_steps, self.steps)
             if may_suspend():
                 suspend(end)
 
@@ -83,10 +117,10 @@ class Watcher:
         self._observed.append(own)
         return own
 
-    def announce(self, total: int | None) -> None:
-        """A progress bar was opened over ``total`` further steps."""
+    def announce(self, total: int | None, *, exact: bool) -> None:
+        """A progress bar was opened over ``total`` further steps; ``exact`` if each of its turns is a step."""
         if total is not None:
-            self.total_steps = self.steps + total
+            self.total_steps, self._settled = self.steps + total, exact or self.steps > 0
 
     def close(self) -> None:
         """Ends all observation."""
@@ -110,9 +144,10 @@ def _replacement(base: Any, override: str | Mapping[str, Any]) -> Any:
 def _woven_class(cls: type) -> type:
     """A subclass of a pipeline class with the same name, that leaves shared things alone."""
 
-    def progress_bar(self: Any, iterable: Any = None, total: int | None = None) -> Any:
+    def progress_bar(self: Any, iterable: Any = None, total: int | None = None, **looks: Any) -> Any:
         watcher: Watcher = self._steploom[0]
-        watcher.announce(len(iterable) if iterable is not None and hasattr(iterable, "__len__") else total)
+        listed = iterable is not None and hasattr(iterable, "__len__")
+        watcher.announce(len(iterable) if listed else total, exact=listed)
         return untyped.silent_progress(iterable, total)
 
     members: dict[str, Any] = {

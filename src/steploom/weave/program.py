@@ -37,6 +37,7 @@ class Program:
         body: The pipeline call.
         watcher: What its pipeline reports.
         doubled: Ways of asking for the same with twice the samples, for probing axes.
+        context: Context variables of whoever asked, for callbacks; None takes those of the caller.
 
     Attributes:
         step_end: The step that ended in this tick, if one did.
@@ -56,6 +57,7 @@ class Program:
         body: Callable[[], Any],
         watcher: Watcher,
         doubled: Callable[[], Iterable[Program]] = tuple,
+        context: contextvars.Context | None = None,
     ) -> None:
         self.name = name
         self.watcher = watcher
@@ -77,8 +79,10 @@ class Program:
         self.phase: Phase = "encode"
         self.seconds: dict[str, float] = {"encode": 0.0, "denoise": 0.0, "decode": 0.0}
         self._since = time.perf_counter()
+        self._unshared: list[tuple[str, str]] = []
         self._greenlet = greenlet.greenlet(body)
-        self._greenlet.gr_context = contextvars.copy_context()
+        self._greenlet.gr_context = contextvars.copy_context() if context is None else context.copy()
+        self._greenlet.unshared = self._unshared  # pyright: ignore[reportAttributeAccessIssue] - for note_unshared
 
     def resume(self, value: Any = None, error: BaseException | None = None) -> None:
         """Runs the program until it stops again; ``value`` or ``error`` answers the call that it waits for."""
@@ -89,7 +93,7 @@ class Program:
                 stop = self._greenlet.throw(error)
             else:
                 stop = self._greenlet.switch() if first else self._greenlet.switch(value)
-        except Exception as fault:  # noqa: BLE001 - the request's own failure: recorded, reported, never fatal
+        except BaseException as fault:  # noqa: BLE001 - the request's own failure (a callback may raise SystemExit)
             self._finish(error=fault)
             return
         if self._greenlet.dead:
@@ -99,6 +103,14 @@ class Program:
         else:
             self.step_end = stop
             self.steps += 1
+
+    def take_unshared(self) -> list[tuple[str, str]]:
+        """Module calls that it made at once, alone, since the last call of this: module and reason."""
+        if not self._unshared:
+            return []
+        made = self._unshared.copy()
+        self._unshared.clear()
+        return made
 
     def enter(self, phase: Phase) -> None:
         """Notes that the program is in ``phase`` from now on."""
@@ -152,17 +164,25 @@ def suspend(stop: ModuleCall | StepEnd) -> Any:
 
 
 def may_suspend() -> bool:
-    """Whether the code that runs now is a program in the hub's own modes.
-
-    With grad enabled or in inference mode a call cannot be shared: it runs at once.
-    """
-    return (
-        greenlet.getcurrent().parent is not None
-        and not torch.is_grad_enabled()
-        and not torch.is_inference_mode_enabled()
+    """Whether the code that runs now is a program in the hub's own modes."""
+    return greenlet.getcurrent().parent is not None and not (
+        torch.is_grad_enabled() or torch.is_inference_mode_enabled()
     )
 
 
-def may_share() -> bool:
-    """Whether a module call made now may run elsewhere: as :func:`may_suspend`, and without autocast."""
-    return may_suspend() and not any(torch.is_autocast_enabled(device) for device in _AUTOCAST_DEVICES)
+def why_alone() -> str | None:
+    """Why a module call made now has to run at once, unshared; None if it may run elsewhere."""
+    if torch.is_grad_enabled():
+        return "gradients were enabled"
+    if torch.is_inference_mode_enabled():
+        return "the pipeline runs in inference mode"
+    if any(torch.is_autocast_enabled(device) for device in _AUTOCAST_DEVICES):
+        return "the pipeline runs under autocast"
+    return None if greenlet.getcurrent().parent is not None else "called outside of a program"
+
+
+def note_unshared(module: str, reason: str) -> None:
+    """The program that runs now executes a call of ``module`` at once."""
+    made: list[tuple[str, str]] | None = getattr(greenlet.getcurrent(), "unshared", None)
+    if made is not None:
+        made.append((module, reason))

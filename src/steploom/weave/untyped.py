@@ -11,6 +11,7 @@ from typing import Any
 
 import diffusers
 from diffusers import DiffusionPipeline, SchedulerMixin  # pyright: ignore[reportPrivateImportUsage] - lazily exported
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -19,6 +20,9 @@ TASKS = {
     "image-to-image": "AutoPipelineForImage2Image",
     "inpainting": "AutoPipelineForInpainting",
 }
+
+GaussianRows: type = DiagonalGaussianDistribution
+"""What VAEs encode to: its ``parameters`` have rows."""
 
 
 def load_pipeline(folder: str, task: str | None, dtype: Any) -> Any:
@@ -38,6 +42,24 @@ def is_noise_scheduler(value: Any) -> bool:
     return isinstance(value, SchedulerMixin) or (
         callable(getattr(value, "step", None)) and callable(getattr(value, "set_timesteps", None))
     )
+
+
+def is_guider(value: Any) -> bool:
+    """Whether ``value`` is a diffusers guider, which keeps state between the steps of one request."""
+    return any(base.__name__ == "BaseGuidance" for base in type(value).__mro__)
+
+
+def takes(function: Any, argument: str) -> bool:
+    """Whether ``function`` has a parameter of that name."""
+    try:
+        return argument in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def is_tokenizer(value: Any) -> bool:
+    """Whether ``value`` is a tokenizer or a processor that holds one."""
+    return any(base.__name__ in ("PreTrainedTokenizerBase", "ProcessorMixin") for base in type(value).__mro__)
 
 
 def modules_of(pipeline: Any) -> dict[str, nn.Module]:

@@ -14,7 +14,7 @@ import torch
 
 from steploom.weave.axes import SHARED
 from steploom.weave.calls import Leaf, flatten
-from steploom.weave.merging import MergedCall, Unsplittable
+from steploom.weave.merging import MergedCall, Unsplittable, is_scalar
 
 LOOSE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 """Mean absolute difference over mean absolute value that alone and merged may show, by dtype of the result."""
@@ -63,13 +63,45 @@ def check(merged: MergedCall, results: Sequence[Any]) -> str | None:
         if reason is not None:
             return f"merged differs from alone: {reason}"
     for i in (0, len(results) - 1):
-        try:
-            reason = _crosstalk(merged, results[i], i)
-        except (RuntimeError, ValueError, IndexError, TypeError, Unsplittable) as fault:
-            reason = f"{type(fault).__name__} with other mates: {fault}"
+        reason = _crosstalk_or_fault(merged, results[i], i, merged.axes.pinned)
         if reason is not None:
             return f"rows depend on their mates: {reason}"
     return None
+
+
+def pins(merged: MergedCall, results: Sequence[Any]) -> frozenset[int]:
+    """Arguments that are equal in all calls, and that must stay equal for rows not to depend on their mates.
+
+    Position ids of which the module reads one row for all (FLUX.2), and zeros that mean "there is none" to a module
+    that asks whether all of them are (HunyuanVideo 1.5). Empty if that does not explain what :func:`check` found.
+    """
+    if merged.input_axes != merged.axes.inputs:  # padded: places do not mean the same
+        return frozenset()
+    found = frozenset(
+        i
+        for i, axis in enumerate(merged.input_axes)
+        if axis is not SHARED and _pinnable([own[i] for own in merged.leaves])
+    )
+    ends = (0, len(results) - 1)
+    if found and all(_crosstalk_or_fault(merged, results[i], i, found) is None for i in ends):
+        return found
+    return frozenset()
+
+
+def _pinnable(parts: Sequence[Leaf]) -> bool:
+    first = parts[0]
+    if isinstance(first, list) or first.ndim < 2:
+        return False
+    if first.is_floating_point() and bool(first.any()):
+        return False
+    return all(isinstance(own, torch.Tensor) and torch.equal(own, first) for own in parts)
+
+
+def _crosstalk_or_fault(merged: MergedCall, expected: Any, watched: int, pinned: frozenset[int]) -> str | None:
+    try:
+        return _crosstalk(merged, expected, watched, pinned)
+    except (RuntimeError, ValueError, IndexError, TypeError, Unsplittable) as fault:
+        return f"{type(fault).__name__} with other mates: {fault}"
 
 
 def _first_of_each_row_count(merged: MergedCall) -> list[int]:
@@ -101,13 +133,16 @@ def _both_broken(one: torch.Tensor, other: torch.Tensor) -> bool:
     return not bool(one.isfinite().all()) and torch.equal(one.isfinite(), other.isfinite())
 
 
-def _crosstalk(merged: MergedCall, expected: Any, watched: int) -> str | None:
+def _crosstalk(merged: MergedCall, expected: Any, watched: int, pinned: frozenset[int]) -> str | None:
     """Whether the watched call's result changes when everybody else's arguments do."""
     noise = torch.Generator().manual_seed(0)
     leaves = [
         own
         if i == watched
-        else [_replaced(leaf, axis, noise) for leaf, axis in zip(own, merged.input_axes, strict=True)]
+        else [
+            leaf if j in pinned else _replaced(leaf, axis, noise)
+            for j, (leaf, axis) in enumerate(zip(own, merged.input_axes, strict=True))
+        ]
         for i, own in enumerate(merged.leaves)
     ]
     changed = merged.run(leaves)[watched]
@@ -130,7 +165,7 @@ def _replaced(leaf: Leaf, axis: Any, noise: torch.Generator) -> Leaf:
     if isinstance(leaf, list):
         axes: tuple[int | None, ...] = axis if isinstance(axis, tuple) else (0,) * len(leaf)
         return [t if a is SHARED and t.ndim else _other(t, noise) for t, a in zip(leaf, axes, strict=True)]
-    return leaf if axis is SHARED and leaf.ndim else _other(leaf, noise)
+    return leaf if axis is SHARED and not is_scalar(leaf) else _other(leaf, noise)
 
 
 def _other(tensor: torch.Tensor, noise: torch.Generator) -> torch.Tensor:

@@ -102,6 +102,13 @@ def refuse(pipeline: Any) -> None:
             )
 
 
+def is_group_offloaded(module: Any) -> bool:
+    """Whether a module's weights come and go by diffusers' group offloading."""
+    origin = getattr(module, "_orig_mod", module)
+    return any("group_offloading" in getattr(getattr(child, "_diffusers_hook", None), "hooks", {})
+               for child in origin.modules())  # fmt: skip
+
+
 def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
     """What the engine needs to know about a loaded pipeline."""
     parameters = untyped.call_parameters(pipeline)

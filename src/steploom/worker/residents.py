@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 from typing import Any
 
@@ -12,6 +13,8 @@ from steploom.protocol import ErrorInfo, RequestReport
 from steploom.requests import DiffusionRequest
 from steploom.weave.preview import Previewer
 from steploom.weave.program import Program
+
+log = logging.getLogger(__name__)
 
 
 class Resident:
@@ -30,7 +33,13 @@ class Resident:
         self._trajectory: list[tuple[Any, Any]] = []
 
     def report(self, previewer: Previewer) -> RequestReport:
-        """What the tick that just ended did for this request."""
+        """What the tick that just ended did for this request. What cannot be reported is this request's failure."""
+        try:
+            return self._report(previewer)
+        except Exception as fault:  # noqa: BLE001 - the request's boundary
+            return RequestReport(run_id=self.run_id, phase="done", finished=True, error=failure(fault, started=True))
+
+    def _report(self, previewer: Previewer) -> RequestReport:
         program = self.program
         seconds = program.take_seconds()
         shared = program.shared_with
@@ -60,10 +69,19 @@ class Resident:
         if request.latents_every and report.step % request.latents_every == 0:
             report.latents = on_host(end.latents)
         if request.preview_every and report.step % request.preview_every == 0:
-            size = request.params.get("height"), request.params.get("width")
-            report.preview = previewer.picture(end.estimate(), *size)
+            report.preview = self._preview(previewer)
         if request.return_trajectory:
             self._trajectory.append((on_host(end.latents), on_host(end.timestep)))
+
+    def _preview(self, previewer: Previewer) -> Any:
+        """The preview, None where there is none to be had: a missing preview is no reason to fail."""
+        end, params = self.program.step_end, self.request.params
+        assert end is not None
+        try:
+            return previewer.picture(end.estimate(), params.get("height"), params.get("width"))
+        except Exception as fault:  # noqa: BLE001 - latents of a layout that nobody knows
+            log.warning("request %s has no previews: %s: %s", self.run_id, type(fault).__name__, fault)
+            return None
 
     def _report_end(self, report: RequestReport) -> None:
         report.finished = True
@@ -74,8 +92,16 @@ class Resident:
             return
         report.output = self.program.output
         if self._trajectory:
-            report.trajectory_latents = torch.stack([latents for latents, _ in self._trajectory])
-            report.trajectory_timesteps = torch.stack([torch.as_tensor(t) for _, t in self._trajectory])
+            report.trajectory_latents = _stacked([latents for latents, _ in self._trajectory])
+            report.trajectory_timesteps = _stacked([timestep for _, timestep in self._trajectory])
+
+
+def _stacked(values: list[Any]) -> Any:
+    """One tensor over all steps; the list itself where shapes change on the way or values are no numbers."""
+    if any(not isinstance(value, (int, float, torch.Tensor)) for value in values):
+        return values
+    tensors = [torch.as_tensor(value) for value in values]
+    return torch.stack(tensors) if len({tensor.shape for tensor in tensors}) == 1 else values
 
 
 def on_host(value: Any) -> Any:

@@ -41,7 +41,10 @@ class Extensions:
         if method == "ping":
             return "pong"
         if not method.startswith("_") and callable(getattr(self._extension, method, None)):
-            return getattr(self._extension, method)(*args, **kwargs)
+            try:
+                return getattr(self._extension, method)(*args, **kwargs)
+            finally:
+                self._runner.forget_weights()  # it may have changed them
         if method in OWN:
             return getattr(self._runner, method)(*args, **kwargs)
         offered = sorted({*OWN, "ping", *(n for n in dir(self._extension) if not n.startswith("_"))} - {"runner"})

@@ -23,6 +23,7 @@ from steploom.protocol import (
     WorkerStats,
 )
 from steploom.requests import DiffusionRequest
+from steploom.weave import untyped
 from steploom.weave.hub import Hub
 from steploom.weave.pipelines import Loom, Watcher
 from steploom.weave.preview import Previewer
@@ -59,6 +60,7 @@ class Runner:
         self._hub = Hub(config.encode_cache_bytes, self._tell)
         self._residents: dict[str, Resident] = {}
         self._ticks = 0
+        self._homes: dict[str, Any] = {}
         self._spent = {"tick_s": 0.0, "forward_s": 0.0, "warmup_s": 0.0}
         self._adopt(pipeline)
         self._extensions = Extensions(self, config.worker_extension)
@@ -79,7 +81,7 @@ class Runner:
 
     def _adopt(self, pipeline: Any) -> None:
         self.pipeline: Any = pipeline
-        self._loom = Loom(pipeline)
+        self._loom = Loom(pipeline, isolated=self.info.in_process)
         self._previewer = Previewer(pipeline)
 
     def execute(self, output: SchedulerOutput) -> RunnerOutput:
@@ -98,7 +100,7 @@ class Runner:
         self._hub.tick([resident.program for resident in scheduled])
         for resident in scheduled:
             reports.append(resident.report(self._previewer))
-            if resident.program.done:
+            if reports[-1].finished:
                 self._forget(resident.run_id)
         counters = self._hub.counters
         result = RunnerOutput(
@@ -116,6 +118,8 @@ class Runner:
 
     def _start(self, new: NewRequest) -> Resident:
         request = new.request
+        if not self._residents and self._loom.outdated:
+            self._loom = Loom(self.pipeline, isolated=self.info.in_process)
         program = self._program(new.run_id, request, lambda: self._doubled(request))
         resident = self._residents[new.run_id] = Resident(new.run_id, request, program)
         return resident
@@ -144,7 +148,7 @@ class Runner:
             raise InvalidRequest(
                 f"{min(unknown)}: {self.info.pipeline_class} takes no such argument", field=min(unknown)
             )
-        return Program(name, lambda: pipeline(**arguments), watcher, doubled)
+        return Program(name, lambda: pipeline(**arguments), watcher, doubled, request.context)
 
     def _doubled(self, request: DiffusionRequest) -> Iterator[Program]:
         """The same request with twice the samples, in the ways that diffusers has for it."""
@@ -206,11 +210,25 @@ class Runner:
             raise EngineError(f"{len(self._residents)} requests are resident; sleep waits until they are done")
         if level not in (1, 2) or (level == 2 and self._reload is None):
             raise ConfigError(f"level={level!r}: 1 (weights to host memory) or, for a model that was loaded here, 2")
-        self._hub.cache.clear()
-        if level == 1:
-            self.pipeline.to("cpu")
-        else:
+        self.forget_weights()
+        if level == 2:
             self._adopt_nothing()
+            return
+        modules = untyped.modules_of(self.pipeline)
+        for name, module in modules.items():
+            if loading.is_group_offloaded(module):
+                raise ConfigError(
+                    f"sleep(level=1): {name} is group-offloaded, so its weights are off the device already"
+                )
+        self._homes = {name: getattr(module, "device", None) for name, module in modules.items()}
+        for module in modules.values():
+            module.to("cpu")
+
+    def forget_weights(self) -> None:
+        """Drops what was computed from the weights: they have changed, or leave the device."""
+        self._hub.cache.clear()
+        if self.pipeline is not None:
+            self._loom.forget_conversions()
 
     def _adopt_nothing(self) -> None:
         del self._loom, self._previewer
@@ -223,10 +241,16 @@ class Runner:
         if self._reload is not None and self.pipeline is None:
             self._hub = Hub(self._config.encode_cache_bytes, self._tell)
             self._adopt(self._reload())
-        else:
-            self.pipeline.to(self.info.device)
+            return
+        modules = untyped.modules_of(self.pipeline)
+        for name, device in self._homes.items():
+            if device is not None:
+                modules[name].to(device)
+        self._homes = {}
 
     def close(self) -> None:
-        """Unwinds all programs. The pipeline is as it was. Idempotent."""
+        """Unwinds all programs. The pipeline is as it was, and where it was. Idempotent."""
         for run_id in list(self._residents):
             self._forget(run_id)
+        if self._homes:
+            self.wake_up()

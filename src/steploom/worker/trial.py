@@ -22,6 +22,9 @@ from steploom.worker.runner import Runner
 TOLERANCE = 1e-4
 """Largest difference in float32, as a share of the scale of what is compared."""
 
+TOLERANCES = {torch.float32: TOLERANCE, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""The same by dtype of the denoiser: at another number of rows a half-precision forward rounds otherwise."""
+
 BATCHED_SHARE = 0.8
 """Share of the denoiser calls, made while all requests ran, that carried all of them, from which we say "batched"."""
 
@@ -57,6 +60,15 @@ class Verdict:
     def batched(self) -> bool:
         """Whether the requests really shared their denoiser calls."""
         return self.share >= BATCHED_SHARE
+
+
+def tolerance_of(pipeline: Any) -> float:
+    """What :func:`trial` should allow for a pipeline, by the dtype that it computes in."""
+    return max(
+        (TOLERANCES.get(getattr(module, "dtype", torch.float32), TOLERANCE)
+         for module in untyped.modules_of(pipeline).values()),
+        default=TOLERANCE,
+    )  # fmt: skip
 
 
 def run_alone(pipeline: Any, request: DiffusionRequest) -> Any:
@@ -140,7 +152,7 @@ def trial(pipeline: Any, requests: Sequence[DiffusionRequest], tolerance: float 
 
 
 def distance(one: Any, other: Any) -> float:
-    """Largest difference between two pipeline outputs as a share of the second's scale; infinite if they differ in kind.
+    """Largest difference between two outputs as a share of the scale of the second; infinite if they differ in kind.
 
     Text and tokens are equal (0) or not (infinite).
     """

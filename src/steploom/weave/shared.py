@@ -1,0 +1,164 @@
+"""Shared modules: what module calls run. One per top-level module of the user's pipeline, and its variants."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from steploom.errors import GenerationFailed
+from steploom.weave.ragged import rule_for
+
+METHODS = ("forward", "encode", "decode")
+HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
+               "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks")  # fmt: skip
+_VARIANTS_KEPT = 2
+
+
+class Target:
+    """What a module call runs: a shared module in one variant, and one of its methods.
+
+    Attributes:
+        name: The component's name in the pipeline, such as ``"transformer"``.
+        key: Equal for calls that may run together.
+        ragged: How its text argument is padded, where it is ragged.
+        patched: The application's module, where ``module`` is a clone of it; used if its ``forward`` was replaced.
+    """
+
+    __slots__ = ("_invoke", "key", "method", "module", "name", "patched", "ragged")
+
+    def __init__(self, name: str, method: str, module: Any, key: Hashable) -> None:
+        self.name = name
+        self.method = method
+        self.module = module
+        self.key = key
+        self.ragged = rule_for(getattr(module, "_orig_mod", module))
+        self.patched: Any = None
+        self._invoke: Callable[..., Any] = module if method == "forward" else getattr(module, method)
+
+    def invoke(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the real module."""
+        if self.patched is not None and "forward" in self.patched.__dict__:
+            return self.patched(*args, **kwargs)
+        return self._invoke(*args, **kwargs)
+
+
+class SharedModule:
+    """One top-level module of the user's pipeline, shared by all programs.
+
+    Args:
+        name: The component's name in the pipeline.
+        given: As the pipeline holds it (perhaps a compiled wrapper).
+        isolated: Whether the application may use the pipeline meanwhile, and set processors on its modules.
+
+    Attributes:
+        base: What calls run: ``given``, or a clone of it that shares its parameters.
+        origin: The module inside the wrapper; what copies are made from.
+    """
+
+    def __init__(self, name: str, given: Any, *, isolated: bool = False) -> None:
+        self.name = name
+        self.given = given
+        self.base: Any = isolate(given) if isolated else given
+        self.origin: nn.Module = getattr(self.base, "_orig_mod", self.base)
+        self.dtype: torch.dtype | None = getattr(self.origin, "dtype", None)
+        self.device: torch.device | None = getattr(self.origin, "device", None)
+        self._hooks_seen, self._hooked = -1, False
+        self._converted: OrderedDict[Hashable, nn.Module] = OrderedDict()
+        methods = [method for method in METHODS if callable(getattr(self.origin, method, None))]
+        self.targets = {method: Target(name, method, self.base, (id(self.base), method, ())) for method in methods}
+        if self.base is not given:
+            self.targets["forward"].patched = given
+
+    def hooked_by_pipeline(self) -> bool:
+        """Whether a pipeline has registered a hook on one of its parts (JoyImage): it must see its own call only."""
+        if self._hooks_seen != RemovableHandle.next_id or self._hooked:
+            self._hooks_seen = RemovableHandle.next_id
+            hooks = (hook for part in self.origin.modules() for hook in part._forward_hooks.values())
+            self._hooked = any(str(getattr(hook, "__module__", "")).startswith("diffusers.pipelines") for hook in hooks)
+        return self._hooked
+
+    def converted(self, dtype: torch.dtype | None, device: torch.device | None) -> nn.Module:
+        """A clone in another dtype or on another device; kept, for the next program that wants the same."""
+        key = (dtype, device, version(self.origin))
+        if key not in self._converted:
+            self._converted[key] = clone_tree(self.origin, own_parameters=True).to(device=device, dtype=dtype)
+        self._converted.move_to_end(key)
+        while len(self._converted) > _VARIANTS_KEPT:
+            self._converted.popitem(last=False)
+        return self._converted[key]
+
+    def forget_conversions(self) -> None:
+        """Drops the kept clones."""
+        self._converted.clear()
+
+
+def version(module: nn.Module) -> Hashable:
+    """Changes when the weights are updated in place or replaced (an update through ``.data`` leaves no trace)."""
+    return hash(tuple((id(p), 0 if p.is_inference() else p._version) for p in module.parameters()))
+
+
+def structure(module: nn.Module) -> Hashable:
+    """Changes when submodules or adapters of a tree do. Not with processors: a direct call may set some for a while."""
+    seen: list[Hashable] = []
+    for child in module.modules():
+        state = child.__dict__
+        scaling: Any = state.get("scaling")
+        adapters = tuple(scaling.items()) if isinstance(scaling, dict) else ()  # pyright: ignore
+        seen.append((id(child), str(state.get("_active_adapter")), adapters, state.get("_disable_adapters")))
+    return hash(tuple(seen))
+
+
+def isolate(given: Any) -> Any:
+    """A clone that shares parameters and the tables of hooks; ``given`` itself if it is compiled or offloaded.
+
+    A direct call of the application's pipeline may set attention processors on its modules while programs run. Modules
+    that have none stay as they are: transformers' models install hooks of their own at their first call.
+    """
+    if not isinstance(given, nn.Module) or hasattr(given, "_orig_mod") or given.__dict__.get("_compiled_call_impl"):
+        return given
+    if not hasattr(given, "set_attn_processor"):
+        return given
+    if any("forward" in child.__dict__ for child in given.modules()):
+        return given
+    clone = clone_tree(given)
+    for own, theirs in zip(clone.modules(), given.modules(), strict=True):
+        own.__dict__.update({table: theirs.__dict__[table] for table in HOOK_TABLES if table in theirs.__dict__})
+    return clone
+
+
+def clone_tree(
+    module: nn.Module, *, own_parameters: bool = False, memo: dict[int, nn.Module] | None = None
+) -> nn.Module:
+    """A structural clone of a module tree: own submodule objects and tables, shared tensors.
+
+    With ``own_parameters`` the parameter objects are new too (over the same storage), so that ``to`` leaves the
+    original alone.
+    """
+    memo = {} if memo is None else memo
+    if id(module) in memo:
+        return memo[id(module)]
+    if "forward" in module.__dict__:
+        raise GenerationFailed(
+            f"{type(module).__name__} has an offloading hook, but this pipeline changes the module while it runs "
+            "(attention processors or dtype); serve it without offloading"
+        )
+    clone = object.__new__(type(module))
+    memo[id(module)] = clone
+    for name, value in module.__dict__.items():
+        clone.__dict__[name] = value.copy() if type(value) in (dict, list, OrderedDict) else value
+    if own_parameters:
+        clone.__dict__["_parameters"] = {
+            name: None if p is None else nn.Parameter(p.data, requires_grad=p.requires_grad)
+            for name, p in module.__dict__["_parameters"].items()
+        }
+    clone.__dict__["_modules"] = {
+        name: None if child is None else clone_tree(child, own_parameters=own_parameters, memo=memo)
+        for name, child in module.__dict__["_modules"].items()
+    }
+    clone.__dict__["_compiled_call_impl"] = None
+    return clone
