@@ -57,8 +57,8 @@ import sys
 from steploom import DiffusionEngine, DiffusionRequest
 
 with DiffusionEngine(model=sys.argv[1], torch_threads=1) as engine:
-    print("started", flush=True)
     try:
+        print("started", flush=True)
         engine.step([DiffusionRequest("a cat", num_inference_steps=900) for _ in range(4)])
     except KeyboardInterrupt:
         # A call is answered before the next tick, and only that one tells the worker: so let a tick pass.
@@ -86,3 +86,52 @@ def test_ctrl_c_aborts_the_requests_and_closes_cleanly(tiny_model: Path) -> None
     gone, alive = psutil.wait_procs(family, timeout=10)
     assert not alive
     assert len(gone) == 2
+
+
+TWICE = """
+import asyncio, sys
+from steploom import AsyncDiffusionEngine
+
+async def main():
+    async with AsyncDiffusionEngine(model=sys.argv[1], torch_threads=1) as engine:
+        print("started", flush=True)
+        await asyncio.gather(*(engine.generate("a cat", num_inference_steps=900) for _ in range(3)))
+
+asyncio.run(main())
+"""
+
+
+def test_a_second_ctrl_c_ends_it_at_once(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """asyncio.run cancels every task then, the one that closes the engine too."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    app = subprocess.Popen([sys.executable, "-c", TWICE, str(tiny_model)], stdout=subprocess.PIPE, text=True)
+    assert app.stdout is not None
+    assert app.stdout.readline() == "started\n"
+    (worker,) = workers(psutil.Process(app.pid))
+    app.send_signal(signal.SIGINT)
+    app.send_signal(signal.SIGINT)
+    assert app.wait(timeout=60) != 0
+    worker.wait(timeout=10)
+    app.stdout.close()
+    assert not list(tmp_path.glob("steploom-*"))
+
+
+FIRST = """
+import asyncio, sys, time
+from steploom import AsyncDiffusionEngine
+
+async def main():
+    async with AsyncDiffusionEngine(model=sys.argv[1], torch_threads=1) as engine:
+        loaded = set(sys.modules)
+        params = {"num_inference_steps": 2, "latents_every": 1, "return_trajectory": True, "height": 32, "width": 32}
+        await asyncio.gather(*(engine.generate("a cat", **params) for _ in range(4)))
+        print(sorted({name.partition(".")[0] for name in set(sys.modules) - loaded} & {"torch", "numpy", "PIL"}))
+
+asyncio.run(main())
+"""
+
+
+def test_the_first_tensors_import_nothing_while_people_are_served(tiny_model: Path) -> None:
+    """An import holds Python's lock: in a fresh interpreter the first latents used to stop the loop for a second."""
+    done = subprocess.run([sys.executable, "-c", FIRST, str(tiny_model)], stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from steploom.errors import InvalidRequest
 from steploom.requests import DiffusionRequest
@@ -30,7 +30,8 @@ class Borrowed:
         given: Any = request.params.get("generator")
         if given is None:
             return
-        own = [self._copy(one) for one in given] if isinstance(given, (list, tuple)) else self._copy(given)
+        several = isinstance(given, (list, tuple))
+        own = [self._copy(one) for one in cast("list[Any]", given)] if several else self._copy(given)
         self.request = request.with_params(generator=own)
 
     def _copy(self, generator: Any) -> Any:

@@ -120,7 +120,8 @@ class Woven:
 
 def _hooks(module: nn.Module) -> int:
     """How many hooks a tree has: one that a program registers sees the program's own rows only."""
-    return sum(len(child._forward_hooks) + len(child._forward_pre_hooks) for child in module.modules())
+    tables = (child.__dict__[name] for child in module.modules() for name in ("_forward_hooks", "_forward_pre_hooks"))
+    return sum(map(len, tables))
 
 
 def _identity(value: Any) -> Hashable:

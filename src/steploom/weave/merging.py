@@ -174,9 +174,11 @@ class MergedCall:
         structure: Structure = None
         axes: tuple[LeafAxis, ...] = ()
         for call in self.calls:
-            changes = rule.padded(call.argument(rule.text), rule.mask and call.argument(rule.mask), length)
+            mask = None if rule.mask is None else call.argument(rule.mask)
+            changes = rule.padded(call.argument(rule.text), mask, length)
             leaves, structure = call.replaced(**changes)
-            known = {_identity(leaf): axis for leaf, axis in zip(call.leaves, self.axes.inputs, strict=True)}
+            pairs = zip(call.leaves, self.axes.inputs, strict=True)
+            known: dict[Hashable, LeafAxis] = {_identity(leaf): axis for leaf, axis in pairs}
             known |= {id(padded): 0 for padded in changes.values()}
             axes = tuple([known[_identity(leaf)] for leaf in leaves])
             padded.append(leaves)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sized
 from typing import Any
 
 from torch import nn
@@ -146,8 +146,10 @@ def _woven_class(cls: type) -> type:
 
     def progress_bar(self: Any, iterable: Any = None, total: int | None = None, **looks: Any) -> Any:
         watcher: Watcher = self._steploom[0]
-        listed = iterable is not None and hasattr(iterable, "__len__")
-        watcher.announce(len(iterable) if listed else total, exact=listed)
+        if isinstance(iterable, Sized):
+            watcher.announce(len(iterable), exact=True)
+        else:
+            watcher.announce(total, exact=False)
         return untyped.silent_progress(iterable, total)
 
     members: dict[str, Any] = {

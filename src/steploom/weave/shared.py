@@ -78,7 +78,7 @@ class SharedModule:
         """Whether a pipeline has registered a hook on one of its parts (JoyImage): it must see its own call only."""
         if self._hooks_seen != RemovableHandle.next_id or self._hooked:
             self._hooks_seen = RemovableHandle.next_id
-            hooks = (hook for part in self.origin.modules() for hook in part._forward_hooks.values())
+            hooks = (hook for part in self.origin.modules() for hook in part.__dict__["_forward_hooks"].values())
             self._hooked = any(str(getattr(hook, "__module__", "")).startswith("diffusers.pipelines") for hook in hooks)
         return self._hooked
 
