@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-
 # A shell that starts us in the background has us ignore Ctrl-C, and every process that a test starts and interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
