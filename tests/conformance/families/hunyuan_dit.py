@@ -13,12 +13,12 @@ from transformers import BertConfig, BertModel
 
 def _inputs(i: int) -> dict[str, Any]:
     return {
-        "prompt": PROMPTS[i], "guidance_scale": 3.0 + i, "height": 32, "width": 32, "use_resolution_binning": False,
+        "prompt": PROMPTS[i], "guidance_scale": 1.5 + 0.5 * i, "height": 32, "width": 32, "use_resolution_binning": False,
     }  # fmt: skip
 
 
 def _perturbed(i: int) -> dict[str, Any]:
-    return _inputs(i) | {"pag_scale": 2.0 + i}
+    return _inputs(i) | {"pag_scale": 0.5 + 0.5 * i}
 
 
 def _parts() -> dict[str, Any]:
@@ -38,11 +38,11 @@ def _parts() -> dict[str, Any]:
     }  # fmt: skip
 
 
-@case("HunyuanDiTPipeline", "Hunyuan-DiT", "text to image", _inputs)
+@case("HunyuanDiTPipeline", "Hunyuan-DiT", "text to image", _inputs, steps=(2, 3, 4))
 def text_to_image() -> Any:
     return HunyuanDiTPipeline(**_parts())
 
 
-@case("HunyuanDiTPAGPipeline", "Hunyuan-DiT", "text to image", _perturbed)
+@case("HunyuanDiTPAGPipeline", "Hunyuan-DiT", "text to image", _perturbed, steps=(2, 3, 4))
 def perturbed() -> Any:
     return HunyuanDiTPAGPipeline(**_parts(), pag_applied_layers="blocks.1")
