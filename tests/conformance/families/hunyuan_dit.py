@@ -13,7 +13,8 @@ from transformers import BertConfig, BertModel
 
 def _inputs(i: int) -> dict[str, Any]:
     return {
-        "prompt": PROMPTS[i], "guidance_scale": 1.5 + 0.5 * i, "height": 32, "width": 32, "use_resolution_binning": False,
+        "prompt": PROMPTS[i], "guidance_scale": 1.5 + 0.5 * i, "height": 32, "width": 32,
+        "use_resolution_binning": False,
     }  # fmt: skip
 
 
