@@ -74,6 +74,7 @@ def test_ctrl_c_while_it_starts_is_one_line(tmp_path: pathlib.Path, delay: float
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_all_images_of_one_request_are_saved(tmp_path: pathlib.Path) -> None:
     rows = ["--set", "num_images_per_prompt=3"]
     done = steploom("generate", PROMPT, "-o", "a.png", "--steps", "2", "--seed", "1", *rows, *QUICK, cwd=tmp_path)
@@ -83,6 +84,7 @@ def test_all_images_of_one_request_are_saved(tmp_path: pathlib.Path) -> None:
     assert len({file.read_bytes() for file in files}) == 3
 
 
+@pytest.mark.slow
 def test_verify_finds_the_built_in_model_equal_and_batched(tmp_path: pathlib.Path) -> None:
     done = steploom("verify", "demo", *QUICK, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -90,6 +92,7 @@ def test_verify_finds_the_built_in_model_equal_and_batched(tmp_path: pathlib.Pat
     assert re.search(r"^✓ batched: (8|9|10)\d%? of the denoiser calls carried both", done.stdout, re.M)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
