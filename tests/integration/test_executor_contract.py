@@ -117,10 +117,12 @@ async def test_a_call_that_nobody_waits_for_any_more_never_begins(kind: type[Dif
     async with running(kind) as executor, anyio.create_task_group() as group:
         group.start_soon(executor.execute_step, tick(1, f"hold {gate.path}"))
         await gate.reached()
-        with pytest.raises(TimeoutError):
-            await executor.collective_rpc("boom", timeout=0.01)
+        for _ in range(5):
+            with pytest.raises(TimeoutError):
+                await executor.collective_rpc("boom", timeout=0.01)
         gate.open()
-        assert "call boom" not in (await executor.collective_rpc("log"))[0]
+        (log,) = await executor.collective_rpc("log")
+        assert log.count("call boom") <= 1, "only the last withdrawal may still be on its way when the worker looks"
 
 
 async def test_what_a_call_raises_comes_back(kind: type[DiffusionExecutor]) -> None:
