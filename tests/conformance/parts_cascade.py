@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import tiny
 from diffusers import DDIMScheduler, UNet2DConditionModel, VQModel
-from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 EQUAL_LENGTHS = ("a red circle", "three boats!", "an old house")
@@ -17,12 +15,6 @@ UNMASKED = "text of any length, and no mask for it"
 
 BYTES = 256
 """Of a pixel channel."""
-
-
-def picture(i: int, size: int = 32) -> Image.Image:
-    """Request ``i``'s own."""
-    noise = np.random.default_rng(i)
-    return Image.fromarray(noise.integers(0, BYTES, (size, size, 3), dtype=np.uint8))
 
 
 def image_encoder(width: int = 32, size: int = 32) -> Any:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import tiny
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage
-from PIL import Image
 from transformers import (
     Gemma2Config,
     Gemma2Model,
@@ -29,11 +27,6 @@ from transformers.processing_utils import ProcessorMixin
 
 LONG = ("a red circle on a blue square", "two boats", "old house by the sea")
 """Prompts whose lengths still differ after padding to a multiple of 8 or 16."""
-
-
-def picture(i: int, size: int = 32) -> Any:
-    noise = np.random.default_rng(i)
-    return Image.fromarray(noise.integers(0, 256, (size, size, 3), dtype=np.uint8))
 
 
 def vae8(channels: int = 4, **extra: Any) -> Any:

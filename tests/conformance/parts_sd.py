@@ -8,6 +8,7 @@ import numpy as np
 import tiny
 import torch
 from conformance.case import PROMPTS
+from conformance.pictures import picture
 from diffusers import ControlNetModel, DDIMScheduler, PNDMScheduler, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -33,12 +34,6 @@ def text(i: int) -> dict[str, Any]:
 def sized(i: int) -> dict[str, Any]:
     """The same with the size, for pipelines that take no image to derive it from."""
     return text(i) | {"height": SIZE, "width": SIZE}
-
-
-def picture(i: int, size: int = SIZE, mode: str = "RGB") -> Any:
-    """Coloured noise, another for each ``i``."""
-    shape = (size, size) if mode == "L" else (size, size, 3)
-    return Image.fromarray(np.random.default_rng(i).integers(0, 256, shape, dtype=np.uint8), mode)
 
 
 def mask(i: int, size: int = SIZE) -> Any:

@@ -6,8 +6,8 @@ import importlib
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import tiny
+from conformance.pictures import picture
 from diffusers import AutoencoderKLHunyuanVideo, AutoencoderKLWan, UniPCMultistepScheduler
 from PIL import Image
 from torch.nn.functional import interpolate
@@ -22,11 +22,6 @@ from transformers import (
     UMT5Config,
     UMT5EncoderModel,
 )
-
-
-def picture(i: int, size: int = 32) -> Image.Image:
-    """A random picture, another for every ``i``."""
-    return Image.fromarray(np.random.default_rng(i).integers(0, 256, (size, size, 3), dtype=np.uint8))
 
 
 def clip(i: int, frames: int, size: int = 32) -> list[Image.Image]:

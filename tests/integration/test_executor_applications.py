@@ -6,42 +6,17 @@ import contextlib
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import anyio.to_thread
 import psutil
 import pytest
+from processes import content, gone
 from scripted_runner import Gate
 
+pytestmark = pytest.mark.usefixtures("temporary")
+
 TESTS = Path(__file__).parents[1]
-
-
-@pytest.fixture(autouse=True)
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder for sockets, where nothing may be left."""
-    with tempfile.TemporaryDirectory(prefix="s", dir="/tmp") as folder:
-        monkeypatch.setenv("TMPDIR", folder)
-        monkeypatch.setattr(tempfile, "tempdir", folder)
-        yield Path(folder)
-
-
-def content(folder: Path) -> list[Path]:
-    return list(folder.iterdir())
-
-
-async def gone(worker: psutil.Process) -> None:
-    """Returns when the process has ended, whoever its parent is."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        await anyio.to_thread.run_sync(worker.wait, 20)
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    gate = Gate(tmp_path / "gate")
-    yield gate
-    gate.close()
 
 
 SCRIPT = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -49,13 +49,6 @@ async def running(kind: type[DiffusionExecutor], **config: Any) -> AsyncIterator
         yield executor
     finally:
         await executor.shutdown()
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    gate = Gate(tmp_path / "gate")
-    yield gate
-    gate.close()
 
 
 def tick(number: int, script: str | None = None, *requests: DiffusionRequest) -> SchedulerOutput:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import stat
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import anyio
 import anyio.to_thread
 import psutil
 import pytest
+from processes import content, gone
 from scripted_runner import Gate
 
 from steploom.config import EngineConfig
@@ -25,20 +24,13 @@ from steploom.protocol import NewRequest, SchedulerOutput
 from steploom.requests import DiffusionRequest
 from steploom.worker.messages import Hello
 
+pytestmark = pytest.mark.usefixtures("temporary")
+
 TESTS = Path(__file__).parents[1]
 
 
 class Scripted(MultiprocExecutor):
     runner = "scripted_runner:make"
-
-
-@pytest.fixture(autouse=True)
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder for sockets, where nothing may be left."""
-    with tempfile.TemporaryDirectory(prefix="s", dir="/tmp") as folder:
-        monkeypatch.setenv("TMPDIR", folder)
-        monkeypatch.setattr(tempfile, "tempdir", folder)
-        yield Path(folder)
 
 
 @pytest.fixture
@@ -50,25 +42,8 @@ async def executor(temporary: Path) -> AsyncIterator[Scripted]:
     assert content(temporary) == []
 
 
-def content(folder: Path) -> list[Path]:
-    return list(folder.iterdir())
-
-
 async def worker_of(executor: Scripted) -> psutil.Process:
     return psutil.Process(await executor.collective_rpc("pid", unique_reply_rank=0))
-
-
-async def gone(worker: psutil.Process) -> None:
-    """Returns when the process has ended, whoever its parent is."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        await anyio.to_thread.run_sync(worker.wait, 20)
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    gate = Gate(tmp_path / "gate")
-    yield gate
-    gate.close()
 
 
 def before(gate: Gate, word: str = "hold") -> SchedulerOutput:

@@ -6,7 +6,8 @@ from typing import Any
 
 import tiny
 from conformance.case import PROMPTS, case
-from conformance.parts_cascade import ddim, picture, unet
+from conformance.parts_cascade import ddim, unet
+from conformance.pictures import picture
 from diffusers import (
     AnimateDiffPAGPipeline,
     AnimateDiffPipeline,

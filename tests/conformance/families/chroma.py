@@ -7,6 +7,7 @@ from typing import Any
 import tiny
 from conformance.case import PROMPTS, case
 from conformance.parts_flux import picture
+from conformance.pictures import adding, strength
 from diffusers import (
     ChromaImg2ImgPipeline,
     ChromaPipeline,
@@ -24,8 +25,7 @@ def _inputs(i: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _from_image(i: int) -> dict[str, Any]:
-    return {**_inputs(i), "image": picture(i), "strength": (0.5, 0.7, 0.6)[i]}
+_from_image = adding(_inputs, image=picture, strength=strength)
 
 
 def _parts() -> dict[str, Any]:

@@ -6,7 +6,8 @@ from typing import Any
 
 import tiny
 from conformance.case import PROMPTS, case
-from conformance.parts_cascade import picture, unet
+from conformance.parts_cascade import unet
+from conformance.pictures import picture
 from diffusers import DDPMScheduler, IFPipeline, IFSuperResolutionPipeline
 
 SIZE = 16

@@ -6,7 +6,8 @@ from typing import Any
 
 import tiny
 from conformance.case import PROMPTS, case
-from conformance.parts_dit import chat_tokenizer, picture, qwen3_vl_generating, qwen3_vl_processor
+from conformance.parts_dit import chat_tokenizer, qwen3_vl_generating, qwen3_vl_processor
+from conformance.pictures import picture
 from diffusers import AutoencoderTiny, DreamLitePipeline, DreamLiteUNetModel, FlowMatchEulerDiscreteScheduler
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import tiny
 from conformance.case import PROMPTS, case
 from conformance.parts_flux import mask, picture
+from conformance.pictures import adding, strength
 from diffusers import (
     FluxControlNetModel,
     FluxControlNetPipeline,
@@ -29,32 +30,19 @@ def _inputs(i: int) -> dict[str, Any]:
     return {"prompt": PROMPTS[i], "guidance_scale": 2.0 + 2 * i, "height": 32, "width": 32, "max_sequence_length": 16}
 
 
+_from_image = adding(_inputs, image=picture, strength=strength)
+_inpainting = adding(_from_image, mask_image=mask)
+_fill = adding(_inputs, image=picture, mask_image=mask)
+_control = adding(_inputs, control_image=picture)
+_controlnet = adding(_control, controlnet_conditioning_scale=0.8)
+
+
 def _true_guidance(i: int) -> dict[str, Any]:
     return {**_inputs(i), "true_cfg_scale": 2.0 + i, "negative_prompt": ("blur", "low quality", "text")[i]}
 
 
-def _from_image(i: int) -> dict[str, Any]:
-    return {**_inputs(i), "image": picture(i), "strength": (0.5, 0.7, 0.6)[i]}
-
-
-def _inpainting(i: int) -> dict[str, Any]:
-    return {**_from_image(i), "mask_image": mask(i)}
-
-
-def _fill(i: int) -> dict[str, Any]:
-    return {**_inputs(i), "image": picture(i), "mask_image": mask(i)}
-
-
 def _editing(i: int) -> dict[str, Any]:
     return {**_inputs(i), "image": picture(i), "max_area": 32 * 32, "_auto_resize": False}
-
-
-def _control(i: int) -> dict[str, Any]:
-    return {**_inputs(i), "control_image": picture(i)}
-
-
-def _controlnet(i: int) -> dict[str, Any]:
-    return {**_control(i), "controlnet_conditioning_scale": 0.8}
 
 
 def _parts(**others: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import tiny
 from conformance import parts_qwen
 from conformance.case import PROMPTS, case
 from conformance.parts_flux import mask, picture
+from conformance.pictures import adding, strength
 from diffusers import (
     QwenImageControlNetModel,
     QwenImageControlNetPipeline,
@@ -27,16 +28,9 @@ def _inputs(i: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _from_image(i: int) -> dict[str, Any]:
-    return {**_inputs(i), "image": picture(i), "strength": (0.5, 0.7, 0.6)[i]}
-
-
-def _inpainting(i: int) -> dict[str, Any]:
-    return {**_from_image(i), "mask_image": mask(i)}
-
-
-def _control(i: int) -> dict[str, Any]:
-    return {**_inputs(i), "control_image": picture(i), "controlnet_conditioning_scale": 0.8}
+_from_image = adding(_inputs, image=picture, strength=strength)
+_inpainting = adding(_from_image, mask_image=mask)
+_control = adding(_inputs, control_image=picture, controlnet_conditioning_scale=0.8)
 
 
 def _editing(i: int) -> dict[str, Any]:

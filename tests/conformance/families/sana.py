@@ -6,7 +6,8 @@ from typing import Any
 
 import tiny
 from conformance.case import PROMPTS, case
-from conformance.parts_dit import gemma2, picture, vae_dc
+from conformance.parts_dit import gemma2, vae_dc
+from conformance.pictures import picture
 from diffusers import (
     DPMSolverMultistepScheduler,
     SanaControlNetModel,

@@ -7,6 +7,7 @@ from typing import Any
 import tiny
 from conformance.case import PROMPTS, case
 from conformance.parts_flux import certain, mask, picture
+from conformance.pictures import adding, strength
 from diffusers import (
     SD3ControlNetModel,
     SD3Transformer2DModel,
@@ -27,16 +28,9 @@ def _inputs(i: int) -> dict[str, Any]:
     return {"prompt": PROMPTS[i], "guidance_scale": 4.0 + i, "height": 32, "width": 32, "max_sequence_length": 16}
 
 
-def _from_image(i: int) -> dict[str, Any]:
-    return {**_inputs(i), "image": picture(i), "strength": (0.5, 0.7, 0.6)[i]}
-
-
-def _inpainting(i: int) -> dict[str, Any]:
-    return {**_from_image(i), "mask_image": mask(i)}
-
-
-def _control(i: int) -> dict[str, Any]:
-    return {**_inputs(i), "control_image": picture(i), "controlnet_conditioning_scale": 0.8}
+_from_image = adding(_inputs, image=picture, strength=strength)
+_inpainting = adding(_from_image, mask_image=mask)
+_control = adding(_inputs, control_image=picture, controlnet_conditioning_scale=0.8)
 
 
 def _perturbed(i: int) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from typing import Any
 
 import tiny
 from conformance.case import case
-from conformance.parts_cascade import image_encoder, image_processor, picture
+from conformance.parts_cascade import image_encoder, image_processor
+from conformance.pictures import picture
 from diffusers import (
     AutoencoderKLTemporalDecoder,
     EulerDiscreteScheduler,

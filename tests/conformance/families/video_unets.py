@@ -7,7 +7,8 @@ from typing import Any
 import tiny
 import torch
 from conformance.case import PROMPTS, case
-from conformance.parts_cascade import ddim, image_encoder, image_processor, picture
+from conformance.parts_cascade import ddim, image_encoder, image_processor
+from conformance.pictures import picture
 from diffusers import I2VGenXLPipeline, TextToVideoSDPipeline, UNet3DConditionModel
 from diffusers.models.unets.unet_i2vgen_xl import I2VGenXLUNet
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import tiny
 from conformance.case import PROMPTS, case
-from conformance.parts_dit import picture
+from conformance.pictures import picture
 from diffusers import FluxTransformer2DModel, VisualClozePipeline
 
 _TASKS = ("colour it", "blur it", "draw it in ink")

@@ -7,6 +7,7 @@ from typing import Any
 import tiny
 from conformance.case import PROMPTS, case
 from conformance.parts_flux import chat_tokenizer, mask, picture, qwen3
+from conformance.pictures import adding, strength
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     ZImageControlNetModel,
@@ -25,16 +26,9 @@ def _inputs(i: int) -> dict[str, Any]:
     return {"prompt": PROMPTS[i], "guidance_scale": 2.0 + i, "height": 32, "width": 32, "max_sequence_length": 64}
 
 
-def _from_image(i: int) -> dict[str, Any]:
-    return {**_inputs(i), "image": picture(i), "strength": (0.5, 0.7, 0.6)[i]}
-
-
-def _inpainting(i: int) -> dict[str, Any]:
-    return {**_inputs(i), "image": picture(i), "mask_image": mask(i)}
-
-
-def _control(i: int) -> dict[str, Any]:
-    return {**_inputs(i), "control_image": picture(i)}
+_from_image = adding(_inputs, image=picture, strength=strength)
+_inpainting = adding(_inputs, image=picture, mask_image=mask)
+_control = adding(_inputs, control_image=picture)
 
 
 def _parts(channels: int = 4) -> dict[str, Any]:
