@@ -158,27 +158,19 @@ class EngineCore:
         if self._asleep:
             raise EngineNotRunning("the engine sleeps: await wake_up() first")
         validate(request, self.info, self.config)
-        borrowed, timer = Borrowed(request), self._timer(request)
-        try:
-            queued = self.scheduler.add_request(borrowed.request.in_context())
-        except BaseException:
-            if timer is not None:
-                timer.cancel()
-            raise
-        if timer is not None:
-            self._timers[request.request_id] = timer
+        borrowed = Borrowed(request)
+        queued = self.scheduler.add_request(borrowed.request.in_context())
+        if request.timeout is not None:
+            self._timers[request.request_id] = self._timer(request.request_id, request.timeout)
         self._borrowed[request.request_id] = borrowed
         mailbox = self._mailboxes[request.request_id] = Mailbox()
         mailbox.put(queued)
         self._kick()
         return mailbox
 
-    def _timer(self, request: DiffusionRequest) -> asyncio.TimerHandle | None:
-        """What ends the request at its ``timeout``; anyio would need a task for each waiting request."""
-        if request.timeout is None:
-            return None
-        call_later = asyncio.get_running_loop().call_later
-        return call_later(request.timeout, self._expire, request.request_id, request.timeout)
+    def _timer(self, request_id: str, timeout: float) -> asyncio.TimerHandle:
+        """What ends the request after ``timeout`` seconds; anyio would need a task for each waiting request."""
+        return asyncio.get_running_loop().call_later(timeout, self._expire, request_id, timeout)
 
     def finish(self, request_id: str, error: RequestError) -> bool:
         """Ends a live request from outside, now: its reader gets ``error``, its slot is free by the next step.

@@ -161,8 +161,10 @@ class AxisBook:
                 if self.entry(call) == entry:
                     return seen(call, result)
                 program.resume(result)
-        except Exception as fault:  # noqa: BLE001 - probing may fail: then the axes are guessed, and verified
-            log.debug("probing failed: %s", fault)
+            if program.error is not None:
+                log.info("probing the axes of %s failed in the pipeline: %s", wanted.target.name, program.error)
+        except Exception as fault:  # noqa: BLE001 - the module's failure: the axes are guessed, and verified
+            log.info("probing the axes of %s failed in the module: %s", wanted.target.name, fault)
         finally:
             program.unwind()
         return None

@@ -5,8 +5,8 @@ SQLAlchemy bridges sync code to asyncio with the same technique; see ``sqlalchem
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
+import logging
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +19,8 @@ from steploom.weave.noise import StepEnd
 
 if TYPE_CHECKING:
     from steploom.weave.pipelines import Watcher
+
+log = logging.getLogger(__name__)
 
 Phase = Literal["encode", "denoise", "decode", "done"]
 
@@ -134,8 +136,10 @@ class Program:
         for _ in range(_UNWIND_TRIES):
             if self._greenlet.dead or not self._greenlet.gr_frame:
                 break
-            with contextlib.suppress(Exception):  # a cancelled program's last words have no reader
+            try:
                 self._greenlet.throw(greenlet.GreenletExit)
+            except BaseException as fault:  # noqa: BLE001 - a cancelled program's last words (a callback may exit)
+                log.info("request %s raised %s as it was ended: %s", self.name, type(fault).__name__, fault)
         self.call = self.step_end = None
         self.done = True
         self.watcher.close()
