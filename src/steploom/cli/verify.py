@@ -28,7 +28,7 @@ _FLAGS = {"prompt": "--prompt", "num_inference_steps": "--steps", "width": "--si
 """Arguments of the pipeline that have an option of their own."""
 
 SMALL = 256
-PROMPTS = ("a lighthouse at dusk", "two green boats on a lake, seen from above")
+PROMPTS = ("a lighthouse at dusk", "two green boats on a lake")
 
 
 def add_parser(commands: arguments.Commands) -> None:

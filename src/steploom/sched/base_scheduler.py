@@ -105,13 +105,15 @@ class BaseScheduler(SchedulerInterface):
 
     def _admit(self, joining: list[RequestState]) -> list[NewRequest]:
         """Makes waiting requests resident."""
-        now = self.clock()
+        now, resident = self.clock(), self._resident
+        new: list[NewRequest] = []
         for state in joining:
             state.resident = True
-            self._resident[state.run_id] = state
+            resident[state.run_id] = state
             if state.queued_s is None:
                 state.queued_s = now - state.submitted
-        return [NewRequest(state.run_id, state.request) for state in joining]
+            new.append(NewRequest(state.run_id, state.request))
+        return new
 
     def update_from_output(self, output: SchedulerOutput, result: RunnerOutput) -> list[Event]:
         """Takes a worker's answer to ``output``."""

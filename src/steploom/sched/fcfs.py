@@ -103,8 +103,9 @@ class Fcfs(Policy):
             return Batch(None, [], [])
         residents = group.residents
         cached = list(residents) if len(residents) <= max_batch else list(islice(residents, max_batch))
-        room = min(max_batch - len(cached), room)
-        joining = self._join(group, room) if room > 0 and group.waiting else []
+        joining: list[RequestState] = []
+        if room > 0 and group.waiting and len(cached) < max_batch:
+            joining = self._join(group, min(max_batch - len(cached), room))
         self._turn += 1
         group.turn = self._turn
         self._active.move_to_end(group.key)
@@ -158,13 +159,14 @@ class Fcfs(Policy):
 
     def _join(self, group: Group, room: int) -> list[RequestState]:
         """Makes up to ``room`` waiting requests of the group resident."""
-        opening = not group.residents
+        residents, home = group.residents, self._home
+        opening = not residents
         joining: list[RequestState] = []
         while group.waiting and len(joining) < room:
             queue = group.first()
             state = queue.pop()
-            group.residents[state.run_id] = state  # First, or a group with an empty queue would be forgotten.
-            self._home[state.run_id] = group
+            residents[state.run_id] = state  # First, or a group with an empty queue would be forgotten.
+            home[state.run_id] = group
             if not queue.states:
                 self._drop(queue)
             joining.append(state)

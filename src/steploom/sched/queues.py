@@ -63,10 +63,10 @@ class Queue:
 
     def pop(self) -> RequestState:
         """Takes out the next request; there must be one."""
+        line, heap, states = self.line, self.heap, self.states
         while True:
-            rank, in_line = self._lowest()
-            self._skip(in_line)
-            state = self.states.pop(rank[3], None)
+            rank = heappop(heap) if heap and not (line and line[0] < heap[0]) else line.popleft()
+            state = states.pop(rank[3], None)
             if state is not None:
                 self.group.waiting -= 1
                 return state
