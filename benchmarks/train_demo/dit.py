@@ -84,6 +84,11 @@ class Trainer:
         self._stop = False
         signal.signal(signal.SIGTERM, self._on_stop)
 
+    @property
+    def done(self) -> bool:
+        """Whether the schedule has come to its end."""
+        return self.step >= self.schedule.steps
+
     def _on_stop(self, *_: Any) -> None:
         self._stop = True
 
@@ -160,7 +165,7 @@ class Trainer:
     def run(self, target: pathlib.Path | None) -> None:
         """Train to the end of the schedule, or until told to stop, saving and drawing samples on the way."""
         last = shown = time.monotonic()
-        while self.step < self.schedule.steps and not self._stop:
+        while not self.done and not self._stop:
             self.advance()
             if self.step % 20 == 0:
                 spent, rate = self.clock.seconds(), self.schedule.rate(self.step)

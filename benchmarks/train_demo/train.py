@@ -13,6 +13,7 @@ import vae
 from bank import build
 from common import load_if_there, log
 from dit import Trainer
+from tune import tune
 
 
 def main() -> None:
@@ -22,6 +23,7 @@ def main() -> None:
     parser.add_argument("--vae-steps", type=int, default=900)
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--finish-in", type=int, metavar="STEPS", help="start the final decay of the rate now")
+    parser.add_argument("--tune-steps", type=int, default=1200, help="of the decoder, once the denoiser is done")
     parser.add_argument("--export", type=pathlib.Path, metavar="FOLDER", help="where to write the model as it grows")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--more", type=int, metavar="STEPS", help="train on, from half the peak rate down to nothing")
@@ -34,7 +36,11 @@ def main() -> None:
         figures = vae.measure(autoencoder, args.folder)
     log(args.folder, f"vae: latent mean {figures['shift']:.3f}, factor {figures['factor']:.3f}")
     bank = build(args.folder, autoencoder, figures["shift"], figures["factor"])
-    Trainer(args.folder, bank, args.steps, args.finish_in, args.more).run(args.export)
+    trainer = Trainer(args.folder, bank, args.steps, args.finish_in, args.more)
+    trainer.run(args.export)
+    if trainer.done and args.tune_steps:
+        tune(args.folder, autoencoder, figures, trainer.averages, args.tune_steps)
+        trainer.show(args.export)
 
 
 if __name__ == "__main__":
