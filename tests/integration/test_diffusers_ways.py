@@ -172,6 +172,7 @@ async def _with_callbacks(pipe: Any, callbacks: dict[str, Any], **params: Any) -
         return dict(zip(callbacks, await asyncio.gather(*made, return_exceptions=True), strict=True))
 
 
+@pytest.mark.slow
 async def test_callbacks_are_called_as_by_diffusers_and_may_change_the_request() -> None:
     pipe = tiny.sd3()
     pipe.set_progress_bar_config(disable=True)

@@ -69,6 +69,7 @@ def test_a_folder_is_loaded_component_by_component(stable_diffusion: Path) -> No
     assert any(line.startswith("loading unet (UNet2DConditionModel), ") for line in lines), lines
 
 
+@pytest.mark.slow
 def test_a_variant_is_the_weights_of_that_name(stable_diffusion: Path) -> None:
     runner, _ = load(stable_diffusion, variant="half")
     assert_serves_as(runner, checkpoints.load(stable_diffusion, variant="half"))
@@ -91,6 +92,7 @@ def test_a_single_file_beside_an_index_needs_no_base(single_file: Path, stable_d
     assert_serves_as(runner, checkpoints.load(stable_diffusion))
 
 
+@pytest.mark.slow
 def test_components_come_from_elsewhere_or_are_left_out(tmp_path: Path, tiny_model: Path) -> None:
     from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
@@ -151,6 +153,7 @@ def test_group_offloading_changes_nothing_but_where_weights_are(tiny_model: Path
     assert "onload_device is not device='cpu'" in refusal(tiny_model, group_offload={"onload_device": "meta"})
 
 
+@pytest.mark.slow
 def test_the_vae_decodes_in_tiles_or_slices(tiny_model: Path) -> None:
     runner, _ = load(tiny_model, vae_tiling=True, vae_slicing=True)
     assert runner.pipeline.vae.use_tiling
@@ -169,6 +172,7 @@ def test_an_attention_backend_is_diffusers_own(tiny_model: Path) -> None:
     assert refusal(tiny_model, attention_backend="nonsense").startswith("attention_backend='nonsense': ")
 
 
+@pytest.mark.slow
 def test_code_that_a_model_brings_along_runs_only_if_it_is_trusted(tiny_model: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     (folder / "own_pipeline.py").write_text(

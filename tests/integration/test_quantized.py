@@ -80,6 +80,7 @@ def test_quantization_is_of_all_components_where_none_is_named(flux: Path) -> No
     assert type(encoder).__name__.startswith("Int8")
 
 
+@pytest.mark.slow
 def test_a_gguf_file_replaces_the_transformer(flux: Path, tmp_path: Path) -> None:
     from diffusers import FluxTransformer2DModel, GGUFQuantizationConfig
 

@@ -55,7 +55,7 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-FAST = ("CLIP with projection and T5", "Qwen2.5-VL")
+FAST = ("CLIP with projection and T5",)
 
 
 @pytest.mark.parametrize("kind", [k if k in FAST else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])
@@ -132,6 +132,7 @@ def test_identical_texts_of_one_tick_are_encoded_once_even_if_nothing_is_kept() 
     assert driver.runner.stats().cache_bytes == 0
 
 
+@pytest.mark.slow
 def test_no_bytes_is_no_cache() -> None:
     pipe = tiny.sd3()
     spy, driver = warm(pipe, PLAIN, encode_cache_bytes=0)
@@ -141,6 +142,7 @@ def test_no_bytes_is_no_cache() -> None:
     assert counted(driver) == (0, 0)
 
 
+@pytest.mark.slow
 def test_changed_weights_are_encoded_anew() -> None:
     pipe = tiny.sd3()
     driver = Driver(Runner(pipe, config()))
