@@ -181,6 +181,8 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
         device: Where the denoiser lives.
         dtype: Its dtype.
         in_process: Whether objects that cannot travel (generators, callbacks) may be passed.
+        noise_scheduler: Class of the pipeline's own noise scheduler, None if it has none.
+        noise_schedulers: Classes that can stand in for it, and the settings that each takes.
     """
 
     pipeline_class: str
@@ -191,6 +193,8 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
     device: str = "cpu"
     dtype: str = "float32"
     in_process: bool = False
+    noise_scheduler: str | None = None
+    noise_schedulers: dict[str, list[str]] = {}
 
 
 class WorkerStats(msgspec.Struct, kw_only=True):
@@ -204,7 +208,9 @@ class WorkerStats(msgspec.Struct, kw_only=True):
         resident: Programs held now.
         merged_calls: Module calls answered by a shared forward.
         alone_calls: Module calls executed alone, by reason (``"only one"``, ``"verification failed: ..."``).
-        cache_hits: Text-encoder calls answered from the cache.
+        cache_hits: Text-encoder calls answered from the cache, or by another's result of the same tick.
+        cache_misses: Text-encoder calls that could have been, and were not.
+        cache_bytes: What the cache holds now; at most ``EngineConfig.encode_cache_bytes``.
         kinds: Verified kinds of merge, with their state.
     """
 
@@ -216,4 +222,6 @@ class WorkerStats(msgspec.Struct, kw_only=True):
     merged_calls: int = 0
     alone_calls: dict[str, int] = {}
     cache_hits: int = 0
+    cache_misses: int = 0
+    cache_bytes: int = 0
     kinds: dict[str, str] = {}
