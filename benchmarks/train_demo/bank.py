@@ -40,9 +40,9 @@ class Bank:
 
 
 def hardness(one: scene.Scene) -> float:
-    """How often to show a scene, beside others: what was drawn worst of all were thin shapes, on black above all."""
+    """How often to show a scene, beside others: what was drawn worst of all were stars and rings on black."""
     thin = sum(item.shape in ("star", "ring") for item in one.items)
-    return 1.0 + thin + (2.0 if one.background == "black" else 0.0)
+    return 1.0 + 0.5 * thin + (10.0 if thin and one.background == "black" else 0.0)
 
 
 @torch.no_grad()
