@@ -40,6 +40,7 @@ class EngineConfig:
     Attributes:
         model: ``"demo"`` (the built-in model), a folder in diffusers layout, or a hub id.
         task: Auto-pipeline task to load the model for (``"text-to-image"``); None takes the model's own class.
+        controlnet: Folder or hub id of a ControlNet for requests with ``task="controlnet"``.
         dtype: ``"auto"`` is bfloat16 on CUDA and float32 on CPU (for the models' weights).
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
         distributed_executor_backend: ``"mp"`` (a worker process), ``"inproc"`` (a thread), ``"ray"``, a subclass of
@@ -67,6 +68,7 @@ class EngineConfig:
 
     model: str = "demo"
     task: str | None = None
+    controlnet: str | None = None
     dtype: Dtype = "auto"
     device: str = "auto"
     distributed_executor_backend: str | type = "mp"

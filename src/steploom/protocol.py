@@ -7,6 +7,7 @@ for a late answer of an earlier attempt.
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 import msgspec
@@ -15,6 +16,15 @@ from steploom import errors
 from steploom.requests import DiffusionRequest
 
 PROTOCOL_VERSION = 1
+
+TASK_ALIASES = {
+    "text2image": "text-to-image",
+    "txt2img": "text-to-image",
+    "image2image": "image-to-image",
+    "img2img": "image-to-image",
+    "inpaint": "inpainting",
+}
+"""What tasks are called elsewhere."""
 
 
 def run_id(request_id: str, attempt: int) -> str:
@@ -177,20 +187,53 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
         parameters: Names accepted by its ``__call__``.
         default_steps: Default of ``num_inference_steps``, if it has that argument.
         default_size: ``(width, height)`` used when none is given, if known.
+        size_multiple: ``width`` and ``height`` must be multiples of this; 1 where the pipeline refuses no size.
         modules: Names of the woven components.
         device: Where the denoiser lives.
         dtype: Its dtype.
         in_process: Whether objects that cannot travel (generators, callbacks) may be passed.
+        tasks: The tasks that a request may name, and the pipelines over the same components that do each: of several
+            the first that takes the request's arguments does it.
     """
 
     pipeline_class: str
     parameters: list[Parameter] = []
     default_steps: int | None = None
     default_size: tuple[int, int] | None = None
+    size_multiple: int = 1
     modules: list[str] = []
     device: str = "cpu"
     dtype: str = "float32"
     in_process: bool = False
+    tasks: dict[str, list[PipelineInfo]] = {}
+
+    def serving(self, request: DiffusionRequest) -> PipelineInfo:
+        """The pipeline that does the request's task; this one if it names none.
+
+        Raises:
+            InvalidRequest: There is no such task here.
+        """
+        if request.task is None:
+            return self
+        members = self.tasks.get(TASK_ALIASES.get(request.task, request.task))
+        if not members:
+            raise errors.InvalidRequest(_no_such_task(request.task, self), field="task")
+        member = next((one for one in members if one.takes(request)), members[0])
+        return msgspec.structs.replace(member, in_process=self.in_process, tasks=self.tasks)
+
+    def takes(self, request: DiffusionRequest) -> bool:
+        """Whether the request's arguments are all known here and none is missing."""
+        given = {*request.params, *(() if request.prompt is None else ("prompt",))}
+        needed = {parameter.name for parameter in self.parameters if parameter.required}
+        return needed <= given <= {parameter.name for parameter in self.parameters}
+
+
+def _no_such_task(task: str, info: PipelineInfo) -> str:
+    there = ", ".join(map(repr, info.tasks)) or "no task by name"
+    nearest = difflib.get_close_matches(task, info.tasks, n=1, cutoff=0.85)
+    mend = f"start an engine with EngineConfig(task={task!r}) over a model that has it, or leave it out"
+    hint = f"did you mean {nearest[0]!r}?" if nearest else mend
+    return f"task={task!r}: {info.pipeline_class} and its family serve {there}; {hint}"
 
 
 class WorkerStats(msgspec.Struct, kw_only=True):

@@ -56,7 +56,8 @@ class DiffusionRequest:
         request_id: Unique in an engine; drawn if not given.
         seed: ``torch.Generator("cpu").manual_seed(seed)`` for the whole request; drawn if not given and no
             ``generator`` is among ``params``.
-        task: Auto-pipeline task; None is what the engine was loaded for.
+        task: What to do with the model: ``"text-to-image"``, ``"image-to-image"``, ``"inpainting"``, ``"controlnet"``,
+            as far as the model's family has it (``engine.info.tasks``); None is what the engine was loaded for.
         lora: Name of a registered adapter.
         noise_scheduler: Class name of a diffusers scheduler for this request, or ``{"class": name, **config}``.
         priority: Lower runs first.

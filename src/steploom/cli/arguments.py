@@ -42,6 +42,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(EXIT_USAGE, f"{self.prog}: {' '.join(message.split())} (see `{self.prog} --help`)\n")
 
 
+class Options(Protocol):
+    """A group of options; argparse has no public name for it."""
+
+    def add_argument(self, *names: str, **options: Any) -> Any:
+        """Adds an option."""
+        ...
+
+
 class Commands(Protocol):
     """What ``add_subparsers`` returns; argparse has no public name for it."""
 
@@ -70,6 +78,14 @@ def finite(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text!r}: must be a finite number, for example 4.0")
     return value
+
+
+def existing_file(text: str) -> pathlib.Path:
+    """The path of a file that is there."""
+    path = pathlib.Path(text).expanduser()
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"{text!r}: there is no such file")
+    return path
 
 
 def setting(text: str) -> tuple[str, Any]:

@@ -30,6 +30,8 @@ examples:
     steploom generate "a pink heart on a black background" -o out.png -n 4 --seed 7
   what it looked like after each step: out-steps.png
     steploom generate "a yellow star on a blue background" -o out.png --steps 28 --save-steps
+  another task of the same model: from an image (--mask-image too: inpainting)
+    steploom generate "a cat" -o out.png --model ./my-sd3 --task image-to-image --image in.png --strength 0.6
   your own model, and an argument that only its pipeline knows
     steploom generate "a lighthouse at dusk" -o out.png --model ./my-sd3 --set max_sequence_length=128
 """
@@ -42,6 +44,10 @@ _FLAGS = {
     "negative_prompt": "--negative-prompt",
     "width": "--width",
     "height": "--height",
+    "image": "--image",
+    "mask_image": "--mask-image",
+    "control_image": "--control-image",
+    "strength": "--strength",
 }
 """Arguments of the pipeline that have an option of their own."""
 
@@ -64,10 +70,25 @@ def add_parser(commands: arguments.Commands) -> None:
     group.add_argument("--negative-prompt", metavar="TEXT", help="what to keep away from")
     group.add_argument("--width", type=arguments.count, metavar="PX", help="in pixels (default: the model's)")
     group.add_argument("--height", type=arguments.count, metavar="PX", help="in pixels (default: the model's)")
+    _add_picture_options(group)
     group.add_argument("--set", type=arguments.settings_beside(**_FLAGS), action="append", default=[],
                        metavar="KEY=VALUE", dest="extra",
                        help="any further argument of the pipeline; may be repeated")  # fmt: skip
     arguments.add_engine_options(parser)
+
+
+def _add_picture_options(group: arguments.Options) -> None:
+    """Adds the options of tasks that start from an image."""
+    group.add_argument(
+        "--task", metavar="TASK", help="image-to-image, inpainting, controlnet (default: the model's own)"
+    )
+    for name, what in (
+        ("image", "to start from"),
+        ("mask-image", "white where to paint"),
+        ("control-image", "to follow"),
+    ):
+        group.add_argument(f"--{name}", type=arguments.existing_file, metavar="FILE", help=f"an image {what}")
+    group.add_argument("--strength", type=arguments.finite, metavar="S", help="0 keeps the image, 1 ignores it")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -149,6 +170,11 @@ def _parameters(options: argparse.Namespace) -> dict[str, Any]:
         "negative_prompt": options.negative_prompt,
         "width": options.width,
         "height": options.height,
+        "task": options.task,
+        "image": options.image,
+        "mask_image": options.mask_image,
+        "control_image": options.control_image,
+        "strength": options.strength,
     }
     return {**{name: value for name, value in named.items() if value is not None}, **dict(options.extra)}
 

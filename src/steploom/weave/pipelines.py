@@ -31,6 +31,7 @@ class Loom:
         self.shared = {name: SharedModule(name, module, isolated=isolated) for name, module in modules.items()}
         self._by_id = {id(shared.given): shared for shared in self.shared.values()}
         self._isolated = isolated
+        self._adopted: dict[str, nn.Module] = {}
         self._structure = self._structure_now() if isolated else None
         self._tokenizers: dict[int, Any] = {}
         self.device: Any = pipeline._execution_device
@@ -41,16 +42,36 @@ class Loom:
         return self._isolated and self._structure_now() != self._structure
 
     def _structure_now(self) -> Hashable:
-        modules = untyped.modules_of(self.pipeline)
+        modules = {**untyped.modules_of(self.pipeline), **self._adopted}
         return tuple((name, structure(getattr(module, "_orig_mod", module))) for name, module in modules.items())
 
-    def thread_pipeline(self, watcher: Watcher, noise_scheduler: str | Mapping[str, Any] | None = None) -> Any:
+    def adopt(self, modules: Mapping[str, nn.Module]) -> None:
+        """Shares further modules, which pipelines of the family have besides those of the user's pipeline."""
+        for name, module in modules.items():
+            if id(module) not in self._by_id:
+                shared = self.shared[name] = SharedModule(name, module, isolated=self._isolated)
+                self._by_id[id(module)] = shared
+                self._adopted[name] = module
+                self._structure = self._structure_now() if self._isolated else None
+
+    def thread_pipeline(
+        self,
+        watcher: Watcher,
+        noise_scheduler: str | Mapping[str, Any] | None = None,
+        pipeline: Any = None,
+    ) -> Any:
         """A pipeline for one program, which tells ``watcher`` what it does.
+
+        Args:
+            watcher: Hears of steps and totals.
+            noise_scheduler: The request's own noise scheduler, if it has one.
+            pipeline: Another pipeline over the same modules; None is the user's own.
 
         Raises:
             InvalidRequest: ``noise_scheduler`` names no class of diffusers.
         """
-        return self._copy(self.pipeline, watcher, noise_scheduler, {}, "denoise")
+        source = self.pipeline if pipeline is None else pipeline
+        return self._copy(source, watcher, noise_scheduler, {}, "denoise")
 
     def _copy(self, pipeline: Any, watcher: Watcher, override: Any, memo: dict[int, Any], stage: str) -> Any:
         own = object.__new__(_woven_class(type(pipeline)))

@@ -6,7 +6,11 @@ Everything here takes and returns ``Any`` on purpose; the rest of the package is
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import logging
+import threading
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import diffusers
@@ -77,8 +81,9 @@ def modules_of(pipeline: Any) -> dict[str, nn.Module]:
 
 
 def call_parameters(pipeline: Any) -> dict[str, inspect.Parameter]:
-    """Parameters of the pipeline's ``__call__`` by name, without ``self``."""
-    parameters = dict(inspect.signature(type(pipeline).__call__).parameters)
+    """Parameters of the ``__call__`` of a pipeline or of its class by name, without ``self``."""
+    cls: Any = pipeline if isinstance(pipeline, type) else type(pipeline)
+    parameters = dict(inspect.signature(cls.__call__).parameters)
     parameters.pop("self", None)
     return {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
 
@@ -92,3 +97,62 @@ def noise_scheduler_class(name: str) -> type | None:
     """A noise scheduler class of diffusers by name."""
     found = getattr(diffusers, name, None)
     return found if isinstance(found, type) and issubclass(found, SchedulerMixin) else None
+
+
+def pipeline_class(name: str) -> type | None:
+    """A pipeline class of diffusers by name. Imports that class alone, not the auto classes with all there are."""
+    try:
+        found = getattr(diffusers, name, None)
+    except (ImportError, RuntimeError):  # it needs a package that is not there
+        return None
+    return found if isinstance(found, type) and issubclass(found, DiffusionPipeline) else None
+
+
+def components_of(pipeline: Any) -> dict[str, Any]:
+    """The components that a pipeline was made of, by name; nothing for one that does not say."""
+    try:
+        return dict(pipeline.components)
+    except (AttributeError, ValueError):
+        return {}
+
+
+def sibling(cls: Any, components: Mapping[str, Any], pipeline: Any) -> Any:
+    """A pipeline of class ``cls`` over ``components``, with the settings of ``pipeline``.
+
+    Made by diffusers' own ``from_pipe``, less what that does last: it moves all components to one dtype, in place.
+    (``from_pipe`` of the auto classes does not, but those import every pipeline that there is.)
+
+    Raises:
+        ValueError: ``cls`` needs a component that is not there.
+    """
+    takes, _ = cls._get_signature_keys(cls)
+    own = {name: value for name, value in components.items() if name in takes}
+    still: Any = type(cls.__name__, (cls,), {"to": lambda self, *_, **__: self, "__module__": cls.__module__})
+    with quietly():
+        made = still.from_pipe(pipeline, **own)
+    made.__class__ = cls
+    return made
+
+
+def load_component(folder: str, dtype: Any) -> Any:
+    """The model in a folder, or of a hub id, in the class that its configuration names."""
+    loader: Any = diffusers.AutoModel  # pyright: ignore[reportPrivateImportUsage] - lazily exported
+    return loader.from_pretrained(folder, dtype=dtype)
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Keeps what diffusers logs on this thread to itself."""
+    here = threading.get_ident()
+
+    def elsewhere(record: logging.LogRecord) -> bool:
+        return record.thread != here
+
+    handlers = logging.getLogger("diffusers").handlers.copy()
+    for handler in handlers:
+        handler.addFilter(elsewhere)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(elsewhere)

@@ -13,6 +13,7 @@ from steploom.config import EngineConfig
 from steploom.errors import ConfigError
 from steploom.protocol import Parameter, PipelineInfo
 from steploom.weave import untyped
+from steploom.worker import sizes
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -35,10 +36,10 @@ def load(config: EngineConfig, progress: Callable[[str], None]) -> Any:
     progress(f"moving {type(pipeline).__name__} to {device}")
     pipeline.to(device)
     if config.attention_backend is not None:
-        _denoiser(pipeline).set_attention_backend(config.attention_backend)
+        denoiser_of(pipeline).set_attention_backend(config.attention_backend)
     if config.compile:
-        progress(f"compiling {type(_denoiser(pipeline)).__name__} at its first calls")
-        _denoiser(pipeline).compile(dynamic=True)
+        progress(f"compiling {type(denoiser_of(pipeline)).__name__} at its first calls")
+        denoiser_of(pipeline).compile(dynamic=True)
     return pipeline
 
 
@@ -113,14 +114,13 @@ def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
     """What the engine needs to know about a loaded pipeline."""
     parameters = untyped.call_parameters(pipeline)
     steps = parameters.get("num_inference_steps")
-    denoiser = _denoiser(pipeline)
-    size = getattr(pipeline, "default_sample_size", None)
-    side = None if not isinstance(size, int) else size * getattr(pipeline, "vae_scale_factor", 1)
+    denoiser = denoiser_of(pipeline)
     return PipelineInfo(
         pipeline_class=type(pipeline).__name__,
         parameters=[Parameter(n, p.default is p.empty) for n, p in parameters.items()],
         default_steps=steps.default if steps is not None and isinstance(steps.default, int) else None,
-        default_size=None if side is None or "height" not in parameters else (side, side),
+        default_size=sizes.default(pipeline, denoiser),
+        size_multiple=sizes.multiple(pipeline),
         modules=list(untyped.modules_of(pipeline)),
         device=str(getattr(denoiser, "device", "cpu")),
         dtype=str(getattr(denoiser, "dtype", torch.float32)).removeprefix("torch."),
@@ -128,7 +128,8 @@ def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
     )
 
 
-def _denoiser(pipeline: Any) -> Any:
+def denoiser_of(pipeline: Any) -> Any:
+    """The module that evaluates steps, without its compiled wrapper."""
     for name in ("transformer", "unet", "prior", "transformer_2", "model"):
         module = getattr(pipeline, name, None)
         if module is not None:

@@ -23,12 +23,12 @@ from steploom.protocol import (
     WorkerStats,
 )
 from steploom.requests import DiffusionRequest
-from steploom.weave import untyped
 from steploom.weave.hub import Hub
 from steploom.weave.pipelines import Loom, Watcher
 from steploom.weave.preview import Previewer
 from steploom.weave.program import Program
 from steploom.worker import loading
+from steploom.worker.family import Family, Given
 from steploom.worker.residents import Resident, failure
 from steploom.worker.rpc import Extensions
 
@@ -49,11 +49,13 @@ class Runner:
         in_process: bool = False,
         reload: Callable[[], Any] | None = None,
         progress: Callable[[str], None] | None = None,
+        controlnet: Any = None,
     ) -> None:
         loading.refuse_settings(config, given=in_process)
         loading.refuse(pipeline)
         torch.set_grad_enabled(False)
-        self.info: PipelineInfo = loading.describe(pipeline, in_process=in_process)
+        self._in_process = in_process
+        self._controlnet = controlnet
         self._config = config
         self._reload = reload
         self._tell = progress or (lambda line: None)
@@ -76,12 +78,15 @@ class Runner:
 
     @classmethod
     def from_pipeline(cls, pipeline: Any, config: EngineConfig) -> Runner:
-        """Serves a pipeline that the application has; it is never modified."""
-        return cls(pipeline, config, in_process=True)
+        """Serves a pipeline that the application has; it is never modified. May be :class:`Given` with a ControlNet."""
+        given = pipeline if isinstance(pipeline, Given) else Given(pipeline, None)
+        return cls(given.pipeline, config, in_process=True, controlnet=given.controlnet)
 
     def _adopt(self, pipeline: Any) -> None:
         self.pipeline: Any = pipeline
-        self._loom = Loom(pipeline, isolated=self.info.in_process)
+        self._family = Family(pipeline, self._config, controlnet=self._controlnet, in_process=self._in_process)
+        self.info: PipelineInfo = self._family.info
+        self._loom = Loom(pipeline, isolated=self._in_process)
         self._previewer = Previewer(pipeline)
 
     def execute(self, output: SchedulerOutput) -> RunnerOutput:
@@ -119,7 +124,7 @@ class Runner:
     def _start(self, new: NewRequest) -> Resident:
         request = new.request
         if not self._residents and self._loom.outdated:
-            self._loom = Loom(self.pipeline, isolated=self.info.in_process)
+            self._loom = Loom(self.pipeline, isolated=self._in_process)
         program = self._program(new.run_id, request, lambda: self._doubled(request))
         resident = self._residents[new.run_id] = Resident(new.run_id, request, program)
         return resident
@@ -136,8 +141,11 @@ class Runner:
         if request.lora is not None:
             raise InvalidRequest(f"lora={request.lora!r}: no adapters are registered here", field="lora")
         watcher = Watcher()
-        pipeline = self._loom.thread_pipeline(watcher, request.noise_scheduler)
-        accepted = {parameter.name for parameter in self.info.parameters}
+        info = self.info.serving(request)
+        member = self._family.member(info.pipeline_class)
+        self._loom.adopt(self._family.additional)
+        pipeline = self._loom.thread_pipeline(watcher, request.noise_scheduler, member)
+        accepted = {parameter.name for parameter in info.parameters}
         arguments = {**request.params, **({} if request.prompt is None else {"prompt": request.prompt}), **changes}
         if "output_type" in accepted:
             arguments.setdefault("output_type", request.output_type)
@@ -145,14 +153,12 @@ class Runner:
             arguments["generator"] = torch.Generator("cpu").manual_seed(request.seed)
         unknown = arguments.keys() - accepted
         if unknown:
-            raise InvalidRequest(
-                f"{min(unknown)}: {self.info.pipeline_class} takes no such argument", field=min(unknown)
-            )
+            raise InvalidRequest(f"{min(unknown)}: {info.pipeline_class} takes no such argument", field=min(unknown))
         return Program(name, lambda: pipeline(**arguments), watcher, doubled, request.context)
 
     def _doubled(self, request: DiffusionRequest) -> Iterator[Program]:
         """The same request with twice the samples, in the ways that diffusers has for it."""
-        accepted = {parameter.name for parameter in self.info.parameters}
+        accepted = {parameter.name for parameter in self.info.serving(request).parameters}
         plain = {"generator": None, "callback_on_step_end": None, "callback": None}
         for argument in ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt"):
             if argument in accepted:
@@ -164,7 +170,7 @@ class Runner:
             yield self._probe(request, {**plain, **negatives, "prompt": [request.prompt] * 2, "latents": None})
 
     def _probe(self, request: DiffusionRequest, changes: dict[str, Any]) -> Program:
-        accepted = {parameter.name for parameter in self.info.parameters}
+        accepted = {parameter.name for parameter in self.info.serving(request).parameters}
         kept = {n: v for n, v in changes.items() if n in accepted and (v is not None or n in request.params)}
         return self._program("probe", request, changes=kept)
 
@@ -214,7 +220,7 @@ class Runner:
         if level == 2:
             self._adopt_nothing()
             return
-        modules = untyped.modules_of(self.pipeline)
+        modules = self._family.modules
         for name, module in modules.items():
             if loading.is_group_offloaded(module):
                 raise ConfigError(
@@ -231,7 +237,7 @@ class Runner:
             self._loom.forget_conversions()
 
     def _adopt_nothing(self) -> None:
-        del self._loom, self._previewer
+        del self._loom, self._previewer, self._family
         self.pipeline = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -242,7 +248,7 @@ class Runner:
             self._hub = Hub(self._config.encode_cache_bytes, self._tell)
             self._adopt(self._reload())
             return
-        modules = untyped.modules_of(self.pipeline)
+        modules = self._family.modules
         for name, device in self._homes.items():
             if device is not None:
                 modules[name].to(device)
