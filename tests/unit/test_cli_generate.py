@@ -78,6 +78,18 @@ def test_options_become_the_pipelines_own_arguments(engine: type[ScriptedEngine]
     assert engine.asked == [("a cat", 5, {**named, "max_sequence_length": 16})]
 
 
+def test_other_tasks_take_their_images_from_files(engine: type[ScriptedEngine], capsys) -> None:
+    for name in ("in.png", "mask.png", "edges.png"):
+        RED.save(name)
+    argv = ["--task", "inpainting", "--image", "in.png", "--mask-image", "mask.png", "--control-image", "edges.png"]
+    assert main.main(["generate", "a cat", "--seed", "5", *argv, "--strength", "0.6"]) == 0
+    files = {"image": "in.png", "mask_image": "mask.png", "control_image": "edges.png"}
+    expected = {"task": "inpainting", "strength": 0.6, **{name: pathlib.Path(file) for name, file in files.items()}}
+    assert engine.asked == [("a cat", 5, expected)]
+    assert main.main(["generate", "a cat", "--image", "missing.png"]) == 2
+    assert "--image missing.png: there is no such file" in capsys.readouterr().err
+
+
 def test_what_is_not_given_is_left_to_the_pipeline(engine: type[ScriptedEngine]) -> None:
     assert main.main(["generate", "a cat"]) == 0
     ((_, _, parameters),) = engine.asked

@@ -80,14 +80,6 @@ def finite(text: str) -> float:
     return value
 
 
-def existing_file(text: str) -> pathlib.Path:
-    """The path of a file that is there."""
-    path = pathlib.Path(text).expanduser()
-    if not path.is_file():
-        raise argparse.ArgumentTypeError(f"{text!r}: there is no such file")
-    return path
-
-
 def setting(text: str) -> tuple[str, Any]:
     """``KEY=VALUE``: the value is read as JSON where it is JSON, and is text otherwise."""
     key, equals, value = text.partition("=")

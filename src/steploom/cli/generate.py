@@ -87,7 +87,7 @@ def _add_picture_options(group: arguments.Options) -> None:
         ("mask-image", "white where to paint"),
         ("control-image", "to follow"),
     ):
-        group.add_argument(f"--{name}", type=arguments.existing_file, metavar="FILE", help=f"an image {what}")
+        group.add_argument(f"--{name}", type=pathlib.Path, metavar="FILE", help=f"an image {what}")
     group.add_argument("--strength", type=arguments.finite, metavar="S", help="0 keeps the image, 1 ignores it")
 
 
@@ -110,6 +110,7 @@ def run(options: argparse.Namespace) -> int:
         for file in _files(job, parameters, steps=options.save_steps):
             images.check_writable(file)
     _check_limits(config, parameters)
+    _check_pictures(parameters)
     from steploom.cli import loop
 
     loop.run(_generate(options, config, jobs, {**parameters, "preview_every": int(options.save_steps)}))
@@ -160,6 +161,17 @@ def _check_limits(config: EngineConfig, parameters: Mapping[str, Any]) -> None:
             f"--width {width} --height {height}: at most {config.max_pixels} pixels; set STEPLOOM_MAX_PIXELS to allow "
             "more"
         )
+
+
+def _check_pictures(parameters: Mapping[str, Any]) -> None:
+    """Refuses at once an image that is not there.
+
+    Raises:
+        ConfigError: There is no such file.
+    """
+    for name, value in parameters.items():
+        if isinstance(value, pathlib.Path) and not value.expanduser().is_file():
+            raise ConfigError(f"{_FLAGS[name]} {value}: there is no such file")
 
 
 def _parameters(options: argparse.Namespace) -> dict[str, Any]:
