@@ -86,7 +86,7 @@ def test_other_tasks_take_their_images_from_files(engine: type[ScriptedEngine], 
     files = {"image": "in.png", "mask_image": "mask.png", "control_image": "edges.png"}
     expected = {"task": "inpainting", "strength": 0.6, **{name: pathlib.Path(file) for name, file in files.items()}}
     assert engine.asked == [("a cat", 5, expected)]
-    assert main.main(["generate", "a cat", "--image", "missing.png"]) == 2
+    assert main.main(["generate", "a cat", "--image", "missing.png"]) == 1
     assert "--image missing.png: there is no such file" in capsys.readouterr().err
 
 
