@@ -42,7 +42,7 @@ def requests(name: str = "", size: int = parts_sd.SIZE, tasks: Any = tuple(AUTO)
         seed, guidance = len(made) + 10 * len(name), 4.0 + i
         plain: dict[str, Any] = {"num_inference_steps": STEPS, "height": size, "width": size}
         source = {"image": parts_sd.picture(i + 5 * len(name), size), "strength": 0.5, "num_inference_steps": 2 * STEPS}
-        if "max_sequence_length" in params:  # the newer families take sizes beside an image, and have a default of theirs
+        if "max_sequence_length" in params:  # the newer families take sizes beside an image
             source |= {"height": size, "width": size}
         masked = {**source, "mask_image": parts_sd.mask(i, size), "height": size, "width": size}
         for task, extra in (("text-to-image", plain), ("image-to-image", source), ("inpainting", masked)):

@@ -83,7 +83,7 @@ def controlled_oracle(wanted: list[DiffusionRequest]) -> dict[str, Any]:
     return expected
 
 
-@pytest.mark.parametrize("given", ["to the engine", "in the pipeline"])
+@pytest.mark.parametrize("given", ["to the engine", pytest.param("in the pipeline", marks=pytest.mark.slow)])
 def test_a_controlnet_serves_the_family_with_and_without_it(given: str) -> None:
     wanted = controlled()
     pipe, net = family.stable_diffusion(), parts_sd.controlnet()
@@ -115,6 +115,7 @@ def test_the_given_pipeline_stays_as_it_was() -> None:
     assert (pipe.vae.dtype, pipe.unet.dtype) == (torch.float16, torch.float32)
 
 
+@pytest.mark.slow
 def test_a_component_that_the_application_replaces_is_replaced_in_all_tasks() -> None:
     pipe = family.stable_diffusion()
     driver = Driver(Runner.from_pipeline(pipe, config()))
@@ -169,6 +170,7 @@ def test_a_controlnet_that_no_pipeline_takes_is_refused_at_start() -> None:
         Runner.from_pipeline(family.stable_diffusion(), config(controlnet="nowhere"))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 async def test_a_worker_process_serves_all_tasks_and_a_controlnet_from_files(tmp_path: Path) -> None:
     family.stable_diffusion().save_pretrained(tmp_path / "model")

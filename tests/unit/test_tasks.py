@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from fakes import FakeExecutor, fake_engine
 
-from steploom import EngineConfig, InvalidRequest
+from steploom import EngineConfig, InvalidRequest, codec
 from steploom.engine.validation import check_arguments
 from steploom.protocol import Parameter, PipelineInfo
 from steploom.requests import DiffusionRequest
+from steploom.worker.messages import Ready, ToEngine
 
 
 def info(name: str, *optional: str, required: tuple[str, ...] = (), **fields: Any) -> PipelineInfo:
@@ -112,3 +113,8 @@ async def test_the_engine_refuses_before_anything_is_queued_and_serves_the_rest(
             await engine.generate("a cat", image="no-such-file.png")  # before the file is looked for
         assert not executor.log
         assert (await engine.generate("a cat", task="text-to-image")).images == ["a cat"]
+
+
+def test_the_tasks_of_a_family_reach_the_engine_over_the_wire():
+    answer = codec.decode(codec.encode(ToEngine(Ready(FAMILY))), ToEngine).answer
+    assert answer == Ready(FAMILY)

@@ -50,6 +50,7 @@ class Family:
     ) -> None:
         self.pipeline = pipeline
         self._in_process = in_process
+        self._task = config.task
         self._asked = config.controlnet is not None or controlnet is not None
         if controlnet is None and config.controlnet is not None:
             controlnet = load_controlnet(config.controlnet, pipeline)
@@ -59,8 +60,6 @@ class Family:
             pipeline, own[0] if len(own) == 1 and own[0] in ("image-to-image", "inpainting") else ""
         )
         self._make()
-        if config.task is not None:
-            self.info.tasks.setdefault(config.task, [self.info_of(pipeline, config.task)])
 
     def _make(self) -> None:
         """Makes the siblings anew, and the list of tasks."""
@@ -76,6 +75,8 @@ class Family:
             self.info.tasks.setdefault(task, []).append(info)
             if tasks.Kind.of(cls.__name__).control:
                 controlled.append(info)
+        if self._task is not None:
+            self.info.tasks.setdefault(self._task, [self.info_of(self.pipeline, self._task)])
         if controlled:
             self.info.tasks[tasks.CONTROLNET] = controlled
         elif self._asked:
