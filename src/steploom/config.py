@@ -62,6 +62,8 @@ class EngineConfig:
         max_steps: Upper bound on ``num_inference_steps`` of a request.
         max_pixels: Upper bound on ``width * height`` of a request.
         encode_cache_bytes: Bytes of text-encoder outputs kept for identical calls.
+        preview_vae: A tiny autoencoder for previews: a folder or hub id of diffusers' ``AutoencoderTiny``; None shows
+            them by a linear map that is fitted from the model's own VAE.
         torch_threads: CPU threads of a worker; None leaves torch's own choice.
     """
 
@@ -87,6 +89,7 @@ class EngineConfig:
     max_steps: int = 1000
     max_pixels: int = 4096 * 4096
     encode_cache_bytes: int = 64 * 1024 * 1024
+    preview_vae: str | None = None
     torch_threads: int | None = None
 
     def __post_init__(self) -> None:

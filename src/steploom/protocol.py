@@ -117,6 +117,8 @@ class RequestReport(msgspec.Struct, kw_only=True):
         output: What the pipeline returned.
         trajectory_latents: ``[steps, rows, ...]``, if asked for.
         trajectory_timesteps: ``[steps]``, if asked for.
+        frame_rate: Frames per second of the output, where known.
+        sampling_rate: Samples per second of the output, where known.
         error: Why the program ended without output.
     """
 
@@ -139,6 +141,8 @@ class RequestReport(msgspec.Struct, kw_only=True):
     output: Any = None
     trajectory_latents: Any = None
     trajectory_timesteps: Any = None
+    frame_rate: float | None = None
+    sampling_rate: int | None = None
     error: ErrorInfo | None = None
 
 
@@ -181,6 +185,9 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
         device: Where the denoiser lives.
         dtype: Its dtype.
         in_process: Whether objects that cannot travel (generators, callbacks) may be passed.
+        makes: What it makes, of ``"images"``, ``"videos"``, ``"audios"`` and ``"text"``; empty where that is not known.
+        frame_rate: Frames per second that its videos are meant for, if it has a say in that.
+        sampling_rate: Samples per second of its sound, if it makes any.
     """
 
     pipeline_class: str
@@ -191,6 +198,9 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
     device: str = "cpu"
     dtype: str = "float32"
     in_process: bool = False
+    makes: list[str] = []
+    frame_rate: float | None = None
+    sampling_rate: int | None = None
 
 
 class WorkerStats(msgspec.Struct, kw_only=True):

@@ -8,11 +8,13 @@ import dataclasses
 import secrets
 import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from types import NoneType
 from typing import Any, ClassVar
 
 import msgspec
 
+from steploom import media
 from steploom.errors import InvalidRequest, RequestError
 
 SEED_BITS = 32
@@ -170,6 +172,15 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     mean_batch_requests: float = 0.0
 
 
+_VIEWS = {
+    "images": ("images", "image"),
+    "videos": ("frames", "videos", "video"),
+    "audios": ("audios", "audio", "sound"),
+    "text": ("texts", "text"),
+}
+"""What the fields of pipelines' outputs are called, by what they hold."""
+
+
 class DiffusionOutput(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of one request.
 
@@ -180,6 +191,8 @@ class DiffusionOutput(msgspec.Struct, frozen=True, kw_only=True):
         timings: Where the time went.
         trajectory_latents: With ``return_trajectory``: latents after each step ``[steps, rows, ...]``.
         trajectory_timesteps: With ``return_trajectory``: the timestep of each step ``[steps]``.
+        frame_rate: Frames per second of its videos, as asked for or as the pipeline has it; None where nobody says.
+        sampling_rate: Samples per second of its sound; None where there is none.
         error: Why there is no output; set only where whole requests are answered (``DiffusionEngine.step``,
             ``execute_model``); ``generate`` raises it instead.
     """
@@ -190,34 +203,71 @@ class DiffusionOutput(msgspec.Struct, frozen=True, kw_only=True):
     timings: Timings = Timings()
     trajectory_latents: Any = None
     trajectory_timesteps: Any = None
+    frame_rate: float | None = None
+    sampling_rate: int | None = None
     error: RequestError | None = None
 
-    def _view(self, *names: str) -> Any:
-        for name in names:
-            value = getattr(self.output, name, None)
-            if value is not None:
-                return value
-        raise AttributeError(f"{type(self.output).__name__} of request {self.request_id} has none of {names}")
+    def _view(self, kind: str) -> Any:
+        value = _first(self.output, _VIEWS[kind])
+        if value is not None:
+            return value
+        there = [other for other in _VIEWS if _first(self.output, _VIEWS[other]) is not None]
+        mend = f"it has {' and '.join(f'.{other}' for other in there)}" if there else "look at .output"
+        raise AttributeError(f"request {self.request_id} made {type(self.output).__name__}, without {kind}; {mend}")
+
+    def has(self, kind: str) -> bool:
+        """Whether the pipeline made ``"images"``, ``"videos"``, ``"audios"`` or ``"text"``."""
+        return _first(self.output, _VIEWS[kind]) is not None
 
     @property
     def images(self) -> Any:
         """The pipeline's images (PIL images with ``output_type="pil"``)."""
-        return self._view("images", "image")
+        return self._view("images")
 
     @property
     def videos(self) -> Any:
-        """The pipeline's frames, one list of frames per video."""
-        return self._view("frames", "videos")
+        """The pipeline's frames, one list of frames per video (an array or tensor with another ``output_type``)."""
+        frames = self._view("videos")
+        return [frames] if isinstance(frames, list) and _is_picture(next(iter(frames), None)) else frames  # pyright: ignore
 
     @property
     def audios(self) -> Any:
-        """The pipeline's waveforms."""
-        return self._view("audios", "audio")
+        """The pipeline's waveforms, ``[sounds, channels, samples]`` or ``[sounds, samples]``."""
+        return self._view("audios")
 
     @property
     def text(self) -> Any:
         """The pipeline's text."""
-        return self._view("texts", "text")
+        return self._view("text")
+
+    def save(
+        self, path: str | Path, *, frame_rate: float | None = None, sampling_rate: int | None = None
+    ) -> list[Path]:
+        """Saves images, videos, sound or text: the ending of the name says what, and in which format.
+
+        It takes time and blocks: in an application, ``await anyio.to_thread.run_sync(out.save, "out.mp4")``. A video
+        that has sound is saved with it.
+
+        Args:
+            path: Where to; several images, videos or sounds are numbered ``path-1``, ``path-2`` and so on.
+            frame_rate: Frames per second; None takes :attr:`frame_rate`, else 16.
+            sampling_rate: Samples per second; None takes :attr:`sampling_rate`.
+
+        Returns:
+            The files that were written.
+
+        Raises:
+            ConfigError: The ending names no format or does not fit what there is, or a package is missing.
+        """
+        return media.save(self, path, frame_rate=frame_rate, sampling_rate=sampling_rate)
+
+
+def _is_picture(value: Any) -> bool:
+    return hasattr(value, "mode") and hasattr(value, "getpixel")
+
+
+def _first(output: Any, names: tuple[str, ...]) -> Any:
+    return next((value for name in names if (value := getattr(output, name, None)) is not None), None)
 
 
 class Queued(msgspec.Struct, frozen=True, kw_only=True):

@@ -126,7 +126,7 @@ def test_frames_become_an_animation(engine: type[ScriptedEngine], capsys) -> Non
     with Image.open("cat.gif") as animation:
         assert animation.n_frames == 3
     assert main.main(["generate", "a cat", "-o", "cat.png"]) == 1
-    assert "3 frames; use .gif or .webp (this time they were kept as cat.webp)" in capsys.readouterr().err
+    assert "3 frames; use .mp4, .webm, .gif or .webp (this time they were kept as cat.webp)" in capsys.readouterr().err
     with Image.open("cat.webp") as animation:
         assert animation.n_frames == 3
 
@@ -174,7 +174,7 @@ def test_what_holds_no_transparency_gets_none(engine: type[ScriptedEngine]) -> N
     [
         (types.SimpleNamespace(audios=[1]), "made no images"),
         (types.SimpleNamespace(images=[]), "made no image"),
-        (types.SimpleNamespace(frames=[[]]), "made no image"),
+        (types.SimpleNamespace(frames=[[]]), "made no frames"),
         (types.SimpleNamespace(images=[b"raw"]), "made bytes where an image was expected"),
     ],
 )

@@ -16,7 +16,7 @@ from steploom.requests import OWN_FIELDS
 
 EXIT_USAGE = 2
 _ENGINES = "is the engine's, not the pipeline's; give it to engine.generate(...) in Python"
-_OUTPUTS = "cannot be chosen here, since the outcome becomes an image file; leave it out"
+_OUTPUTS = "cannot be chosen here, since the outcome becomes a file; leave it out"
 _NOT_THE_PIPELINES = {
     **dict.fromkeys(OWN_FIELDS, _ENGINES),
     "output_type": _OUTPUTS,
@@ -69,6 +69,14 @@ def finite(text: str) -> float:
         value = math.nan
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text!r}: must be a finite number, for example 4.0")
+    return value
+
+
+def rate(text: str) -> float:
+    """A finite number greater than 0."""
+    value = finite(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be greater than 0, for example 24")
     return value
 
 

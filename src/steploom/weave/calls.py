@@ -164,6 +164,11 @@ class ModuleCall:
             return self.target.invoke(*args, **kwargs)
         return self.target.invoke(*self._args, **self._kwargs)
 
+    @property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments, as they were given."""
+        return self._args, dict(self._kwargs)
+
     def argument(self, name: str) -> Any:
         """A keyword argument, None if it was not given."""
         return self._kwargs.get(name)

@@ -150,6 +150,11 @@ def woven_module(shared: SharedModule) -> Any:
     return copy
 
 
+def is_woven(value: Any) -> bool:
+    """Whether ``value`` is a woven copy of a module."""
+    return isinstance(value, nn.Module) and isinstance(value.__dict__.get("_steploom"), Woven)
+
+
 def _adopt(copy: Any) -> None:
     """Shows the current variant's children, parameters and buffers on the woven copy, in tables of its own."""
     current = copy._steploom.current

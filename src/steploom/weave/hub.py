@@ -74,6 +74,9 @@ class Hub:
                 if program.call is None:
                     self._resume(program)
             self._advance(programs, denoise=True)
+            for program in programs:
+                if program.step_end is not None and program.witness is not None:
+                    program.witness()
             # After its last step a program decodes in the same tick: it would only take a place in the next one.
             finishing = [p for p in programs if p.step_end is not None and p.phase == "decode"]
             for program in finishing:

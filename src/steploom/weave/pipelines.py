@@ -11,7 +11,7 @@ from torch import nn
 
 from steploom.errors import InvalidRequest
 from steploom.weave import noise, untyped
-from steploom.weave.copies import woven_module
+from steploom.weave.copies import is_woven, woven_module
 from steploom.weave.noise import StepEnd
 from steploom.weave.program import may_suspend, suspend
 from steploom.weave.shared import SharedModule, structure
@@ -87,6 +87,18 @@ class Loom:
     def _own(self, value: Any) -> Any:
         shared = self._by_id.get(id(value))
         return copy.deepcopy(value) if shared is None else woven_module(shared)
+
+
+def detached(pipeline: Any) -> Any:
+    """A copy of a program's own pipeline: what is called on it leaves no trace on that program."""
+    own = object.__new__(type(pipeline))
+    own.__dict__.update(pipeline.__dict__, _steploom=(Watcher(), *pipeline._steploom[1:]))
+    for name, value in pipeline.__dict__.items():
+        if is_woven(value):
+            own.__dict__[name] = woven_module(value._steploom.shared)
+        elif untyped.is_noise_scheduler(value):
+            own.__dict__[name] = copy.copy(value)  # nobody observes the copy
+    return own
 
 
 class Watcher:

@@ -12,6 +12,7 @@ from typing import Any
 import diffusers
 from diffusers import DiffusionPipeline, SchedulerMixin  # pyright: ignore[reportPrivateImportUsage] - lazily exported
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.utils import BaseOutput  # pyright: ignore[reportPrivateImportUsage]
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -32,9 +33,20 @@ def load_pipeline(folder: str, task: str | None, dtype: Any) -> Any:
     return loader.from_pretrained(folder, dtype=dtype)
 
 
+def load_tiny_autoencoder(name: str, dtype: Any) -> Any:
+    """A tiny autoencoder in a folder, or of a hub id."""
+    loader: Any = diffusers.AutoencoderTiny
+    return loader.from_pretrained(name, torch_dtype=dtype).eval()
+
+
 def is_pipeline(value: Any) -> bool:
     """Whether ``value`` is a diffusers pipeline."""
     return isinstance(value, DiffusionPipeline)
+
+
+def is_output(value: Any) -> bool:
+    """Whether ``value`` is a class of what pipelines return."""
+    return isinstance(value, type) and issubclass(value, BaseOutput) and value is not BaseOutput
 
 
 def is_noise_scheduler(value: Any) -> bool:

@@ -13,6 +13,7 @@ from steploom.config import EngineConfig
 from steploom.errors import ConfigError
 from steploom.protocol import Parameter, PipelineInfo
 from steploom.weave import untyped
+from steploom.worker import products
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -125,6 +126,9 @@ def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
         device=str(getattr(denoiser, "device", "cpu")),
         dtype=str(getattr(denoiser, "dtype", torch.float32)).removeprefix("torch."),
         in_process=in_process,
+        makes=products.makes(pipeline),
+        frame_rate=products.frame_rate(pipeline),
+        sampling_rate=products.sampling_rate(pipeline),
     )
 
 

@@ -26,10 +26,10 @@ from steploom.requests import DiffusionRequest
 from steploom.weave import untyped
 from steploom.weave.hub import Hub
 from steploom.weave.pipelines import Loom, Watcher
-from steploom.weave.preview import Previewer
+from steploom.weave.preview import Previewer, load_tiny
 from steploom.weave.program import Program
 from steploom.worker import loading
-from steploom.worker.residents import Resident, failure
+from steploom.worker.residents import Resident, failure, show
 from steploom.worker.rpc import Extensions
 
 
@@ -82,7 +82,7 @@ class Runner:
     def _adopt(self, pipeline: Any) -> None:
         self.pipeline: Any = pipeline
         self._loom = Loom(pipeline, isolated=self.info.in_process)
-        self._previewer = Previewer(pipeline)
+        self._previewer = Previewer(pipeline, load_tiny(self._config.preview_vae, pipeline))
 
     def execute(self, output: SchedulerOutput) -> RunnerOutput:
         """One tick. A request's own fault ends that request alone and is reported."""
@@ -99,9 +99,10 @@ class Runner:
                 reports.append(RequestReport(run_id=new.run_id, finished=True, error=failure(fault, started=False)))
         self._hub.tick([resident.program for resident in scheduled])
         for resident in scheduled:
-            reports.append(resident.report(self._previewer))
+            reports.append(resident.report())
             if reports[-1].finished:
                 self._forget(resident.run_id)
+        show(reports)
         counters = self._hub.counters
         result = RunnerOutput(
             tick=output.tick,
@@ -121,7 +122,7 @@ class Runner:
         if not self._residents and self._loom.outdated:
             self._loom = Loom(self.pipeline, isolated=self.info.in_process)
         program = self._program(new.run_id, request, lambda: self._doubled(request))
-        resident = self._residents[new.run_id] = Resident(new.run_id, request, program)
+        resident = self._residents[new.run_id] = Resident(new.run_id, request, program, self._previewer, self.info)
         return resident
 
     def _program(
