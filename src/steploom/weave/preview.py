@@ -3,14 +3,13 @@
 What the pipeline would hand to its decoder is found by running the rest of its own code (:mod:`steploom.weave.rest`).
 It becomes a picture in the first of three ways that there is:
 
-1. a tiny autoencoder: the one that was given, or the model's own VAE if that is as small as one;
+1. a tiny autoencoder: the one that was given, or on small latents the model's own VAE if it is as small as one;
 2. a linear map from latents to colours, fitted from the model's own VAE when it is loaded (:mod:`steploom.weave.rgb`);
 3. the VAE, on small latents.
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
 from typing import Any
 
@@ -32,7 +31,7 @@ TINY_PARAMETERS = 2_000_000
 """A decoder of no more parameters is a tiny autoencoder itself (TAESD's has 1.2 million)."""
 
 SMALL_LATENTS = 32 * 32
-"""Positions that a VAE still decodes for a preview, where no linear map could be fitted."""
+"""Positions that a VAE decodes for a preview, if it is tiny or no linear map could be fitted."""
 
 _TOKENS, _IMAGE, _VIDEO = 3, 4, 5
 """Dimensions of latents: ids of a codebook, an image's, with frames."""
@@ -73,13 +72,14 @@ class Previewer:
         self._maps: dict[str, LatentRGB] = {}
         self._silent: set[str] = set()
         self._decoders = {name: m for name, m in untyped.modules_of(pipeline).items() if callable(_decode(m))}
+        self._small = {name for name, module in self._decoders.items() if _is_tiny(module)}
         if tiny is None:
             for name, module in self._decoders.items():
                 self._prepare(name, getattr(module, "_orig_mod", module))
 
     def _prepare(self, name: str, vae: Any) -> None:
-        """Fits the linear map of a VAE that is not tiny itself."""
-        if hasattr(vae, "config") and not _is_tiny(vae):
+        """Fits the linear map of a VAE."""
+        if hasattr(vae, "config"):
             found = fit(vae, scale_of(self._pipeline, vae))
             if found is not None:
                 self._maps[name] = found
@@ -121,11 +121,11 @@ class Previewer:
             return None
         if self._tiny is not None and not tokens:
             return self._by_tiny(one.frame, vae)
-        rgb = self._maps.get(call.target.name)
-        if rgb is not None and rgb.fits(one.frame.shape[0]) and not tokens:
+        small = one.frame.shape[-1] * one.frame.shape[-2] <= SMALL_LATENTS
+        own_tiny, rgb = call.target.name in self._small, self._maps.get(call.target.name)
+        if rgb is not None and rgb.fits(one.frame.shape[0]) and not tokens and not (small and own_tiny):
             return rgb.picture(one.frame)
-        positions = one.frame.shape[-1] * one.frame.shape[-2]
-        return one.decode() if positions <= SMALL_LATENTS or _is_tiny(vae) else None
+        return one.decode() if small or own_tiny else None
 
     def _decoder_call(self, program: Program, end: StepEnd, latents: torch.Tensor) -> ModuleCall | None:
         try:
@@ -163,35 +163,39 @@ class _Decoded:
     def __init__(self, call: ModuleCall, vae: Any) -> None:
         self._call, self._vae = call, vae
         args, kwargs = call.arguments
-        self._bound = inspect.signature(type(vae).decode).bind(vae, *args, **kwargs)
-        self._first = next(name for name in self._bound.arguments if name != "self")
-        self.latents: torch.Tensor = self._bound.arguments[self._first]
+        self._keyword = None if args else next(iter(kwargs))
+        self.latents: torch.Tensor = args[0] if args else next(iter(kwargs.values()))
         frame = self.latents[0]
-        self.frame = frame[:, frame.shape[1] // 2] if frame.ndim == 4 else frame
+        self.frame = frame[:, frame.shape[1] // 2] if frame.ndim == _VIDEO - 1 else frame
 
     def decode(self) -> torch.Tensor:
         """``[3, height, width]`` in -1..1, by the call's own module and with its other arguments."""
         try:
-            pixels = tensor_of(self._call.target.invoke(**self._one()))
+            pixels = tensor_of(self._one())
         except FAULTS:  # a decoder that takes several frames or none
             pixels = tensor_of(self._call.run())
         pixels = pixels[0, :, pixels.shape[2] // 2] if pixels.ndim == _VIDEO else pixels[0]
         return pixels[:3] * 2 - 1 if _from_zero(self._vae) else pixels[:3]
 
-    def _one(self) -> dict[str, Any]:
-        """The call's arguments for one row and one frame."""
+    def _one(self) -> Any:
+        """What the decoder makes of one row and one frame."""
         rows, one = self.latents.shape[0], self.frame.unsqueeze(0)
-        arguments = {
-            name: value[:1] if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == rows else value
-            for name, value in self._bound.arguments.items()
-            if name != "self"
-        }
-        arguments[self._first] = one.unsqueeze(2) if self.latents.ndim == _VIDEO else one
-        if "num_frames" in arguments:
-            arguments["num_frames"] = 1
-        if isinstance(arguments.get("shape"), tuple):
-            arguments["shape"] = (1, *arguments["shape"][1:])
-        return arguments
+        args, kwargs = self._call.arguments
+        args, kwargs = [_first_row(v, rows) for v in args], {n: _first_row(v, rows) for n, v in kwargs.items()}
+        one = one.unsqueeze(2) if self.latents.ndim == _VIDEO else one
+        if self._keyword is None:
+            args[0] = one
+        else:
+            kwargs[self._keyword] = one
+        if "num_frames" in kwargs:
+            kwargs["num_frames"] = 1
+        if isinstance(kwargs.get("shape"), tuple):
+            kwargs["shape"] = (1, *kwargs["shape"][1:])
+        return self._call.target.invoke(*args, **kwargs)
+
+
+def _first_row(value: Any, rows: int) -> Any:
+    return value[:1] if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == rows else value
 
 
 def on_host(picture: torch.Tensor) -> Image.Image:
