@@ -52,7 +52,7 @@ def tiny_wan() -> Any:
 
 MODELS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "built-in model, 64x64": (demo_model, {"max_sequence_length": 16}),
-    "built-in model, 256x256": (demo_model, {"max_sequence_length": 16, "height": 256, "width": 256}),
+    "built-in model, 96x96": (demo_model, {"max_sequence_length": 16, "height": 96, "width": 96}),
     "tiny Wan, 5 frames of 64x64": (
         tiny_wan, {"max_sequence_length": 16, "height": 64, "width": 64, "num_frames": 5},
     ),
