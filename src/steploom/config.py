@@ -9,7 +9,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from types import NoneType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from steploom.errors import ConfigError
 
@@ -22,6 +22,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "bool": ((bool,), "True or False"),
     "type": ((type,), "a class"),
     "None": ((NoneType,), "None"),
+    "Mapping[str, str]": ((Mapping,), "a mapping of names to files, folders or hub ids"),
     "Dtype": ((str,), f"one of {', '.join(map(repr, get_args(Dtype)))}"),
 }
 """What the fields' annotations mean, and how a message says it."""
@@ -62,6 +63,9 @@ class EngineConfig:
         max_steps: Upper bound on ``num_inference_steps`` of a request.
         max_pixels: Upper bound on ``width * height`` of a request.
         encode_cache_bytes: Bytes of text-encoder outputs kept for identical calls.
+        loras: Names under which requests may ask for LoRA adapters, and the file, folder or hub id of each. (A request
+            may also give these themselves.) As a variable: ``STEPLOOM_LORAS=ink=./ink.safetensors,oil=./oil``.
+        max_loras: Adapters that a worker keeps loaded, at most; those that its resident requests use always stay.
         torch_threads: CPU threads of a worker; None leaves torch's own choice.
     """
 
@@ -87,6 +91,8 @@ class EngineConfig:
     max_steps: int = 1000
     max_pixels: int = 4096 * 4096
     encode_cache_bytes: int = 64 * 1024 * 1024
+    loras: Mapping[str, str] | None = None
+    max_loras: int = 8
     torch_threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -135,6 +141,9 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
     elif fits and isinstance(value, (int, float)) and bool not in kinds:
         fits = value > 0 if "float" in names else value >= least
         fits = fits and (isinstance(value, float) or value <= _MOST)
+    if fits and isinstance(value, Mapping):
+        entries = cast("Mapping[Any, Any]", value).items()
+        fits = all(isinstance(part, str) and part for entry in entries for part in entry)
     if fits:
         return
     bounds = f" of at least {least}" + (" and below 2**63" if isinstance(value, int) and value > _MOST else "")
@@ -147,13 +156,23 @@ def _parse(name: str, raw: str, default: object) -> Any:
     kinds: dict[str, type] = {"max_resident": int, "torch_threads": int}
     kind = kinds.get(name, str if default is None else type(default))
     meaning = {bool: "true or false", int: "an integer", float: "a number"}.get(kind, "text")
+    meaning = "name=path,name=path" if name == "loras" else meaning
     try:
         if kind is bool:
             return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[raw.lower()]
-        return kind(raw)
+        return _entries(raw) if name == "loras" else kind(raw)
     except (ValueError, KeyError):
         mend = f"unset it for the default, {default!r}"
         raise ConfigError(f"STEPLOOM_{name.upper()}={raw!r}: must be {meaning}; {mend}") from None
+
+
+def _entries(raw: str) -> dict[str, str]:
+    """``name=path,name=path`` as a mapping."""
+    entries: dict[str, str] = {}
+    for entry in raw.split(","):
+        name, place = entry.split("=", 1)
+        entries[name.strip()] = place.strip()
+    return entries
 
 
 def worker_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:

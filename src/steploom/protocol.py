@@ -181,6 +181,8 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
         device: Where the denoiser lives.
         dtype: Its dtype.
         in_process: Whether objects that cannot travel (generators, callbacks) may be passed.
+        loras: Names of adapters that were loaded with the pipeline.
+        no_lora: Why requests cannot have adapters; None if they can.
     """
 
     pipeline_class: str
@@ -191,6 +193,8 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
     device: str = "cpu"
     dtype: str = "float32"
     in_process: bool = False
+    loras: list[str] = []
+    no_lora: str | None = None
 
 
 class WorkerStats(msgspec.Struct, kw_only=True):
@@ -206,6 +210,9 @@ class WorkerStats(msgspec.Struct, kw_only=True):
         alone_calls: Module calls executed alone, by reason (``"only one"``, ``"verification failed: ..."``).
         cache_hits: Text-encoder calls answered from the cache.
         kinds: Verified kinds of merge, with their state.
+        loras: The LoRA adapters that are loaded, as they were asked for; least recently used first.
+        lora_loads: How many were loaded.
+        lora_evictions: How many were dropped to make room.
     """
 
     ticks: int = 0
@@ -217,3 +224,6 @@ class WorkerStats(msgspec.Struct, kw_only=True):
     alone_calls: dict[str, int] = {}
     cache_hits: int = 0
     kinds: dict[str, str] = {}
+    loras: list[str] = []
+    lora_loads: int = 0
+    lora_evictions: int = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import copy
 import dataclasses
+import os
 import secrets
 import uuid
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from steploom import lora as loras
 from steploom.errors import InvalidRequest, RequestError
 
 SEED_BITS = 32
@@ -27,7 +29,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "request_id": ((str,), "a str"),
     "seed": ((int, NoneType), "an integer, or None to draw one"),
     "task": ((str, NoneType), "a str, or None for what the engine was loaded for"),
-    "lora": ((str, NoneType), "the name of an adapter, or None"),
+    "lora": ((str, list, NoneType), loras.MEANING),
     "noise_scheduler": ((str, Mapping, NoneType), "a class name, {'class': name, **config}, or None"),
     "priority": ((int,), "an integer; lower runs first"),
     "timeout": ((int, float, NoneType), "a number of seconds, or None"),
@@ -57,7 +59,8 @@ class DiffusionRequest:
         seed: ``torch.Generator("cpu").manual_seed(seed)`` for the whole request; drawn if not given and no
             ``generator`` is among ``params``.
         task: Auto-pipeline task; None is what the engine was loaded for.
-        lora: Name of a registered adapter.
+        lora: Adapters for this request alone: ``[(name or path, scale), ...]``, or one name or path, at scale 1. A
+            name is one of ``EngineConfig.loras``; a path is a file or folder; ``"owner/name"`` is a hub id.
         noise_scheduler: Class name of a diffusers scheduler for this request, or ``{"class": name, **config}``.
         priority: Lower runs first.
         timeout: Seconds from submission, hard: :class:`~steploom.errors.DeadlineExceeded`.
@@ -80,7 +83,7 @@ class DiffusionRequest:
     request_id: str
     seed: int | None
     task: str | None
-    lora: str | None
+    lora: str | list[Any] | None
     noise_scheduler: str | Mapping[str, Any] | None
     priority: int
     timeout: float | None
@@ -97,7 +100,7 @@ class DiffusionRequest:
         *,
         seed: int | None = None,
         task: str | None = None,
-        lora: str | None = None,
+        lora: loras.Lora | os.PathLike[str] | None = None,
         noise_scheduler: str | Mapping[str, Any] | None = None,
         priority: int = 0,
         timeout: float | None = None,
@@ -116,10 +119,18 @@ class DiffusionRequest:
             params.pop("generator", None)
         if request_id is None:
             request_id = uuid.uuid4().hex[:16]
+        lora = loras.listed(lora)
         values = dict(locals())
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, values[field.name])
         self._validate()
+
+    @property
+    def adapters(self) -> tuple[tuple[str, float], ...]:
+        """What ``lora`` asks for: names or paths, and scales."""
+        if isinstance(self.lora, str):
+            return ((self.lora, 1.0),)
+        return tuple((name, scale) for name, scale in self.lora or ())
 
     def in_context(self) -> DiffusionRequest:
         """A copy that remembers the context variables of the caller."""
@@ -140,6 +151,7 @@ class DiffusionRequest:
                 raise InvalidRequest(f"{name}={value!r}: must be {meaning}", field=name)
             if isinstance(value, int) and name != "seed" and not -_MOST <= value <= _MOST:
                 raise InvalidRequest(f"{name}={value!r}: must fit 64 bits", field=name)
+        loras.check(self.lora)
         if self.seed is not None and not -(2**63) <= self.seed < 2**64:
             raise InvalidRequest(f"seed={self.seed!r}: must fit 64 bits", field="seed")
         if self.seed is not None and "generator" in self.params:

@@ -26,7 +26,10 @@ Signs: ✓ works, - not there, or not tried, and not needed, ✗ broken, with th
 """
 
 SIGNS: dict[State, str] = {"ok": "[green]✓[/]", "absent": "[dim]-[/]", "broken": "[bold red]✗[/]"}
-EXTRAS = {"video": (("imageio",), "diffusers.utils.export_to_video writes files with it")}
+EXTRAS = {
+    "lora": (("peft",), "requests may have LoRA adapters of their own"),
+    "video": (("imageio",), "diffusers.utils.export_to_video writes files with it"),
+}
 """Which modules each optional part of this version needs, and what for."""
 
 EXTRAS_TO_COME = ("server", "ray", "otel")

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 from typing import Any
 
+from steploom import lora
 from steploom.codec import check_request
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError, InvalidRequest
@@ -59,6 +60,7 @@ def validate(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig
     _check_counts(request)
     _check_limits(request, info, config)
     _check_task(request, config)
+    _check_lora(request, info, config)
     if not info.in_process:
         _check_travels(request)
 
@@ -115,6 +117,16 @@ def _check_task(request: DiffusionRequest, config: EngineConfig) -> None:
             f"start an engine with EngineConfig(task={request.task!r})",
             field="task",
         )
+
+
+def _check_lora(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:
+    """Refuses adapters that are nowhere, and any where there can be none."""
+    if request.adapters and info.no_lora is not None:
+        raise InvalidRequest(f"lora={request.lora!r}: {info.no_lora}", field="lora")
+    if info.in_process:
+        return  # the application may have loaded others into its pipeline meanwhile: the worker knows
+    for name, _ in request.adapters:
+        lora.find(name, config.loras or {}, info.loras)
 
 
 def _check_travels(request: DiffusionRequest) -> None:

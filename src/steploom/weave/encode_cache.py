@@ -31,11 +31,13 @@ class EncodeCache:
         if not call.target.name.startswith("text_encoder") or has_opaque(call.structure):
             return None
         if getattr(call.target.module, "_hf_peft_config_loaded", False):
-            return None  # adapters can be switched without the module knowing
+            return None  # the application's own adapters can be switched without the module knowing
         if any(isinstance(leaf, list) for leaf in call.leaves):
             return None
+        adapted = call.target.adapted
         return (
             call.target.key,
+            None if adapted is None else adapted.key,
             version(getattr(call.target.module, "_orig_mod", call.target.module)),
             call.structure,
             tuple(digest(leaf) for leaf in call.leaves if isinstance(leaf, torch.Tensor)),

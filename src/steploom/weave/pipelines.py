@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Hashable, Mapping, Sized
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -15,6 +16,11 @@ from steploom.weave.copies import woven_module
 from steploom.weave.noise import StepEnd
 from steploom.weave.program import may_suspend, suspend
 from steploom.weave.shared import SharedModule, structure
+
+if TYPE_CHECKING:
+    from steploom.weave.blend import View
+
+_NO_VIEWS: Mapping[int, View] = MappingProxyType({})
 
 
 class Loom:
@@ -44,15 +50,33 @@ class Loom:
         modules = untyped.modules_of(self.pipeline)
         return tuple((name, structure(getattr(module, "_orig_mod", module))) for name, module in modules.items())
 
-    def thread_pipeline(self, watcher: Watcher, noise_scheduler: str | Mapping[str, Any] | None = None) -> Any:
+    def thread_pipeline(
+        self,
+        watcher: Watcher,
+        noise_scheduler: str | Mapping[str, Any] | None = None,
+        views: Mapping[int, View] = _NO_VIEWS,
+    ) -> Any:
         """A pipeline for one program, which tells ``watcher`` what it does.
+
+        Args:
+            watcher: Hears of steps.
+            noise_scheduler: The request's own.
+            views: The modules with the request's adapters, by identity of the pipeline's module.
 
         Raises:
             InvalidRequest: ``noise_scheduler`` names no class of diffusers.
         """
-        return self._copy(self.pipeline, watcher, noise_scheduler, {}, "denoise")
+        return self._copy(self.pipeline, watcher, noise_scheduler, {}, "denoise", views)
 
-    def _copy(self, pipeline: Any, watcher: Watcher, override: Any, memo: dict[int, Any], stage: str) -> Any:
+    def _copy(
+        self,
+        pipeline: Any,
+        watcher: Watcher,
+        override: Any,
+        memo: dict[int, Any],
+        stage: str,
+        views: Mapping[int, View],
+    ) -> Any:
         own = object.__new__(_woven_class(type(pipeline)))
         memo[id(pipeline)] = own
         own.__dict__.update(pipeline.__dict__, _steploom=(watcher, stage, self.device))
@@ -66,11 +90,11 @@ class Loom:
             if id(value) in memo:
                 own.__dict__[name] = memo[id(value)]
             elif isinstance(value, nn.Module) or untyped.is_noise_scheduler(value) or untyped.is_guider(value):
-                own.__dict__[name] = memo[id(value)] = self._own(value)
+                own.__dict__[name] = memo[id(value)] = self._own(value, views)
             elif self._isolated and untyped.is_tokenizer(value):
                 own.__dict__[name] = self._tokenizer(value)
             elif untyped.is_pipeline(value):
-                own.__dict__[name] = self._copy(value, watcher, None, memo, name)
+                own.__dict__[name] = self._copy(value, watcher, None, memo, name, views)
         return own
 
     def _tokenizer(self, value: Any) -> Any:
@@ -84,9 +108,9 @@ class Loom:
         for shared in self.shared.values():
             shared.forget_conversions()
 
-    def _own(self, value: Any) -> Any:
+    def _own(self, value: Any, views: Mapping[int, View]) -> Any:
         shared = self._by_id.get(id(value))
-        return copy.deepcopy(value) if shared is None else woven_module(shared)
+        return copy.deepcopy(value) if shared is None else woven_module(shared, views.get(id(value)))
 
 
 class Watcher:

@@ -6,7 +6,9 @@ Everything here takes and returns ``Any`` on purpose; the rest of the package is
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+import sys
 from typing import Any
 
 import diffusers
@@ -92,3 +94,39 @@ def noise_scheduler_class(name: str) -> type | None:
     """A noise scheduler class of diffusers by name."""
     found = getattr(diffusers, name, None)
     return found if isinstance(found, type) and issubclass(found, SchedulerMixin) else None
+
+
+def has_peft() -> bool:
+    """Whether LoRA adapters can be used here."""
+    return importlib.util.find_spec("peft") is not None
+
+
+def tuner_layers(module: nn.Module) -> dict[str, Any]:
+    """The layers of a module tree that adapters were injected into, by path."""
+    if "peft" not in sys.modules:
+        return {}
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {path: part for path, part in module.named_modules() if isinstance(part, BaseTunerLayer)}
+
+
+def lora_tables(layer: Any) -> tuple[str, ...]:
+    """The tables of a LoRA layer that have one entry per adapter; empty for any other layer."""
+    if "peft" not in sys.modules:
+        return ()
+    from peft.tuners.lora import LoraLayer
+
+    if not isinstance(layer, LoraLayer):
+        return ()
+    names = (*LoraLayer.adapter_layer_names, *LoraLayer.other_param_names, "lora_variant")
+    return tuple(name for name in names if hasattr(layer, name))
+
+
+def load_lora(pipeline: Any, where: str, name: str, weight_name: str | None) -> None:
+    """Injects the adapter of a file, a folder or a hub repository into the pipeline's modules as ``name``."""
+    pipeline.load_lora_weights(where, adapter_name=name, **({"weight_name": weight_name} if weight_name else {}))
+
+
+def takes_lora(pipeline: Any) -> bool:
+    """Whether diffusers can load LoRA adapters into a pipeline of this class."""
+    return hasattr(pipeline, "load_lora_weights") and hasattr(pipeline, "set_adapters")

@@ -12,7 +12,7 @@ from steploom import demo
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError
 from steploom.protocol import Parameter, PipelineInfo
-from steploom.weave import untyped
+from steploom.weave import adapters, untyped
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -125,6 +125,8 @@ def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
         device=str(getattr(denoiser, "device", "cpu")),
         dtype=str(getattr(denoiser, "dtype", torch.float32)).removeprefix("torch."),
         in_process=in_process,
+        loras=adapters.own_names(untyped.modules_of(pipeline)),
+        no_lora=adapters.refusal(pipeline),
     )
 
 
