@@ -86,6 +86,20 @@ def setting(text: str) -> tuple[str, Any]:
     return key, read
 
 
+def adapter(text: str) -> tuple[str, float]:
+    """``NAME_OR_PATH`` or ``NAME_OR_PATH=SCALE``: a LoRA adapter and its scale."""
+    name, equals, scale = text.rpartition("=")
+    if not equals:
+        name, scale = text, "1"
+    try:
+        value = float(scale)
+    except ValueError:
+        name, value = text, 1.0  # the equals sign belongs to the path
+    if not name or not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r}: must read NAME_OR_PATH or NAME_OR_PATH=SCALE, for example ink=0.8")
+    return name, value
+
+
 def settings_beside(**flags: str) -> Callable[[str], tuple[str, Any]]:
     """:func:`setting` for the pipeline's own arguments alone.
 

@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from steploom import lora
 from steploom.cli import arguments, images
 from steploom.errors import ConfigError, RequestError
 
@@ -32,6 +33,8 @@ examples:
     steploom generate "a yellow star on a blue background" -o out.png --steps 28 --save-steps
   your own model, and an argument that only its pipeline knows
     steploom generate "a lighthouse at dusk" -o out.png --model ./my-sd3 --set max_sequence_length=128
+  with LoRA adapters, the second at half strength
+    steploom generate "a lighthouse at dusk" -o out.png --model ./my-sd3 --lora ./ink.safetensors --lora ./fog=0.5
 """
 
 _FLAGS = {
@@ -64,6 +67,8 @@ def add_parser(commands: arguments.Commands) -> None:
     group.add_argument("--negative-prompt", metavar="TEXT", help="what to keep away from")
     group.add_argument("--width", type=arguments.count, metavar="PX", help="in pixels (default: the model's)")
     group.add_argument("--height", type=arguments.count, metavar="PX", help="in pixels (default: the model's)")
+    group.add_argument("--lora", type=arguments.adapter, action="append", default=[], metavar="PATH[=SCALE]",
+                       help="a LoRA adapter: a file, a folder or a hub id; may be repeated")  # fmt: skip
     group.add_argument("--set", type=arguments.settings_beside(**_FLAGS), action="append", default=[],
                        metavar="KEY=VALUE", dest="extra",
                        help="any further argument of the pipeline; may be repeated")  # fmt: skip
@@ -82,6 +87,8 @@ def run(options: argparse.Namespace) -> int:
     images.check_image_file(options.output)
     config = arguments.engine_config(options)
     config = dataclasses.replace(config, max_waiting=max(config.max_waiting, options.number))
+    for name, _ in options.lora:
+        lora.find(name, config.loras or {})
     parameters = _parameters(options)
     jobs = _jobs(options)
     for job in jobs:
@@ -150,6 +157,8 @@ def _parameters(options: argparse.Namespace) -> dict[str, Any]:
         "width": options.width,
         "height": options.height,
     }
+    if options.lora:
+        named["lora"] = options.lora
     return {**{name: value for name, value in named.items() if value is not None}, **dict(options.extra)}
 
 
