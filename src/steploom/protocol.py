@@ -183,6 +183,8 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
         in_process: Whether objects that cannot travel (generators, callbacks) may be passed.
         loras: Names of adapters that were loaded with the pipeline.
         no_lora: Why requests cannot have adapters; None if they can.
+        noise_scheduler: Class of the pipeline's own noise scheduler, None if it has none.
+        noise_schedulers: Classes that can stand in for it, and the settings that each takes.
     """
 
     pipeline_class: str
@@ -195,6 +197,8 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
     in_process: bool = False
     loras: list[str] = []
     no_lora: str | None = None
+    noise_scheduler: str | None = None
+    noise_schedulers: dict[str, list[str]] = {}
 
 
 class WorkerStats(msgspec.Struct, kw_only=True):
@@ -208,7 +212,9 @@ class WorkerStats(msgspec.Struct, kw_only=True):
         resident: Programs held now.
         merged_calls: Module calls answered by a shared forward.
         alone_calls: Module calls executed alone, by reason (``"only one"``, ``"verification failed: ..."``).
-        cache_hits: Text-encoder calls answered from the cache.
+        cache_hits: Text-encoder calls answered from the cache, or by another's result of the same tick.
+        cache_misses: Text-encoder calls that could have been, and were not.
+        cache_bytes: What the cache holds now; at most ``EngineConfig.encode_cache_bytes``.
         kinds: Verified kinds of merge, with their state.
         loras: The LoRA adapters that are loaded, as they were asked for; least recently used first.
         lora_loads: How many were loaded.
@@ -223,6 +229,8 @@ class WorkerStats(msgspec.Struct, kw_only=True):
     merged_calls: int = 0
     alone_calls: dict[str, int] = {}
     cache_hits: int = 0
+    cache_misses: int = 0
+    cache_bytes: int = 0
     kinds: dict[str, str] = {}
     loras: list[str] = []
     lora_loads: int = 0

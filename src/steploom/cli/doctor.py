@@ -29,6 +29,7 @@ SIGNS: dict[State, str] = {"ok": "[green]✓[/]", "absent": "[dim]-[/]", "broken
 EXTRAS = {
     "lora": (("peft",), "requests may have LoRA adapters of their own"),
     "video": (("imageio",), "diffusers.utils.export_to_video writes files with it"),
+    "quantization": (("torchao", "gguf"), "quantized weights, as diffusers loads them"),
 }
 """Which modules each optional part of this version needs, and what for."""
 

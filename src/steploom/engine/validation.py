@@ -15,7 +15,7 @@ from steploom.codec import check_request
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError, InvalidRequest
 from steploom.protocol import PipelineInfo
-from steploom.requests import OWN_FIELDS, DiffusionRequest
+from steploom.requests import OWN_FIELDS, DiffusionRequest, check_noise_scheduler
 
 COUNTS = ("num_inference_steps", "width", "height", "num_images_per_prompt", "num_videos_per_prompt", "num_frames")
 """Arguments that count something, wherever a pipeline has them."""
@@ -61,6 +61,8 @@ def validate(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig
     _check_limits(request, info, config)
     _check_task(request, config)
     _check_lora(request, info, config)
+    if request.noise_scheduler is not None and info.noise_schedulers:
+        check_noise_scheduler(request.noise_scheduler, info.noise_schedulers, info.noise_scheduler)
     if not info.in_process:
         _check_travels(request)
 

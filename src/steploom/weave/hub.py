@@ -135,8 +135,9 @@ class Hub:
             if program.fault is None:
                 self.cache.put(key, program.answer)
         for key, program, call in repeats:
-            program.answer = self.cache.get(key)
-            if program.answer is None:  # too large to keep, or failed
+            first = firsts[key]
+            program.answer = None if first.fault is not None else self.cache.repeat(first.answer)
+            if program.answer is None:  # not plain tensors, or failed
                 self._run_members([(program, call)])
 
     def _run_fresh(self, group: Group) -> None:

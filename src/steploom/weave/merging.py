@@ -18,7 +18,7 @@ import torch
 
 from steploom.weave.axes import SHARED, Axes, Axis, LeafAxis
 from steploom.weave.blend import BASE
-from steploom.weave.calls import Leaf, ModuleCall, Structure, flatten, has_opaque, unflatten
+from steploom.weave.calls import Leaf, ModuleCall, Node, Structure, flatten, has_opaque, is_value, unflatten
 from steploom.weave.ragged import RaggedText
 
 
@@ -230,7 +230,17 @@ class MergedCall:
         if len(outputs) != len(axes):
             raise Unsplittable(f"the result of {self.target.name} has another structure when merged")
         split = [self._split(leaf, axis) for leaf, axis in zip(outputs, axes, strict=True)]
-        return [unflatten(structure, [leaf[i] for leaf in split]) for i in range(len(self.calls))]
+        return [unflatten(self._own_values(structure, i), [leaf[i] for leaf in split]) for i in range(len(self.calls))]
+
+    def _own_values(self, structure: Any, i: int) -> Structure:
+        """The structure of a merged result with call ``i``'s values of lists that have one per row (verdicts)."""
+        if not isinstance(structure, Node):
+            return structure
+        children: Any = structure.children
+        if structure.kind is list and children and all(is_value(child) for child in children):
+            children = self._split_row_list(list(children))[i]
+        own = tuple([self._own_values(child, i) for child in children])
+        return Node(structure.kind, structure.context, own)
 
     def _by_row(self, values: Sequence[str]) -> list[str]:
         """What each row has of what each call has."""
@@ -318,7 +328,7 @@ class MergedCall:
             parts += [table.select(axis + 1, i).flatten(axis, axis + 1).contiguous() for i in range(members)]
         return parts
 
-    def _split_row_list(self, entries: list[torch.Tensor]) -> list[Leaf]:
+    def _split_row_list(self, entries: list[Any]) -> list[Leaf]:
         if len(entries) % self.total_rows:
             raise Unsplittable(f"{self.target.name} gave a list of {len(entries)} for {self.total_rows} rows")
         each = len(entries) // self.total_rows
@@ -328,7 +338,7 @@ class MergedCall:
             block = entries[start : start + rows * members * each]
             start += len(block)
             for i in range(members):
-                own: list[torch.Tensor] = []
+                own: list[Any] = []
                 for row in range(rows):
                     at = (row * members + i) * each
                     own += block[at : at + each]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Hashable, Mapping, Sized
+from collections.abc import Hashable, Mapping, Sized
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from steploom.errors import InvalidRequest
 from steploom.weave import noise, untyped
 from steploom.weave.copies import woven_module
 from steploom.weave.noise import StepEnd
+from steploom.weave.noise_choice import replacement
 from steploom.weave.program import may_suspend, suspend
 from steploom.weave.shared import SharedModule, structure
 
@@ -64,8 +64,10 @@ class Loom:
             views: The modules with the request's adapters, by identity of the pipeline's module.
 
         Raises:
-            InvalidRequest: ``noise_scheduler`` names no class of diffusers.
+            InvalidRequest: ``noise_scheduler`` names no class of diffusers that goes with the pipeline's own.
         """
+        if noise_scheduler is not None and getattr(self.pipeline, "scheduler", None) is None:
+            replacement(None, noise_scheduler)  # raises
         return self._copy(self.pipeline, watcher, noise_scheduler, {}, "denoise", views)
 
     def _copy(
@@ -81,7 +83,7 @@ class Loom:
         memo[id(pipeline)] = own
         own.__dict__.update(pipeline.__dict__, _steploom=(watcher, stage, self.device))
         if getattr(pipeline, "scheduler", None) is not None and id(pipeline.scheduler) not in memo:
-            source = pipeline.scheduler if override is None else _replacement(pipeline.scheduler, override)
+            source = pipeline.scheduler if override is None else replacement(pipeline.scheduler, override)
             memo[id(pipeline.scheduler)] = watcher.observe(source, stage)
         for name, value in pipeline.__dict__.items():  # the combined pipelines of cascades hold all of their stages'
             if name.endswith("_scheduler") and id(value) not in memo and untyped.is_noise_scheduler(value):
@@ -150,18 +152,6 @@ class Watcher:
         """Ends all observation."""
         while self._observed:
             noise.forget(self._observed.pop())
-
-
-def _replacement(base: Any, override: str | Mapping[str, Any]) -> Any:
-    """The request's own noise scheduler, from the pipeline's configuration and the given overrides."""
-    settings = {"class": override} if isinstance(override, str) else dict(override)
-    name = settings.pop("class", type(base).__name__)
-    cls: Callable[..., Any] | None = getattr(untyped.noise_scheduler_class(name), "from_config", None)
-    if cls is None:
-        raise InvalidRequest(
-            f"noise_scheduler={name!r}: no scheduler class of diffusers has this name", field="noise_scheduler"
-        )
-    return cls(base.config, **settings)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ import torch
 
 from steploom.weave.axes import SHARED
 from steploom.weave.blend import BASE
-from steploom.weave.calls import Leaf, flatten
+from steploom.weave.calls import Leaf, flatten, values
 from steploom.weave.merging import MergedCall, Unsplittable, is_scalar
 
 LOOSE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
@@ -126,7 +126,13 @@ def _tensors(result: Any) -> list[torch.Tensor]:
     return [t for leaf in leaves for t in (leaf if isinstance(leaf, list) else [leaf])]
 
 
+def _values(result: Any) -> list[Any]:
+    return values(flatten(result, []))
+
+
 def _far_apart(alone: Any, merged: Any) -> str | None:
+    if _values(alone) != _values(merged):
+        return f"{_values(alone)} and {_values(merged)}"
     ones, others = _tensors(alone), _tensors(merged)
     if [t.shape for t in ones] != [t.shape for t in others]:
         return f"shapes {[tuple(t.shape) for t in ones]} and {[tuple(t.shape) for t in others]}"
@@ -158,6 +164,8 @@ def _crosstalk(merged: MergedCall, expected: Any, watched: int, pinned: frozense
         for i, own in enumerate(merged.leaves)
     ]
     changed = merged.run(leaves)[watched]
+    if _values(changed) != _values(expected):
+        return f"{_values(expected)} became {_values(changed)}"
     if _same(merged, expected, changed, watched):
         return None
     return f"by up to {_largest_difference(expected, changed):.1e}"

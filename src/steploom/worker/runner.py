@@ -54,6 +54,8 @@ class Runner:
     ) -> None:
         loading.refuse_settings(config, given=in_process)
         loading.refuse(pipeline)
+        if in_process:
+            loading.refuse_moves(config, pipeline)
         torch.set_grad_enabled(False)
         self.info: PipelineInfo = loading.describe(pipeline, in_process=in_process)
         if config.loras and self.info.no_lora is not None:
@@ -219,6 +221,8 @@ class Runner:
             merged_calls=counters.merged_calls,
             alone_calls=dict(counters.alone_calls),
             cache_hits=self._hub.cache.hits,
+            cache_misses=self._hub.cache.misses,
+            cache_bytes=self._hub.cache.bytes,
             kinds=self._hub.verdicts.summary(),
             loras=[] if self._loras is None else self._loras.names,
             lora_loads=self._lora_counts.loads,
@@ -243,11 +247,7 @@ class Runner:
             self._adopt_nothing()
             return
         modules = untyped.modules_of(self.pipeline)
-        for name, module in modules.items():
-            if loading.is_group_offloaded(module):
-                raise ConfigError(
-                    f"sleep(level=1): {name} is group-offloaded, so its weights are off the device already"
-                )
+        loading.refuse_sleep(modules)
         self._homes = {name: getattr(module, "device", None) for name, module in modules.items()}
         for module in modules.values():
             module.to("cpu")
