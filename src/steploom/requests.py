@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextvars
 import copy
 import dataclasses
+import difflib
+import os
 import secrets
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import msgspec
 
+from steploom import lora as loras
 from steploom import media
 from steploom.errors import InvalidRequest, RequestError
 
@@ -29,7 +32,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "request_id": ((str,), "a str"),
     "seed": ((int, NoneType), "an integer, or None to draw one"),
     "task": ((str, NoneType), "a str, or None for what the engine was loaded for"),
-    "lora": ((str, NoneType), "the name of an adapter, or None"),
+    "lora": ((str, list, NoneType), loras.MEANING),
     "noise_scheduler": ((str, Mapping, NoneType), "a class name, {'class': name, **config}, or None"),
     "priority": ((int,), "an integer; lower runs first"),
     "timeout": ((int, float, NoneType), "a number of seconds, or None"),
@@ -59,8 +62,10 @@ class DiffusionRequest:
         seed: ``torch.Generator("cpu").manual_seed(seed)`` for the whole request; drawn if not given and no
             ``generator`` is among ``params``.
         task: Auto-pipeline task; None is what the engine was loaded for.
-        lora: Name of a registered adapter.
-        noise_scheduler: Class name of a diffusers scheduler for this request, or ``{"class": name, **config}``.
+        lora: Adapters for this request alone: ``[(name or path, scale), ...]``, or one name or path, at scale 1. A
+            name is one of ``EngineConfig.loras``; a path is a file or folder; ``"owner/name"`` is a hub id.
+        noise_scheduler: Class name of a diffusers scheduler for this request, or ``{"class": name, **config}``; a
+            class or an object of diffusers' is taken as such.
         priority: Lower runs first.
         timeout: Seconds from submission, hard: :class:`~steploom.errors.DeadlineExceeded`.
         deadline: Seconds from submission, a hint to the scheduler.
@@ -82,7 +87,7 @@ class DiffusionRequest:
     request_id: str
     seed: int | None
     task: str | None
-    lora: str | None
+    lora: str | list[Any] | None
     noise_scheduler: str | Mapping[str, Any] | None
     priority: int
     timeout: float | None
@@ -99,7 +104,7 @@ class DiffusionRequest:
         *,
         seed: int | None = None,
         task: str | None = None,
-        lora: str | None = None,
+        lora: loras.Lora | os.PathLike[str] | None = None,
         noise_scheduler: str | Mapping[str, Any] | None = None,
         priority: int = 0,
         timeout: float | None = None,
@@ -116,12 +121,21 @@ class DiffusionRequest:
             seed = secrets.randbits(SEED_BITS)
         if params.get("generator") is None:
             params.pop("generator", None)
+        noise_scheduler = _by_name(noise_scheduler)
         if request_id is None:
             request_id = uuid.uuid4().hex[:16]
+        lora = loras.listed(lora)
         values = dict(locals())
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, values[field.name])
         self._validate()
+
+    @property
+    def adapters(self) -> tuple[tuple[str, float], ...]:
+        """What ``lora`` asks for: names or paths, and scales."""
+        if isinstance(self.lora, str):
+            return ((self.lora, 1.0),)
+        return tuple((name, scale) for name, scale in self.lora or ())
 
     def in_context(self) -> DiffusionRequest:
         """A copy that remembers the context variables of the caller."""
@@ -142,6 +156,7 @@ class DiffusionRequest:
                 raise InvalidRequest(f"{name}={value!r}: must be {meaning}", field=name)
             if isinstance(value, int) and name != "seed" and not -_MOST <= value <= _MOST:
                 raise InvalidRequest(f"{name}={value!r}: must fit 64 bits", field=name)
+        loras.check(self.lora)
         if self.seed is not None and not -(2**63) <= self.seed < 2**64:
             raise InvalidRequest(f"seed={self.seed!r}: must fit 64 bits", field="seed")
         if self.seed is not None and "generator" in self.params:
@@ -323,3 +338,49 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Event = Queued | StepEvent | Restarted | Finished | Failed
+
+
+def _by_name(noise_scheduler: Any) -> Any:
+    """A noise scheduler, or its class, as what travels: its name, and the settings of an object."""
+    if isinstance(noise_scheduler, type):
+        return noise_scheduler.__name__
+    settings: Any = getattr(noise_scheduler, "config", None)
+    if not isinstance(settings, Mapping) or not hasattr(noise_scheduler, "set_timesteps"):
+        return noise_scheduler
+    plain = {name: value for name, value in cast("Mapping[str, Any]", settings).items() if not name.startswith("_")}
+    return {"class": type(noise_scheduler).__name__, **plain}
+
+
+def check_noise_scheduler(override: str | Mapping[str, Any], known: Mapping[str, list[str]], own: str | None) -> None:
+    """Refuses a noise scheduler that does not exist, does not go with the model, or has no such setting.
+
+    Args:
+        override: A class name, or ``{"class": name, **settings}``.
+        known: Classes that go with the model, and the settings that each takes.
+        own: The class of the pipeline's own; None if it has none.
+
+    Raises:
+        InvalidRequest: Names the nearest known.
+    """
+    settings = {"class": override} if isinstance(override, str) else dict(override)
+    name = settings.pop("class", own)
+    if own is None:
+        raise InvalidRequest(
+            f"noise_scheduler={name!r}: this pipeline has no noise scheduler; leave it out", field="noise_scheduler"
+        )
+    if name not in known and name != own:
+        nearest = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"there are {', '.join(sorted(known))}"
+        raise InvalidRequest(
+            f"noise_scheduler={name!r}: no scheduler class of diffusers that goes with the model's {own} has this "
+            f"name; {hint}",
+            field="noise_scheduler",
+        )
+    for setting in settings:
+        takes = known.get(str(name), [])
+        if takes and setting not in takes:
+            nearest = difflib.get_close_matches(str(setting), takes, n=3, cutoff=0.5) or takes
+            raise InvalidRequest(
+                f"noise_scheduler: {name} has no setting {setting!r}; did you mean {' or '.join(nearest)}?",
+                field="noise_scheduler",
+            )

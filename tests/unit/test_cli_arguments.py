@@ -171,6 +171,27 @@ def test_options_win_over_the_environment_and_that_over_defaults(monkeypatch) ->
     assert config.model == EngineConfig().model
 
 
+def test_engine_takes_any_field_and_names_the_nearest() -> None:
+    argv = ["generate", "x", "--engine", "vae_tiling=true", "--engine", "group_offload=leaf_level", "--variant", "fp16"]
+    config = arguments.engine_config(main.build_parser().parse_args([*argv, "--offline", "--revision", "v1"]))
+    assert (config.vae_tiling, config.group_offload, config.variant) == (True, "leaf_level", "fp16")
+    assert (config.local_files_only, config.revision) == (True, "v1")
+    options = main.build_parser().parse_args(["verify", "demo", "--engine", "max_batch=3"])
+    assert arguments.engine_config(options).max_batch == 3
+    with pytest.raises(argparse.ArgumentTypeError, match="did you mean vae_tiling"):
+        arguments.engine_setting("vae_tilling=true")
+
+
+def test_model_takes_files_factories_and_addresses(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.safetensors").touch()
+    address = "https://huggingface.co/owner/name/blob/main/one.safetensors"
+    for text in ("one.safetensors", "pkg.module:factory", "owner/name/one.gguf", address):
+        assert arguments.model(text) == text
+    with pytest.raises(argparse.ArgumentTypeError, match="no/such/folder"):
+        arguments.model("no/such/folder")
+
+
 def test_model_takes_hub_ids_and_folders(tmp_path: pathlib.Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()

@@ -78,6 +78,20 @@ def test_options_become_the_pipelines_own_arguments(engine: type[ScriptedEngine]
     assert engine.asked == [("a cat", 5, {**named, "max_sequence_length": 16})]
 
 
+def test_adapters_are_given_with_their_scales(engine: type[ScriptedEngine], tmp_path: pathlib.Path, capsys) -> None:
+    (tmp_path / "a=b").mkdir()
+    argv = ["--lora", "someone/ink", "--lora", "./a=b", "--lora", "./a=b=-0.5"]
+    assert main.main(["generate", "a cat", *argv[:4]]) == 0
+    assert engine.asked[-1][2] == {"lora": [("someone/ink", 1.0), ("./a=b", 1.0)]}
+    assert main.main(["generate", "a cat", *argv[4:]]) == 0
+    assert engine.asked[-1][2] == {"lora": [("./a=b", -0.5)]}
+    assert main.main(["generate", "a cat", *argv]) == 1
+    assert "'./a=b' is listed twice" in capsys.readouterr().err
+    assert main.main(["generate", "a cat", "--lora", "./gone"]) == 1
+    assert "lora='./gone': neither a name" in capsys.readouterr().err
+    assert engine.asked[-1][2] == {"lora": [("./a=b", -0.5)]}, "what is refused asks for nothing"
+
+
 def test_what_is_not_given_is_left_to_the_pipeline(engine: type[ScriptedEngine]) -> None:
     assert main.main(["generate", "a cat"]) == 0
     ((_, _, parameters),) = engine.asked

@@ -127,6 +127,18 @@ def has_opaque(structure: Any) -> bool:
     return isinstance(structure, Opaque)
 
 
+def is_value(structure: Any) -> bool:
+    """Whether ``structure`` is one Python value."""
+    return isinstance(structure, tuple) and structure[0] in (bool, int, float, str)  # pyright: ignore
+
+
+def values(structure: Any) -> list[Any]:
+    """The Python values in ``structure``, in order."""
+    if isinstance(structure, Node):
+        return [value for child in structure.children for value in values(child)]
+    return [structure[1]] if is_value(structure) else []
+
+
 def pattern(structure: Any) -> Hashable:
     """``structure`` without the values of its scalars: what learned axes are filed under."""
     if isinstance(structure, Node):
