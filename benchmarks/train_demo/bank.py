@@ -22,11 +22,27 @@ class Bank:
 
     scenes: dict[int, list[scene.Scene]]
     latents: dict[int, torch.Tensor]
+    _weights: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
-    def batch(self, rng: np.random.Generator, pixels: int, count: int) -> tuple[list[scene.Scene], torch.Tensor]:
-        """Pick ``count`` scenes at random; return them with their latents, float32."""
-        places = rng.integers(0, len(self.scenes[pixels]), count)
-        return [self.scenes[pixels][place] for place in places], self.latents[pixels][torch.from_numpy(places)].float()
+    def batch(
+        self, rng: np.random.Generator, pixels: int, count: int, *, lean: bool = False
+    ) -> tuple[list[scene.Scene], torch.Tensor]:
+        """Pick ``count`` scenes at random; return them with their latents, float32. ``lean``: to the hard ones."""
+        scenes = self.scenes[pixels]
+        if lean:
+            if pixels not in self._weights:
+                self._weights[pixels] = np.cumsum([hardness(one) for one in scenes])
+            weights = self._weights[pixels]
+            places = np.searchsorted(weights, rng.random(count) * weights[-1], side="right")
+        else:
+            places = rng.integers(0, len(scenes), count)
+        return [scenes[place] for place in places], self.latents[pixels][torch.from_numpy(places)].float()
+
+
+def hardness(one: scene.Scene) -> float:
+    """How often to show a scene, beside others: what was drawn worst of all were thin shapes, on black above all."""
+    thin = sum(item.shape in ("star", "ring") for item in one.items)
+    return 1.0 + thin + (2.0 if one.background == "black" else 0.0)
 
 
 @torch.no_grad()

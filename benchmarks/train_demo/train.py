@@ -12,7 +12,7 @@ import torch
 import vae
 from bank import build
 from common import load_if_there, log
-from dit import Trainer
+from dit import PEAK_RATE, Trainer
 from tune import tune
 
 
@@ -26,7 +26,8 @@ def main() -> None:
     parser.add_argument("--tune-steps", type=int, default=1200, help="of the decoder, once the denoiser is done")
     parser.add_argument("--export", type=pathlib.Path, metavar="FOLDER", help="where to write the model as it grows")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--more", type=int, metavar="STEPS", help="train on, from half the peak rate down to nothing")
+    parser.add_argument("--more", type=int, metavar="STEPS", help="train on, from --rate down to nothing")
+    parser.add_argument("--rate", type=float, default=PEAK_RATE / 2, help="with --more (default: %(default)s)")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
@@ -36,7 +37,7 @@ def main() -> None:
         figures = vae.measure(autoencoder, args.folder)
     log(args.folder, f"vae: latent mean {figures['shift']:.3f}, factor {figures['factor']:.3f}")
     bank = build(args.folder, autoencoder, figures["shift"], figures["factor"])
-    trainer = Trainer(args.folder, bank, args.steps, args.finish_in, args.more)
+    trainer = Trainer(args.folder, bank, args.steps, args.finish_in, args.more, args.rate)
     trainer.run(args.export)
     if trainer.done and args.tune_steps:
         tune(args.folder, autoencoder, figures, trainer.averages, args.tune_steps)

@@ -6,14 +6,18 @@ This module is the only reader of environment variables.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import NoneType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, cast, get_args
 
 from steploom.errors import ConfigError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+OffloadLevel = Literal["leaf_level", "block_level"]
+
+_CHOICES: dict[str, tuple[str, ...]] = {"Dtype": get_args(Dtype), "OffloadLevel": get_args(OffloadLevel)}
 
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "str": ((str,), "a str that is not empty"),
@@ -22,11 +26,14 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "bool": ((bool,), "True or False"),
     "type": ((type,), "a class"),
     "None": ((NoneType,), "None"),
-    "Dtype": ((str,), f"one of {', '.join(map(repr, get_args(Dtype)))}"),
+    "Mapping[str, str]": ((Mapping,), "a mapping of names to files, folders or hub ids"),
+    "Mapping[str, Any]": ((Mapping,), "a mapping by name"),
+    "QuantizationConfig": ((), "a quantization config of diffusers"),
+    **{name: ((str,), f"one of {', '.join(map(repr, values))}") for name, values in _CHOICES.items()},
 }
 """What the fields' annotations mean, and how a message says it."""
 
-_LEAST = {"max_retries": 0}
+_LEAST = {"max_retries": 0, "encode_cache_bytes": 0}
 """The least that an integer may be, where that is not 1."""
 
 _MOST = 2**63 - 1
@@ -38,11 +45,26 @@ class EngineConfig:
     """Settings of an engine.
 
     Attributes:
-        model: ``"demo"`` (the built-in model), a folder in diffusers layout, or a hub id.
+        model: ``"demo"`` (the built-in model), a folder in diffusers layout, a hub id (``"owner/name"``), a single-file
+            checkpoint (its path or address), or ``"pkg.module:factory"``, called in the worker, for a pipeline.
+        base_model: Folder or hub id, in diffusers layout, of what a single-file checkpoint does not hold.
+        components: Other components by name: a folder, hub id or single file each, or None to leave one out
+            (``{"transformer": "flux-Q4_K.gguf", "safety_checker": None}``).
         task: Auto-pipeline task to load the model for (``"text-to-image"``); None takes the model's own class.
         controlnet: Folder or hub id of a ControlNet for requests with ``task="controlnet"``.
-        dtype: ``"auto"`` is bfloat16 on CUDA and float32 on CPU (for the models' weights).
+        dtype: ``"auto"`` is bfloat16 on CUDA and float32 on CPU (for the models' weights); or by component:
+            ``{"vae": "float32", "default": "bfloat16"}``.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+        variant: Which weights of a folder or hub id, by the middle of their file names (``"fp16"``).
+        revision: Branch, tag or commit of a hub id.
+        local_files_only: Take from the hub only what is in its cache already.
+        trust_remote_code: Run Python code that a model's folder or hub id brings along.
+        quantization_config: As diffusers takes it: a config object (alone it is for the denoisers), or a mapping of
+            ``PipelineQuantizationConfig``'s arguments.
+        group_offload: Keep weights off the device and bring them there in groups: ``"leaf_level"``,
+            ``"block_level"``, or a mapping of ``enable_group_offload``'s arguments.
+        vae_tiling: Decode large images tile by tile.
+        vae_slicing: Decode the images of a batch one after the other.
         distributed_executor_backend: ``"mp"`` (a worker process), ``"inproc"`` (a thread), ``"ray"``, a subclass of
             :class:`steploom.executor.DiffusionExecutor`, or its name as ``"pkg.module.Class"``.
         scheduler: ``"step"`` (requests join between denoising steps), ``"request"`` (one request to completion), or a
@@ -62,15 +84,30 @@ class EngineConfig:
         max_retries: How often a request is replayed after its worker died.
         max_steps: Upper bound on ``num_inference_steps`` of a request.
         max_pixels: Upper bound on ``width * height`` of a request.
-        encode_cache_bytes: Bytes of text-encoder outputs kept for identical calls.
+        preview_vae: A tiny autoencoder for previews: a folder or hub id of diffusers' ``AutoencoderTiny``; None shows
+            them by a linear map that is fitted from the model's own VAE.
+        encode_cache_bytes: Bytes of text-encoder outputs kept for identical calls; 0 keeps none.
+        loras: Names under which requests may ask for LoRA adapters, and the file, folder or hub id of each. (A request
+            may also give these themselves.) As a variable: ``STEPLOOM_LORAS=ink=./ink.safetensors,oil=./oil``.
+        max_loras: Adapters that a worker keeps loaded, at most; those that its resident requests use always stay.
         torch_threads: CPU threads of a worker; None leaves torch's own choice.
     """
 
     model: str = "demo"
+    base_model: str | None = None
+    components: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
     task: str | None = None
     controlnet: str | None = None
-    dtype: Dtype = "auto"
+    dtype: Dtype | Mapping[str, Any] = dataclasses.field(default="auto", hash=False)
     device: str = "auto"
+    variant: str | None = None
+    revision: str | None = None
+    local_files_only: bool = False
+    trust_remote_code: bool = False
+    quantization_config: Mapping[str, Any] | QuantizationConfig | None = dataclasses.field(default=None, hash=False)
+    group_offload: OffloadLevel | Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
+    vae_tiling: bool = False
+    vae_slicing: bool = False
     distributed_executor_backend: str | type = "mp"
     scheduler: str | type = "step"
     policy: str | type = "fcfs"
@@ -89,11 +126,21 @@ class EngineConfig:
     max_steps: int = 1000
     max_pixels: int = 4096 * 4096
     encode_cache_bytes: int = 64 * 1024 * 1024
+    preview_vae: str | None = None
+    loras: Mapping[str, str] | None = dataclasses.field(default=None, hash=False)
+    max_loras: int = 8
     torch_threads: int | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _plain(field.name, getattr(self, field.name)))
             _check(field, getattr(self, field.name))
+        _check_entries(self)
+        if self.compile and self.group_offload is not None:
+            raise ConfigError(
+                f"group_offload={self.group_offload!r} with compile=True: compiled code does not see weights that come "
+                "and go; leave one of them out"
+            )
         if self.max_resident is not None and self.max_resident < self.max_batch:
             raise ConfigError(
                 f"max_resident={self.max_resident}: must be at least max_batch={self.max_batch}, "
@@ -117,8 +164,30 @@ class EngineConfig:
         for field in dataclasses.fields(cls):
             raw = env.get(f"STEPLOOM_{field.name.upper()}")
             if raw is not None:
-                values[field.name] = _parse(field.name, raw, field.default)
+                values[field.name] = _parse(field, raw)
         return cls(**{**values, **overrides})
+
+
+class QuantizationConfig(Protocol):
+    """A quantization config of diffusers or transformers, or a ``PipelineQuantizationConfig`` (a mapping of them)."""
+
+    quant_method: Any
+
+
+def _is_quantization(value: object) -> bool:
+    return not isinstance(value, type) and (hasattr(value, "quant_method") or hasattr(value, "quant_mapping"))
+
+
+def _plain(name: str, value: Any) -> Any:
+    """``value`` without what only says the same in other types: paths, torch's dtypes and devices."""
+    if name in ("model", "base_model") and isinstance(value, os.PathLike):
+        return os.fspath(cast("os.PathLike[str]", value))
+    if name in ("dtype", "device") and (type(value).__module__, type(value).__name__) == ("torch", name):
+        return str(value).removeprefix("torch.")
+    if name in ("dtype", "components") and isinstance(value, Mapping):
+        entries = cast("Mapping[Any, Any]", value)
+        return {key: _plain("dtype" if name == "dtype" else "model", entry) for key, entry in entries.items()}
+    return value
 
 
 def _check(field: dataclasses.Field[Any], value: Any) -> None:
@@ -131,12 +200,16 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
     kinds = [kind for name in names for kind in _KINDS[name][0]]
     # bool is a subclass of int, and True is not what anybody means by 1.
     fits = isinstance(value, tuple(kinds)) and (bool in kinds or not isinstance(value, bool))
+    fits = fits or ("QuantizationConfig" in names and _is_quantization(value))
     least = _LEAST.get(field.name, 1)
     if fits and isinstance(value, str):
-        fits = bool(value) and ("Dtype" not in names or value in get_args(Dtype))
+        fits = bool(value) and all(value in _CHOICES[name] for name in names if name in _CHOICES)
     elif fits and isinstance(value, (int, float)) and bool not in kinds:
         fits = value > 0 if "float" in names else value >= least
         fits = fits and (isinstance(value, float) or value <= _MOST)
+    if fits and "Mapping[str, str]" in names and isinstance(value, Mapping):
+        entries = cast("Mapping[Any, Any]", value).items()
+        fits = all(isinstance(part, str) and part for entry in entries for part in entry)
     if fits:
         return
     bounds = f" of at least {least}" + (" and below 2**63" if isinstance(value, int) and value > _MOST else "")
@@ -144,18 +217,48 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
     raise ConfigError(f"{field.name}={value!r}: must be {' or '.join(meanings)}; the default is {field.default!r}")
 
 
-def _parse(name: str, raw: str, default: object) -> Any:
-    """``raw`` as the type of the field's default (None's are given by their use)."""
-    kinds: dict[str, type] = {"max_resident": int, "torch_threads": int}
-    kind = kinds.get(name, str if default is None else type(default))
-    meaning = {bool: "true or false", int: "an integer", float: "a number"}.get(kind, "text")
+def _check_entries(config: EngineConfig) -> None:
+    """Refuses entries of the mappings ``dtype`` and ``components`` that mean nothing."""
+    known = [name for name in _CHOICES["Dtype"] if name != "auto"]
+    dtypes: Mapping[Any, Any] = config.dtype if isinstance(config.dtype, Mapping) else {}
+    for name, value in dtypes.items():
+        if value not in known:
+            raise ConfigError(f"dtype[{name!r}]={value!r}: must be one of {', '.join(map(repr, known))}")
+    for name, value in (config.components or {}).items():
+        if value is not None and not (isinstance(value, str) and value):
+            raise ConfigError(
+                f"components[{name!r}]={value!r}: must be a folder, a hub id or a file, or None to leave it out"
+            )
+
+
+def _parse(field: dataclasses.Field[Any], raw: str) -> Any:
+    """``raw`` as the type of its field: what may be a mapping is one if it is written as JSON."""
+    names, default = str(field.type).split(" | "), field.default
+    kinds: dict[str, Callable[[str], Any]] = {"bool": _flag, "int": int, "float": float}
+    meanings = {"bool": "true or false", "int": "an integer", "float": "a number"}
+    meaning = meanings.get(names[0], "name=path,name=path" if "Mapping[str, str]" in names else "a JSON object")
     try:
-        if kind is bool:
-            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[raw.lower()]
-        return kind(raw)
+        if "Mapping[str, str]" in names and not raw.startswith("{"):
+            return _entries(raw)
+        if raw.startswith("{") or ("Mapping[str, Any]" in names and "str" not in names and names[0] not in _CHOICES):
+            return json.loads(raw)
+        return kinds.get(names[0], str)(raw)
     except (ValueError, KeyError):
         mend = f"unset it for the default, {default!r}"
-        raise ConfigError(f"STEPLOOM_{name.upper()}={raw!r}: must be {meaning}; {mend}") from None
+        raise ConfigError(f"STEPLOOM_{field.name.upper()}={raw!r}: must be {meaning}; {mend}") from None
+
+
+def _flag(raw: str) -> bool:
+    return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[raw.lower()]
+
+
+def _entries(raw: str) -> dict[str, str]:
+    """``name=path,name=path`` as a mapping."""
+    entries: dict[str, str] = {}
+    for entry in raw.split(","):
+        name, place = entry.split("=", 1)
+        entries[name.strip()] = place.strip()
+    return entries
 
 
 def worker_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:

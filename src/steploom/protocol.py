@@ -127,6 +127,8 @@ class RequestReport(msgspec.Struct, kw_only=True):
         output: What the pipeline returned.
         trajectory_latents: ``[steps, rows, ...]``, if asked for.
         trajectory_timesteps: ``[steps]``, if asked for.
+        frame_rate: Frames per second of the output, where known.
+        sampling_rate: Samples per second of the output, where known.
         error: Why the program ended without output.
     """
 
@@ -149,6 +151,8 @@ class RequestReport(msgspec.Struct, kw_only=True):
     output: Any = None
     trajectory_latents: Any = None
     trajectory_timesteps: Any = None
+    frame_rate: float | None = None
+    sampling_rate: int | None = None
     error: ErrorInfo | None = None
 
 
@@ -194,6 +198,13 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
         in_process: Whether objects that cannot travel (generators, callbacks) may be passed.
         tasks: The tasks that a request may name, and the pipelines over the same components that do each: of several
             the first that takes the request's arguments does it.
+        makes: What it makes, of ``"images"``, ``"videos"``, ``"audios"`` and ``"text"``; empty where that is not known.
+        frame_rate: Frames per second that its videos are meant for, if it has a say in that.
+        sampling_rate: Samples per second of its sound, if it makes any.
+        loras: Names of adapters that were loaded with the pipeline.
+        no_lora: Why requests cannot have adapters; None if they can.
+        noise_scheduler: Class of the pipeline's own noise scheduler, None if it has none.
+        noise_schedulers: Classes that can stand in for it, and the settings that each takes.
     """
 
     pipeline_class: str
@@ -205,6 +216,13 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
     device: str = "cpu"
     dtype: str = "float32"
     in_process: bool = False
+    makes: list[str] = []
+    frame_rate: float | None = None
+    sampling_rate: int | None = None
+    loras: list[str] = []
+    no_lora: str | None = None
+    noise_scheduler: str | None = None
+    noise_schedulers: dict[str, list[str]] = {}
     tasks: dict[str, list[PipelineInfo]] = {}
 
     def serving(self, request: DiffusionRequest) -> PipelineInfo:
@@ -247,8 +265,13 @@ class WorkerStats(msgspec.Struct, kw_only=True):
         resident: Programs held now.
         merged_calls: Module calls answered by a shared forward.
         alone_calls: Module calls executed alone, by reason (``"only one"``, ``"verification failed: ..."``).
-        cache_hits: Text-encoder calls answered from the cache.
+        cache_hits: Text-encoder calls answered from the cache, or by another's result of the same tick.
+        cache_misses: Text-encoder calls that could have been, and were not.
+        cache_bytes: What the cache holds now; at most ``EngineConfig.encode_cache_bytes``.
         kinds: Verified kinds of merge, with their state.
+        loras: The LoRA adapters that are loaded, as they were asked for; least recently used first.
+        lora_loads: How many were loaded.
+        lora_evictions: How many were dropped to make room.
     """
 
     ticks: int = 0
@@ -259,4 +282,9 @@ class WorkerStats(msgspec.Struct, kw_only=True):
     merged_calls: int = 0
     alone_calls: dict[str, int] = {}
     cache_hits: int = 0
+    cache_misses: int = 0
+    cache_bytes: int = 0
     kinds: dict[str, str] = {}
+    loras: list[str] = []
+    lora_loads: int = 0
+    lora_evictions: int = 0

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from steploom.cli import arguments, generate, images, main
+from steploom.cli import arguments, generate, main, outputs
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError, EngineDead
 
@@ -171,6 +171,27 @@ def test_options_win_over_the_environment_and_that_over_defaults(monkeypatch) ->
     assert config.model == EngineConfig().model
 
 
+def test_engine_takes_any_field_and_names_the_nearest() -> None:
+    argv = ["generate", "x", "--engine", "vae_tiling=true", "--engine", "group_offload=leaf_level", "--variant", "fp16"]
+    config = arguments.engine_config(main.build_parser().parse_args([*argv, "--offline", "--revision", "v1"]))
+    assert (config.vae_tiling, config.group_offload, config.variant) == (True, "leaf_level", "fp16")
+    assert (config.local_files_only, config.revision) == (True, "v1")
+    options = main.build_parser().parse_args(["verify", "demo", "--engine", "max_batch=3"])
+    assert arguments.engine_config(options).max_batch == 3
+    with pytest.raises(argparse.ArgumentTypeError, match="did you mean vae_tiling"):
+        arguments.engine_setting("vae_tilling=true")
+
+
+def test_model_takes_files_factories_and_addresses(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.safetensors").touch()
+    address = "https://huggingface.co/owner/name/blob/main/one.safetensors"
+    for text in ("one.safetensors", "pkg.module:factory", "owner/name/one.gguf", address):
+        assert arguments.model(text) == text
+    with pytest.raises(argparse.ArgumentTypeError, match="no/such/folder"):
+        arguments.model("no/such/folder")
+
+
 def test_model_takes_hub_ids_and_folders(tmp_path: pathlib.Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()
@@ -190,22 +211,22 @@ def test_a_model_of_the_environment_is_checked_too(monkeypatch) -> None:
         arguments.engine_config(main.build_parser().parse_args(["generate", "x"]))
 
 
-def test_check_image_file_accepts_what_can_be_written(tmp_path: pathlib.Path) -> None:
+def test_check_file_accepts_what_can_be_written(tmp_path: pathlib.Path) -> None:
     for ending in (".PNG", ".jpg", ".webp", ".gif", ".tiff", ".bmp"):
-        assert images.check_image_file(tmp_path / f"a{ending}") == tmp_path / f"a{ending}"
+        assert outputs.check_file(tmp_path / f"a{ending}") == tmp_path / f"a{ending}"
     with pytest.raises(ConfigError, match="no ending"):
-        images.check_image_file(tmp_path / "a")
+        outputs.check_file(tmp_path / "a")
     # Pillow reads PSD, says that it saves HDF5 and cannot, and saves XBM of two colours alone.
     for ending in (".psd", ".h5", ".xbm"):
         with pytest.raises(ConfigError, match=rf"a{ending}: images cannot be saved as '{ending}'; use \.png"):
-            images.check_image_file(tmp_path / f"a{ending}")
+            outputs.check_file(tmp_path / f"a{ending}")
 
 
 def test_check_writable_leaves_everything_as_it_was(tmp_path: pathlib.Path) -> None:
     (tmp_path / "old.png").write_bytes(b"old")
     (tmp_path / "link.png").symlink_to("elsewhere.png")
     for name in ("old.png", "new.png", "link.png"):
-        images.check_writable(tmp_path / name)
+        outputs.check_writable(tmp_path / name)
     assert (tmp_path / "old.png").read_bytes() == b"old"
     assert (tmp_path / "link.png").is_symlink()
     assert not (tmp_path / "new.png").exists()
@@ -214,4 +235,4 @@ def test_check_writable_leaves_everything_as_it_was(tmp_path: pathlib.Path) -> N
 def test_check_writable_refuses_pipes_without_waiting_for_a_reader(tmp_path: pathlib.Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ConfigError, match="is no regular file"):
-        images.check_writable(tmp_path / "pipe.png")
+        outputs.check_writable(tmp_path / "pipe.png")

@@ -41,7 +41,7 @@ FLAGS = [name for name, field in FIELDS.items() if field.type == "bool"]
         ("tick_timeout_s", None, "a number of seconds greater than 0"),
         ("tick_timeout_s", True, "a number of seconds greater than 0"),
         ("tick_timeout_s", 0, "a number of seconds greater than 0"),
-        ("model", pathlib.Path("x"), "a str that is not empty; the default is 'demo'"),
+        ("model", 3, "a str that is not empty; the default is 'demo'"),
         ("model", None, "a str that is not empty"),
         ("model", "", "a str that is not empty"),
         ("task", 3, "a str that is not empty or None"),
@@ -51,8 +51,18 @@ FLAGS = [name for name, field in FIELDS.items() if field.type == "bool"]
         ("batch_invariant", None, "True or False"),
         ("dtype", "int8", "one of 'auto', 'float32', 'bfloat16', 'float16'"),
         ("dtype", [], "one of 'auto'"),
+        ("encode_cache_bytes", -1, "an integer of at least 0"),
+        ("components", "vae", "a mapping by name or None"),
+        ("group_offload", "leaf", "one of 'leaf_level', 'block_level' or a mapping by name or None"),
+        ("quantization_config", "int8", "a mapping by name or a quantization config of diffusers or None"),
+        ("vae_tiling", "yes", "True or False"),
+        ("revision", 1, "a str that is not empty or None"),
         ("scheduler", object(), "a str that is not empty or a class"),
         ("policy", 5, "a str that is not empty or a class; the default is 'fcfs'"),
+        ("loras", "ink.safetensors", "a mapping of names to files, folders or hub ids or None"),
+        ("loras", {"ink": 3}, "a mapping of names"),
+        ("loras", {"": "x"}, "a mapping of names"),
+        ("max_loras", 0, "an integer of at least 1; the default is 8"),
         ("distributed_executor_backend", None, "a str that is not empty or a class; the default is 'mp'"),
     ],
 )
@@ -102,6 +112,50 @@ def test_what_is_right_passes() -> None:
     assert all(EngineConfig(**{name: FIELDS[name].default}) == EngineConfig() for name in FIELDS)
 
 
+def test_what_says_the_same_in_another_type_is_taken() -> None:
+    import torch
+
+    folder = pathlib.Path("a") / "b"
+    config = EngineConfig(
+        model=folder, dtype=torch.bfloat16, device=torch.device("cuda", 1), components={"vae": folder, "unet": None}
+    )
+    assert config == EngineConfig(
+        model="a/b", dtype="bfloat16", device="cuda:1", components={"vae": "a/b", "unet": None}
+    )
+    assert EngineConfig(dtype={"vae": torch.float32}).dtype == {"vae": "float32"}
+    assert hash(config) == hash(EngineConfig(model="a/b", device="cuda:1"))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"dtype": {"vae": "auto"}}, r"dtype\['vae'\]='auto': must be one of 'float32'"),
+        ({"components": {"vae": 3}}, r"components\['vae'\]=3: must be a folder, a hub id or a file"),
+        ({"group_offload": "leaf_level", "compile": True}, "group_offload='leaf_level' with compile=True"),
+    ],
+)
+def test_entries_and_what_does_not_go_together_are_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        EngineConfig(**given)
+
+
+def test_mappings_are_read_from_variables_as_json() -> None:
+    env = {
+        "STEPLOOM_GROUP_OFFLOAD": "leaf_level",
+        "STEPLOOM_QUANTIZATION_CONFIG": '{"quant_backend": "torchao"}',
+        "STEPLOOM_COMPONENTS": '{"vae": null}',
+        "STEPLOOM_DTYPE": '{"default": "float16"}',
+        "STEPLOOM_VAE_TILING": "true",
+    }
+    config = EngineConfig.from_env(env)
+    assert (config.group_offload, config.vae_tiling) == ("leaf_level", True)
+    assert config.quantization_config == {"quant_backend": "torchao"}
+    assert (config.components, config.dtype) == ({"vae": None}, {"default": "float16"})
+    assert EngineConfig.from_env({"STEPLOOM_GROUP_OFFLOAD": '{"offload_type": "leaf_level"}'}).group_offload
+    with pytest.raises(ConfigError, match="STEPLOOM_COMPONENTS='vae': must be a JSON object"):
+        EngineConfig.from_env({"STEPLOOM_COMPONENTS": "vae"})
+
+
 def test_max_resident_holds_a_batch() -> None:
     with pytest.raises(ConfigError, match=r"max_resident=3: must be at least max_batch=4.*raise it, or leave it None"):
         EngineConfig(max_batch=4, max_resident=3)
@@ -109,10 +163,17 @@ def test_max_resident_holds_a_batch() -> None:
 
 def test_variables_are_read_by_the_type_of_their_field() -> None:
     given = {"max_batch": "3", "compile": "yes", "tick_timeout_s": "2.5", "task": "x", "torch_threads": "2"}
-    given |= {"max_resident": "9", "device": "cpu"}
+    given |= {"max_resident": "9", "device": "cpu", "loras": "ink=./ink.safetensors, oil=me/oil"}
     env = {f"STEPLOOM_{name.upper()}": value for name, value in given.items()}
     expected = EngineConfig(
-        max_batch=3, compile=True, tick_timeout_s=2.5, task="x", torch_threads=2, max_resident=9, device="cuda"
+        max_batch=3,
+        compile=True,
+        tick_timeout_s=2.5,
+        task="x",
+        torch_threads=2,
+        max_resident=9,
+        device="cuda",
+        loras={"ink": "./ink.safetensors", "oil": "me/oil"},
     )
     assert EngineConfig.from_env(env, device="cuda") == expected
 
@@ -125,6 +186,7 @@ def test_variables_are_read_by_the_type_of_their_field() -> None:
         ("STEPLOOM_TICK_TIMEOUT_S", "soon", "STEPLOOM_TICK_TIMEOUT_S='soon': must be a number"),
         ("STEPLOOM_TICK_TIMEOUT_S", "nan", "tick_timeout_s=nan: must be a number of seconds greater than 0"),
         ("STEPLOOM_TORCH_THREADS", "0", "torch_threads=0: must be an integer of at least 1"),
+        ("STEPLOOM_LORAS", "ink", "STEPLOOM_LORAS='ink': must be name=path,name=path; unset it"),
         ("STEPLOOM_MODEL", "", "model='': must be a str that is not empty"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import json
 import math
 import pathlib
@@ -16,7 +17,7 @@ from steploom.requests import OWN_FIELDS
 
 EXIT_USAGE = 2
 _ENGINES = "is the engine's, not the pipeline's; give it to engine.generate(...) in Python"
-_OUTPUTS = "cannot be chosen here, since the outcome becomes an image file; leave it out"
+_OUTPUTS = "cannot be chosen here, since the outcome becomes a file; leave it out"
 _NOT_THE_PIPELINES = {
     **dict.fromkeys(OWN_FIELDS, _ENGINES),
     "output_type": _OUTPUTS,
@@ -80,6 +81,14 @@ def finite(text: str) -> float:
     return value
 
 
+def rate(text: str) -> float:
+    """A finite number greater than 0."""
+    value = finite(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be greater than 0, for example 24")
+    return value
+
+
 def setting(text: str) -> tuple[str, Any]:
     """``KEY=VALUE``: the value is read as JSON where it is JSON, and is text otherwise."""
     key, equals, value = text.partition("=")
@@ -92,6 +101,20 @@ def setting(text: str) -> tuple[str, Any]:
     if isinstance(read, float) and not math.isfinite(read):
         raise argparse.ArgumentTypeError(f"{text!r}: must be a finite number")
     return key, read
+
+
+def adapter(text: str) -> tuple[str, float]:
+    """``NAME_OR_PATH`` or ``NAME_OR_PATH=SCALE``: a LoRA adapter and its scale."""
+    name, equals, scale = text.rpartition("=")
+    if not equals:
+        name, scale = text, "1"
+    try:
+        value = float(scale)
+    except ValueError:
+        name, value = text, 1.0  # the equals sign belongs to the path
+    if not name or not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r}: must read NAME_OR_PATH or NAME_OR_PATH=SCALE, for example ink=0.8")
+    return name, value
 
 
 def settings_beside(**flags: str) -> Callable[[str], tuple[str, Any]]:
@@ -114,18 +137,35 @@ def settings_beside(**flags: str) -> Callable[[str], tuple[str, Any]]:
 
 
 def model(text: str) -> str:
-    """``demo``, a folder with a ``model_index.json``, or a hub id. What looks like a path has to be such a folder."""
+    """What ``EngineConfig.model`` takes. What looks like a path has to be there: a folder's index, a file."""
     path = pathlib.Path(text).expanduser()
-    looks_like_path = path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1
-    if not path.exists() and not looks_like_path:
+    looks_like_path = path.is_absolute() or text.startswith((".", "~")) or (text.count("/") > 1 and "://" not in text)
+    if text == "demo" or (not path.exists() and (not looks_like_path or _in_a_repository(text))):
         return text
-    if text == "demo":
-        return text
-    if not (path / "model_index.json").is_file():
+    if not path.is_file() and not (path / "model_index.json").is_file():
         raise argparse.ArgumentTypeError(
-            f"{text!r}: no model_index.json there; give a folder written by save_pretrained, a hub id, or demo"
+            f"{text!r}: no model_index.json there; give a folder written by save_pretrained, a single-file checkpoint, "
+            "a hub id, 'pkg.module:factory', or demo"
         )
     return str(path)
+
+
+def _in_a_repository(text: str) -> bool:
+    """Whether ``text`` is a checkpoint's name in a repository of the hub: owner/name/file.safetensors."""
+    parts = pathlib.PurePosixPath(text).parts
+    return bool(parts[-1].count(".")) and not text.startswith((".", "~", "/")) and not pathlib.Path(parts[0]).exists()
+
+
+def engine_setting(text: str) -> tuple[str, Any]:
+    """``NAME=VALUE`` of a field of ``EngineConfig``."""
+    name, value = setting(text)
+    fields = [field.name for field in dataclasses.fields(EngineConfig)]
+    if name not in fields:
+        nearest = difflib.get_close_matches(name, fields, n=3, cutoff=0.5) or fields
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: EngineConfig has no such field; did you mean {' or '.join(nearest)}?"
+        )
+    return name, value
 
 
 def add_command(commands: Commands, name: str, run: Command, *, summary: str, examples: str) -> Parser:
@@ -143,7 +183,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--model",
         type=model,
         metavar="MODEL",
-        help="a folder in diffusers layout, a hub id, or demo (the built-in model)",
+        help="a folder in diffusers layout, a hub id, a single-file checkpoint, pkg.module:factory, or demo (built in)",
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     group.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the weights")
@@ -151,6 +191,22 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--backend",
         metavar="NAME",
         help="executor: mp (a worker process, the default), inproc (a thread), or pkg.mod.Class",
+    )
+    add_loading_options(group)
+
+
+def add_loading_options(group: argparse._ActionsContainer) -> None:  # pyright: ignore[reportPrivateUsage]
+    """Adds the options of :func:`engine_config` about which weights are loaded and how."""
+    group.add_argument("--variant", metavar="NAME", help="which weights, by the middle of their file names: fp16")
+    group.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
+    group.add_argument("--offline", action="store_const", const=True, help="take only what is in the hub's cache")
+    group.add_argument(
+        "--engine",
+        type=engine_setting,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other field of EngineConfig, as JSON where it is JSON: vae_tiling=true, group_offload=leaf_level",
     )
 
 
@@ -160,8 +216,10 @@ def engine_config(arguments: argparse.Namespace, **settings: Any) -> EngineConfi
     Raises:
         ConfigError: A setting is wrong.
     """
-    names = {"model": "model", "device": "device", "dtype": "dtype", "backend": "distributed_executor_backend"}
+    names = {"model": "model", "device": "device", "dtype": "dtype", "backend": "distributed_executor_backend",
+             "variant": "variant", "revision": "revision", "offline": "local_files_only"}  # fmt: skip
     given = {field: getattr(arguments, option) for option, field in names.items()}
+    settings.update(arguments.engine)
     settings.update({field: value for field, value in given.items() if value is not None})
     config = EngineConfig.from_env(**settings)
     try:

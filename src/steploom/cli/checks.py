@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import importlib
 import os
-import pathlib
 import pkgutil
 import platform
 import sys
@@ -85,7 +84,10 @@ def _model(config: EngineConfig) -> str:
         raise ConfigError(f"model={error}") from None
     if found == "demo":
         return ", the built-in model"
-    return ", a folder" if pathlib.Path(found).is_dir() else ", taken for a hub id, which is not looked up here"
+    from steploom.worker import sources
+
+    kinds = {"folder": ", a folder", "file": ", a single-file checkpoint", "factory": ", a factory, not called here"}
+    return kinds.get(sources.find(found).kind, ", taken for a hub id, which is not looked up here")
 
 
 def _task(config: EngineConfig) -> str:

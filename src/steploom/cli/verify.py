@@ -35,7 +35,9 @@ def add_parser(commands: arguments.Commands) -> None:
     """Adds ``verify`` to the command."""
     summary = "check that a model gives here what diffusers gives alone, and that requests share"
     parser = arguments.add_command(commands, "verify", run, summary=summary, examples=_EXAMPLES)
-    parser.add_argument("model", type=arguments.model, metavar="MODEL", help="a folder, a hub id, or demo")
+    parser.add_argument(
+        "model", type=arguments.model, metavar="MODEL", help="a folder, a hub id, a file, pkg.module:factory, or demo"
+    )
     parser.add_argument("--steps", type=arguments.count, default=3, metavar="N",
                         help="steps of the first request; the second has one more (default: %(default)s)")  # fmt: skip
     parser.add_argument("--size", type=arguments.count, metavar="PX",
@@ -46,6 +48,7 @@ def add_parser(commands: arguments.Commands) -> None:
                         help="any further argument of the pipeline; may be repeated")  # fmt: skip
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the weights")
+    arguments.add_loading_options(parser)
     parser.set_defaults(backend=None)
 
 

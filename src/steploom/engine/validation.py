@@ -11,12 +11,13 @@ import difflib
 from collections.abc import Iterator, Sized
 from typing import Any
 
+from steploom import lora
 from steploom.codec import check_request
 from steploom.config import EngineConfig
 from steploom.engine.pictures import check_pictures, is_picture_argument
 from steploom.errors import ConfigError, InvalidRequest
 from steploom.protocol import PipelineInfo
-from steploom.requests import OWN_FIELDS, DiffusionRequest
+from steploom.requests import OWN_FIELDS, DiffusionRequest, check_noise_scheduler
 
 COUNTS = ("num_inference_steps", "width", "height", "num_images_per_prompt", "num_videos_per_prompt", "num_frames")
 """Arguments that count something, wherever a pipeline has them."""
@@ -62,6 +63,9 @@ def validate(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig
     """
     check_arguments(request, info, config)
     check_pictures(request, config.max_pixels)
+    _check_lora(request, info, config)
+    if request.noise_scheduler is not None and info.noise_schedulers:
+        check_noise_scheduler(request.noise_scheduler, info.noise_schedulers, info.noise_scheduler)
     if not info.in_process:
         _check_travels(request)
 
@@ -168,6 +172,16 @@ def _check_sizes(request: DiffusionRequest, info: PipelineInfo) -> None:
             raise InvalidRequest(
                 f"{name}={value}: {info.pipeline_class} takes multiples of {of}; the nearest is {nearest}", field=name
             )
+
+
+def _check_lora(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:
+    """Refuses adapters that are nowhere, and any where there can be none."""
+    if request.adapters and info.no_lora is not None:
+        raise InvalidRequest(f"lora={request.lora!r}: {info.no_lora}", field="lora")
+    if info.in_process:
+        return  # the application may have loaded others into its pipeline meanwhile: the worker knows
+    for name, _ in request.adapters:
+        lora.find(name, config.loras or {}, info.loras)
 
 
 def _check_travels(request: DiffusionRequest) -> None:

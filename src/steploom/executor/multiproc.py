@@ -28,7 +28,7 @@ from steploom.executor.channel import Channel, ChannelExecutor
 from steploom.executor.process import GRACE_S, WorkerProcess
 from steploom.executor.transport import WorkerSocket
 from steploom.protocol import ErrorInfo, NewRequest, PipelineInfo, RequestReport, RunnerOutput, SchedulerOutput
-from steploom.worker.messages import Close, Command
+from steploom.worker.messages import Close, Command, Configure
 from steploom.worker.process import LAST_WORDS
 from steploom.worker.serving import DEFAULT_RUNNER
 
@@ -57,6 +57,7 @@ class MultiprocExecutor(ChannelExecutor):
             raise ConfigError("distributed_executor_backend='mp': a pipeline object cannot travel; use 'inproc'")
         if config.data_parallel_size != 1:
             raise ConfigError(f"data_parallel_size={config.data_parallel_size}: 'mp' has one worker; use 1")
+        Configure.of(config)  # refuses what cannot travel
         self._folder = ""
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._workers: list[_Worker] = []

@@ -170,6 +170,8 @@ class BaseScheduler(SchedulerInterface):
             timings=self._timings(state),
             trajectory_latents=report.trajectory_latents,
             trajectory_timesteps=report.trajectory_timesteps,
+            frame_rate=report.frame_rate,
+            sampling_rate=report.sampling_rate,
         )
         return Finished(request_id=request_id, output=output)
 

@@ -127,6 +127,18 @@ def has_opaque(structure: Any) -> bool:
     return isinstance(structure, Opaque)
 
 
+def is_value(structure: Any) -> bool:
+    """Whether ``structure`` is one Python value."""
+    return isinstance(structure, tuple) and structure[0] in (bool, int, float, str)  # pyright: ignore
+
+
+def values(structure: Any) -> list[Any]:
+    """The Python values in ``structure``, in order."""
+    if isinstance(structure, Node):
+        return [value for child in structure.children for value in values(child)]
+    return [structure[1]] if is_value(structure) else []
+
+
 def pattern(structure: Any) -> Hashable:
     """``structure`` without the values of its scalars: what learned axes are filed under."""
     if isinstance(structure, Node):
@@ -163,6 +175,11 @@ class ModuleCall:
             args, kwargs = unflatten(self.structure, [list(x) if isinstance(x, list) else x for x in self.leaves])
             return self.target.invoke(*args, **kwargs)
         return self.target.invoke(*self._args, **self._kwargs)
+
+    @property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments, as they were given."""
+        return self._args, dict(self._kwargs)
 
     def argument(self, name: str) -> Any:
         """A keyword argument, None if it was not given."""

@@ -17,25 +17,34 @@ class EncodeCache:
     """Results of text-encoder calls by content of their arguments.
 
     Args:
-        limit_bytes: Bytes of results that are kept.
+        limit_bytes: Bytes of results that are kept; with 0 every call is run.
+
+    Attributes:
+        bytes: Of the results that are kept now.
+        hits: Calls answered without the module.
+        misses: Calls that could have been, and were not.
     """
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
-        self._bytes = 0
+        self.bytes = 0
         self._entries: OrderedDict[Hashable, tuple[Structure, list[torch.Tensor]]] = OrderedDict()
         self.hits = 0
+        self.misses = 0
 
     def key(self, call: ModuleCall) -> Hashable | None:
         """What identical calls share; None where the call cannot be cached."""
-        if not call.target.name.startswith("text_encoder") or has_opaque(call.structure):
+        # Also the nested pipelines' of a cascade (prior_pipe.text_encoder) and its prior's own (prior_text_encoder).
+        if "text_encoder" not in call.target.name or has_opaque(call.structure) or self._limit == 0:
             return None
         if getattr(call.target.module, "_hf_peft_config_loaded", False):
-            return None  # adapters can be switched without the module knowing
+            return None  # the application's own adapters can be switched without the module knowing
         if any(isinstance(leaf, list) for leaf in call.leaves):
             return None
+        adapted = call.target.adapted
         return (
             call.target.key,
+            None if adapted is None else adapted.key,
             version(getattr(call.target.module, "_orig_mod", call.target.module)),
             call.structure,
             tuple(digest(leaf) for leaf in call.leaves if isinstance(leaf, torch.Tensor)),
@@ -45,11 +54,22 @@ class EncodeCache:
         """A copy of the kept result (the caller may update it in place); None if there is none."""
         entry = self._entries.get(key)
         if entry is None:
+            self.misses += 1
             return None
         self._entries.move_to_end(key)
         self.hits += 1
         structure, leaves = entry
         return unflatten(structure, [leaf.clone() for leaf in leaves])
+
+    def repeat(self, result: Any) -> Any:
+        """A copy of the result of an identical call of the same tick; None if it is not plain tensors."""
+        leaves: list[Leaf] = []
+        structure = flatten(result, leaves)
+        if has_opaque(structure) or any(isinstance(leaf, list) for leaf in leaves):
+            self.misses += 1
+            return None
+        self.hits += 1
+        return unflatten(structure, [leaf.clone() for leaf in leaves if isinstance(leaf, torch.Tensor)])
 
     def put(self, key: Hashable, result: Any) -> None:
         """Keeps a copy of ``result`` if it is plain tensors and fits."""
@@ -62,15 +82,15 @@ class EncodeCache:
         if size > self._limit:
             return
         self._entries[key] = (structure, kept)
-        self._bytes += size
-        while self._bytes > self._limit:
+        self.bytes += size
+        while self.bytes > self._limit:
             _, (_, dropped) = self._entries.popitem(last=False)
-            self._bytes -= _size(dropped)
+            self.bytes -= _size(dropped)
 
     def clear(self) -> None:
         """Drops everything (the weights changed)."""
         self._entries.clear()
-        self._bytes = 0
+        self.bytes = 0
 
 
 def _size(tensors: list[torch.Tensor]) -> int:

@@ -74,6 +74,9 @@ class Hub:
                 if program.call is None:
                     self._resume(program)
             self._advance(programs, denoise=True)
+            for program in programs:
+                if program.step_end is not None and program.witness is not None:
+                    program.witness()
             # After its last step a program decodes in the same tick: it would only take a place in the next one.
             finishing = [p for p in programs if p.step_end is not None and p.phase == "decode"]
             for program in finishing:
@@ -135,8 +138,9 @@ class Hub:
             if program.fault is None:
                 self.cache.put(key, program.answer)
         for key, program, call in repeats:
-            program.answer = self.cache.get(key)
-            if program.answer is None:  # too large to keep, or failed
+            first = firsts[key]
+            program.answer = None if first.fault is not None else self.cache.repeat(first.answer)
+            if program.answer is None:  # not plain tensors, or failed
                 self._run_members([(program, call)])
 
     def _run_fresh(self, group: Group) -> None:
@@ -156,7 +160,7 @@ class Hub:
     def _key(self, program: Program, call: ModuleCall, axes: Axes) -> Hashable:
         """The merge key of a call; noted as the program's batch key if it is a denoiser's."""
         mergeable = axes.reason is None
-        key: Hashable = id(program)
+        key: tuple[Hashable, ...] = (id(program),)
         if mergeable:
             try:
                 key = self._merger.key(call, axes)
@@ -164,7 +168,8 @@ class Hub:
                 log.warning("a call of %s cannot be compared with others: %s", call.target.name, fault)
                 mergeable = False
         if is_denoiser(call.target.name):
-            program.batch_key = self._name_key(key, call) if mergeable else f"{call.target.name}:alone"
+            shared = (call.target.group, *key[1:])  # those whose adapters keep them apart share ticks all the same
+            program.batch_key = self._name_key(shared, call) if mergeable else f"{call.target.name}:alone"
             program.rows = rows_of(call.leaves, axes) if mergeable else 0
         return key
 
@@ -193,7 +198,7 @@ class Hub:
             return
         merged = MergedCall([call for _, call in members], self._axes.find(members[0][1]) or Axes())
         refusal = self.verdicts.refusal(merged)
-        if refusal is not None and (merged.mixed or merged.uneven):
+        if refusal is not None and (merged.mixed or merged.uneven or merged.blended):
             for alike in merged.alike():
                 self._run_members([members[i] for i in alike], refusal)
             return

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from steploom.weave.axes import SHARED, Axes, Axis, LeafAxis
-from steploom.weave.calls import Leaf, ModuleCall, Structure, flatten, has_opaque, unflatten
+from steploom.weave.blend import BASE
+from steploom.weave.calls import Leaf, ModuleCall, Node, Structure, flatten, has_opaque, is_value, unflatten
 from steploom.weave.ragged import RaggedText
 
 
@@ -91,7 +92,7 @@ class Merger:
     def __init__(self) -> None:
         self._contents = Contents()
 
-    def key(self, call: ModuleCall, axes: Axes) -> Hashable:
+    def key(self, call: ModuleCall, axes: Axes) -> tuple[Hashable, ...]:
         """Equal for calls that may share a forward: structure, sizes off the batch axis, contents of shared tensors."""
         rule, structure = call.target.ragged, call.structure
         ragged: tuple[Any, ...] = ()
@@ -135,6 +136,8 @@ class MergedCall:
         rows: Rows of each call.
         mixed: Whether row counts differ.
         uneven: Whether lists with one entry per row differ in the lengths of their entries.
+        adapters: Of each call, by their name in the blend.
+        blended: Whether these differ.
         total_rows: Of the merged call.
         kind: What is verified once: module, call structure and variant, not sizes.
         forward_s: Seconds that the real module took when it ran last.
@@ -153,8 +156,13 @@ class MergedCall:
         self._blocks = [(rows, self.rows.count(rows)) for rows in dict.fromkeys(self.rows)]
         self.leaves, self.structure, self.input_axes = self._unify()
         self.uneven = len({lengths(call, axes) for call in calls}) > 1
+        adapted = [call.target.adapted for call in self.calls]
+        self.adapters = [BASE if one is None else one.alias for one in adapted]
+        self.blended = len(set(self.adapters)) > 1
+        self._blend = next((one.blend for one in adapted if one is not None), None) if self.blended else None
+        blend = frozenset(one and one.signature for one in adapted) if self.blended else None
         self.kind: Hashable = (
-            self.target.key, self.structure, self.input_axes, axes.pinned, self.mixed, self.uneven
+            self.target.key, self.structure, self.input_axes, axes.pinned, self.mixed, self.uneven, blend
         )  # fmt: skip
 
     def _unify(self) -> tuple[list[list[Leaf]], Structure, tuple[LeafAxis, ...]]:
@@ -185,17 +193,19 @@ class MergedCall:
         return padded, structure, axes
 
     def alike(self) -> list[list[int]]:
-        """The calls' places as they were given, by row count and lengths."""
+        """The calls' places as they were given, by adapters if these differ, else by row count and lengths."""
         groups: dict[Hashable, list[int]] = {}
-        for call, rows, place in zip(self.calls, self.rows, self.order, strict=True):
-            groups.setdefault((rows, lengths(call, self.axes)), []).append(place)
+        for i, place in enumerate(self.order):
+            sizes = (self.rows[i], lengths(self.calls[i], self.axes))
+            groups.setdefault(self.adapters[i] if self.blended else sizes, []).append(place)
         return list(groups.values())
 
-    def run(self, leaves: Sequence[Sequence[Leaf]] | None = None) -> list[Any]:
+    def run(self, leaves: Sequence[Sequence[Leaf]] | None = None, adapters: Sequence[str] | None = None) -> list[Any]:
         """Runs the real module once on all rows; results in the order of ``calls``.
 
         Args:
             leaves: Other leaves in place of the calls' own (for verification).
+            adapters: Likewise.
 
         Raises:
             Unsplittable: The result cannot be taken apart by rows.
@@ -204,7 +214,11 @@ class MergedCall:
         merged = [self._merge([own[i] for own in parts], axis) for i, axis in enumerate(self.input_axes)]
         args, kwargs = unflatten(self.structure, merged)
         started = time.perf_counter()
-        result = self.target.invoke(*args, **kwargs)
+        if self._blend is None:
+            result = self.target.invoke(*args, **kwargs)
+        else:
+            by_row = self._by_row(self.adapters if adapters is None else adapters)
+            result = self._blend.invoke(self.target.method, by_row, args, kwargs)
         self.forward_s = time.perf_counter() - started
         outputs: list[Leaf] = []
         structure = flatten(result, outputs)
@@ -216,7 +230,26 @@ class MergedCall:
         if len(outputs) != len(axes):
             raise Unsplittable(f"the result of {self.target.name} has another structure when merged")
         split = [self._split(leaf, axis) for leaf, axis in zip(outputs, axes, strict=True)]
-        return [unflatten(structure, [leaf[i] for leaf in split]) for i in range(len(self.calls))]
+        return [unflatten(self._own_values(structure, i), [leaf[i] for leaf in split]) for i in range(len(self.calls))]
+
+    def _own_values(self, structure: Any, i: int) -> Structure:
+        """The structure of a merged result with call ``i``'s values of lists that have one per row (verdicts)."""
+        if not isinstance(structure, Node):
+            return structure
+        children: Any = structure.children
+        if structure.kind is list and children and all(is_value(child) for child in children):
+            children = self._split_row_list(list(children))[i]
+        own = tuple([self._own_values(child, i) for child in children])
+        return Node(structure.kind, structure.context, own)
+
+    def _by_row(self, values: Sequence[str]) -> list[str]:
+        """What each row has of what each call has."""
+        rows: list[str] = []
+        start = 0
+        for count, members in self._blocks:
+            rows += list(values[start : start + members]) * count
+            start += members
+        return rows
 
     def _merge(self, parts: list[Leaf], axis: LeafAxis) -> Leaf:
         if isinstance(parts[0], list):
@@ -295,7 +328,7 @@ class MergedCall:
             parts += [table.select(axis + 1, i).flatten(axis, axis + 1).contiguous() for i in range(members)]
         return parts
 
-    def _split_row_list(self, entries: list[torch.Tensor]) -> list[Leaf]:
+    def _split_row_list(self, entries: list[Any]) -> list[Leaf]:
         if len(entries) % self.total_rows:
             raise Unsplittable(f"{self.target.name} gave a list of {len(entries)} for {self.total_rows} rows")
         each = len(entries) // self.total_rows
@@ -305,7 +338,7 @@ class MergedCall:
             block = entries[start : start + rows * members * each]
             start += len(block)
             for i in range(members):
-                own: list[torch.Tensor] = []
+                own: list[Any] = []
                 for row in range(rows):
                     at = (row * members + i) * each
                     own += block[at : at + each]

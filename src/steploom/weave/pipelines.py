@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Hashable, Mapping, Sized
-from typing import Any
+from collections.abc import Hashable, Mapping, Sized
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from steploom.errors import InvalidRequest
 from steploom.weave import noise, untyped
-from steploom.weave.copies import woven_module
+from steploom.weave.copies import is_woven, woven_module
 from steploom.weave.noise import StepEnd
+from steploom.weave.noise_choice import replacement
 from steploom.weave.program import may_suspend, suspend
 from steploom.weave.shared import SharedModule, structure
+
+if TYPE_CHECKING:
+    from steploom.weave.blend import View
+
+_NO_VIEWS: Mapping[int, View] = MappingProxyType({})
 
 
 class Loom:
@@ -58,6 +64,7 @@ class Loom:
         self,
         watcher: Watcher,
         noise_scheduler: str | Mapping[str, Any] | None = None,
+        views: Mapping[int, View] = _NO_VIEWS,
         pipeline: Any = None,
     ) -> Any:
         """A pipeline for one program, which tells ``watcher`` what it does.
@@ -65,20 +72,31 @@ class Loom:
         Args:
             watcher: Hears of steps and totals.
             noise_scheduler: The request's own noise scheduler, if it has one.
+            views: The modules with the request's adapters, by identity of the pipeline's module.
             pipeline: Another pipeline over the same modules; None is the user's own.
 
         Raises:
-            InvalidRequest: ``noise_scheduler`` names no class of diffusers.
+            InvalidRequest: ``noise_scheduler`` names no class of diffusers that goes with the pipeline's own.
         """
-        source = self.pipeline if pipeline is None else pipeline
-        return self._copy(source, watcher, noise_scheduler, {}, "denoise")
+        pipeline = self.pipeline if pipeline is None else pipeline
+        if noise_scheduler is not None and getattr(pipeline, "scheduler", None) is None:
+            replacement(None, noise_scheduler)  # raises
+        return self._copy(pipeline, watcher, noise_scheduler, {}, "denoise", views)
 
-    def _copy(self, pipeline: Any, watcher: Watcher, override: Any, memo: dict[int, Any], stage: str) -> Any:
+    def _copy(
+        self,
+        pipeline: Any,
+        watcher: Watcher,
+        override: Any,
+        memo: dict[int, Any],
+        stage: str,
+        views: Mapping[int, View],
+    ) -> Any:
         own = object.__new__(_woven_class(type(pipeline)))
         memo[id(pipeline)] = own
         own.__dict__.update(pipeline.__dict__, _steploom=(watcher, stage, self.device))
         if getattr(pipeline, "scheduler", None) is not None and id(pipeline.scheduler) not in memo:
-            source = pipeline.scheduler if override is None else _replacement(pipeline.scheduler, override)
+            source = pipeline.scheduler if override is None else replacement(pipeline.scheduler, override)
             memo[id(pipeline.scheduler)] = watcher.observe(source, stage)
         for name, value in pipeline.__dict__.items():  # the combined pipelines of cascades hold all of their stages'
             if name.endswith("_scheduler") and id(value) not in memo and untyped.is_noise_scheduler(value):
@@ -87,11 +105,11 @@ class Loom:
             if id(value) in memo:
                 own.__dict__[name] = memo[id(value)]
             elif isinstance(value, nn.Module) or untyped.is_noise_scheduler(value) or untyped.is_guider(value):
-                own.__dict__[name] = memo[id(value)] = self._own(value)
+                own.__dict__[name] = memo[id(value)] = self._own(value, views)
             elif self._isolated and untyped.is_tokenizer(value):
                 own.__dict__[name] = self._tokenizer(value)
             elif untyped.is_pipeline(value):
-                own.__dict__[name] = self._copy(value, watcher, None, memo, name)
+                own.__dict__[name] = self._copy(value, watcher, None, memo, name, views)
         return own
 
     def _tokenizer(self, value: Any) -> Any:
@@ -105,9 +123,21 @@ class Loom:
         for shared in self.shared.values():
             shared.forget_conversions()
 
-    def _own(self, value: Any) -> Any:
+    def _own(self, value: Any, views: Mapping[int, View]) -> Any:
         shared = self._by_id.get(id(value))
-        return copy.deepcopy(value) if shared is None else woven_module(shared)
+        return copy.deepcopy(value) if shared is None else woven_module(shared, views.get(id(value)))
+
+
+def detached(pipeline: Any) -> Any:
+    """A copy of a program's own pipeline: what is called on it leaves no trace on that program."""
+    own = object.__new__(type(pipeline))
+    own.__dict__.update(pipeline.__dict__, _steploom=(Watcher(), *pipeline._steploom[1:]))
+    for name, value in pipeline.__dict__.items():
+        if is_woven(value):
+            own.__dict__[name] = woven_module(value._steploom.shared)
+        elif untyped.is_noise_scheduler(value):
+            own.__dict__[name] = copy.copy(value)  # nobody observes the copy
+    return own
 
 
 class Watcher:
@@ -147,18 +177,6 @@ class Watcher:
         """Ends all observation."""
         while self._observed:
             noise.forget(self._observed.pop())
-
-
-def _replacement(base: Any, override: str | Mapping[str, Any]) -> Any:
-    """The request's own noise scheduler, from the pipeline's configuration and the given overrides."""
-    settings = {"class": override} if isinstance(override, str) else dict(override)
-    name = settings.pop("class", type(base).__name__)
-    cls: Callable[..., Any] | None = getattr(untyped.noise_scheduler_class(name), "from_config", None)
-    if cls is None:
-        raise InvalidRequest(
-            f"noise_scheduler={name!r}: no scheduler class of diffusers has this name", field="noise_scheduler"
-        )
-    return cls(base.config, **settings)
 
 
 @functools.cache

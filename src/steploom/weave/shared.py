@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,6 +12,9 @@ from torch.utils.hooks import RemovableHandle
 
 from steploom.errors import GenerationFailed
 from steploom.weave.ragged import rule_for
+
+if TYPE_CHECKING:
+    from steploom.weave.blend import Adapted
 
 METHODS = ("forward", "encode", "decode")
 HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
@@ -25,17 +28,30 @@ class Target:
     Attributes:
         name: The component's name in the pipeline, such as ``"transformer"``.
         key: Equal for calls that may run together.
+        group: The same without the adapters that keep calls apart: requests of one group share a tick.
         ragged: How its text argument is padded, where it is ragged.
         patched: The application's module, where ``module`` is a clone of it; used if its ``forward`` was replaced.
+        adapted: The adapters that ``module`` carries for one request, if it does.
     """
 
-    __slots__ = ("_invoke", "key", "method", "module", "name", "patched", "ragged")
+    __slots__ = ("_invoke", "adapted", "group", "key", "method", "module", "name", "patched", "ragged")
 
-    def __init__(self, name: str, method: str, module: Any, key: Hashable) -> None:
+    def __init__(
+        self,
+        name: str,
+        method: str,
+        module: Any,
+        key: Hashable,
+        *,
+        group: Hashable = None,
+        adapted: Adapted | None = None,
+    ) -> None:
         self.name = name
         self.method = method
         self.module = module
         self.key = key
+        self.group = key if group is None else group
+        self.adapted = adapted
         self.ragged = rule_for(getattr(module, "_orig_mod", module))
         self.patched: Any = None
         self._invoke: Callable[..., Any] = module if method == "forward" else getattr(module, method)
@@ -44,6 +60,8 @@ class Target:
         """Runs the real module."""
         if self.patched is not None and "forward" in self.patched.__dict__:
             return self.patched(*args, **kwargs)
+        if self.adapted is not None:
+            return self.adapted.invoke(self._invoke, args, kwargs)
         return self._invoke(*args, **kwargs)
 
 
@@ -125,8 +143,15 @@ def isolate(given: Any) -> Any:
         return given
     if any("forward" in child.__dict__ for child in given.modules()):
         return given
-    clone = clone_tree(given)
-    for own, theirs in zip(clone.modules(), given.modules(), strict=True):
+    return twin(given)
+
+
+def twin(module: nn.Module) -> nn.Module:
+    """A structural clone that shares parameters, and the tables of hooks unless the model installs hooks itself."""
+    clone = clone_tree(module)
+    if not hasattr(module, "set_attn_processor"):  # transformers' models would install theirs once for each clone
+        return clone
+    for own, theirs in zip(clone.modules(), module.modules(), strict=True):
         own.__dict__.update({table: theirs.__dict__[table] for table in HOOK_TABLES if table in theirs.__dict__})
     return clone
 

@@ -7,8 +7,12 @@ Everything here takes and returns ``Any`` on purpose; the rest of the package is
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
+import importlib.util
 import inspect
 import logging
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,6 +20,7 @@ from typing import Any
 import diffusers
 from diffusers import DiffusionPipeline, SchedulerMixin  # pyright: ignore[reportPrivateImportUsage] - lazily exported
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.utils import BaseOutput  # pyright: ignore[reportPrivateImportUsage]
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -29,16 +34,98 @@ GaussianRows: type = DiagonalGaussianDistribution
 """What VAEs encode to: its ``parameters`` have rows."""
 
 
-def load_pipeline(folder: str, task: str | None, dtype: Any) -> Any:
-    """The pipeline in a folder, or of a hub id, for a task of :data:`TASKS` (None: the class that it was saved as)."""
+DOWNLOADS = (
+    ("diffusers.pipelines.pipeline_utils", "snapshot_download"),
+    ("diffusers.loaders.single_file", "snapshot_download"),
+    ("diffusers.utils.hub_utils", "hf_hub_download"),
+)
+"""Where diffusers downloads weights: modules, and the name of the function that they imported."""
+
+BARS = ("diffusers.utils.logging", "tqdm")
+"""Where diffusers makes the bar of a pipeline's components."""
+
+
+def load_pipeline(folder: str, task: str | None, **options: Any) -> Any:
+    """The pipeline in a folder, or of a hub id, for a task of :data:`TASKS` (None: the class that it was saved as).
+
+    Args:
+        folder: Or a hub id.
+        task: One of :data:`TASKS`.
+        options: As ``from_pretrained`` takes them.
+    """
     # The auto classes import every pipeline there is, which takes seconds: only when one is asked for.
     loader: Any = DiffusionPipeline if task is None else getattr(diffusers, TASKS[task])
-    return loader.from_pretrained(folder, dtype=dtype)
+    return loader.from_pretrained(folder, **options)
+
+
+def for_task(pipeline: Any, task: str | None) -> Any:
+    """A pipeline of the same components for a task of :data:`TASKS`."""
+    return pipeline if task is None else getattr(diffusers, TASKS[task]).from_pipe(pipeline)
+
+
+def model_index(folder: str, **options: Any) -> dict[str, Any]:
+    """The index of a folder in diffusers layout, or of a hub id: library and class by component, and the class."""
+    index: Any = DiffusionPipeline.load_config(folder, **options)
+    return dict(index)
+
+
+def component_class(library: str, name: str) -> Any:
+    """The class that an index names."""
+    owner: Any = getattr(diffusers.pipelines, library, None)
+    return getattr(importlib.import_module(library) if owner is None else owner, name)
+
+
+def quantization_configs(library: str) -> dict[str, Any]:
+    """The quantization config classes of ``"diffusers"`` or ``"transformers"``, by the name of their backend."""
+    known = importlib.import_module(f"{library}.quantizers.auto").AUTO_QUANTIZATION_CONFIG_MAPPING
+    return {**known, "bitsandbytes": known["bitsandbytes_4bit"]}
+
+
+def pipeline_quantization(configs: dict[str, Any]) -> Any:
+    """What ``from_pretrained`` of a pipeline takes: a config object for each component that is quantized."""
+    return importlib.import_module("diffusers.quantizers").PipelineQuantizationConfig(quant_mapping=configs)
+
+
+def torchao_config(value: Any) -> Any:
+    """Torchao's own description of a quantization: from its class' name, or from what ``config_to_dict`` gave."""
+    if isinstance(value, str):
+        named = value if value.endswith("Config") else "".join(map(str.capitalize, value.split("_"))) + "Config"
+        return getattr(importlib.import_module("torchao.quantization"), named)()
+    if isinstance(value, dict):
+        return importlib.import_module("torchao.core.config").config_from_dict(value.get("default", value))
+    return value
+
+
+def checkpoint(path: str, **options: Any) -> dict[str, Any]:
+    """The tensors of a single file, by name; the file stays on the disk until they are used."""
+    return importlib.import_module("diffusers.loaders.single_file").load_single_file_checkpoint(path, **options)
+
+
+def published_with(tensors: dict[str, Any]) -> str | None:
+    """The hub id that a single file's model was published under, as diffusers infers it; None if it cannot tell.
+
+    What diffusers does not know it takes for Stable Diffusion 1: that is told apart here by what such a file holds.
+    """
+    single_file = importlib.import_module("diffusers.loaders.single_file")
+    found = single_file.fetch_diffusers_config(tensors)["pretrained_model_name_or_path"]
+    known = "stable-diffusion-v1-5" not in found or "model.diffusion_model.input_blocks.0.0.weight" in tensors
+    return found if known else None
+
+
+def load_tiny_autoencoder(name: str, dtype: Any) -> Any:
+    """A tiny autoencoder in a folder, or of a hub id."""
+    loader: Any = diffusers.AutoencoderTiny
+    return loader.from_pretrained(name, torch_dtype=dtype).eval()
 
 
 def is_pipeline(value: Any) -> bool:
     """Whether ``value`` is a diffusers pipeline."""
     return isinstance(value, DiffusionPipeline)
+
+
+def is_output(value: Any) -> bool:
+    """Whether ``value`` is a class of what pipelines return."""
+    return isinstance(value, type) and issubclass(value, BaseOutput) and value is not BaseOutput
 
 
 def is_noise_scheduler(value: Any) -> bool:
@@ -59,6 +146,11 @@ def takes(function: Any, argument: str) -> bool:
         return argument in inspect.signature(function).parameters
     except (TypeError, ValueError):
         return False
+
+
+def parameters_of(function: Any) -> list[str]:
+    """The names of a function's parameters."""
+    return list(inspect.signature(function).parameters)
 
 
 def is_tokenizer(value: Any) -> bool:
@@ -93,14 +185,55 @@ def silent_progress(iterable: Any, total: int | None) -> Any:
     return tqdm(iterable, total=total, disable=True)
 
 
-def noise_scheduler_class(name: str) -> type | None:
-    """A noise scheduler class of diffusers by name."""
-    found = getattr(diffusers, name, None)
-    return found if isinstance(found, type) and issubclass(found, SchedulerMixin) else None
+@functools.cache
+def noise_scheduler_classes() -> dict[str, Any]:
+    """The noise scheduler classes of diffusers that are installed, by name."""
+    found = {name: getattr(diffusers, name) for name in dir(diffusers) if name.endswith("Scheduler")}
+    return {
+        name: cls
+        for name, cls in found.items()
+        if isinstance(cls, type) and issubclass(cls, SchedulerMixin) and hasattr(cls, "from_config")
+    }
 
 
-def pipeline_class(name: str) -> type | None:
-    """A pipeline class of diffusers by name. Imports that class alone, not the auto classes with all there are."""
+def has_peft() -> bool:
+    """Whether LoRA adapters can be used here."""
+    return importlib.util.find_spec("peft") is not None
+
+
+def tuner_layers(module: nn.Module) -> dict[str, Any]:
+    """The layers of a module tree that adapters were injected into, by path."""
+    if "peft" not in sys.modules:
+        return {}
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {path: part for path, part in module.named_modules() if isinstance(part, BaseTunerLayer)}
+
+
+def lora_tables(layer: Any) -> tuple[str, ...]:
+    """The tables of a LoRA layer that have one entry per adapter; empty for any other layer."""
+    if "peft" not in sys.modules:
+        return ()
+    from peft.tuners.lora import LoraLayer
+
+    if not isinstance(layer, LoraLayer):
+        return ()
+    names = (*LoraLayer.adapter_layer_names, *LoraLayer.other_param_names, "lora_variant")
+    return tuple(name for name in names if hasattr(layer, name))
+
+
+def load_lora(pipeline: Any, where: str, name: str, weight_name: str | None) -> None:
+    """Injects the adapter of a file, a folder or a hub repository into the pipeline's modules as ``name``."""
+    pipeline.load_lora_weights(where, adapter_name=name, **({"weight_name": weight_name} if weight_name else {}))
+
+
+def takes_lora(pipeline: Any) -> bool:
+    """Whether diffusers can load LoRA adapters into a pipeline of this class."""
+    return hasattr(pipeline, "load_lora_weights") and hasattr(pipeline, "set_adapters")
+
+
+def pipeline_class(name: str) -> Any:
+    """A pipeline class of diffusers by name, None if there is none. Imports that class alone, not the auto classes with all there are."""
     try:
         found = getattr(diffusers, name, None)
     except (ImportError, RuntimeError):  # it needs a package that is not there

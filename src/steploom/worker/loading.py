@@ -2,45 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+import contextlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from steploom import demo
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError
 from steploom.protocol import Parameter, PipelineInfo
-from steploom.weave import untyped
-from steploom.worker import sizes
+from steploom.weave import adapters, untyped
+from steploom.weave.noise_choice import choices
+from steploom.worker import downloads, fitting, mends, products, sizes, sources
+from steploom.worker.assembly import assemble
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+_GIVEN: dict[str, str] = {
+    "compile": "pipe.transformer.compile()",
+    "attention_backend": "pipe.transformer.set_attention_backend(...)",
+    "variant": "from_pretrained(..., variant=...)",
+    "revision": "from_pretrained(..., revision=...)",
+    "base_model": "from_single_file(..., config=...)",
+    "components": "from_pretrained(..., transformer=...)",
+    "quantization_config": "from_pretrained(..., quantization_config=...)",
+    "trust_remote_code": "from_pretrained(..., trust_remote_code=True)",
+    "group_offload": "pipe.enable_group_offload(...)",
+    "vae_tiling": "pipe.vae.enable_tiling()",
+    "vae_slicing": "pipe.vae.enable_slicing()",
+}
+"""Settings of loading, and how an application does the same to a pipeline of its own."""
 
 
 def load(config: EngineConfig, progress: Callable[[str], None]) -> Any:
     """The pipeline that ``config`` names, on its device and in its dtype.
 
     Raises:
-        ConfigError: The device, task or model does not exist.
+        ConfigError: The device, task or model does not exist, or settings do not go together.
     """
     device = resolve_device(config.device)
-    name = config.dtype if config.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
-    folder = str(demo.path()) if config.model == "demo" else config.model
-    if config.model != "demo" and not Path(folder).exists() and folder.count("/") != 1:
-        raise ConfigError(f"model={config.model!r}: neither 'demo', nor a folder, nor a hub id like 'owner/name'")
+    source = sources.find(config.model)
+    sources.refuse(config, source)
     if config.task is not None and config.task not in untyped.TASKS:
         raise ConfigError(f"task={config.task!r}: one of {', '.join(untyped.TASKS)}")
+    dtype, name = _dtype(config, device)
     progress(f"loading {config.model} as {name}")
-    pipeline = untyped.load_pipeline(folder, config.task, _DTYPES[name])
-    progress(f"moving {type(pipeline).__name__} to {device}")
-    pipeline.to(device)
-    if config.attention_backend is not None:
-        denoiser_of(pipeline).set_attention_backend(config.attention_backend)
-    if config.compile:
-        progress(f"compiling {type(denoiser_of(pipeline)).__name__} at its first calls")
-        denoiser_of(pipeline).compile(dynamic=True)
+    # What a factory raises is its author's: told as it is.
+    with downloads.told(progress), contextlib.nullcontext() if source.kind == "factory" else mends.explained(config):
+        pipeline = assemble(config, source, dtype, progress)
+    refuse(pipeline)
+    fitting.fit(pipeline, config, device, progress)
     return pipeline
+
+
+def _dtype(config: EngineConfig, device: torch.device) -> tuple[Any, str]:
+    """The dtype, or dtypes by component, as torch has them, and how to call them."""
+    if isinstance(config.dtype, Mapping):
+        given = dict(config.dtype)
+        return {name: _DTYPES[value] for name, value in given.items()}, str(given)
+    name = config.dtype if config.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
+    return _DTYPES[name], name
 
 
 def refuse_settings(config: EngineConfig, *, given: bool) -> None:
@@ -56,12 +78,27 @@ def refuse_settings(config: EngineConfig, *, given: bool) -> None:
     if config.cuda_graphs or config.batch_invariant:
         name = "cuda_graphs" if config.cuda_graphs else "batch_invariant"
         raise ConfigError(f"{name}=True: this version does not have it yet; leave it False")
-    if given and (config.compile or config.attention_backend is not None):
-        name = "compile" if config.compile else "attention_backend"
-        raise ConfigError(
-            f"{name}={getattr(config, name)!r}: a pipeline that was given to from_pipeline is never modified; set it "
-            "on the pipeline yourself (pipe.transformer.compile(), .set_attention_backend(...))"
-        )
+    for name, instead in _GIVEN.items() if given else ():
+        if getattr(config, name):
+            raise ConfigError(
+                f"{name}={getattr(config, name)!r}: a pipeline that was given to from_pipeline is never modified; set "
+                f"it on the pipeline yourself: {instead}"
+            )
+
+
+def refuse_moves(config: EngineConfig, pipeline: Any) -> None:
+    """Refuses a dtype or device that a given pipeline does not have.
+
+    Raises:
+        ConfigError: It would be without effect.
+    """
+    module = denoiser_of(pipeline)
+    dtype = str(getattr(module, "dtype", "")).removeprefix("torch.")
+    if config.dtype != "auto" and dtype and config.dtype != dtype:
+        raise ConfigError(f"dtype={config.dtype!r}: the given pipeline is in {dtype}; call pipe.to(...) yourself")
+    device, wanted = pipeline._execution_device, resolve_device(config.device)
+    if config.device != "auto" and (device.type, device.index or 0) != (wanted.type, wanted.index or 0):
+        raise ConfigError(f"device={config.device!r}: the given pipeline is on {device}; call pipe.to(...) yourself")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -110,11 +147,26 @@ def is_group_offloaded(module: Any) -> bool:
                for child in origin.modules())  # fmt: skip
 
 
+def refuse_sleep(modules: Mapping[str, Any]) -> None:
+    """Refuses to move weights to host memory that are there already, or cannot be moved.
+
+    Raises:
+        ConfigError: A module is group-offloaded, or quantized with bitsandbytes.
+    """
+    for name, module in modules.items():
+        if is_group_offloaded(module):
+            raise ConfigError(f"sleep(level=1): {name} is group-offloaded, so its weights are off the device already")
+        if fitting.stays_on_device(module):
+            raise ConfigError(
+                f"sleep(level=1): {name} is quantized with bitsandbytes, which stays on its device; use level=2"
+            )
+
+
 def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
     """What the engine needs to know about a loaded pipeline."""
     parameters = untyped.call_parameters(pipeline)
     steps = parameters.get("num_inference_steps")
-    denoiser = denoiser_of(pipeline)
+    denoiser, noise_scheduler = denoiser_of(pipeline), getattr(pipeline, "scheduler", None)
     return PipelineInfo(
         pipeline_class=type(pipeline).__name__,
         parameters=[Parameter(n, p.default is p.empty) for n, p in parameters.items()],
@@ -125,6 +177,13 @@ def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
         device=str(getattr(denoiser, "device", "cpu")),
         dtype=str(getattr(denoiser, "dtype", torch.float32)).removeprefix("torch."),
         in_process=in_process,
+        makes=products.makes(pipeline),
+        frame_rate=products.frame_rate(pipeline),
+        sampling_rate=products.sampling_rate(pipeline),
+        loras=adapters.own_names(untyped.modules_of(pipeline)),
+        no_lora=adapters.refusal(pipeline),
+        noise_scheduler=None if noise_scheduler is None else type(noise_scheduler).__name__,
+        noise_schedulers={} if noise_scheduler is None else choices(noise_scheduler),
     )
 
 

@@ -15,6 +15,7 @@ import msgspec
 
 from steploom.config import EngineConfig
 from steploom.protocol import PROTOCOL_VERSION, ErrorInfo, PipelineInfo, RunnerOutput, SchedulerOutput
+from steploom.worker.portable import travelling
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True):
@@ -30,8 +31,15 @@ class Configure(msgspec.Struct, frozen=True, tag=True):
 
     @classmethod
     def of(cls, config: EngineConfig) -> Configure:
-        """``config`` as a message. Classes (they stay with the engine) are replaced by their names."""
+        """``config`` as a message. Classes (they stay with the engine) are replaced by their names.
+
+        Raises:
+            ConfigError: A setting holds what cannot travel.
+        """
         fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+        for name in ("quantization_config", "group_offload", "components", "dtype"):
+            if not isinstance(fields[name], str | None):
+                fields[name] = travelling(name, fields[name])
         return cls({name: value.__qualname__ if isinstance(value, type) else value for name, value in fields.items()})
 
     def restore(self) -> EngineConfig:

@@ -23,13 +23,15 @@ from steploom.protocol import (
     WorkerStats,
 )
 from steploom.requests import DiffusionRequest
+from steploom.weave.adapters import Selection
 from steploom.weave.hub import Hub
 from steploom.weave.pipelines import Loom, Watcher
-from steploom.weave.preview import Previewer
+from steploom.weave.preview import Previewer, load_tiny
 from steploom.weave.program import Program
 from steploom.worker import loading
 from steploom.worker.family import Family, Given
-from steploom.worker.residents import Resident, failure
+from steploom.worker.loras import Counts, Loras
+from steploom.worker.residents import Resident, failure, show
 from steploom.worker.rpc import Extensions
 
 
@@ -53,6 +55,8 @@ class Runner:
     ) -> None:
         loading.refuse_settings(config, given=in_process)
         loading.refuse(pipeline)
+        if in_process:
+            loading.refuse_moves(config, pipeline)
         torch.set_grad_enabled(False)
         self._in_process = in_process
         self._controlnet = controlnet
@@ -61,6 +65,8 @@ class Runner:
         self._tell = progress or (lambda line: None)
         self._hub = Hub(config.encode_cache_bytes, self._tell)
         self._residents: dict[str, Resident] = {}
+        self._selections: dict[str, Selection] = {}
+        self._lora_counts = Counts()
         self._ticks = 0
         self._homes: dict[str, Any] = {}
         self._spent = {"tick_s": 0.0, "forward_s": 0.0, "warmup_s": 0.0}
@@ -86,8 +92,15 @@ class Runner:
         self.pipeline: Any = pipeline
         self._family = Family(pipeline, self._config, controlnet=self._controlnet, in_process=self._in_process)
         self.info: PipelineInfo = self._family.info
-        self._loom = Loom(pipeline, isolated=self._in_process)
-        self._previewer = Previewer(pipeline)
+        if self._config.loras and self.info.no_lora is not None:
+            raise ConfigError(f"loras={dict(self._config.loras)!r}: {self.info.no_lora}; else leave it None")
+        self._weave()
+        self._previewer = Previewer(pipeline, load_tiny(self._config.preview_vae, pipeline))
+
+    def _weave(self) -> None:
+        """Takes up the pipeline's modules as they are now."""
+        self._loom = Loom(self.pipeline, isolated=self._in_process)
+        self._loras: Loras | None = Loras(self._loom, self._config, self._lora_counts, self._tell)
 
     def execute(self, output: SchedulerOutput) -> RunnerOutput:
         """One tick. A request's own fault ends that request alone and is reported."""
@@ -104,9 +117,10 @@ class Runner:
                 reports.append(RequestReport(run_id=new.run_id, finished=True, error=failure(fault, started=False)))
         self._hub.tick([resident.program for resident in scheduled])
         for resident in scheduled:
-            reports.append(resident.report(self._previewer))
+            reports.append(resident.report())
             if reports[-1].finished:
                 self._forget(resident.run_id)
+        show(reports)
         counters = self._hub.counters
         result = RunnerOutput(
             tick=output.tick,
@@ -124,9 +138,15 @@ class Runner:
     def _start(self, new: NewRequest) -> Resident:
         request = new.request
         if not self._residents and self._loom.outdated:
-            self._loom = Loom(self.pipeline, isolated=self._in_process)
-        program = self._program(new.run_id, request, lambda: self._doubled(request))
-        resident = self._residents[new.run_id] = Resident(new.run_id, request, program)
+            self._weave()
+        if request.adapters and self._loras is not None:
+            self._selections[request.request_id] = self._loras.take(request.adapters)
+        try:
+            program = self._program(new.run_id, request, lambda: self._doubled(request))
+        except BaseException:
+            self._give_back(request)
+            raise
+        resident = self._residents[new.run_id] = Resident(new.run_id, request, program, self._previewer, self.info)
         return resident
 
     def _program(
@@ -138,13 +158,13 @@ class Runner:
     ) -> Program:
         if self.pipeline is None:
             raise EngineError("the engine is asleep; call wake_up() first")
-        if request.lora is not None:
-            raise InvalidRequest(f"lora={request.lora!r}: no adapters are registered here", field="lora")
         watcher = Watcher()
         info = self.info.serving(request)
         member = self._family.member(info.pipeline_class)
         self._loom.adopt(self._family.additional)
-        pipeline = self._loom.thread_pipeline(watcher, request.noise_scheduler, member)
+        selection = self._selections.get(request.request_id)
+        views = {} if selection is None else selection.views
+        pipeline = self._loom.thread_pipeline(watcher, request.noise_scheduler, views, member)
         accepted = {parameter.name for parameter in info.parameters}
         arguments = {**request.params, **({} if request.prompt is None else {"prompt": request.prompt}), **changes}
         if "output_type" in accepted:
@@ -178,6 +198,12 @@ class Runner:
         resident = self._residents.pop(run_id, None)
         if resident is not None:
             resident.program.unwind()
+            self._give_back(resident.request)
+
+    def _give_back(self, request: DiffusionRequest) -> None:
+        selection = self._selections.pop(request.request_id, None)
+        if selection is not None and self._loras is not None:
+            self._loras.give_back(selection)
 
     def call(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """A collective RPC, between two ticks: ``ping``, ``stats``, ``sleep``, ``wake_up``, or the extension's.
@@ -202,7 +228,12 @@ class Runner:
             merged_calls=counters.merged_calls,
             alone_calls=dict(counters.alone_calls),
             cache_hits=self._hub.cache.hits,
+            cache_misses=self._hub.cache.misses,
+            cache_bytes=self._hub.cache.bytes,
             kinds=self._hub.verdicts.summary(),
+            loras=[] if self._loras is None else self._loras.names,
+            lora_loads=self._lora_counts.loads,
+            lora_evictions=self._lora_counts.evictions,
         )
 
     def sleep(self, level: int = 1) -> None:
@@ -217,15 +248,13 @@ class Runner:
         if level not in (1, 2) or (level == 2 and self._reload is None):
             raise ConfigError(f"level={level!r}: 1 (weights to host memory) or, for a model that was loaded here, 2")
         self.forget_weights()
+        if self._loras is not None:
+            self._loras.clear()
         if level == 2:
             self._adopt_nothing()
             return
         modules = self._family.modules
-        for name, module in modules.items():
-            if loading.is_group_offloaded(module):
-                raise ConfigError(
-                    f"sleep(level=1): {name} is group-offloaded, so its weights are off the device already"
-                )
+        loading.refuse_sleep(modules)
         self._homes = {name: getattr(module, "device", None) for name, module in modules.items()}
         for module in modules.values():
             module.to("cpu")
@@ -235,10 +264,12 @@ class Runner:
         self._hub.cache.clear()
         if self.pipeline is not None:
             self._loom.forget_conversions()
+        if self._loras is not None:
+            self._loras.forget_weights()
 
     def _adopt_nothing(self) -> None:
         del self._loom, self._previewer, self._family
-        self.pipeline = None
+        self.pipeline = self._loras = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

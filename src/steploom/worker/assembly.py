@@ -1,0 +1,273 @@
+"""A pipeline from its parts: a folder or hub id, single files, components of other models, or a factory's."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from steploom.config import EngineConfig
+from steploom.errors import ConfigError
+from steploom.weave import untyped
+from steploom.weave.order import is_denoiser
+from steploom.worker import sources
+from steploom.worker.quantization import Quantization
+from steploom.worker.sources import Source
+
+_WHOLE = ("first_stage_model.", "cond_stage_model.", "conditioner.", "vae.", "text_encoders.")
+"""How the names of tensors begin that a file holds only if it holds more than a denoiser."""
+
+
+def assemble(config: EngineConfig, source: Source, dtype: Any, progress: Callable[[str], None]) -> Any:
+    """The pipeline that ``config`` describes, in host memory (quantized weights may be on a device already).
+
+    Args:
+        config: The engine's settings.
+        source: What ``config.model`` names.
+        dtype: A dtype of torch's, or one by component.
+        progress: Is told what is being done.
+
+    Raises:
+        ConfigError: The parts do not go together.
+    """
+    if source.kind == "factory":
+        return _made(config, source, dtype)
+    parts = dict(config.components or {})
+    if source.kind == "file":
+        base, whole = _base_of(config, source, progress)
+        assembly = _Assembly(config, base, dtype, parts)
+        if whole:
+            return assembly.from_whole_file(source)
+        denoiser = assembly.denoiser_name()
+        if denoiser in parts:
+            raise ConfigError(f"components[{denoiser!r}]={parts[denoiser]!r}: model={config.model!r} is that one")
+        parts[denoiser] = source.name
+        return assembly.from_base()
+    return _Assembly(config, source, dtype, parts).from_base()
+
+
+def _made(config: EngineConfig, source: Source, dtype: Any) -> Any:
+    """What the factory gives. A script's folder and the current one are where its module is looked for, too."""
+    module, _, path = source.name.partition(":")
+    if str(Path.cwd()) not in sys.path and "" not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        factory: Any = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise ConfigError(
+            f"model={config.model!r}: there is no module {error.name!r} to import in the worker; run where it is, "
+            "install it, or put its folder into PYTHONPATH"
+        ) from None
+    for part in path.split("."):
+        factory = getattr(factory, part, None)
+    if not callable(factory):
+        raise ConfigError(f"model={config.model!r}: {module} has no function {path!r}")
+    made: Any = factory(config) if _takes_config(factory) else factory()
+    if not untyped.is_pipeline(made):
+        raise ConfigError(
+            f"model={config.model!r}: gave {type(made).__module__}.{type(made).__name__}, which is no diffusers "
+            "pipeline; return a DiffusionPipeline"
+        )
+    if config.dtype != "auto":
+        made = made.to(dtype)
+    return untyped.for_task(made, config.task)
+
+
+def _takes_config(factory: Any) -> bool:
+    """Whether a factory has an argument that must be given: that is the engine's settings."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return any(p.kind in positional and p.default is p.empty for p in parameters)
+
+
+def _base_of(config: EngineConfig, source: Source, progress: Callable[[str], None]) -> tuple[Source, bool]:
+    """Where the rest of a single file's model comes from, and whether the file holds a whole pipeline's weights."""
+    options = {"local_files_only": config.local_files_only, "revision": config.revision}
+    tensors = untyped.checkpoint(source.name, **(options if source.name.startswith("http") else {}))
+    whole = not source.gguf and any(name.startswith(_WHOLE) for name in tensors)
+    if config.base_model is not None:
+        base = sources.find(config.base_model, "base_model")
+        if base.kind not in ("folder", "hub"):
+            raise ConfigError(f"base_model={config.base_model!r}: is a {base.kind}; give a folder or a hub id")
+        sources.refuse(dataclasses.replace(config, model=config.base_model, base_model=None, revision=None), base)
+        return base, whole
+    beside = Path(source.name).parent
+    if (beside / sources.INDEX).is_file():
+        return Source("folder", str(beside)), whole
+    published = untyped.published_with(tensors)
+    if published is None:
+        raise ConfigError(
+            f"base_model=None: it is not known which model {config.model!r} belongs to; give the folder or hub id, in "
+            "diffusers layout, of a model of the same kind, for the configuration and all that the file does not hold"
+        )
+    progress(f"base_model is not given: what {config.model} does not hold comes from {published}")
+    return Source("hub", published), whole
+
+
+class _Assembly:
+    """A folder or hub id, and what replaces some of its components."""
+
+    def __init__(self, config: EngineConfig, base: Source, dtype: Any, parts: dict[str, str | None]) -> None:
+        self.config = config
+        self.base = base
+        self._dtype = dtype
+        self._parts = parts
+        self._hub = {"local_files_only": config.local_files_only}
+        # A revision is one of the model; of another repository than that it means nothing.
+        self._own = {**self._hub, **({"revision": config.revision} if config.base_model is None else {})}
+        self._listed: dict[str, Any] | None = None
+
+    def from_base(self) -> Any:
+        """The base's pipeline, with replaced components."""
+        config = self.config
+        plain = config.quantization_config is None and not self._parts
+        quantization = {} if plain else self._quantization()
+        options: dict[str, Any] = {"dtype": self._dtype, "trust_remote_code": config.trust_remote_code, **self._own}
+        if config.variant is not None:
+            options["variant"] = config.variant
+        replaced = {name: self._component(name, where, quantization) for name, where in self._parts.items()}
+        remaining = {name: how for name, how in quantization.items() if name not in replaced}
+        if remaining:
+            options["quantization_config"] = untyped.pipeline_quantization(remaining)
+        return untyped.load_pipeline(self.base.name, config.task, **options, **replaced)
+
+    def from_whole_file(self, source: Source) -> Any:
+        """A pipeline whose weights are in one file; the base gives its configuration."""
+        if self.config.quantization_config is not None:
+            raise ConfigError(
+                f"quantization_config={self.config.quantization_config!r}: model={self.config.model!r} is a whole "
+                "pipeline in one file, which diffusers does not quantize; save it with save_pretrained and give that "
+                "folder, or leave quantization_config out"
+            )
+        name = str(self._index.get("_class_name"))
+        cls = untyped.pipeline_class(name)
+        if not hasattr(cls, "from_single_file"):
+            raise ConfigError(f"model={self.config.model!r}: diffusers' {name} does not load from a single file")
+        replaced = {name: self._component(name, where, {}) for name, where in self._parts.items()}
+        loaded = cls.from_single_file(source.name, config=self.base.name, dtype=self._dtype, **self._hub, **replaced)
+        return untyped.for_task(loaded, self.config.task)
+
+    def denoiser_name(self) -> str:
+        """The component that a file holds which holds one only."""
+        for name in ("transformer", "unet", "prior", "decoder"):
+            if self._listing(name) is not None:
+                return name
+        raise ConfigError(
+            f"base_model={self.base.name!r}: has neither a transformer nor a unet for model={self.config.model!r}; "
+            "give the base as model=, and the file in components="
+        )
+
+    @property
+    def _index(self) -> dict[str, Any]:
+        if self._listed is None:
+            self._listed = untyped.model_index(self.base.name, **self._own)
+        return self._listed
+
+    def _listing(self, name: str) -> tuple[str, str] | None:
+        """Library and class of a component."""
+        entry = self._index.get(name)
+        return (entry[0], entry[1]) if isinstance(entry, (list, tuple)) and len(entry) == 2 and entry[0] else None
+
+    def _class(self, name: str) -> Any:
+        listing = self._listing(name)
+        if listing is None:
+            known = sorted(one for one in self._index if self._listing(one) is not None)
+            raise ConfigError(f"components[{name!r}]: {self.base.name} has no such component, but {', '.join(known)}")
+        return untyped.component_class(*listing)
+
+    def _quantization(self) -> Mapping[str, Any]:
+        """The config of each component that is quantized; of each GGUF file, too."""
+        libraries: dict[str, str] = {}
+        for name in self._index:
+            listing = self._listing(name)
+            if listing is not None and listing[0] in ("diffusers", "transformers") and _has_weights(self._class(name)):
+                libraries[name] = listing[0]
+        denoisers = [name for name in libraries if is_denoiser(name) and not name.startswith("controlnet")]
+        configs = Quantization(self.config.quantization_config, libraries, denoisers).configs
+        for name, how in configs.items():
+            gguf = "gguf" in str(how.quant_method).lower()
+            where = self._parts.get(name)
+            if gguf != (where is not None and where.lower().endswith(".gguf")):
+                mend = (
+                    f"GGUF files are quantized already; give one as components={{{name!r}: 'FILE.gguf'}}"
+                    if gguf
+                    else "a GGUF file is quantized already; leave this component out of quantization_config"
+                )
+                raise ConfigError(f"quantization_config: {type(how).__name__} for {name!r}: {mend}")
+        return configs
+
+    def _component(self, name: str, where: str | None, quantization: Mapping[str, Any]) -> Any:
+        """One component that is not the base's own."""
+        cls = self._class(name)
+        if where is None:
+            return None
+        source = sources.find(where, f"components[{name!r}]")
+        options: dict[str, Any] = dict(self._hub)
+        if _has_weights(cls):
+            options["dtype"] = _of(self._dtype, name)
+            if name in quantization:
+                options["quantization_config"] = quantization[name]
+        if source.kind == "file":
+            return self._from_file(name, cls, source, options)
+        if source.kind == "factory":
+            raise ConfigError(f"components[{name!r}]={where!r}: a factory makes a whole pipeline; give it as model=")
+        if source.kind == "hub":
+            return _from_hub(name, cls, source, options)
+        folder = Path(source.name)
+        if (folder / sources.INDEX).is_file():
+            folder = folder / name
+        return _class_in(folder, cls).from_pretrained(str(folder), **options)
+
+    def _from_file(self, name: str, cls: Any, source: Source, options: dict[str, Any]) -> Any:
+        if not hasattr(cls, "from_single_file"):
+            raise ConfigError(
+                f"components[{name!r}]={source.name!r}: {cls.__name__} does not load from a single file; give a folder"
+            )
+        if source.gguf and "quantization_config" not in options:
+            compute = options["dtype"]
+            options["quantization_config"] = untyped.quantization_configs("diffusers")["gguf"](compute_dtype=compute)
+        options |= {"config": self.base.name, "subfolder": name}
+        return cls.from_single_file(source.name, **options)
+
+
+def _from_hub(name: str, cls: Any, source: Source, options: dict[str, Any]) -> Any:
+    """A repository of one component, or the component of that name in a model's."""
+    try:
+        index = untyped.model_index(source.name, local_files_only=options["local_files_only"])
+    except OSError:  # it has no index
+        return cls.from_pretrained(source.name, **options)
+    entry = index.get(name)
+    if isinstance(entry, (list, tuple)) and entry[0] == "diffusers":
+        cls = untyped.component_class(entry[0], entry[1])
+    return cls.from_pretrained(source.name, subfolder=name, **options)
+
+
+def _class_in(folder: Path, listed: Any) -> Any:
+    """The class that a component's own configuration names, which may be another than the pipeline's (a tiny VAE)."""
+    for name in ("config.json", "scheduler_config.json"):
+        if (folder / name).is_file():
+            own = json.loads((folder / name).read_text()).get("_class_name")
+            return listed if own is None else untyped.component_class("diffusers", own)
+    return listed
+
+
+def _has_weights(cls: Any) -> bool:
+    return isinstance(cls, type) and issubclass(cls, nn.Module)
+
+
+def _of(dtype: Any, name: str) -> torch.dtype:
+    """The dtype of one component."""
+    return dtype.get(name, dtype.get("default", torch.float32)) if isinstance(dtype, dict) else dtype

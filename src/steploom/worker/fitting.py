@@ -1,0 +1,111 @@
+"""What is done to a loaded pipeline before it serves: where its weights go, how it attends, how its VAE decodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from steploom.config import EngineConfig
+from steploom.errors import ConfigError
+from steploom.weave import untyped
+from steploom.weave.order import is_denoiser
+
+
+def fit(pipeline: Any, config: EngineConfig, device: torch.device, progress: Callable[[str], None]) -> None:
+    """Applies the settings that change a pipeline; the engine's own, so it may be changed.
+
+    Raises:
+        ConfigError: The pipeline cannot do what a setting asks for.
+    """
+    name = type(pipeline).__name__
+    if config.vae_tiling or config.vae_slicing:
+        _ease_vae(pipeline, config)
+    if config.attention_backend is not None:
+        _set_attention(pipeline, config.attention_backend)
+    if config.group_offload is not None:
+        progress(f"keeping the weights of {name} off {device}, in groups")
+        _offload(pipeline, config.group_offload, device)
+    else:
+        progress(f"moving {name} to {device}")
+        pipeline.to(device)
+    if config.compile:
+        for module in denoisers(pipeline).values():
+            progress(f"compiling {type(module).__name__} at its first calls")
+            module.compile(dynamic=True)
+
+
+def denoisers(pipeline: Any) -> dict[str, Any]:
+    """The modules that evaluate steps, by name, without their compiled wrappers."""
+    return {
+        name: getattr(module, "_orig_mod", module)
+        for name, module in untyped.modules_of(pipeline).items()
+        if is_denoiser(name)
+    }
+
+
+def stays_on_device(module: Any) -> bool:
+    """Whether a module's weights were quantized with bitsandbytes, which cannot be moved."""
+    method = getattr(module, "quantization_method", None)  # an enum of diffusers' or transformers'
+    return "bitsandbytes" in str(getattr(method, "value", method))
+
+
+def _ease_vae(pipeline: Any, config: EngineConfig) -> None:
+    """Tiling and slicing of whatever decodes."""
+    for setting, method in (("vae_tiling", "enable_tiling"), ("vae_slicing", "enable_slicing")):
+        if not getattr(config, setting):
+            continue
+        able = [module for module in untyped.modules_of(pipeline).values() if callable(getattr(module, method, None))]
+        if not able:
+            raise ConfigError(f"{setting}=True: {type(pipeline).__name__} has no VAE that can; leave it False")
+        for module in able:
+            try:
+                getattr(module, method)()
+            except NotImplementedError as error:
+                raise ConfigError(f"{setting}=True: {type(module).__name__} cannot ({error}); leave it False") from None
+
+
+def _set_attention(pipeline: Any, backend: str) -> None:
+    able = [module for module in denoisers(pipeline).values() if hasattr(module, "set_attention_backend")]
+    if not able:
+        raise ConfigError(
+            f"attention_backend={backend!r}: the denoisers of {type(pipeline).__name__} have no choice of it; leave "
+            "it None"
+        )
+    for module in able:
+        try:
+            module.set_attention_backend(backend)
+        except (ValueError, RuntimeError, ImportError) as error:
+            raise ConfigError(
+                f"attention_backend={backend!r}: {' '.join(str(error).split())}; leave it None for the model's own"
+            ) from None
+
+
+def _offload(pipeline: Any, given: str | Mapping[str, Any], device: torch.device) -> None:
+    """Group offloading, with diffusers' own arguments."""
+    arguments: dict[str, Any] = {"offload_type": given} if isinstance(given, str) else dict(given)
+    known = untyped.parameters_of(pipeline.enable_group_offload)
+    for name in arguments:
+        if name not in known:
+            raise ConfigError(f"group_offload={given!r}: {name!r} is none of {', '.join(known)}")
+    for name in ("onload_device", "offload_device"):
+        if name in arguments:
+            arguments[name] = torch.device(arguments[name])
+    onload = arguments.setdefault("onload_device", device)
+    if (onload.type, onload.index or 0) != (device.type, device.index or 0):
+        raise ConfigError(f"group_offload={given!r}: onload_device is not device={str(device)!r}; leave it out")
+    if arguments.setdefault("offload_type", "block_level") == "block_level":
+        arguments.setdefault("num_blocks_per_group", 1)
+    if arguments.get("use_stream") and device.type != "cuda":
+        raise ConfigError(f"group_offload={given!r}: use_stream needs a CUDA device, not {device}; leave it out")
+    for name, module in untyped.modules_of(pipeline).items():
+        if stays_on_device(module):
+            raise ConfigError(
+                f"group_offload={given!r}: {name} is quantized with bitsandbytes, whose weights stay on their device; "
+                "leave out group_offload, or quantize with torchao"
+            )
+    try:
+        pipeline.enable_group_offload(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"group_offload={given!r}: {' '.join(str(error).split())}") from None
