@@ -16,7 +16,8 @@ from steploom.errors import ConfigError, InvalidRequest
 from steploom.protocol import PipelineInfo
 from steploom.requests import OWN_FIELDS, DiffusionRequest
 
-COUNTS = ("num_inference_steps", "width", "height", "num_images_per_prompt", "num_videos_per_prompt", "num_frames")
+COUNTS = ("num_inference_steps", "width", "height", "num_images_per_prompt", "num_videos_per_prompt", "num_frames",
+          "gen_length", "block_length")  # fmt: skip
 """Arguments that count something, wherever a pipeline has them."""
 NEAREST = 3
 

@@ -7,10 +7,12 @@ from collections.abc import Iterable
 
 from steploom.config import EngineConfig
 from steploom.errors import GenerationFailed, InvalidRequest, ProtocolError, QueueFull, RequestError
-from steploom.protocol import NewRequest, RequestReport, RunnerOutput, SchedulerOutput, run_id
+from steploom.protocol import NewRequest, RequestReport, RunnerOutput, SchedulerOutput, TextRows, run_id
 from steploom.requests import (
+    Commit,
     DiffusionOutput,
     DiffusionRequest,
+    Draft,
     Event,
     Failed,
     Finished,
@@ -135,6 +137,8 @@ class BaseScheduler(SchedulerInterface):
             if report.batch_requests:
                 state.calls += 1
                 state.mates += report.batch_requests
+            if report.commit is not None:
+                events.append(_grown(Commit, state.request_id, report.commit))
             if report.stepped:
                 state.steps += 1
                 # fmt: off
@@ -144,6 +148,8 @@ class BaseScheduler(SchedulerInterface):
                     preview=report.preview,
                 ))
                 # fmt: on
+            if report.draft is not None:
+                events.append(_grown(Draft, state.request_id, report.draft))
             if report.encode_s:
                 state.encode_s += report.encode_s
             if report.decode_s:
@@ -236,3 +242,11 @@ class BaseScheduler(SchedulerInterface):
             self.policy.retire(state)
         else:
             self.policy.withdraw(state)
+
+
+def _grown(kind: type[Draft | Commit], request_id: str, rows: TextRows) -> Event:
+    """Text of one row as it is, of several as lists."""
+    texts, tokens = rows.texts, rows.tokens
+    if len(tokens) == 1:
+        return kind(request_id=request_id, text=None if texts is None else texts[0], tokens=list(tokens[0]))
+    return kind(request_id=request_id, text=texts, tokens=list(tokens))

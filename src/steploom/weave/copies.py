@@ -45,14 +45,8 @@ class Woven:
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Suspends the program until the hub has run this call; at once where it cannot be shared."""
         target, reason = self.target(method), why_alone()
-        if (
-            method == "forward"
-            and not is_denoiser(target.name)
-            and untyped.takes(self.shared.origin.forward, "use_cache")
-        ):
-            kwargs.setdefault(
-                "use_cache", False
-            )  # a language model that encodes: nobody reads its cache, which has no rows
+        if method == "forward" and self._writes_cache(target, kwargs):
+            kwargs.setdefault("use_cache", False)  # nobody reads its cache, which has no rows
         if reason is None and self.shared.hooked_by_pipeline():
             reason = "the pipeline has put a hook on a part of the module"
         if reason is None:
@@ -60,12 +54,19 @@ class Woven:
         note_unshared(target.name, reason)
         return target.invoke(*args, **kwargs)
 
+    def _writes_cache(self, target: Target, kwargs: dict[str, Any]) -> bool:
+        """Whether this call would fill a cache for nobody: of a language model that encodes, or sees the whole text."""
+        if "past_key_values" in kwargs or (is_denoiser(target.name) and self.shared.language is None):
+            return False
+        return untyped.takes(self.shared.origin.forward, "use_cache")
+
     def target(self, method: str) -> Target:
         """What a call of ``method`` runs now."""
         variant = self._variant()
         if not variant:
             return self.shared.targets[method]
-        return Target(self.shared.name, method, self.current, (id(self.shared.base), method, variant))
+        key = (id(self.shared.base), method, variant)
+        return Target(self.shared.name, method, self.current, key, self.shared.language)
 
     def _variant(self) -> Hashable:
         """What distinguishes this view from the shared module: equal variants compute the same."""
@@ -148,6 +149,18 @@ def woven_module(shared: SharedModule) -> Any:
     copy.__dict__["_steploom"] = state
     _adopt(copy)
     return copy
+
+
+def weave_inside(copy: Any, path: str, shared: SharedModule) -> None:
+    """Replaces a module deep inside a woven copy by a woven copy of its own."""
+    parent = copy
+    *way, last = path.split(".")
+    for name in way:
+        child = parent._modules[name]
+        own = object.__new__(type(child))
+        own.__dict__.update(child.__dict__, _modules=child._modules.copy())
+        parent._modules[name] = parent = own
+    parent._modules[last] = woven_module(shared)
 
 
 def _adopt(copy: Any) -> None:

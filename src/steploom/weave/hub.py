@@ -97,6 +97,7 @@ class Hub:
             self._note_shared(program, name, 1)
         if program.call is not None:
             name = program.call.target.name
+            program.watcher.called(program.call)
             program.calls_made[name] = program.calls_made.get(name, 0) + 1
             self._order.saw(program.last_module, name)
             program.last_module = name
@@ -149,7 +150,7 @@ class Hub:
                 continue  # probing has answered it
             key = self._key(program, call, axes)
             by_key.setdefault(key, []).append((program, call))
-            reasons[key] = axes.reason or ("only one" if len(group) == 1 else "nothing alike to share with")
+            reasons[key] = axes.reason or _why_alone(group, call)
         for key, members in by_key.items():
             self._run_members(members, reasons[key])
 
@@ -173,6 +174,8 @@ class Hub:
         axes = self._axes.find(call)
         if axes is not None:
             return axes
+        if call.language is not None:
+            return self._axes.put(call, Axes((0,) * len(call.leaves)))
         if not is_denoiser(call.target.name):
             return self._axes.put(call, Axes(guess(call)))
         self._run_members([(program, call)], "the batch axes were being learned")
@@ -279,6 +282,15 @@ class Hub:
             sizes = "" if first is None else "x".join(map(str, first.shape[1:]))
             name = self._key_names[key] = f"{call.target.name}:{sizes}#{len(self._key_names)}"
         return name
+
+
+def _why_alone(group: Group, call: ModuleCall) -> str:
+    """Why a call that could be merged is not, if it is not."""
+    if len(group) == 1:
+        return "only one"
+    if has_opaque(call.structure):
+        return "an argument is an object of its own, such as a cache that the module writes"
+    return "nothing alike to share with"
 
 
 def _checked(merged: MergedCall, results: Sequence[Any]) -> str | None:

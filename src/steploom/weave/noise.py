@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,14 +23,26 @@ class StepEnd:
         latents: After the step ``[rows, ...]``.
         timestep: As the pipeline gave it.
         sigma: Noise level after the step; None where the noise scheduler has none.
+        result: What ``step`` returned.
+        given: The keyword arguments of ``step``.
     """
 
-    __slots__ = ("_estimate", "latents", "sigma", "timestep")
+    __slots__ = ("_estimate", "given", "latents", "result", "sigma", "timestep")
 
-    def __init__(self, latents: Any, timestep: Any, sigma: float | None, estimate: Callable[[], Any]) -> None:
+    def __init__(
+        self,
+        latents: Any,
+        timestep: Any,
+        sigma: float | None,
+        estimate: Callable[[], Any],
+        result: Any = None,
+        given: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self.latents = latents
         self.timestep = timestep
         self.sigma = sigma
+        self.result = result
+        self.given = given
         self._estimate = estimate
 
     def estimate(self) -> Any:
@@ -109,7 +122,7 @@ def _observed_class(cls: type) -> type:
             latents = result[0] if isinstance(result, tuple) else getattr(result, "prev_sample", None)
             own = None if isinstance(result, tuple) else getattr(result, "pred_original_sample", None)
             estimate = functools.partial(_estimate, self, own, before, model_output, timestep, sample)
-            observer(StepEnd(latents, timestep, _sigma(self), estimate))
+            observer(StepEnd(latents, timestep, _sigma(self), estimate, result, kwargs))
         return result
 
     members = {"step": step, "__module__": cls.__module__, "__qualname__": cls.__qualname__}

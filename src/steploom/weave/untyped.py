@@ -83,6 +83,22 @@ def call_parameters(pipeline: Any) -> dict[str, inspect.Parameter]:
     return {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
 
 
+def defaults(pipeline: Any) -> dict[str, Any]:
+    """Defaults of the parameters of the pipeline's ``__call__`` by name."""
+    return {n: p.default for n, p in call_parameters(pipeline).items() if p.default is not p.empty}
+
+
+TEXT_TYPES = ("text", "seq")
+"""What ``output_type`` means to language models."""
+
+
+def output_type(pipeline: Any, wanted: str) -> str:
+    """The ``output_type`` to call a pipeline with; to a language model, which has no pictures, ``"pil"`` is its own."""
+    parameter = call_parameters(pipeline).get("output_type")
+    default = None if parameter is None else parameter.default
+    return default if wanted == "pil" and default in TEXT_TYPES else wanted
+
+
 def silent_progress(iterable: Any, total: int | None) -> Any:
     """A progress bar that prints nothing and has all of tqdm's methods."""
     return tqdm(iterable, total=total, disable=True)

@@ -13,6 +13,7 @@ from steploom.protocol import ErrorInfo, RequestReport
 from steploom.requests import DiffusionRequest
 from steploom.weave.preview import Previewer
 from steploom.weave.program import Program
+from steploom.weave.transcript import Transcript
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ class Resident:
             self._report_step(report, previewer)
         if program.done:
             self._report_end(report)
+        if program.watcher.transcript is not None and report.error is None:
+            self._report_text(report, program.watcher.transcript)
         return report
 
     def _report_step(self, report: RequestReport, previewer: Previewer) -> None:
@@ -72,6 +75,17 @@ class Resident:
             report.preview = self._preview(previewer)
         if request.return_trajectory:
             self._trajectory.append((on_host(end.latents), on_host(end.timestep)))
+
+    def _report_text(self, report: RequestReport, transcript: Transcript) -> None:
+        """What was settled of a language model's text, and what is likely. What cannot be decoded is not streamed."""
+        every = self.request.draft_every
+        try:
+            report.commit = transcript.commit(getattr(report.output, "texts", None), last=report.finished)
+            if report.stepped and every and report.step % every == 0:
+                report.draft = transcript.draft()
+        except Exception as fault:  # noqa: BLE001 - whatever a tokenizer raises: the output is all the same
+            log.warning("request %s streams no text: %s: %s", self.run_id, type(fault).__name__, fault)
+            self.program.watcher.transcript = None
 
     def _preview(self, previewer: Previewer) -> Any:
         """The preview, None where there is none to be had: a missing preview is no reason to fail."""
@@ -91,6 +105,7 @@ class Resident:
             self.program.error = None
             return
         report.output = self.program.output
+        self.program.watcher.finished(report.output)
         if self._trajectory:
             report.trajectory_latents = _stacked([latents for latents, _ in self._trajectory])
             report.trajectory_timesteps = _stacked([timestep for _, timestep in self._trajectory])

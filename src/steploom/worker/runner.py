@@ -140,7 +140,7 @@ class Runner:
         accepted = {parameter.name for parameter in self.info.parameters}
         arguments = {**request.params, **({} if request.prompt is None else {"prompt": request.prompt}), **changes}
         if "output_type" in accepted:
-            arguments.setdefault("output_type", request.output_type)
+            arguments.setdefault("output_type", untyped.output_type(self.pipeline, request.output_type))
         if request.seed is not None and "generator" in accepted:
             arguments["generator"] = torch.Generator("cpu").manual_seed(request.seed)
         unknown = arguments.keys() - accepted
@@ -148,6 +148,7 @@ class Runner:
             raise InvalidRequest(
                 f"{min(unknown)}: {self.info.pipeline_class} takes no such argument", field=min(unknown)
             )
+        watcher.follow_text(pipeline, untyped.defaults(self.pipeline) | arguments)
         return Program(name, lambda: pipeline(**arguments), watcher, doubled, request.context)
 
     def _doubled(self, request: DiffusionRequest) -> Iterator[Program]:
