@@ -60,3 +60,11 @@ def test_custom_executor(tmp_path: Path) -> None:
         assert sum(f"{name} ." in line for line in ticks) == 1
         assert f"custom-executor-{name}.png  {steps} steps" in said
         picture(tmp_path / f"custom-executor-{name}.png")
+
+
+def test_language_model_extension(tmp_path: Path) -> None:
+    said = run("language_model_extension", tmp_path)
+    assert "its own loop, in the worker: 16 tokens" in said
+    assert "perhaps" in said
+    for place in (0, 1):
+        assert f"request {place} is done: " in said

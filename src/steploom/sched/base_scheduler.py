@@ -137,8 +137,6 @@ class BaseScheduler(SchedulerInterface):
             if report.batch_requests:
                 state.calls += 1
                 state.mates += report.batch_requests
-            if report.commit is not None:
-                events.append(_grown(Commit, state.request_id, report.commit))
             if report.stepped:
                 state.steps += 1
                 # fmt: off
@@ -148,6 +146,8 @@ class BaseScheduler(SchedulerInterface):
                     preview=report.preview,
                 ))
                 # fmt: on
+            if report.commit is not None:
+                events.append(_grown(Commit, state.request_id, report.commit))
             if report.draft is not None:
                 events.append(_grown(Draft, state.request_id, report.draft))
             if report.encode_s:

@@ -75,7 +75,8 @@ class Hub:
                     self._resume(program)
             self._advance(programs, denoise=True)
             # After its last step a program decodes in the same tick: it would only take a place in the next one.
-            finishing = [p for p in programs if p.step_end is not None and p.phase == "decode"]
+            # One that cannot say which step is the last runs on to its next call, or to its end.
+            finishing = [p for p in programs if p.step_end and (p.phase == "decode" or p.watcher.open_ended)]
             for program in finishing:
                 self._resume(program)
             self._advance(finishing, denoise=False)

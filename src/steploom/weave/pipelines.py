@@ -171,6 +171,11 @@ class Watcher:
             self._text = watch(arguments)
             self.transcript = Transcript(self._text, pipeline)
 
+    @property
+    def open_ended(self) -> bool:
+        """Whether nobody knows which step is the last, as with language models."""
+        return self._text is not None
+
     def called(self, call: ModuleCall) -> None:
         """The program waits for ``call``."""
         if self._text is not None:

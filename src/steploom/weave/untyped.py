@@ -6,7 +6,10 @@ Everything here takes and returns ``Any`` on purpose; the rest of the package is
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import json
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -29,7 +32,27 @@ def load_pipeline(folder: str, task: str | None, dtype: Any) -> Any:
     """The pipeline in a folder, or of a hub id, for a task of :data:`TASKS` (None: the class that it was saved as)."""
     # The auto classes import every pipeline there is, which takes seconds: only when one is asked for.
     loader: Any = DiffusionPipeline if task is None else getattr(diffusers, TASKS[task])
-    return loader.from_pretrained(folder, dtype=dtype)
+    return loader.from_pretrained(folder, dtype=dtype, **_language_parts(folder, dtype))
+
+
+def _language_parts(folder: str, dtype: Any) -> dict[str, Any]:
+    """The components of a language model's folder that diffusers 0.42 saves such that it cannot load them.
+
+    DiffusionGemma's model is noted as a class of diffusers. LLaDA 2's tokenizer counts as an argument with a default:
+    it is not even saved, but taken from ``tokenizer/`` if it is there.
+    """
+    index = Path(folder, "model_index.json")
+    parts: dict[str, Any] = json.loads(index.read_text()) if index.is_file() else {}
+    if parts.get("_class_name") not in ("LLaDA2Pipeline", "DiffusionGemmaPipeline"):
+        return {}
+    transformers: Any = importlib.import_module("transformers")
+    if parts["_class_name"] == "LLaDA2Pipeline":
+        place = Path(folder, "tokenizer")
+        return {"tokenizer": transformers.AutoTokenizer.from_pretrained(place) if place.is_dir() else None}
+    library, name = parts["model"]
+    if library == "transformers" or not hasattr(transformers, name):
+        return {}
+    return {"model": getattr(transformers, name).from_pretrained(Path(folder, "model"), dtype=dtype)}
 
 
 def is_pipeline(value: Any) -> bool:
