@@ -81,7 +81,8 @@ def together(pipe: Any, requests: list[DiffusionRequest]) -> tuple[dict[str, Any
     carried = spy.rows[:seen]
     driver.drain()
     assert all(report.error is None for report in driver.finished.values())
-    return {name: report.output for name, report in driver.finished.items()}, carried.count(max(carried)) / len(carried)
+    rows = sum(len(request.prompt) if isinstance(request.prompt, list) else 1 for request in requests)
+    return {name: report.output for name, report in driver.finished.items()}, carried.count(rows) / len(carried)
 
 
 @pytest.mark.parametrize(
@@ -119,9 +120,25 @@ def test_rows_of_one_request_share_with_others() -> None:
         DiffusionRequest("old house", seed=2, request_id="one", temperature=1.0, **plain),
     ]
     alone = [run_alone(pipe, request) for request in requests]
-    outputs, _ = together(pipe, requests)
+    outputs, share = together(pipe, requests)
     for request, expected in zip(requests, alone, strict=True):
         assert torch.equal(outputs[request.request_id].sequences, expected.sequences)
+    assert share >= 0.8
+
+
+@pytest.mark.parametrize(("given", "shares"), [({}, True), ({"cache_implementation": "static"}, False)])
+def test_corrector_sweeps_share_and_static_caches_do_not(given: dict[str, Any], shares: bool) -> None:
+    """A sweep is a further call in the same step; a cache of fixed size keeps its place for the canvas elsewhere."""
+    pipe = quiet(tiny_language.gemma(DiscreteDDIMScheduler(corrector_steps=1)))
+    requests = [
+        DiffusionRequest(prompt, seed=i, request_id=f"r{i}", gen_length=8, num_inference_steps=4 + i, **given)
+        for i, prompt in enumerate(PROMPTS[:2])
+    ]
+    alone = [run_alone(pipe, request) for request in requests]
+    outputs, share = together(pipe, requests)
+    for request, expected in zip(requests, alone, strict=True):
+        assert torch.equal(outputs[request.request_id].sequences, expected.sequences)
+    assert (share >= 0.8) is shares
 
 
 def test_padded_prompts_keep_their_masks() -> None:

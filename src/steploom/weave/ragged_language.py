@@ -160,7 +160,8 @@ class RaggedCache:
         if type(kwargs.get(self.masks)) is not dict or kwargs.get(self.signal_mask) is not None:
             return None
         rows = ids.shape[0]
-        masks = {kind: None if m is None else _rows(m, rows) for kind, m in kwargs[self.masks].items()}
+        # in one order: with masks it is that of a set
+        masks = {kind: None if m is None else _rows(m, rows) for kind, m in sorted(kwargs[self.masks].items())}
         tensors = tuple([(layer.keys, layer.values) for layer in layers])
         changes = {self.cache: tensors, self.masks: masks, self.positions: _rows(positions, rows)}
         return (), {**kwargs, **changes}
