@@ -104,6 +104,13 @@ class SchedulerOutput(msgspec.Struct, frozen=True):
         return [*self.scheduled_cached_reqs, *(new.run_id for new in self.scheduled_new_reqs)]
 
 
+class TextRows(msgspec.Struct, frozen=True):
+    """A piece of text, and the ids of its tokens, for each row; ``texts`` is None if the pipeline has no tokenizer."""
+
+    texts: list[str] | None
+    tokens: list[list[int]]
+
+
 class RequestReport(msgspec.Struct, kw_only=True):
     """What one tick did for one request.
 
@@ -123,6 +130,8 @@ class RequestReport(msgspec.Struct, kw_only=True):
         decode_s: Likewise after its loop.
         latents: Latents after the step, if streamed in this tick.
         preview: PIL image, if streamed in this tick.
+        draft: Of a language model: what is likely to follow its text so far.
+        commit: Of a language model: what its text has grown by for good.
         finished: The program is done: ``output`` or ``error`` is set.
         output: What the pipeline returned.
         trajectory_latents: ``[steps, rows, ...]``, if asked for.
@@ -147,6 +156,8 @@ class RequestReport(msgspec.Struct, kw_only=True):
     decode_s: float = 0.0
     latents: Any = None
     preview: Any = None
+    draft: TextRows | None = None
+    commit: TextRows | None = None
     finished: bool = False
     output: Any = None
     trajectory_latents: Any = None

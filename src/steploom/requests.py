@@ -22,7 +22,7 @@ from steploom.errors import InvalidRequest, RequestError
 
 SEED_BITS = 32
 OWN_FIELDS = ("seed", "task", "lora", "noise_scheduler", "priority", "timeout", "deadline", "user", "request_id",
-              "return_trajectory", "output_type", "preview_every", "latents_every")  # fmt: skip
+              "return_trajectory", "output_type", "preview_every", "latents_every", "draft_every")  # fmt: skip
 """Keyword arguments that are ours; every other one goes to the pipeline's ``__call__``."""
 
 _MOST = 2**63 - 1
@@ -42,6 +42,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "output_type": ((str,), "a str as diffusers names it: 'pil', 'np', 'pt' or 'latent'"),
     "preview_every": ((int,), "an integer: every so many steps, 0 is never"),
     "latents_every": ((int,), "an integer: every so many steps, 0 is never"),
+    "draft_every": ((int,), "an integer: every so many steps, 0 is never"),
 }
 """The types of our fields, and how a message says them. ``bool`` passes for an integer nowhere."""
 
@@ -72,9 +73,11 @@ class DiffusionRequest:
         deadline: Seconds from submission, a hint to the scheduler.
         user: Whom to charge, for fairness.
         return_trajectory: Keep every step's latents and timestep in the output.
-        output_type: As diffusers names it: ``"pil"``, ``"np"``, ``"pt"``, ``"latent"``.
+        output_type: As diffusers names it: ``"pil"``, ``"np"``, ``"pt"``, ``"latent"``; of a language model ``"text"``
+            (which ``"pil"`` means there) or ``"seq"``.
         preview_every: Every how many steps a streamed :class:`StepEvent` carries a preview; 0 is never.
         latents_every: Every how many steps a streamed :class:`StepEvent` carries latents; 0 is never.
+        draft_every: Every how many steps the stream of a language model yields a :class:`Draft`; 0 is never.
 
     Raises:
         InvalidRequest: A field of ours is out of range.
@@ -98,6 +101,7 @@ class DiffusionRequest:
     output_type: str
     preview_every: int
     latents_every: int
+    draft_every: int
 
     def __init__(
         self,
@@ -116,6 +120,7 @@ class DiffusionRequest:
         output_type: str = "pil",
         preview_every: int = 0,
         latents_every: int = 0,
+        draft_every: int = 1,
         **params: Any,
     ) -> None:
         if seed is None and params.get("generator") is None:
@@ -144,6 +149,12 @@ class DiffusionRequest:
         object.__setattr__(other, "context", contextvars.copy_context())
         return other
 
+    def without_drafts(self) -> DiffusionRequest:
+        """A copy that nobody follows step by step."""
+        other = copy.copy(self)
+        object.__setattr__(other, "draft_every", 0)
+        return other
+
     def with_params(self, **changes: Any) -> DiffusionRequest:
         """A copy with other arguments for the pipeline's ``__call__``."""
         other = copy.copy(self)
@@ -168,7 +179,7 @@ class DiffusionRequest:
             value = getattr(self, name)
             if value is not None and not value > 0:  # as with nan
                 raise InvalidRequest(f"{name}={value!r}: must be greater than 0 seconds", field=name)
-        for name in ("preview_every", "latents_every"):
+        for name in ("preview_every", "latents_every", "draft_every"):
             if getattr(self, name) < 0:
                 raise InvalidRequest(f"{name}={getattr(self, name)!r}: must be 0 (never) or more steps", field=name)
 
@@ -253,8 +264,9 @@ class DiffusionOutput(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def text(self) -> Any:
-        """The pipeline's text."""
-        return self._view("text")
+        """The pipeline's text: a str, of a request of several rows a list of them."""
+        texts = self._view("text")
+        return texts[0] if isinstance(texts, (list, tuple)) and len(texts) == 1 else texts  # pyright: ignore
 
     def save(
         self, path: str | Path, *, frame_rate: float | None = None, sampling_rate: int | None = None
@@ -317,8 +329,48 @@ class StepEvent(msgspec.Struct, frozen=True, kw_only=True):
     preview: Any = None
 
 
+class Draft(msgspec.Struct, frozen=True, kw_only=True):
+    """What a language model's text is likely to go on with; every next one replaces it, and so does a :class:`Commit`.
+
+    Attributes:
+        request_id: The request's id.
+        text: What follows the text of all commits so far, if nothing changes; of a request of several rows a list. None
+            if the pipeline has no tokenizer.
+        tokens: Its ids, likewise.
+    """
+
+    request_id: str
+    text: str | list[str] | None
+    tokens: list[Any]
+
+
+class Commit(msgspec.Struct, frozen=True, kw_only=True):
+    """What a language model's text has grown by. It stays: the texts of all commits make the text of the output.
+
+    Attributes:
+        request_id: The request's id.
+        text: To be appended; of a request of several rows a list. None if the pipeline has no tokenizer.
+        tokens: The ids that were settled, likewise; text may lag behind by the bytes of an unfinished character.
+    """
+
+    request_id: str
+    text: str | list[str] | None
+    tokens: list[Any]
+
+    def followed_by(self, later: Commit) -> Commit:
+        """Both as one."""
+        text, tokens = self.text, self.tokens + later.tokens
+        if tokens and isinstance(tokens[0], list):
+            tokens = [one + other for one, other in zip(self.tokens, later.tokens, strict=True)]
+        if isinstance(text, str) and isinstance(later.text, str):
+            text += later.text
+        elif isinstance(text, list) and isinstance(later.text, list):
+            text = [one + other for one, other in zip(text, later.text, strict=True)]
+        return Commit(request_id=self.request_id, text=text, tokens=tokens)
+
+
 class Restarted(msgspec.Struct, frozen=True, kw_only=True):
-    """The worker died; the request is replayed from its seed as the given attempt (from 1)."""
+    """The worker died; the request is replayed from its seed as the given attempt (from 1). Its text starts anew."""
 
     request_id: str
     attempt: int
@@ -338,7 +390,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True):
     error: RequestError
 
 
-Event = Queued | StepEvent | Restarted | Finished | Failed
+Event = Queued | StepEvent | Draft | Commit | Restarted | Finished | Failed
 
 
 def _by_name(noise_scheduler: Any) -> Any:

@@ -35,6 +35,8 @@ WRONG = [
     ("preview_every", -1, "0 (never) or more"),
     ("latents_every", 1.0, "an integer: every so many steps"),
     ("latents_every", True, "an integer: every so many steps"),
+    ("draft_every", False, "an integer: every so many steps, 0 is never"),
+    ("draft_every", -2, "0 (never) or more"),
     ("priority", "high", "an integer; lower runs first"),
     ("priority", None, "an integer; lower runs first"),
     ("priority", 2**80, "must fit 64 bits"),

@@ -160,7 +160,7 @@ class AsyncDiffusionEngine:
             GenerationFailed: The pipeline raised.
             EngineError: The engine cannot serve.
         """
-        async with self.stream(prompt, **params) as run:
+        async with RequestStream(make_request(prompt, params).without_drafts(), self._serving) as run:
             return await run.result()
 
     def stream(self, prompt: Prompt = None, **params: Any) -> RequestStream:

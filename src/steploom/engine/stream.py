@@ -18,7 +18,7 @@ class RequestStream:
     ::
 
         async with engine.stream("a red circle", preview_every=4) as run:
-            async for event in run:      # Queued | StepEvent | Restarted | Finished
+            async for event in run:      # Queued | StepEvent | Draft | Commit | Restarted | Finished
                 ...
             out = await run.result()
 

@@ -19,7 +19,8 @@ from steploom.errors import ConfigError, InvalidRequest
 from steploom.protocol import PipelineInfo
 from steploom.requests import OWN_FIELDS, DiffusionRequest, check_noise_scheduler
 
-COUNTS = ("num_inference_steps", "width", "height", "num_images_per_prompt", "num_videos_per_prompt", "num_frames")
+COUNTS = ("num_inference_steps", "width", "height", "num_images_per_prompt", "num_videos_per_prompt", "num_frames",
+          "gen_length", "block_length")  # fmt: skip
 """Arguments that count something, wherever a pipeline has them."""
 STEPS = "num_inference_steps"
 """How arguments end that say how many steps there are; cascades have one for each stage."""

@@ -13,7 +13,7 @@ Clock = Callable[[], float]
 
 SIZE_PARAMS = frozenset(
     ("height", "width", "resolution", "num_frames", "video_length", "max_sequence_length", "audio_length_in_s",
-     "audio_end_in_s", "gen_length", "block_length")
+     "audio_end_in_s")
 )  # fmt: skip
 """Pipeline arguments that decide the shape of the denoiser's input, under diffusers' own names."""
 

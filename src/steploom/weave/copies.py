@@ -56,20 +56,20 @@ class Woven:
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Suspends the program until the hub has run this call; at once where it cannot be shared."""
         target, reason = self.target(method), why_alone()
-        if (
-            method == "forward"
-            and not is_denoiser(target.name)
-            and untyped.takes(self.shared.origin.forward, "use_cache")
-        ):
-            kwargs.setdefault(
-                "use_cache", False
-            )  # a language model that encodes: nobody reads its cache, which has no rows
+        if method == "forward" and self._writes_cache(target, kwargs):
+            kwargs.setdefault("use_cache", False)  # nobody reads its cache, which has no rows
         if reason is None and self.shared.hooked_by_pipeline():
             reason = "the pipeline has put a hook on a part of the module"
         if reason is None:
             return suspend(ModuleCall(target, args, kwargs))
         note_unshared(target.name, reason)
         return target.invoke(*args, **kwargs)
+
+    def _writes_cache(self, target: Target, kwargs: dict[str, Any]) -> bool:
+        """Whether this call would fill a cache for nobody: of a language model that encodes, or sees the whole text."""
+        if "past_key_values" in kwargs or (is_denoiser(target.name) and self.shared.language is None):
+            return False
+        return untyped.takes(self.shared.origin.forward, "use_cache")
 
     def target(self, method: str) -> Target:
         """What a call of ``method`` runs now."""
@@ -78,7 +78,7 @@ class Woven:
             return (self.shared if self.view is None else self.view).targets[method]
         group = (id(self.shared.base), method, variant)
         key = group if self.view is None else (*group, self.view.key)
-        return Target(self.shared.name, method, self.current, key, group=group)
+        return Target(self.shared.name, method, self.current, key, group=group, language=self.shared.language)
 
     def _variant(self) -> Hashable:
         """What distinguishes this view from the shared module: equal variants compute the same."""
@@ -175,6 +175,18 @@ def woven_module(shared: SharedModule, view: View | None = None) -> Any:
 def is_woven(value: Any) -> bool:
     """Whether ``value`` is a woven copy of a module."""
     return isinstance(value, nn.Module) and isinstance(value.__dict__.get("_steploom"), Woven)
+
+
+def weave_inside(copy: Any, path: str, shared: SharedModule) -> None:
+    """Replaces a module deep inside a woven copy by a woven copy of its own."""
+    parent = copy
+    *way, last = path.split(".")
+    for name in way:
+        child = parent._modules[name]
+        own = object.__new__(type(child))
+        own.__dict__.update(child.__dict__, _modules=child._modules.copy())
+        parent._modules[name] = parent = own
+    parent._modules[last] = woven_module(shared)
 
 
 def _adopt(copy: Any) -> None:

@@ -78,7 +78,8 @@ class Hub:
                 if program.step_end is not None and program.witness is not None:
                     program.witness()
             # After its last step a program decodes in the same tick: it would only take a place in the next one.
-            finishing = [p for p in programs if p.step_end is not None and p.phase == "decode"]
+            # One that cannot say which step is the last runs on to its next call, or to its end.
+            finishing = [p for p in programs if p.step_end and (p.phase == "decode" or p.watcher.open_ended)]
             for program in finishing:
                 self._resume(program)
             self._advance(finishing, denoise=False)
@@ -100,6 +101,7 @@ class Hub:
             self._note_shared(program, name, 1)
         if program.call is not None:
             name = program.call.target.name
+            program.watcher.called(program.call)
             program.calls_made[name] = program.calls_made.get(name, 0) + 1
             self._order.saw(program.last_module, name)
             program.last_module = name
@@ -153,7 +155,7 @@ class Hub:
                 continue  # probing has answered it
             key = self._key(program, call, axes)
             by_key.setdefault(key, []).append((program, call))
-            reasons[key] = axes.reason or ("only one" if len(group) == 1 else "nothing alike to share with")
+            reasons[key] = axes.reason or _why_alone(group, call)
         for key, members in by_key.items():
             self._run_members(members, reasons[key])
 
@@ -178,6 +180,8 @@ class Hub:
         axes = self._axes.find(call)
         if axes is not None:
             return axes
+        if call.language is not None:
+            return self._axes.put(call, Axes((0,) * len(call.leaves)))
         if not is_denoiser(call.target.name):
             return self._axes.put(call, Axes(guess(call)))
         self._run_members([(program, call)], "the batch axes were being learned")
@@ -284,6 +288,15 @@ class Hub:
             sizes = "" if first is None else "x".join(map(str, first.shape[1:]))
             name = self._key_names[key] = f"{call.target.name}:{sizes}#{len(self._key_names)}"
         return name
+
+
+def _why_alone(group: Group, call: ModuleCall) -> str:
+    """Why a call that could be merged is not, if it is not."""
+    if len(group) == 1:
+        return "only one"
+    if has_opaque(call.structure):
+        return "an argument is an object of its own, such as a cache that the module writes"
+    return "nothing alike to share with"
 
 
 def _checked(merged: MergedCall, results: Sequence[Any]) -> str | None:

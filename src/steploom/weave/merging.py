@@ -20,6 +20,7 @@ from steploom.weave.axes import SHARED, Axes, Axis, LeafAxis
 from steploom.weave.blend import BASE
 from steploom.weave.calls import Leaf, ModuleCall, Node, Structure, flatten, has_opaque, is_value, unflatten
 from steploom.weave.ragged import RaggedText
+from steploom.weave.ragged_language import LanguageRule
 
 
 class Unsplittable(Exception):
@@ -71,6 +72,14 @@ def rows_of(leaves: Sequence[Leaf], axes: Axes) -> int:
     return math.gcd(*sizes) if sizes else 0
 
 
+def _rows(call: ModuleCall, axes: Axes) -> int:
+    if call.language is None:
+        return rows_of(call.leaves, axes)
+    ids = call.leaves[0]  # the axes are those of another call, which may have more arguments
+    assert isinstance(ids, torch.Tensor)
+    return ids.shape[0]
+
+
 def _identity(leaf: Leaf) -> Hashable:
     return tuple(map(id, leaf)) if isinstance(leaf, list) else id(leaf)
 
@@ -80,8 +89,10 @@ def is_scalar(tensor: torch.Tensor) -> bool:
     return tensor.ndim == 0 or (tensor.ndim == 1 and tensor.shape[0] == 1)
 
 
-def lengths(call: ModuleCall, axes: Axes) -> tuple[int, ...]:
-    """The first dimensions of the entries of lists that have one entry per row."""
+def lengths(call: ModuleCall, axes: Axes) -> Hashable:
+    """The first dimensions of the entries of lists that have one entry per row, or a language model's lengths."""
+    if call.language is not None:
+        return call.language.lengths(call)
     rows = [leaf for leaf, axis in zip(call.leaves, axes.inputs, strict=True) if axis == "rows"]
     return tuple([entry.shape[0] if entry.ndim else 0 for leaf in rows for entry in leaf])
 
@@ -94,9 +105,11 @@ class Merger:
 
     def key(self, call: ModuleCall, axes: Axes) -> tuple[Hashable, ...]:
         """Equal for calls that may share a forward: structure, sizes off the batch axis, contents of shared tensors."""
+        if call.language is not None:
+            return (call.target.key, call.language.key(call))
         rule, structure = call.target.ragged, call.structure
         ragged: tuple[Any, ...] = ()
-        if rule is not None and call.argument(rule.text) is not None:
+        if isinstance(rule, RaggedText) and call.argument(rule.text) is not None:
             # Length and mask are what padding makes equal, so they do not keep calls apart.
             text = call.argument(rule.text)
             ragged = (text, rule.mask and call.argument(rule.mask))
@@ -135,7 +148,8 @@ class MergedCall:
         calls: In the order of their rows.
         rows: Rows of each call.
         mixed: Whether row counts differ.
-        uneven: Whether lists with one entry per row differ in the lengths of their entries.
+        uneven: Whether lists with one entry per row differ in the lengths of their entries, or a language model's calls
+            in theirs.
         adapters: Of each call, by their name in the blend.
         blended: Whether these differ.
         total_rows: Of the merged call.
@@ -147,7 +161,7 @@ class MergedCall:
         self.axes = axes
         self.target = calls[0].target
         self.forward_s = 0.0
-        counted = sorted(((rows_of(call.leaves, axes), i) for i, call in enumerate(calls)), key=lambda c: (-c[0], c[1]))
+        counted = sorted(((_rows(call, axes), i) for i, call in enumerate(calls)), key=lambda c: (-c[0], c[1]))
         self.order = [i for _, i in counted]
         self.calls = [calls[i] for i in self.order]
         self.rows = [rows for rows, _ in counted]
@@ -168,14 +182,25 @@ class MergedCall:
     def _unify(self) -> tuple[list[list[Leaf]], Structure, tuple[LeafAxis, ...]]:
         """The calls' leaves in one structure: ragged text is padded where lengths differ."""
         first = self.calls[0]
+        if first.language is not None:
+            return self._unify_language(first.language)
         plain = [call.leaves for call in self.calls]
         rule = self.target.ragged
-        if rule is None or first.argument(rule.text) is None:
+        if not isinstance(rule, RaggedText) or first.argument(rule.text) is None:
             return plain, first.structure, self.axes.inputs
         longest = {call.argument(rule.text).shape[1] for call in self.calls}
         if len(longest) == 1 and all(not rule.mask or call.argument(rule.mask) is None for call in self.calls):
             return plain, first.structure, self.axes.inputs
         return self._pad(rule, max(longest))
+
+    def _unify_language(self, rule: LanguageRule) -> tuple[list[list[Leaf]], Structure, tuple[LeafAxis, ...]]:
+        padded: list[list[Leaf]] = []
+        structure: Structure = None
+        for arguments in rule.padded(self.calls):
+            leaves: list[Leaf] = []
+            structure = flatten(arguments, leaves)
+            padded.append(leaves)
+        return padded, structure, (0,) * len(padded[0])
 
     def _pad(self, rule: RaggedText, length: int) -> tuple[list[list[Leaf]], Structure, tuple[LeafAxis, ...]]:
         padded: list[list[Leaf]] = []
@@ -212,7 +237,8 @@ class MergedCall:
         """
         parts = self.leaves if leaves is None else leaves
         merged = [self._merge([own[i] for own in parts], axis) for i, axis in enumerate(self.input_axes)]
-        args, kwargs = unflatten(self.structure, merged)
+        arguments, rule = unflatten(self.structure, merged), self.calls[0].language
+        args, kwargs = arguments if rule is None else rule.put_together(self.calls[0], arguments)
         started = time.perf_counter()
         if self._blend is None:
             result = self.target.invoke(*args, **kwargs)
@@ -220,6 +246,13 @@ class MergedCall:
             by_row = self._by_row(self.adapters if adapters is None else adapters)
             result = self._blend.invoke(self.target.method, by_row, args, kwargs)
         self.forward_s = time.perf_counter() - started
+        if rule is None:
+            return self._taken_apart(result)
+        pieces = zip(self.calls, self._taken_apart(rule.plain(result)), strict=True)
+        return [rule.returned(call, piece, self.calls) for call, piece in pieces]
+
+    def _taken_apart(self, result: Any) -> list[Any]:
+        """The rows of each call in a merged result."""
         outputs: list[Leaf] = []
         structure = flatten(result, outputs)
         if has_opaque(structure):

@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -26,15 +26,17 @@ class StepEnd:
         timestep: As the pipeline gave it.
         sigma: Noise level after the step; None where the noise scheduler has none.
         result: What ``step`` returned.
+        given: The arguments of ``step``, by name.
     """
 
-    __slots__ = ("_estimate", "latents", "result", "sigma", "timestep")
+    __slots__ = ("_estimate", "given", "latents", "result", "sigma", "timestep")
 
-    def __init__(self, result: Any, timestep: Any, sigma: float | None, estimate: Callable[[], Any]) -> None:
+    def __init__(self, result: Any, given: Mapping[str, Any], sigma: float | None, estimate: Callable[[], Any]) -> None:
         self.latents = result[0] if isinstance(result, tuple) else getattr(result, "prev_sample", None)
-        self.timestep = timestep
+        self.timestep = given.get("timestep")
         self.sigma = sigma
         self.result = result
+        self.given = given
         self._estimate = estimate
 
     def estimate(self) -> Any:
@@ -120,7 +122,7 @@ def _observed_class(cls: type) -> type:
             index = after - 1 if before is None and after is not None else before
             arguments = dict(zip(names, args, strict=False)) | kwargs  # their order is not the same everywhere
             own = functools.partial(estimate, self, result, index, arguments)
-            observer(StepEnd(result, arguments.get("timestep"), _sigma(self), own))
+            observer(StepEnd(result, arguments, _sigma(self), own))
         return result
 
     members = {"step": step, "__module__": cls.__module__, "__qualname__": cls.__qualname__}

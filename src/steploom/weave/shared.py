@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from steploom.errors import GenerationFailed
-from steploom.weave.ragged import rule_for
+from steploom.weave.ragged import RaggedText, rule_for
+from steploom.weave.ragged_language import LanguageRule
 
 if TYPE_CHECKING:
     from steploom.weave.blend import Adapted
@@ -29,7 +30,7 @@ class Target:
         name: The component's name in the pipeline, such as ``"transformer"``.
         key: Equal for calls that may run together.
         group: The same without the adapters that keep calls apart: requests of one group share a tick.
-        ragged: How its text argument is padded, where it is ragged.
+        ragged: How its arguments are padded, where they have lengths of their own.
         patched: The application's module, where ``module`` is a clone of it; used if its ``forward`` was replaced.
         adapted: The adapters that ``module`` carries for one request, if it does.
     """
@@ -45,6 +46,7 @@ class Target:
         *,
         group: Hashable = None,
         adapted: Adapted | None = None,
+        language: LanguageRule | None = None,
     ) -> None:
         self.name = name
         self.method = method
@@ -52,7 +54,7 @@ class Target:
         self.key = key
         self.group = key if group is None else group
         self.adapted = adapted
-        self.ragged = rule_for(getattr(module, "_orig_mod", module))
+        self.ragged: RaggedText | LanguageRule | None = language or rule_for(getattr(module, "_orig_mod", module))
         self.patched: Any = None
         self._invoke: Callable[..., Any] = module if method == "forward" else getattr(module, method)
 
@@ -72,14 +74,16 @@ class SharedModule:
         name: The component's name in the pipeline.
         given: As the pipeline holds it (perhaps a compiled wrapper).
         isolated: Whether the application may use the pipeline meanwhile, and set processors on its modules.
+        language: How its calls are merged, if it is the denoiser of a language model.
 
     Attributes:
         base: What calls run: ``given``, or a clone of it that shares its parameters.
         origin: The module inside the wrapper; what copies are made from.
     """
 
-    def __init__(self, name: str, given: Any, *, isolated: bool = False) -> None:
+    def __init__(self, name: str, given: Any, *, isolated: bool = False, language: LanguageRule | None = None) -> None:
         self.name = name
+        self.language = language
         self.given = given
         self.base: Any = isolate(given) if isolated else given
         self.origin: nn.Module = getattr(self.base, "_orig_mod", self.base)
@@ -88,7 +92,10 @@ class SharedModule:
         self._hooks_seen, self._hooked = -1, False
         self._converted: OrderedDict[Hashable, nn.Module] = OrderedDict()
         methods = [method for method in METHODS if callable(getattr(self.origin, method, None))]
-        self.targets = {method: Target(name, method, self.base, (id(self.base), method, ())) for method in methods}
+        self.targets = {
+            method: Target(name, method, self.base, (id(self.base), method, ()), language=language)
+            for method in methods
+        }
         if self.base is not given:
             self.targets["forward"].patched = given
 

@@ -11,10 +11,12 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import json
 import logging
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -55,7 +57,7 @@ def load_pipeline(folder: str, task: str | None, **options: Any) -> Any:
     """
     # The auto classes import every pipeline there is, which takes seconds: only when one is asked for.
     loader: Any = DiffusionPipeline if task is None else getattr(diffusers, TASKS[task])
-    return loader.from_pretrained(folder, **options)
+    return loader.from_pretrained(folder, **{**_language_parts(folder, options.get("dtype")), **options})
 
 
 def for_task(pipeline: Any, task: str | None) -> Any:
@@ -116,6 +118,26 @@ def load_tiny_autoencoder(name: str, dtype: Any) -> Any:
     """A tiny autoencoder in a folder, or of a hub id."""
     loader: Any = diffusers.AutoencoderTiny
     return loader.from_pretrained(name, torch_dtype=dtype).eval()
+
+
+def _language_parts(folder: str, dtype: Any) -> dict[str, Any]:
+    """The components of a language model's folder that diffusers 0.42 saves such that it cannot load them.
+
+    DiffusionGemma's model is noted as a class of diffusers. LLaDA 2's tokenizer counts as an argument with a default:
+    it is not even saved, but taken from ``tokenizer/`` if it is there.
+    """
+    index = Path(folder, "model_index.json")
+    parts: dict[str, Any] = json.loads(index.read_text()) if index.is_file() else {}
+    if parts.get("_class_name") not in ("LLaDA2Pipeline", "DiffusionGemmaPipeline"):
+        return {}
+    transformers: Any = importlib.import_module("transformers")
+    if parts["_class_name"] == "LLaDA2Pipeline":
+        place = Path(folder, "tokenizer")
+        return {"tokenizer": transformers.AutoTokenizer.from_pretrained(place) if place.is_dir() else None}
+    library, name = parts["model"]
+    if library == "transformers" or not hasattr(transformers, name):
+        return {}
+    return {"model": getattr(transformers, name).from_pretrained(Path(folder, "model"), dtype=dtype)}
 
 
 def is_pipeline(value: Any) -> bool:
@@ -180,6 +202,22 @@ def call_parameters(pipeline: Any) -> dict[str, inspect.Parameter]:
     return {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
 
 
+def defaults(pipeline: Any) -> dict[str, Any]:
+    """Defaults of the parameters of the pipeline's ``__call__`` by name."""
+    return {n: p.default for n, p in call_parameters(pipeline).items() if p.default is not p.empty}
+
+
+TEXT_TYPES = ("text", "seq")
+"""What ``output_type`` means to language models."""
+
+
+def output_type(pipeline: Any, wanted: str) -> str:
+    """The ``output_type`` to call a pipeline with; to a language model, which has no pictures, ``"pil"`` is its own."""
+    parameter = call_parameters(pipeline).get("output_type")
+    default = None if parameter is None else parameter.default
+    return default if wanted == "pil" and default in TEXT_TYPES else wanted
+
+
 def silent_progress(iterable: Any, total: int | None) -> Any:
     """A progress bar that prints nothing and has all of tqdm's methods."""
     return tqdm(iterable, total=total, disable=True)
@@ -233,7 +271,7 @@ def takes_lora(pipeline: Any) -> bool:
 
 
 def pipeline_class(name: str) -> Any:
-    """A pipeline class of diffusers by name, None if there is none. Imports that class alone, not the auto classes with all there are."""
+    """A pipeline class of diffusers by name, None if there is none. Imports that class alone, not all there are."""
     try:
         found = getattr(diffusers, name, None)
     except (ImportError, RuntimeError):  # it needs a package that is not there

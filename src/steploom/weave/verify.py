@@ -87,7 +87,7 @@ def pins(merged: MergedCall, results: Sequence[Any]) -> frozenset[int]:
     Position ids of which the module reads one row for all (FLUX.2), and zeros that mean "there is none" to a module
     that asks whether all of them are (HunyuanVideo 1.5). Empty if that does not explain what :func:`check` found.
     """
-    if merged.input_axes != merged.axes.inputs:  # padded: places do not mean the same
+    if merged.input_axes != merged.axes.inputs or merged.calls[0].language is not None:  # padded: places have moved
         return frozenset()
     found = frozenset(
         i

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections.abc import Iterable
 from typing import Any
@@ -14,7 +15,10 @@ from steploom.requests import DiffusionRequest
 from steploom.weave import preview
 from steploom.weave.preview import Previewer
 from steploom.weave.program import Program
+from steploom.weave.transcript import Transcript
 from steploom.worker import products
+
+log = logging.getLogger(__name__)
 
 
 class Resident:
@@ -74,6 +78,8 @@ class Resident:
             self._report_step(report)
         if program.done:
             self._report_end(report)
+        if program.watcher.transcript is not None and report.error is None:
+            self._report_text(report, program.watcher.transcript)
         return report
 
     def _report_step(self, report: RequestReport) -> None:
@@ -86,6 +92,17 @@ class Resident:
         if request.return_trajectory:
             self._trajectory.append((on_host(end.latents), on_host(end.timestep)))
 
+    def _report_text(self, report: RequestReport, transcript: Transcript) -> None:
+        """What was settled of a language model's text, and what is likely. What cannot be decoded is not streamed."""
+        every = self.request.draft_every
+        try:
+            report.commit = transcript.commit(getattr(report.output, "texts", None), last=report.finished)
+            if report.stepped and every and report.step % every == 0:
+                report.draft = transcript.draft()
+        except Exception as fault:  # noqa: BLE001 - whatever a tokenizer raises: the output is all the same
+            log.warning("request %s streams no text: %s: %s", self.run_id, type(fault).__name__, fault)
+            self.program.watcher.transcript = None
+
     def _report_end(self, report: RequestReport) -> None:
         report.finished = True
         error = self.program.error
@@ -96,6 +113,7 @@ class Resident:
         report.output = self.program.output
         report.frame_rate = products.asked_frame_rate(self.request) or self._info.frame_rate
         report.sampling_rate = self._info.sampling_rate
+        self.program.watcher.finished(report.output)
         if self._trajectory:
             report.trajectory_latents = _stacked([latents for latents, _ in self._trajectory])
             report.trajectory_timesteps = _stacked([timestep for _, timestep in self._trajectory])

@@ -23,6 +23,7 @@ from steploom.protocol import (
     WorkerStats,
 )
 from steploom.requests import DiffusionRequest
+from steploom.weave import untyped
 from steploom.weave.adapters import Selection
 from steploom.weave.hub import Hub
 from steploom.weave.pipelines import Loom, Watcher
@@ -168,12 +169,13 @@ class Runner:
         accepted = {parameter.name for parameter in info.parameters}
         arguments = {**request.params, **({} if request.prompt is None else {"prompt": request.prompt}), **changes}
         if "output_type" in accepted:
-            arguments.setdefault("output_type", request.output_type)
+            arguments.setdefault("output_type", untyped.output_type(self.pipeline, request.output_type))
         if request.seed is not None and "generator" in accepted:
             arguments["generator"] = torch.Generator("cpu").manual_seed(request.seed)
         unknown = arguments.keys() - accepted
         if unknown:
             raise InvalidRequest(f"{min(unknown)}: {info.pipeline_class} takes no such argument", field=min(unknown))
+        watcher.follow_text(pipeline, untyped.defaults(member) | arguments)
         return Program(name, lambda: pipeline(**arguments), watcher, doubled, request.context)
 
     def _doubled(self, request: DiffusionRequest) -> Iterator[Program]:
