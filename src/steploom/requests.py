@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextvars
 import copy
 import dataclasses
-import difflib
 import os
 import secrets
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 from types import NoneType
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import msgspec
 
 from steploom import lora as loras
-from steploom import media
+from steploom import noise_schedulers
 from steploom.errors import InvalidRequest, RequestError
+from steploom.outputs import DiffusionOutput
+from steploom.outputs import Timings as Timings
 
 SEED_BITS = 32
 OWN_FIELDS = ("seed", "task", "lora", "noise_scheduler", "priority", "timeout", "deadline", "user", "request_id",
@@ -127,7 +127,7 @@ class DiffusionRequest:
             seed = secrets.randbits(SEED_BITS)
         if params.get("generator") is None:
             params.pop("generator", None)
-        noise_scheduler = _by_name(noise_scheduler)
+        noise_scheduler = noise_schedulers.by_name(noise_scheduler)
         if request_id is None:
             request_id = uuid.uuid4().hex[:16]
         lora = loras.listed(lora)
@@ -182,120 +182,6 @@ class DiffusionRequest:
         for name in ("preview_every", "latents_every", "draft_every"):
             if getattr(self, name) < 0:
                 raise InvalidRequest(f"{name}={getattr(self, name)!r}: must be 0 (never) or more steps", field=name)
-
-
-class Timings(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the time of one request went, in seconds.
-
-    ``mean_batch_requests`` is how many requests shared its denoiser calls on average, itself included.
-    """
-
-    queued_s: float = 0.0
-    encode_s: float = 0.0
-    denoise_s: float = 0.0
-    decode_s: float = 0.0
-    total_s: float = 0.0
-    steps: int = 0
-    mean_batch_requests: float = 0.0
-
-
-_VIEWS = {
-    "images": ("images", "image"),
-    "videos": ("frames", "videos", "video"),
-    "audios": ("audios", "audio", "sound"),
-    "text": ("texts", "text"),
-}
-"""What the fields of pipelines' outputs are called, by what they hold."""
-
-
-class DiffusionOutput(msgspec.Struct, frozen=True, kw_only=True):
-    """The outcome of one request.
-
-    Attributes:
-        request_id: The request's id.
-        seed: The seed that was used; None where a ``generator`` was given.
-        output: What the pipeline returned, with the fields that it has in diffusers; None if ``error`` is set.
-        timings: Where the time went.
-        trajectory_latents: With ``return_trajectory``: latents after each step ``[steps, rows, ...]``.
-        trajectory_timesteps: With ``return_trajectory``: the timestep of each step ``[steps]``.
-        frame_rate: Frames per second of its videos, as asked for or as the pipeline has it; None where nobody says.
-        sampling_rate: Samples per second of its sound; None where there is none.
-        error: Why there is no output; set only where whole requests are answered (``DiffusionEngine.step``,
-            ``execute_model``); ``generate`` raises it instead.
-    """
-
-    request_id: str
-    seed: int | None = None
-    output: Any = None
-    timings: Timings = Timings()
-    trajectory_latents: Any = None
-    trajectory_timesteps: Any = None
-    frame_rate: float | None = None
-    sampling_rate: int | None = None
-    error: RequestError | None = None
-
-    def _view(self, kind: str) -> Any:
-        value = _first(self.output, _VIEWS[kind])
-        if value is not None:
-            return value
-        there = [other for other in _VIEWS if _first(self.output, _VIEWS[other]) is not None]
-        mend = f"it has {' and '.join(f'.{other}' for other in there)}" if there else "look at .output"
-        raise AttributeError(f"request {self.request_id} made {type(self.output).__name__}, without {kind}; {mend}")
-
-    def has(self, kind: str) -> bool:
-        """Whether the pipeline made ``"images"``, ``"videos"``, ``"audios"`` or ``"text"``."""
-        return _first(self.output, _VIEWS[kind]) is not None
-
-    @property
-    def images(self) -> Any:
-        """The pipeline's images (PIL images with ``output_type="pil"``)."""
-        return self._view("images")
-
-    @property
-    def videos(self) -> Any:
-        """The pipeline's frames, one list of frames per video (an array or tensor with another ``output_type``)."""
-        frames = self._view("videos")
-        return [frames] if isinstance(frames, list) and _is_picture(next(iter(frames), None)) else frames  # pyright: ignore
-
-    @property
-    def audios(self) -> Any:
-        """The pipeline's waveforms, ``[sounds, channels, samples]`` or ``[sounds, samples]``."""
-        return self._view("audios")
-
-    @property
-    def text(self) -> Any:
-        """The pipeline's text: a str, of a request of several rows a list of them."""
-        texts = self._view("text")
-        return texts[0] if isinstance(texts, (list, tuple)) and len(texts) == 1 else texts  # pyright: ignore
-
-    def save(
-        self, path: str | Path, *, frame_rate: float | None = None, sampling_rate: int | None = None
-    ) -> list[Path]:
-        """Saves images, videos, sound or text: the ending of the name says what, and in which format.
-
-        It takes time and blocks: in an application, ``await anyio.to_thread.run_sync(out.save, "out.mp4")``. A video
-        that has sound is saved with it.
-
-        Args:
-            path: Where to; several images, videos or sounds are numbered ``path-1``, ``path-2`` and so on.
-            frame_rate: Frames per second; None takes :attr:`frame_rate`, else 16.
-            sampling_rate: Samples per second; None takes :attr:`sampling_rate`.
-
-        Returns:
-            The files that were written.
-
-        Raises:
-            ConfigError: The ending names no format or does not fit what there is, or a package is missing.
-        """
-        return media.save(self, path, frame_rate=frame_rate, sampling_rate=sampling_rate)
-
-
-def _is_picture(value: Any) -> bool:
-    return hasattr(value, "mode") and hasattr(value, "getpixel")
-
-
-def _first(output: Any, names: tuple[str, ...]) -> Any:
-    return next((value for name in names if (value := getattr(output, name, None)) is not None), None)
 
 
 class Queued(msgspec.Struct, frozen=True, kw_only=True):
@@ -391,49 +277,3 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Event = Queued | StepEvent | Draft | Commit | Restarted | Finished | Failed
-
-
-def _by_name(noise_scheduler: Any) -> Any:
-    """A noise scheduler, or its class, as what travels: its name, and the settings of an object."""
-    if isinstance(noise_scheduler, type):
-        return noise_scheduler.__name__
-    settings: Any = getattr(noise_scheduler, "config", None)
-    if not isinstance(settings, Mapping) or not hasattr(noise_scheduler, "set_timesteps"):
-        return noise_scheduler
-    plain = {name: value for name, value in cast("Mapping[str, Any]", settings).items() if not name.startswith("_")}
-    return {"class": type(noise_scheduler).__name__, **plain}
-
-
-def check_noise_scheduler(override: str | Mapping[str, Any], known: Mapping[str, list[str]], own: str | None) -> None:
-    """Refuses a noise scheduler that does not exist, does not go with the model, or has no such setting.
-
-    Args:
-        override: A class name, or ``{"class": name, **settings}``.
-        known: Classes that go with the model, and the settings that each takes.
-        own: The class of the pipeline's own; None if it has none.
-
-    Raises:
-        InvalidRequest: Names the nearest known.
-    """
-    settings = {"class": override} if isinstance(override, str) else dict(override)
-    name = settings.pop("class", own)
-    if own is None:
-        raise InvalidRequest(
-            f"noise_scheduler={name!r}: this pipeline has no noise scheduler; leave it out", field="noise_scheduler"
-        )
-    if name not in known and name != own:
-        nearest = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"there are {', '.join(sorted(known))}"
-        raise InvalidRequest(
-            f"noise_scheduler={name!r}: no scheduler class of diffusers that goes with the model's {own} has this "
-            f"name; {hint}",
-            field="noise_scheduler",
-        )
-    for setting in settings:
-        takes = known.get(str(name), [])
-        if takes and setting not in takes:
-            nearest = difflib.get_close_matches(str(setting), takes, n=3, cutoff=0.5) or takes
-            raise InvalidRequest(
-                f"noise_scheduler: {name} has no setting {setting!r}; did you mean {' or '.join(nearest)}?",
-                field="noise_scheduler",
-            )

@@ -16,8 +16,9 @@ from steploom.codec import check_request
 from steploom.config import EngineConfig
 from steploom.engine.pictures import check_pictures, is_picture_argument
 from steploom.errors import ConfigError, InvalidRequest
+from steploom.noise_schedulers import check_noise_scheduler
 from steploom.protocol import PipelineInfo
-from steploom.requests import OWN_FIELDS, DiffusionRequest, check_noise_scheduler
+from steploom.requests import OWN_FIELDS, DiffusionRequest
 
 COUNTS = ("num_inference_steps", "width", "height", "num_images_per_prompt", "num_videos_per_prompt", "num_frames",
           "gen_length", "block_length")  # fmt: skip

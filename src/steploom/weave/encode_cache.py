@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from steploom.weave.calls import Leaf, ModuleCall, Structure, flatten, has_opaque, unflatten
-from steploom.weave.merging import digest
+from steploom.weave.merge_keys import digest
 from steploom.weave.shared import version
 
 

@@ -16,7 +16,8 @@ import torch
 from steploom.weave.axes import Axes, AxisBook, guess
 from steploom.weave.calls import ModuleCall, has_opaque
 from steploom.weave.encode_cache import EncodeCache
-from steploom.weave.merging import MergedCall, Merger, rows_of
+from steploom.weave.merge_keys import Merger, rows_of
+from steploom.weave.merging import MergedCall
 from steploom.weave.order import CallOrder, is_denoiser
 from steploom.weave.program import Program
 from steploom.weave.verify import Verdicts, check, pins

@@ -116,7 +116,7 @@ def published_with(tensors: dict[str, Any]) -> str | None:
 
 def load_tiny_autoencoder(name: str, dtype: Any) -> Any:
     """A tiny autoencoder in a folder, or of a hub id."""
-    loader: Any = diffusers.AutoencoderTiny
+    loader: Any = diffusers.AutoencoderTiny  # pyright: ignore[reportPrivateImportUsage] - lazily exported
     return loader.from_pretrained(name, torch_dtype=dtype).eval()
 
 

@@ -15,7 +15,8 @@ import torch
 from steploom.weave.axes import SHARED
 from steploom.weave.blend import BASE
 from steploom.weave.calls import Leaf, flatten, values
-from steploom.weave.merging import MergedCall, Unsplittable, is_scalar
+from steploom.weave.merge_keys import is_scalar
+from steploom.weave.merging import MergedCall, Unsplittable
 
 LOOSE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 """Mean absolute difference over mean absolute value that alone and merged may show, by dtype of the result."""
