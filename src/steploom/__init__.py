@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from steploom.errors import SteploomError as SteploomError
     from steploom.errors import TickTimeout as TickTimeout
     from steploom.errors import WorkerDied as WorkerDied
+    from steploom.requests import Commit as Commit
     from steploom.requests import DiffusionOutput as DiffusionOutput
     from steploom.requests import DiffusionRequest as DiffusionRequest
+    from steploom.requests import Draft as Draft
     from steploom.requests import Finished as Finished
     from steploom.requests import Queued as Queued
     from steploom.requests import Restarted as Restarted
@@ -47,17 +49,20 @@ _HOMES = {
         "TickTimeout", "ProtocolError",
     ),
     "steploom.requests": (
-        "DiffusionRequest", "DiffusionOutput", "Timings", "Queued", "StepEvent", "Restarted", "Finished",
+        "DiffusionRequest", "DiffusionOutput", "Timings", "Queued", "StepEvent", "Draft", "Commit", "Restarted",
+        "Finished",
     ),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [  # a literal, for type checkers; a test holds it against the table above
     "AsyncDiffusionEngine",
+    "Commit",
     "ConfigError",
     "DeadlineExceeded",
     "DiffusionEngine",
     "DiffusionOutput",
     "DiffusionRequest",
+    "Draft",
     "EngineConfig",
     "EngineDead",
     "EngineError",

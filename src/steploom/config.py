@@ -26,6 +26,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "bool": ((bool,), "True or False"),
     "type": ((type,), "a class"),
     "None": ((NoneType,), "None"),
+    "Mapping[str, str]": ((Mapping,), "a mapping of names to files, folders or hub ids"),
     "Mapping[str, Any]": ((Mapping,), "a mapping by name"),
     "QuantizationConfig": ((), "a quantization config of diffusers"),
     **{name: ((str,), f"one of {', '.join(map(repr, values))}") for name, values in _CHOICES.items()},
@@ -50,6 +51,7 @@ class EngineConfig:
         components: Other components by name: a folder, hub id or single file each, or None to leave one out
             (``{"transformer": "flux-Q4_K.gguf", "safety_checker": None}``).
         task: Auto-pipeline task to load the model for (``"text-to-image"``); None takes the model's own class.
+        controlnet: Folder or hub id of a ControlNet for requests with ``task="controlnet"``.
         dtype: ``"auto"`` is bfloat16 on CUDA and float32 on CPU (for the models' weights); or by component:
             ``{"vae": "float32", "default": "bfloat16"}``.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
@@ -82,7 +84,12 @@ class EngineConfig:
         max_retries: How often a request is replayed after its worker died.
         max_steps: Upper bound on ``num_inference_steps`` of a request.
         max_pixels: Upper bound on ``width * height`` of a request.
+        preview_vae: A tiny autoencoder for previews: a folder or hub id of diffusers' ``AutoencoderTiny``; None shows
+            them by a linear map that is fitted from the model's own VAE.
         encode_cache_bytes: Bytes of text-encoder outputs kept for identical calls; 0 keeps none.
+        loras: Names under which requests may ask for LoRA adapters, and the file, folder or hub id of each. (A request
+            may also give these themselves.) As a variable: ``STEPLOOM_LORAS=ink=./ink.safetensors,oil=./oil``.
+        max_loras: Adapters that a worker keeps loaded, at most; those that its resident requests use always stay.
         torch_threads: CPU threads of a worker; None leaves torch's own choice.
     """
 
@@ -90,6 +97,7 @@ class EngineConfig:
     base_model: str | None = None
     components: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
     task: str | None = None
+    controlnet: str | None = None
     dtype: Dtype | Mapping[str, Any] = dataclasses.field(default="auto", hash=False)
     device: str = "auto"
     variant: str | None = None
@@ -118,6 +126,9 @@ class EngineConfig:
     max_steps: int = 1000
     max_pixels: int = 4096 * 4096
     encode_cache_bytes: int = 64 * 1024 * 1024
+    preview_vae: str | None = None
+    loras: Mapping[str, str] | None = dataclasses.field(default=None, hash=False)
+    max_loras: int = 8
     torch_threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -196,6 +207,9 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
     elif fits and isinstance(value, (int, float)) and bool not in kinds:
         fits = value > 0 if "float" in names else value >= least
         fits = fits and (isinstance(value, float) or value <= _MOST)
+    if fits and "Mapping[str, str]" in names and isinstance(value, Mapping):
+        entries = cast("Mapping[Any, Any]", value).items()
+        fits = all(isinstance(part, str) and part for entry in entries for part in entry)
     if fits:
         return
     bounds = f" of at least {least}" + (" and below 2**63" if isinstance(value, int) and value > _MOST else "")
@@ -221,9 +235,12 @@ def _parse(field: dataclasses.Field[Any], raw: str) -> Any:
     """``raw`` as the type of its field: what may be a mapping is one if it is written as JSON."""
     names, default = str(field.type).split(" | "), field.default
     kinds: dict[str, Callable[[str], Any]] = {"bool": _flag, "int": int, "float": float}
-    meaning = {"bool": "true or false", "int": "an integer", "float": "a number"}.get(names[0], "a JSON object")
+    meanings = {"bool": "true or false", "int": "an integer", "float": "a number"}
+    meaning = meanings.get(names[0], "name=path,name=path" if "Mapping[str, str]" in names else "a JSON object")
     try:
-        if "Mapping[str, Any]" in names and (raw.startswith("{") or ("str" not in names and names[0] not in _CHOICES)):
+        if "Mapping[str, str]" in names and not raw.startswith("{"):
+            return _entries(raw)
+        if raw.startswith("{") or ("Mapping[str, Any]" in names and "str" not in names and names[0] not in _CHOICES):
             return json.loads(raw)
         return kinds.get(names[0], str)(raw)
     except (ValueError, KeyError):
@@ -233,6 +250,15 @@ def _parse(field: dataclasses.Field[Any], raw: str) -> Any:
 
 def _flag(raw: str) -> bool:
     return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[raw.lower()]
+
+
+def _entries(raw: str) -> dict[str, str]:
+    """``name=path,name=path`` as a mapping."""
+    entries: dict[str, str] = {}
+    for entry in raw.split(","):
+        name, place = entry.split("=", 1)
+        entries[name.strip()] = place.strip()
+    return entries
 
 
 def worker_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:

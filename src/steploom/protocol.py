@@ -7,6 +7,7 @@ for a late answer of an earlier attempt.
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 import msgspec
@@ -15,6 +16,15 @@ from steploom import errors
 from steploom.requests import DiffusionRequest
 
 PROTOCOL_VERSION = 1
+
+TASK_ALIASES = {
+    "text2image": "text-to-image",
+    "txt2img": "text-to-image",
+    "image2image": "image-to-image",
+    "img2img": "image-to-image",
+    "inpaint": "inpainting",
+}
+"""What tasks are called elsewhere."""
 
 
 def run_id(request_id: str, attempt: int) -> str:
@@ -94,6 +104,13 @@ class SchedulerOutput(msgspec.Struct, frozen=True):
         return [*self.scheduled_cached_reqs, *(new.run_id for new in self.scheduled_new_reqs)]
 
 
+class TextRows(msgspec.Struct, frozen=True):
+    """A piece of text, and the ids of its tokens, for each row; ``texts`` is None if the pipeline has no tokenizer."""
+
+    texts: list[str] | None
+    tokens: list[list[int]]
+
+
 class RequestReport(msgspec.Struct, kw_only=True):
     """What one tick did for one request.
 
@@ -113,10 +130,14 @@ class RequestReport(msgspec.Struct, kw_only=True):
         decode_s: Likewise after its loop.
         latents: Latents after the step, if streamed in this tick.
         preview: PIL image, if streamed in this tick.
+        draft: Of a language model: what is likely to follow its text so far.
+        commit: Of a language model: what its text has grown by for good.
         finished: The program is done: ``output`` or ``error`` is set.
         output: What the pipeline returned.
         trajectory_latents: ``[steps, rows, ...]``, if asked for.
         trajectory_timesteps: ``[steps]``, if asked for.
+        frame_rate: Frames per second of the output, where known.
+        sampling_rate: Samples per second of the output, where known.
         error: Why the program ended without output.
     """
 
@@ -135,10 +156,14 @@ class RequestReport(msgspec.Struct, kw_only=True):
     decode_s: float = 0.0
     latents: Any = None
     preview: Any = None
+    draft: TextRows | None = None
+    commit: TextRows | None = None
     finished: bool = False
     output: Any = None
     trajectory_latents: Any = None
     trajectory_timesteps: Any = None
+    frame_rate: float | None = None
+    sampling_rate: int | None = None
     error: ErrorInfo | None = None
 
 
@@ -177,10 +202,18 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
         parameters: Names accepted by its ``__call__``.
         default_steps: Default of ``num_inference_steps``, if it has that argument.
         default_size: ``(width, height)`` used when none is given, if known.
+        size_multiple: ``width`` and ``height`` must be multiples of this; 1 where the pipeline refuses no size.
         modules: Names of the woven components.
         device: Where the denoiser lives.
         dtype: Its dtype.
         in_process: Whether objects that cannot travel (generators, callbacks) may be passed.
+        tasks: The tasks that a request may name, and the pipelines over the same components that do each: of several
+            the first that takes the request's arguments does it.
+        makes: What it makes, of ``"images"``, ``"videos"``, ``"audios"`` and ``"text"``; empty where that is not known.
+        frame_rate: Frames per second that its videos are meant for, if it has a say in that.
+        sampling_rate: Samples per second of its sound, if it makes any.
+        loras: Names of adapters that were loaded with the pipeline.
+        no_lora: Why requests cannot have adapters; None if they can.
         noise_scheduler: Class of the pipeline's own noise scheduler, None if it has none.
         noise_schedulers: Classes that can stand in for it, and the settings that each takes.
     """
@@ -189,12 +222,47 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
     parameters: list[Parameter] = []
     default_steps: int | None = None
     default_size: tuple[int, int] | None = None
+    size_multiple: int = 1
     modules: list[str] = []
     device: str = "cpu"
     dtype: str = "float32"
     in_process: bool = False
+    makes: list[str] = []
+    frame_rate: float | None = None
+    sampling_rate: int | None = None
+    loras: list[str] = []
+    no_lora: str | None = None
     noise_scheduler: str | None = None
     noise_schedulers: dict[str, list[str]] = {}
+    tasks: dict[str, list[PipelineInfo]] = {}
+
+    def serving(self, request: DiffusionRequest) -> PipelineInfo:
+        """The pipeline that does the request's task; this one if it names none.
+
+        Raises:
+            InvalidRequest: There is no such task here.
+        """
+        if request.task is None:
+            return self
+        members = self.tasks.get(TASK_ALIASES.get(request.task, request.task))
+        if not members:
+            raise errors.InvalidRequest(_no_such_task(request.task, self), field="task")
+        member = next((one for one in members if one.takes(request)), members[0])
+        return msgspec.structs.replace(member, in_process=self.in_process, tasks=self.tasks)
+
+    def takes(self, request: DiffusionRequest) -> bool:
+        """Whether the request's arguments are all known here and none is missing."""
+        given = {*request.params, *(() if request.prompt is None else ("prompt",))}
+        needed = {parameter.name for parameter in self.parameters if parameter.required}
+        return needed <= given <= {parameter.name for parameter in self.parameters}
+
+
+def _no_such_task(task: str, info: PipelineInfo) -> str:
+    there = ", ".join(map(repr, info.tasks)) or "no task by name"
+    nearest = difflib.get_close_matches(task, info.tasks, n=1, cutoff=0.85)
+    mend = f"start an engine with EngineConfig(task={task!r}) over a model that has it, or leave it out"
+    hint = f"did you mean {nearest[0]!r}?" if nearest else mend
+    return f"task={task!r}: {info.pipeline_class} and its family serve {there}; {hint}"
 
 
 class WorkerStats(msgspec.Struct, kw_only=True):
@@ -212,6 +280,9 @@ class WorkerStats(msgspec.Struct, kw_only=True):
         cache_misses: Text-encoder calls that could have been, and were not.
         cache_bytes: What the cache holds now; at most ``EngineConfig.encode_cache_bytes``.
         kinds: Verified kinds of merge, with their state.
+        loras: The LoRA adapters that are loaded, as they were asked for; least recently used first.
+        lora_loads: How many were loaded.
+        lora_evictions: How many were dropped to make room.
     """
 
     ticks: int = 0
@@ -225,3 +296,6 @@ class WorkerStats(msgspec.Struct, kw_only=True):
     cache_misses: int = 0
     cache_bytes: int = 0
     kinds: dict[str, str] = {}
+    loras: list[str] = []
+    lora_loads: int = 0
+    lora_evictions: int = 0

@@ -5,20 +5,24 @@ from __future__ import annotations
 import contextvars
 import copy
 import dataclasses
-import difflib
+import os
 import secrets
 import uuid
 from collections.abc import Mapping
 from types import NoneType
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import msgspec
 
+from steploom import lora as loras
+from steploom import noise_schedulers
 from steploom.errors import InvalidRequest, RequestError
+from steploom.outputs import DiffusionOutput
+from steploom.outputs import Timings as Timings
 
 SEED_BITS = 32
 OWN_FIELDS = ("seed", "task", "lora", "noise_scheduler", "priority", "timeout", "deadline", "user", "request_id",
-              "return_trajectory", "output_type", "preview_every", "latents_every")  # fmt: skip
+              "return_trajectory", "output_type", "preview_every", "latents_every", "draft_every")  # fmt: skip
 """Keyword arguments that are ours; every other one goes to the pipeline's ``__call__``."""
 
 _MOST = 2**63 - 1
@@ -28,7 +32,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "request_id": ((str,), "a str"),
     "seed": ((int, NoneType), "an integer, or None to draw one"),
     "task": ((str, NoneType), "a str, or None for what the engine was loaded for"),
-    "lora": ((str, NoneType), "the name of an adapter, or None"),
+    "lora": ((str, list, NoneType), loras.MEANING),
     "noise_scheduler": ((str, Mapping, NoneType), "a class name, {'class': name, **config}, or None"),
     "priority": ((int,), "an integer; lower runs first"),
     "timeout": ((int, float, NoneType), "a number of seconds, or None"),
@@ -38,6 +42,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "output_type": ((str,), "a str as diffusers names it: 'pil', 'np', 'pt' or 'latent'"),
     "preview_every": ((int,), "an integer: every so many steps, 0 is never"),
     "latents_every": ((int,), "an integer: every so many steps, 0 is never"),
+    "draft_every": ((int,), "an integer: every so many steps, 0 is never"),
 }
 """The types of our fields, and how a message says them. ``bool`` passes for an integer nowhere."""
 
@@ -57,8 +62,10 @@ class DiffusionRequest:
         request_id: Unique in an engine; drawn if not given.
         seed: ``torch.Generator("cpu").manual_seed(seed)`` for the whole request; drawn if not given and no
             ``generator`` is among ``params``.
-        task: Auto-pipeline task; None is what the engine was loaded for.
-        lora: Name of a registered adapter.
+        task: What to do with the model: ``"text-to-image"``, ``"image-to-image"``, ``"inpainting"``, ``"controlnet"``,
+            as far as the model's family has it (``engine.info.tasks``); None is what the engine was loaded for.
+        lora: Adapters for this request alone: ``[(name or path, scale), ...]``, or one name or path, at scale 1. A
+            name is one of ``EngineConfig.loras``; a path is a file or folder; ``"owner/name"`` is a hub id.
         noise_scheduler: Class name of a diffusers scheduler for this request, or ``{"class": name, **config}``; a
             class or an object of diffusers' is taken as such.
         priority: Lower runs first.
@@ -66,9 +73,11 @@ class DiffusionRequest:
         deadline: Seconds from submission, a hint to the scheduler.
         user: Whom to charge, for fairness.
         return_trajectory: Keep every step's latents and timestep in the output.
-        output_type: As diffusers names it: ``"pil"``, ``"np"``, ``"pt"``, ``"latent"``.
+        output_type: As diffusers names it: ``"pil"``, ``"np"``, ``"pt"``, ``"latent"``; of a language model ``"text"``
+            (which ``"pil"`` means there) or ``"seq"``.
         preview_every: Every how many steps a streamed :class:`StepEvent` carries a preview; 0 is never.
         latents_every: Every how many steps a streamed :class:`StepEvent` carries latents; 0 is never.
+        draft_every: Every how many steps the stream of a language model yields a :class:`Draft`; 0 is never.
 
     Raises:
         InvalidRequest: A field of ours is out of range.
@@ -82,7 +91,7 @@ class DiffusionRequest:
     request_id: str
     seed: int | None
     task: str | None
-    lora: str | None
+    lora: str | list[Any] | None
     noise_scheduler: str | Mapping[str, Any] | None
     priority: int
     timeout: float | None
@@ -92,6 +101,7 @@ class DiffusionRequest:
     output_type: str
     preview_every: int
     latents_every: int
+    draft_every: int
 
     def __init__(
         self,
@@ -99,7 +109,7 @@ class DiffusionRequest:
         *,
         seed: int | None = None,
         task: str | None = None,
-        lora: str | None = None,
+        lora: loras.Lora | os.PathLike[str] | None = None,
         noise_scheduler: str | Mapping[str, Any] | None = None,
         priority: int = 0,
         timeout: float | None = None,
@@ -110,24 +120,39 @@ class DiffusionRequest:
         output_type: str = "pil",
         preview_every: int = 0,
         latents_every: int = 0,
+        draft_every: int = 1,
         **params: Any,
     ) -> None:
         if seed is None and params.get("generator") is None:
             seed = secrets.randbits(SEED_BITS)
         if params.get("generator") is None:
             params.pop("generator", None)
-        noise_scheduler = _by_name(noise_scheduler)
+        noise_scheduler = noise_schedulers.by_name(noise_scheduler)
         if request_id is None:
             request_id = uuid.uuid4().hex[:16]
+        lora = loras.listed(lora)
         values = dict(locals())
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, values[field.name])
         self._validate()
 
+    @property
+    def adapters(self) -> tuple[tuple[str, float], ...]:
+        """What ``lora`` asks for: names or paths, and scales."""
+        if isinstance(self.lora, str):
+            return ((self.lora, 1.0),)
+        return tuple((name, scale) for name, scale in self.lora or ())
+
     def in_context(self) -> DiffusionRequest:
         """A copy that remembers the context variables of the caller."""
         other = copy.copy(self)
         object.__setattr__(other, "context", contextvars.copy_context())
+        return other
+
+    def without_drafts(self) -> DiffusionRequest:
+        """A copy that nobody follows step by step."""
+        other = copy.copy(self)
+        object.__setattr__(other, "draft_every", 0)
         return other
 
     def with_params(self, **changes: Any) -> DiffusionRequest:
@@ -143,6 +168,7 @@ class DiffusionRequest:
                 raise InvalidRequest(f"{name}={value!r}: must be {meaning}", field=name)
             if isinstance(value, int) and name != "seed" and not -_MOST <= value <= _MOST:
                 raise InvalidRequest(f"{name}={value!r}: must fit 64 bits", field=name)
+        loras.check(self.lora)
         if self.seed is not None and not -(2**63) <= self.seed < 2**64:
             raise InvalidRequest(f"seed={self.seed!r}: must fit 64 bits", field="seed")
         if self.seed is not None and "generator" in self.params:
@@ -153,74 +179,9 @@ class DiffusionRequest:
             value = getattr(self, name)
             if value is not None and not value > 0:  # as with nan
                 raise InvalidRequest(f"{name}={value!r}: must be greater than 0 seconds", field=name)
-        for name in ("preview_every", "latents_every"):
+        for name in ("preview_every", "latents_every", "draft_every"):
             if getattr(self, name) < 0:
                 raise InvalidRequest(f"{name}={getattr(self, name)!r}: must be 0 (never) or more steps", field=name)
-
-
-class Timings(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the time of one request went, in seconds.
-
-    ``mean_batch_requests`` is how many requests shared its denoiser calls on average, itself included.
-    """
-
-    queued_s: float = 0.0
-    encode_s: float = 0.0
-    denoise_s: float = 0.0
-    decode_s: float = 0.0
-    total_s: float = 0.0
-    steps: int = 0
-    mean_batch_requests: float = 0.0
-
-
-class DiffusionOutput(msgspec.Struct, frozen=True, kw_only=True):
-    """The outcome of one request.
-
-    Attributes:
-        request_id: The request's id.
-        seed: The seed that was used; None where a ``generator`` was given.
-        output: What the pipeline returned, with the fields that it has in diffusers; None if ``error`` is set.
-        timings: Where the time went.
-        trajectory_latents: With ``return_trajectory``: latents after each step ``[steps, rows, ...]``.
-        trajectory_timesteps: With ``return_trajectory``: the timestep of each step ``[steps]``.
-        error: Why there is no output; set only where whole requests are answered (``DiffusionEngine.step``,
-            ``execute_model``); ``generate`` raises it instead.
-    """
-
-    request_id: str
-    seed: int | None = None
-    output: Any = None
-    timings: Timings = Timings()
-    trajectory_latents: Any = None
-    trajectory_timesteps: Any = None
-    error: RequestError | None = None
-
-    def _view(self, *names: str) -> Any:
-        for name in names:
-            value = getattr(self.output, name, None)
-            if value is not None:
-                return value
-        raise AttributeError(f"{type(self.output).__name__} of request {self.request_id} has none of {names}")
-
-    @property
-    def images(self) -> Any:
-        """The pipeline's images (PIL images with ``output_type="pil"``)."""
-        return self._view("images", "image")
-
-    @property
-    def videos(self) -> Any:
-        """The pipeline's frames, one list of frames per video."""
-        return self._view("frames", "videos")
-
-    @property
-    def audios(self) -> Any:
-        """The pipeline's waveforms."""
-        return self._view("audios", "audio")
-
-    @property
-    def text(self) -> Any:
-        """The pipeline's text."""
-        return self._view("texts", "text")
 
 
 class Queued(msgspec.Struct, frozen=True, kw_only=True):
@@ -254,8 +215,48 @@ class StepEvent(msgspec.Struct, frozen=True, kw_only=True):
     preview: Any = None
 
 
+class Draft(msgspec.Struct, frozen=True, kw_only=True):
+    """What a language model's text is likely to go on with; every next one replaces it, and so does a :class:`Commit`.
+
+    Attributes:
+        request_id: The request's id.
+        text: What follows the text of all commits so far, if nothing changes; of a request of several rows a list. None
+            if the pipeline has no tokenizer.
+        tokens: Its ids, likewise.
+    """
+
+    request_id: str
+    text: str | list[str] | None
+    tokens: list[Any]
+
+
+class Commit(msgspec.Struct, frozen=True, kw_only=True):
+    """What a language model's text has grown by. It stays: the texts of all commits make the text of the output.
+
+    Attributes:
+        request_id: The request's id.
+        text: To be appended; of a request of several rows a list. None if the pipeline has no tokenizer.
+        tokens: The ids that were settled, likewise; text may lag behind by the bytes of an unfinished character.
+    """
+
+    request_id: str
+    text: str | list[str] | None
+    tokens: list[Any]
+
+    def followed_by(self, later: Commit) -> Commit:
+        """Both as one."""
+        text, tokens = self.text, self.tokens + later.tokens
+        if tokens and isinstance(tokens[0], list):
+            tokens = [one + other for one, other in zip(self.tokens, later.tokens, strict=True)]
+        if isinstance(text, str) and isinstance(later.text, str):
+            text += later.text
+        elif isinstance(text, list) and isinstance(later.text, list):
+            text = [one + other for one, other in zip(text, later.text, strict=True)]
+        return Commit(request_id=self.request_id, text=text, tokens=tokens)
+
+
 class Restarted(msgspec.Struct, frozen=True, kw_only=True):
-    """The worker died; the request is replayed from its seed as the given attempt (from 1)."""
+    """The worker died; the request is replayed from its seed as the given attempt (from 1). Its text starts anew."""
 
     request_id: str
     attempt: int
@@ -275,50 +276,4 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True):
     error: RequestError
 
 
-Event = Queued | StepEvent | Restarted | Finished | Failed
-
-
-def _by_name(noise_scheduler: Any) -> Any:
-    """A noise scheduler, or its class, as what travels: its name, and the settings of an object."""
-    if isinstance(noise_scheduler, type):
-        return noise_scheduler.__name__
-    settings: Any = getattr(noise_scheduler, "config", None)
-    if not isinstance(settings, Mapping) or not hasattr(noise_scheduler, "set_timesteps"):
-        return noise_scheduler
-    plain = {name: value for name, value in cast("Mapping[str, Any]", settings).items() if not name.startswith("_")}
-    return {"class": type(noise_scheduler).__name__, **plain}
-
-
-def check_noise_scheduler(override: str | Mapping[str, Any], known: Mapping[str, list[str]], own: str | None) -> None:
-    """Refuses a noise scheduler that does not exist, does not go with the model, or has no such setting.
-
-    Args:
-        override: A class name, or ``{"class": name, **settings}``.
-        known: Classes that go with the model, and the settings that each takes.
-        own: The class of the pipeline's own; None if it has none.
-
-    Raises:
-        InvalidRequest: Names the nearest known.
-    """
-    settings = {"class": override} if isinstance(override, str) else dict(override)
-    name = settings.pop("class", own)
-    if own is None:
-        raise InvalidRequest(
-            f"noise_scheduler={name!r}: this pipeline has no noise scheduler; leave it out", field="noise_scheduler"
-        )
-    if name not in known and name != own:
-        nearest = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"there are {', '.join(sorted(known))}"
-        raise InvalidRequest(
-            f"noise_scheduler={name!r}: no scheduler class of diffusers that goes with the model's {own} has this "
-            f"name; {hint}",
-            field="noise_scheduler",
-        )
-    for setting in settings:
-        takes = known.get(str(name), [])
-        if takes and setting not in takes:
-            nearest = difflib.get_close_matches(str(setting), takes, n=3, cutoff=0.5) or takes
-            raise InvalidRequest(
-                f"noise_scheduler: {name} has no setting {setting!r}; did you mean {' or '.join(nearest)}?",
-                field="noise_scheduler",
-            )
+Event = Queued | StepEvent | Draft | Commit | Restarted | Finished | Failed

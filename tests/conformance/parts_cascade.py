@@ -38,11 +38,11 @@ def unet(width: int = 32, factor: float = 1.2, **settings: Any) -> Any:
     return tiny.scaled(UNet2DConditionModel(**{**parts, **settings}), factor)
 
 
-def movq() -> Any:
+def movq(**extra: Any) -> Any:
     model = VQModel(
         block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
         up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"), layers_per_block=1, latent_channels=4,
-        norm_num_groups=4, norm_type="spatial", num_vq_embeddings=12, vq_embed_dim=4,
+        norm_num_groups=4, norm_type="spatial", vq_embed_dim=4, **{"num_vq_embeddings": 12, **extra},
     )  # fmt: skip
     return tiny.scaled(model, 1.0, 5)
 

@@ -60,3 +60,19 @@ def test_custom_executor(tmp_path: Path) -> None:
         assert sum(f"{name} ." in line for line in ticks) == 1
         assert f"custom-executor-{name}.png  {steps} steps" in said
         picture(tmp_path / f"custom-executor-{name}.png")
+
+
+def test_image_to_image(tmp_path: Path) -> None:
+    said = run("image_to_image", tmp_path)
+    assert "tasks: text-to-image, image-to-image\n" in said
+    made = [picture(tmp_path / f"image-to-image-{name}.png") for name in ("strength-0.5", "strength-0.8", "from-text")]
+    assert len({image.tobytes() for image in made}) == 3
+    assert said.count("20 steps") == 3
+
+
+def test_language_model_extension(tmp_path: Path) -> None:
+    said = run("language_model_extension", tmp_path)
+    assert "its own loop, in the worker: 16 tokens" in said
+    assert "perhaps" in said
+    for place in (0, 1):
+        assert f"request {place} is done: " in said

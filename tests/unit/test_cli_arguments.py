@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from steploom.cli import arguments, generate, images, main
+from steploom.cli import arguments, generate, main, outputs
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError, EngineDead
 
@@ -211,22 +211,22 @@ def test_a_model_of_the_environment_is_checked_too(monkeypatch) -> None:
         arguments.engine_config(main.build_parser().parse_args(["generate", "x"]))
 
 
-def test_check_image_file_accepts_what_can_be_written(tmp_path: pathlib.Path) -> None:
+def test_check_file_accepts_what_can_be_written(tmp_path: pathlib.Path) -> None:
     for ending in (".PNG", ".jpg", ".webp", ".gif", ".tiff", ".bmp"):
-        assert images.check_image_file(tmp_path / f"a{ending}") == tmp_path / f"a{ending}"
+        assert outputs.check_file(tmp_path / f"a{ending}") == tmp_path / f"a{ending}"
     with pytest.raises(ConfigError, match="no ending"):
-        images.check_image_file(tmp_path / "a")
+        outputs.check_file(tmp_path / "a")
     # Pillow reads PSD, says that it saves HDF5 and cannot, and saves XBM of two colours alone.
     for ending in (".psd", ".h5", ".xbm"):
         with pytest.raises(ConfigError, match=rf"a{ending}: images cannot be saved as '{ending}'; use \.png"):
-            images.check_image_file(tmp_path / f"a{ending}")
+            outputs.check_file(tmp_path / f"a{ending}")
 
 
 def test_check_writable_leaves_everything_as_it_was(tmp_path: pathlib.Path) -> None:
     (tmp_path / "old.png").write_bytes(b"old")
     (tmp_path / "link.png").symlink_to("elsewhere.png")
     for name in ("old.png", "new.png", "link.png"):
-        images.check_writable(tmp_path / name)
+        outputs.check_writable(tmp_path / name)
     assert (tmp_path / "old.png").read_bytes() == b"old"
     assert (tmp_path / "link.png").is_symlink()
     assert not (tmp_path / "new.png").exists()
@@ -235,4 +235,4 @@ def test_check_writable_leaves_everything_as_it_was(tmp_path: pathlib.Path) -> N
 def test_check_writable_refuses_pipes_without_waiting_for_a_reader(tmp_path: pathlib.Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ConfigError, match="is no regular file"):
-        images.check_writable(tmp_path / "pipe.png")
+        outputs.check_writable(tmp_path / "pipe.png")

@@ -185,4 +185,4 @@ def test_a_model_of_ones_own_is_drawn_small() -> None:
 def test_it_asks_for_every_dependency_that_this_platform_needs() -> None:
     names = {finding.name for finding in doctor.packages_found()}
     assert {"torch", "diffusers", "greenlet", "msgspec", "pyzmq", "anyio"} <= names
-    assert not names & {"starlette", "ray", "imageio", "opentelemetry-api"}, "extras are not essential"
+    assert not names & {"starlette", "ray", "av", "opentelemetry-api"}, "extras are not essential"

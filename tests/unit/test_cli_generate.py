@@ -78,6 +78,32 @@ def test_options_become_the_pipelines_own_arguments(engine: type[ScriptedEngine]
     assert engine.asked == [("a cat", 5, {**named, "max_sequence_length": 16})]
 
 
+def test_other_tasks_take_their_images_from_files(engine: type[ScriptedEngine], capsys) -> None:
+    for name in ("in.png", "mask.png", "edges.png"):
+        RED.save(name)
+    argv = ["--task", "inpainting", "--image", "in.png", "--mask-image", "mask.png", "--control-image", "edges.png"]
+    assert main.main(["generate", "a cat", "--seed", "5", *argv, "--strength", "0.6"]) == 0
+    files = {"image": "in.png", "mask_image": "mask.png", "control_image": "edges.png"}
+    expected = {"task": "inpainting", "strength": 0.6, **{name: pathlib.Path(file) for name, file in files.items()}}
+    assert engine.asked == [("a cat", 5, expected)]
+    assert main.main(["generate", "a cat", "--image", "missing.png"]) == 1
+    assert "--image missing.png: there is no such file" in capsys.readouterr().err
+
+
+def test_adapters_are_given_with_their_scales(engine: type[ScriptedEngine], tmp_path: pathlib.Path, capsys) -> None:
+    (tmp_path / "a=b").mkdir()
+    argv = ["--lora", "someone/ink", "--lora", "./a=b", "--lora", "./a=b=-0.5"]
+    assert main.main(["generate", "a cat", *argv[:4]]) == 0
+    assert engine.asked[-1][2] == {"lora": [("someone/ink", 1.0), ("./a=b", 1.0)]}
+    assert main.main(["generate", "a cat", *argv[4:]]) == 0
+    assert engine.asked[-1][2] == {"lora": [("./a=b", -0.5)]}
+    assert main.main(["generate", "a cat", *argv]) == 1
+    assert "'./a=b' is listed twice" in capsys.readouterr().err
+    assert main.main(["generate", "a cat", "--lora", "./gone"]) == 1
+    assert "lora='./gone': neither a name" in capsys.readouterr().err
+    assert engine.asked[-1][2] == {"lora": [("./a=b", -0.5)]}, "what is refused asks for nothing"
+
+
 def test_what_is_not_given_is_left_to_the_pipeline(engine: type[ScriptedEngine]) -> None:
     assert main.main(["generate", "a cat"]) == 0
     ((_, _, parameters),) = engine.asked
@@ -126,7 +152,7 @@ def test_frames_become_an_animation(engine: type[ScriptedEngine], capsys) -> Non
     with Image.open("cat.gif") as animation:
         assert animation.n_frames == 3
     assert main.main(["generate", "a cat", "-o", "cat.png"]) == 1
-    assert "3 frames; use .gif or .webp (this time they were kept as cat.webp)" in capsys.readouterr().err
+    assert "3 frames; use .mp4, .webm, .gif or .webp (this time they were kept as cat.webp)" in capsys.readouterr().err
     with Image.open("cat.webp") as animation:
         assert animation.n_frames == 3
 
@@ -174,7 +200,7 @@ def test_what_holds_no_transparency_gets_none(engine: type[ScriptedEngine]) -> N
     [
         (types.SimpleNamespace(audios=[1]), "made no images"),
         (types.SimpleNamespace(images=[]), "made no image"),
-        (types.SimpleNamespace(frames=[[]]), "made no image"),
+        (types.SimpleNamespace(frames=[[]]), "made no frames"),
         (types.SimpleNamespace(images=[b"raw"]), "made bytes where an image was expected"),
     ],
 )

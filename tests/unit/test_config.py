@@ -59,6 +59,10 @@ FLAGS = [name for name, field in FIELDS.items() if field.type == "bool"]
         ("revision", 1, "a str that is not empty or None"),
         ("scheduler", object(), "a str that is not empty or a class"),
         ("policy", 5, "a str that is not empty or a class; the default is 'fcfs'"),
+        ("loras", "ink.safetensors", "a mapping of names to files, folders or hub ids or None"),
+        ("loras", {"ink": 3}, "a mapping of names"),
+        ("loras", {"": "x"}, "a mapping of names"),
+        ("max_loras", 0, "an integer of at least 1; the default is 8"),
         ("distributed_executor_backend", None, "a str that is not empty or a class; the default is 'mp'"),
     ],
 )
@@ -159,10 +163,17 @@ def test_max_resident_holds_a_batch() -> None:
 
 def test_variables_are_read_by_the_type_of_their_field() -> None:
     given = {"max_batch": "3", "compile": "yes", "tick_timeout_s": "2.5", "task": "x", "torch_threads": "2"}
-    given |= {"max_resident": "9", "device": "cpu"}
+    given |= {"max_resident": "9", "device": "cpu", "loras": "ink=./ink.safetensors, oil=me/oil"}
     env = {f"STEPLOOM_{name.upper()}": value for name, value in given.items()}
     expected = EngineConfig(
-        max_batch=3, compile=True, tick_timeout_s=2.5, task="x", torch_threads=2, max_resident=9, device="cuda"
+        max_batch=3,
+        compile=True,
+        tick_timeout_s=2.5,
+        task="x",
+        torch_threads=2,
+        max_resident=9,
+        device="cuda",
+        loras={"ink": "./ink.safetensors", "oil": "me/oil"},
     )
     assert EngineConfig.from_env(env, device="cuda") == expected
 
@@ -175,6 +186,7 @@ def test_variables_are_read_by_the_type_of_their_field() -> None:
         ("STEPLOOM_TICK_TIMEOUT_S", "soon", "STEPLOOM_TICK_TIMEOUT_S='soon': must be a number"),
         ("STEPLOOM_TICK_TIMEOUT_S", "nan", "tick_timeout_s=nan: must be a number of seconds greater than 0"),
         ("STEPLOOM_TORCH_THREADS", "0", "torch_threads=0: must be an integer of at least 1"),
+        ("STEPLOOM_LORAS", "ink", "STEPLOOM_LORAS='ink': must be name=path,name=path; unset it"),
         ("STEPLOOM_MODEL", "", "model='': must be a str that is not empty"),
     ],
 )

@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steploom import DiffusionOutput, EngineDead, Finished, Queued, RequestCancelled, Restarted, StepEvent, WorkerDied
+from steploom import (
+    Commit,
+    DiffusionOutput,
+    Draft,
+    EngineDead,
+    Finished,
+    Queued,
+    RequestCancelled,
+    Restarted,
+    StepEvent,
+    WorkerDied,
+)  # fmt: skip
 from steploom.engine.mailbox import Mailbox, fresh
 from steploom.requests import Failed
 
@@ -135,3 +146,54 @@ def test_fresh_copies_keep_what_an_error_says_and_drop_its_frames() -> None:
     assert str(copy) == "worker 3 died with exit code -9: out of memory"
     assert copy.__notes__ == ["a note"]
     assert copy.__traceback__ is None
+
+
+def commit(text: str | None, *tokens: int) -> Commit:
+    return Commit(request_id="r", text=text, tokens=list(tokens))
+
+
+def draft(text: str) -> Draft:
+    return Draft(request_id="r", text=text, tokens=[])
+
+
+async def test_commits_are_joined_and_the_newest_draft_stays() -> None:
+    mailbox = Mailbox()
+    for event in (draft("x"), commit("one ", 1), step(4, latents="l"), draft("y"), commit("two ", 2, 3), draft("z"),
+                  draft("three"), step(5)):  # fmt: skip
+        mailbox.put(event)
+    assert await mailbox.next() == commit("one two ", 1, 2, 3)
+    mailbox.put(commit("three", 4))
+    mailbox.put(FINISHED)
+    assert await drained(mailbox) == [step(4, latents="l"), step(5), commit("three", 4), FINISHED]
+
+
+async def test_commits_of_several_rows_and_without_text_are_joined() -> None:
+    mailbox = Mailbox()
+    mailbox.put(Commit(request_id="r", text=["a", "b"], tokens=[[1], []]))
+    mailbox.put(Commit(request_id="r", text=["", "c"], tokens=[[], [2, 3]]))
+    assert await mailbox.next() == Commit(request_id="r", text=["a", "bc"], tokens=[[1], [2, 3]])
+    mailbox.put(commit(None, 1))
+    mailbox.put(commit(None, 2))
+    assert await mailbox.next() == commit(None, 1, 2)
+
+
+async def test_a_restart_discards_the_text_of_the_lost_attempt() -> None:
+    mailbox = Mailbox()
+    for event in (commit("old"), draft("old"), Restarted(request_id="r", attempt=1), commit("new"), FINISHED):
+        mailbox.put(event)
+    assert await drained(mailbox) == [Restarted(request_id="r", attempt=1), commit("new"), FINISHED]
+
+
+async def test_a_slow_reader_keeps_eight_events_at_most_and_all_of_the_text() -> None:
+    mailbox = Mailbox()
+    mailbox.put(Queued(request_id="r"))
+    mailbox.put(Restarted(request_id="r", attempt=1))
+    for number in range(1, 60):
+        mailbox.put(step(number, "l" if number % 3 else None, "p" if number % 2 else None))
+        mailbox.put(commit(f"{number} ", number))
+        mailbox.put(draft("next"))
+        assert len(mailbox) <= 7
+    mailbox.put(FINISHED)
+    assert len(mailbox) <= 8
+    read = await drained(mailbox)
+    assert [event.text for event in read if isinstance(event, Commit)] == ["".join(f"{n} " for n in range(1, 60))]

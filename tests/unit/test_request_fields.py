@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import decimal
 import math
+import pathlib
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from fakes import fake_engine
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steploom import DiffusionRequest, InvalidRequest
+from steploom import DiffusionRequest, InvalidRequest, codec, lora
+from steploom.protocol import NewRequest
 from steploom.requests import OWN_FIELDS
 
 WRONG = [
@@ -33,6 +35,8 @@ WRONG = [
     ("preview_every", -1, "0 (never) or more"),
     ("latents_every", 1.0, "an integer: every so many steps"),
     ("latents_every", True, "an integer: every so many steps"),
+    ("draft_every", False, "an integer: every so many steps, 0 is never"),
+    ("draft_every", -2, "0 (never) or more"),
     ("priority", "high", "an integer; lower runs first"),
     ("priority", None, "an integer; lower runs first"),
     ("priority", 2**80, "must fit 64 bits"),
@@ -68,6 +72,79 @@ async def test_the_engine_refuses_them_before_anything_is_queued() -> None:
 
 def test_every_field_of_ours_has_a_wrong_value_here() -> None:
     assert {name for name, _, _ in WRONG} == set(OWN_FIELDS)
+
+
+PAIR = ("ink", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("given_as", "adapters"),
+    [
+        (None, ()),
+        ([], ()),
+        ("ink", (("ink", 1.0),)),
+        (pathlib.Path("dir/ink"), (("dir/ink", 1.0),)),
+        (PAIR, (PAIR,)),
+        ([PAIR], (PAIR,)),
+        (["ink", ("oil", 2)], (("ink", 1.0), ("oil", 2.0))),
+        ((("ink", 0.5), ("oil", -1)), (PAIR, ("oil", -1.0))),
+        ([["ink", 0.5]], (PAIR,)),
+        ([(pathlib.Path("ink"), 0.5)], (PAIR,)),
+        ({"ink": 0.5, "oil": 1}, (PAIR, ("oil", 1.0))),
+    ],
+)
+def test_adapters_are_given_in_many_ways(given_as: Any, adapters: Any) -> None:
+    request = DiffusionRequest("a cat", lora=given_as, seed=1)
+    assert request.adapters == adapters
+    travelled = codec.decode(codec.encode(NewRequest("r#1", request)), NewRequest).request
+    assert travelled.adapters == adapters
+
+
+@pytest.mark.parametrize(
+    ("given_as", "words"),
+    [
+        ("", "must not be empty"),
+        ([("", 1.0)], "is no .name or path, scale."),
+        ([3], "3 is no .name or path, scale."),
+        ([("ink", 1.0, 2)], "is no .name or path, scale."),
+        ([("ink", "1.0")], "the scale of 'ink' must be a finite number"),
+        ([("ink", True)], "the scale of 'ink' must be a finite number"),
+        ([("ink", float("nan"))], "the scale of 'ink' must be a finite number"),
+        ([("ink", float("inf"))], "the scale of 'ink' must be a finite number"),
+        ([("ink", 10**400)], "the scale of 'ink' must be a finite number"),
+        (["ink", ("ink", 0.5)], "'ink' is listed twice; give it one scale"),
+        ([f"ink{i}" for i in range(17)], "17 adapters, at most 16 in one request"),
+    ],
+)
+def test_adapters_that_cannot_be_meant_are_refused(given_as: Any, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words) as caught:
+        DiffusionRequest("a cat", lora=given_as)
+    assert caught.value.field == "lora"
+    assert str(caught.value).startswith("lora")
+
+
+def test_names_of_adapters_are_looked_up_before_any_work(tmp_path: pathlib.Path) -> None:
+    named = {"watercolor": "/there/w.safetensors"}
+    (tmp_path / "ink.safetensors").touch()
+    assert lora.find("watercolor", named) == "/there/w.safetensors"
+    assert lora.find(str(tmp_path / "ink.safetensors"), named) == str(tmp_path / "ink.safetensors")
+    assert lora.find("someone/their-lora", named) == "someone/their-lora"
+    assert lora.find("someone/their-lora/file.safetensors", named) == "someone/their-lora/file.safetensors"
+    assert lora.find("mine", named, ["mine"]) == "mine"
+    for missing in (f"{tmp_path}/gone.safetensors", "./gone", "styles/gone.safetensors", "gone", "\0", "x" * 9999):
+        with pytest.raises(InvalidRequest, match=r"neither a name of EngineConfig\.loras, nor a file"):
+            lora.find(missing, named)
+    with pytest.raises(InvalidRequest, match="did you mean 'watercolor'"):
+        lora.find("watercolour", named)
+
+
+async def test_the_engine_looks_them_up() -> None:
+    async with fake_engine(loras={"ink": "/there/ink.safetensors"}) as (engine, executor):
+        for name in ("inc", "/nowhere/at/all"):
+            with pytest.raises(InvalidRequest, match=r"^lora="):
+                await engine.generate("a cat", lora=[(name, 0.5)])
+        assert not executor.log
+        assert (await engine.generate("a dog", lora=[("ink", 0.5)])).images == ["a dog"]
 
 
 @given(

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from steploom.weave.axes import Axes, Seen, compare, guess
 from steploom.weave.calls import ModuleCall, flatten, pattern, unflatten
-from steploom.weave.merging import Contents, MergedCall, Merger, Unsplittable, rows_of
+from steploom.weave.merge_keys import Contents, Merger, rows_of
+from steploom.weave.merging import MergedCall, Unsplittable
 
 
 class Echo:

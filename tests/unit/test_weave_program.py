@@ -115,7 +115,7 @@ def test_unwinding_a_program_that_resists():
 def test_autocast_does_not_leak_into_other_programs():
     def body() -> Any:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            suspend(noise.StepEnd(None, None, None, lambda: None))
+            suspend(noise.StepEnd(None, {}, None, lambda: None))
             return torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
 
     made = program(body)

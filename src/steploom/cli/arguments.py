@@ -17,7 +17,7 @@ from steploom.requests import OWN_FIELDS
 
 EXIT_USAGE = 2
 _ENGINES = "is the engine's, not the pipeline's; give it to engine.generate(...) in Python"
-_OUTPUTS = "cannot be chosen here, since the outcome becomes an image file; leave it out"
+_OUTPUTS = "cannot be chosen here, since the outcome becomes a file; leave it out"
 _NOT_THE_PIPELINES = {
     **dict.fromkeys(OWN_FIELDS, _ENGINES),
     "output_type": _OUTPUTS,
@@ -41,6 +41,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Says what is wrong and where help is, and exits with 2."""
         self.exit(EXIT_USAGE, f"{self.prog}: {' '.join(message.split())} (see `{self.prog} --help`)\n")
+
+
+class Options(Protocol):
+    """A group of options; argparse has no public name for it."""
+
+    def add_argument(self, *names: str, **options: Any) -> Any:
+        """Adds an option."""
+        ...
 
 
 class Commands(Protocol):
@@ -73,6 +81,14 @@ def finite(text: str) -> float:
     return value
 
 
+def rate(text: str) -> float:
+    """A finite number greater than 0."""
+    value = finite(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be greater than 0, for example 24")
+    return value
+
+
 def setting(text: str) -> tuple[str, Any]:
     """``KEY=VALUE``: the value is read as JSON where it is JSON, and is text otherwise."""
     key, equals, value = text.partition("=")
@@ -85,6 +101,20 @@ def setting(text: str) -> tuple[str, Any]:
     if isinstance(read, float) and not math.isfinite(read):
         raise argparse.ArgumentTypeError(f"{text!r}: must be a finite number")
     return key, read
+
+
+def adapter(text: str) -> tuple[str, float]:
+    """``NAME_OR_PATH`` or ``NAME_OR_PATH=SCALE``: a LoRA adapter and its scale."""
+    name, equals, scale = text.rpartition("=")
+    if not equals:
+        name, scale = text, "1"
+    try:
+        value = float(scale)
+    except ValueError:
+        name, value = text, 1.0  # the equals sign belongs to the path
+    if not name or not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r}: must read NAME_OR_PATH or NAME_OR_PATH=SCALE, for example ink=0.8")
+    return name, value
 
 
 def settings_beside(**flags: str) -> Callable[[str], tuple[str, Any]]:

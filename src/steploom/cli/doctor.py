@@ -27,7 +27,8 @@ Signs: ✓ works, - not there, or not tried, and not needed, ✗ broken, with th
 
 SIGNS: dict[State, str] = {"ok": "[green]✓[/]", "absent": "[dim]-[/]", "broken": "[bold red]✗[/]"}
 EXTRAS = {
-    "video": (("imageio",), "diffusers.utils.export_to_video writes files with it"),
+    "lora": (("peft",), "requests may have LoRA adapters of their own"),
+    "video": (("av",), "videos as .mp4 and .webm, compressed sound"),
     "quantization": (("torchao", "gguf"), "quantized weights, as diffusers loads them"),
 }
 """Which modules each optional part of this version needs, and what for."""

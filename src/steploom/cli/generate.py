@@ -1,4 +1,4 @@
-"""``steploom generate``: images from a prompt, several at once in one batch."""
+"""``steploom generate``: images, videos, sound or text from a prompt, several at once in one batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from steploom.cli import arguments, images
+from steploom import lora, media
+from steploom.cli import arguments, outputs
 from steploom.errors import ConfigError, RequestError
 
 if TYPE_CHECKING:
@@ -30,8 +31,14 @@ examples:
     steploom generate "a pink heart on a black background" -o out.png -n 4 --seed 7
   what it looked like after each step: out-steps.png
     steploom generate "a yellow star on a blue background" -o out.png --steps 28 --save-steps
+  another task of the same model: from an image (--mask-image too: inpainting)
+    steploom generate "a cat" -o out.png --model ./my-sd3 --task image-to-image --image in.png --strength 0.6
+  a video of your own model; the file's ending is the format
+    steploom generate "waves at dusk" -o waves.mp4 --model owner/wan --set num_frames=33 --fps 16
   your own model, and an argument that only its pipeline knows
     steploom generate "a lighthouse at dusk" -o out.png --model ./my-sd3 --set max_sequence_length=128
+  with LoRA adapters, the second at half strength
+    steploom generate "a lighthouse at dusk" -o out.png --model ./my-sd3 --lora ./ink.safetensors --lora ./fog=0.5
 """
 
 _FLAGS = {
@@ -42,18 +49,27 @@ _FLAGS = {
     "negative_prompt": "--negative-prompt",
     "width": "--width",
     "height": "--height",
+    "image": "--image",
+    "mask_image": "--mask-image",
+    "control_image": "--control-image",
+    "strength": "--strength",
 }
 """Arguments of the pipeline that have an option of their own."""
 
 
 def add_parser(commands: arguments.Commands) -> None:
     """Adds ``generate`` to the command."""
-    parser = arguments.add_command(commands, "generate", run, summary="make images from a prompt", examples=_EXAMPLES)
+    parser = arguments.add_command(
+        commands, "generate", run, summary="make images, videos, sound or text from a prompt", examples=_EXAMPLES
+    )
     parser.add_argument("prompt", help="what to draw")
-    parser.add_argument("-o", "--output", type=pathlib.Path, default=pathlib.Path("out.png"), metavar="FILE",
-                        help="where to put the image; its ending is the format (default: %(default)s)")  # fmt: skip
+    parser.add_argument("-o", "--output", type=pathlib.Path, metavar="FILE",
+                        help="where to put it; its ending is the format: .png .jpg .gif .webp, .mp4 .webm, .wav .flac "
+                        ".mp3, .txt (default: out, with an ending that fits; text is printed)")  # fmt: skip
     parser.add_argument("-n", type=arguments.count, default=1, metavar="N", dest="number",
-                        help="so many images with consecutive seeds, numbered FILE-1, FILE-2 ...")  # fmt: skip
+                        help="so many with consecutive seeds, numbered FILE-1, FILE-2 ...")  # fmt: skip
+    parser.add_argument("--fps", type=arguments.rate, metavar="R",
+                        help="frames per second of a video file (default: the pipeline's, else 16)")  # fmt: skip
     parser.add_argument(
         "--save-steps", action="store_true", help="also write FILE-steps.png: the image after each step"
     )
@@ -64,10 +80,27 @@ def add_parser(commands: arguments.Commands) -> None:
     group.add_argument("--negative-prompt", metavar="TEXT", help="what to keep away from")
     group.add_argument("--width", type=arguments.count, metavar="PX", help="in pixels (default: the model's)")
     group.add_argument("--height", type=arguments.count, metavar="PX", help="in pixels (default: the model's)")
+    _add_picture_options(group)
+    group.add_argument("--lora", type=arguments.adapter, action="append", default=[], metavar="PATH[=SCALE]",
+                       help="a LoRA adapter: a file, a folder or a hub id; may be repeated")  # fmt: skip
     group.add_argument("--set", type=arguments.settings_beside(**_FLAGS), action="append", default=[],
                        metavar="KEY=VALUE", dest="extra",
                        help="any further argument of the pipeline; may be repeated")  # fmt: skip
     arguments.add_engine_options(parser)
+
+
+def _add_picture_options(group: arguments.Options) -> None:
+    """Adds the options of tasks that start from an image."""
+    group.add_argument(
+        "--task", metavar="TASK", help="image-to-image, inpainting, controlnet (default: the model's own)"
+    )
+    for name, what in (
+        ("image", "to start from"),
+        ("mask-image", "white where to paint"),
+        ("control-image", "to follow"),
+    ):
+        group.add_argument(f"--{name}", type=pathlib.Path, metavar="FILE", help=f"an image {what}")
+    group.add_argument("--strength", type=arguments.finite, metavar="S", help="0 keeps the image, 1 ignores it")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -79,16 +112,19 @@ def run(options: argparse.Namespace) -> int:
     """
     from steploom import DiffusionRequest
 
-    images.check_image_file(options.output)
+    outputs.check_file(options.output or outputs.DEFAULT)
     config = arguments.engine_config(options)
     config = dataclasses.replace(config, max_waiting=max(config.max_waiting, options.number))
+    for name, _ in options.lora:
+        lora.find(name, config.loras or {})
     parameters = _parameters(options)
     jobs = _jobs(options)
     for job in jobs:
         DiffusionRequest(options.prompt, seed=job.seed, **parameters)
         for file in _files(job, parameters, steps=options.save_steps):
-            images.check_writable(file)
+            outputs.check_writable(file)
     _check_limits(config, parameters)
+    _check_pictures(parameters)
     from steploom.cli import loop
 
     loop.run(_generate(options, config, jobs, {**parameters, "preview_every": int(options.save_steps)}))
@@ -97,10 +133,11 @@ def run(options: argparse.Namespace) -> int:
 
 @dataclasses.dataclass
 class Job:
-    """One image asked for, and what became of it."""
+    """One request, and what became of it; ``printed`` if that goes to standard output."""
 
     file: pathlib.Path
     seed: int
+    printed: bool = False
     previews: list[tuple[str, Image]] = dataclasses.field(default_factory=list[tuple[str, "Image"]])
     output: DiffusionOutput | None = None
     error: RequestError | None = None
@@ -114,15 +151,13 @@ class Job:
 def _jobs(options: argparse.Namespace) -> list[Job]:
     """One job per image: seeds count up, files are numbered if there are several."""
     first = secrets.randbits(31) if options.seed is None else options.seed
-    files = images.numbered(options.output, options.number)
+    files = media.numbered(options.output or outputs.DEFAULT, options.number)
     return [Job(file, first + place) for place, file in enumerate(files)]
 
 
 def _files(job: Job, parameters: Mapping[str, Any], *, steps: bool) -> list[pathlib.Path]:
     """The files that a job will write."""
-    rows = parameters.get("num_images_per_prompt", 1)
-    count = rows if isinstance(rows, int) and rows > 0 else 1
-    return [*images.numbered(job.file, count), *([job.sheet] if steps else [])]
+    return [*outputs.expected(job.file, parameters), *([job.sheet] if steps else [])]
 
 
 def _check_limits(config: EngineConfig, parameters: Mapping[str, Any]) -> None:
@@ -141,6 +176,17 @@ def _check_limits(config: EngineConfig, parameters: Mapping[str, Any]) -> None:
         )
 
 
+def _check_pictures(parameters: Mapping[str, Any]) -> None:
+    """Refuses at once an image that is not there.
+
+    Raises:
+        ConfigError: There is no such file.
+    """
+    for name, value in parameters.items():
+        if isinstance(value, pathlib.Path) and not value.expanduser().is_file():
+            raise ConfigError(f"{_FLAGS[name]} {value}: there is no such file")
+
+
 def _parameters(options: argparse.Namespace) -> dict[str, Any]:
     """The pipeline's arguments, under diffusers' names; what was not given is left to the pipeline."""
     named = {
@@ -149,7 +195,14 @@ def _parameters(options: argparse.Namespace) -> dict[str, Any]:
         "negative_prompt": options.negative_prompt,
         "width": options.width,
         "height": options.height,
+        "task": options.task,
+        "image": options.image,
+        "mask_image": options.mask_image,
+        "control_image": options.control_image,
+        "strength": options.strength,
     }
+    if options.lora:
+        named["lora"] = options.lora
     return {**{name: value for name, value in named.items() if value is not None}, **dict(options.extra)}
 
 
@@ -183,6 +236,7 @@ async def _generate(
         log.info("%s is loaded; %d requests start", config.model, len(jobs))
         try:
             progress.remove_task(loading)
+            _choose_files(options, jobs, engine, parameters)
             async with anyio.create_task_group() as tasks:
                 for job in jobs:
                     tasks.start_soon(_run, engine, job, options.prompt, parameters, progress)
@@ -190,7 +244,7 @@ async def _generate(
             await engine.close()
     for job in jobs:
         try:
-            await anyio.to_thread.run_sync(functools.partial(_save, job, options.prompt))
+            await anyio.to_thread.run_sync(functools.partial(_save, job, options))
         except RequestError as error:
             job.error = error
     failed = next((job.error for job in jobs if job.error is not None), None)
@@ -223,24 +277,49 @@ def step_caption(event: Any) -> str:
     return f"step {event.step}" + ("" if event.sigma is None else f"\nnoise {event.sigma:.2f}")
 
 
-def _save(job: Job, prompt: str) -> None:
-    """Writes a finished job's image, and its contact sheet if there are previews, and says where."""
+def _choose_files(
+    options: argparse.Namespace, jobs: Sequence[Job], engine: AsyncDiffusionEngine, parameters: Mapping[str, Any]
+) -> None:
+    """Holds the files against what the loaded pipeline makes; where nobody named any, their ending follows from it.
+
+    Raises:
+        ConfigError: A file cannot hold that, or cannot be written.
+    """
+    makes = getattr(getattr(engine, "info", None), "makes", [])
+    for job in jobs:
+        if options.output is not None:
+            outputs.check_kind(job.file, makes, parameters)
+            continue
+        file = outputs.default_file(job.file, makes)
+        job.printed = file is None
+        if file is not None and file != job.file:
+            job.file = outputs.check_file(file)
+            outputs.check_writable(job.file)
+
+
+def _save(job: Job, options: argparse.Namespace) -> None:
+    """Writes what a finished job made, and its contact sheet if there are previews, and says where."""
     if job.output is None:
         return
-    written = images.write(job.output, job.file)
+    if job.printed and job.output.has("text"):
+        texts = job.output.text
+        _say("\n".join(map(str, texts)) if isinstance(texts, list) else str(texts))  # pyright: ignore
+        return
+    written = outputs.write(job.output, job.file, options.fps)
     timings = job.output.timings
     shared = f", {timings.mean_batch_requests:.1f} requests a forward" if timings.mean_batch_requests > 1 else ""
-    for place, (file, image) in enumerate(written, start=1):
+    took = f"{timings.steps} steps in {timings.total_s:.2f} s{shared}"
+    for place, saved in enumerate(written, start=1):
         which = f", image {place} of {len(written)}" if len(written) > 1 else ""
-        size = f"{image.width}x{image.height}"
-        _say(f"{file}  {size}, seed {job.seed}{which}, {timings.steps} steps in {timings.total_s:.2f} s{shared}")
-    if job.previews:
+        _say(f"{saved.file}  {saved.what}, seed {job.seed}{which}, {took}")
+    result = written[0].picture
+    if job.previews and result is not None:
         from steploom.cli.sheet import contact_sheet
 
         captions, previews = zip(*job.previews, strict=True)
         subtitle = f"seed {job.seed}: the estimate of the finished image after each step, and the result"
-        pictures, captions = [*previews, written[0][1]], [*captions, "result"]
-        contact_sheet(pictures, captions, title=prompt, subtitle=subtitle).save(job.sheet)
+        pictures, captions = [*previews, result], [*captions, "result"]
+        contact_sheet(pictures, captions, title=options.prompt, subtitle=subtitle).save(job.sheet)
         _say(f"{job.sheet}  {len(previews)} steps")
 
 

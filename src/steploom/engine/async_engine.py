@@ -55,13 +55,14 @@ class AsyncDiffusionEngine:
         self._owner: asyncio.Task[None] | None = None
 
     @classmethod
-    def from_pipeline(cls, pipe: Any, **config: Any) -> Self:
+    def from_pipeline(cls, pipe: Any, *, controlnet: Any = None, **config: Any) -> Self:
         """An engine for a pipeline that the application has loaded already; always in this process.
 
         ``pipe`` may be called directly meanwhile, and is as it was before once the engine is closed.
 
         Args:
-            pipe: A diffusers pipeline.
+            pipe: A diffusers pipeline. Requests may also name other tasks of its family (``task="image-to-image"``).
+            controlnet: A ControlNet (several: a list), or where it is to be loaded from, for ``task="controlnet"``.
             config: Fields of :class:`~steploom.EngineConfig`, but ``model`` and ``distributed_executor_backend``.
 
         Raises:
@@ -70,6 +71,12 @@ class AsyncDiffusionEngine:
         for name in ("model", "distributed_executor_backend"):
             if name in config:
                 raise ConfigError(f"{name}={config[name]!r}: from_pipeline runs the given pipeline in this process")
+        if isinstance(controlnet, str):
+            config["controlnet"] = controlnet
+        elif controlnet is not None:
+            from steploom.worker.family import Given  # imports torch
+
+            pipe = Given(pipe, controlnet)
         engine = cls(distributed_executor_backend="inproc", **config)
         engine._make_executor = partial(engine._make_executor, pipeline=pipe)
         return engine
@@ -153,7 +160,7 @@ class AsyncDiffusionEngine:
             GenerationFailed: The pipeline raised.
             EngineError: The engine cannot serve.
         """
-        async with self.stream(prompt, **params) as run:
+        async with RequestStream(make_request(prompt, params).without_drafts(), self._serving) as run:
             return await run.result()
 
     def stream(self, prompt: Prompt = None, **params: Any) -> RequestStream:

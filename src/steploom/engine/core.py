@@ -16,7 +16,7 @@ import anyio.lowlevel
 from steploom.config import EngineConfig
 from steploom.engine.generators import Borrowed
 from steploom.engine.mailbox import Mailbox, fresh
-from steploom.engine.validation import validate
+from steploom.engine.validation import check_arguments, validate
 from steploom.engine.whole import WholeRequests
 from steploom.errors import (
     DeadlineExceeded,
@@ -144,6 +144,11 @@ class EngineCore:
         self._work.set()
         if self._whole is not None:
             self._whole.poke()
+
+    def check(self, request: DiffusionRequest) -> None:
+        """Raises what :meth:`submit` would, as far as that can be told before the request's pictures are read."""
+        assert self.info is not None
+        check_arguments(request, self.info, self.config)
 
     def submit(self, request: DiffusionRequest) -> Mailbox:
         """Queues ``request``; its events will be in the mailbox.

@@ -8,7 +8,9 @@ from typing import TypeVar
 import anyio
 
 from steploom.errors import SteploomError
-from steploom.requests import DiffusionOutput, Event, Failed, Finished, Restarted, StepEvent
+from steploom.requests import Commit, DiffusionOutput, Draft, Event, Failed, Finished, Restarted, StepEvent
+
+_OF_ONE_ATTEMPT = (StepEvent, Draft, Commit, Restarted)
 
 E = TypeVar("E", bound=SteploomError)
 
@@ -16,10 +18,11 @@ E = TypeVar("E", bound=SteploomError)
 class Mailbox:
     """The events of one request, for one reader.
 
-    :meth:`put` never waits, so no reader can stall the engine; and whatever the reader does, at most six events are
+    :meth:`put` never waits, so no reader can stall the engine; and whatever the reader does, at most eight events are
     kept. A reader that is slower than the steps sees the latest one only (progress *conflates*), with one exception:
     latents and previews were asked for and paid for, so the newest event with latents and the newest one with a
-    preview stay, each as it was, in order of their steps. The outcome is never dropped.
+    preview stay, each as it was, in order of their steps. Of text, commits are joined, and the newest draft stays if no
+    commit has followed it. The outcome is never dropped.
     """
 
     def __init__(self) -> None:
@@ -46,8 +49,14 @@ class Mailbox:
             self.fail(event.error)
             return
         if isinstance(event, Restarted):  # The steps of the lost attempt mean nothing any more.
-            self._unread = deque(old for old in self._unread if not isinstance(old, StepEvent | Restarted))
-        self._unread.append(event)
+            self._unread = deque(old for old in self._unread if not isinstance(old, _OF_ONE_ATTEMPT))
+        if isinstance(event, Draft | Commit):
+            self._unread = deque(old for old in self._unread if not isinstance(old, Draft))
+        last = next((old for old in self._unread if isinstance(old, Commit)), None)
+        if isinstance(event, Commit) and last is not None:
+            self._unread[self._unread.index(last)] = last.followed_by(event)
+        else:
+            self._unread.append(event)
         if isinstance(event, StepEvent):
             self._unread = _conflated(self._unread)
         elif isinstance(event, Finished):

@@ -18,7 +18,7 @@ class RequestStream:
     ::
 
         async with engine.stream("a red circle", preview_every=4) as run:
-            async for event in run:      # Queued | StepEvent | Restarted | Finished
+            async for event in run:      # Queued | StepEvent | Draft | Commit | Restarted | Finished
                 ...
             out = await run.result()
 
@@ -40,7 +40,7 @@ class RequestStream:
         return self._request.request_id
 
     async def __aenter__(self) -> Self:
-        """Submits the request, at once or not at all; a picture that was only opened is read first, in a thread.
+        """Submits the request, at once or not at all; pictures in files or bytes are read first, in a thread.
 
         Raises:
             InvalidRequest: The request does not fit the pipeline or the limits.
@@ -49,10 +49,11 @@ class RequestStream:
         """
         if self._mailbox is not None:
             raise RuntimeError(f"the stream of request {self.request_id} was entered before: make a new one")
-        self._serving()
-        await load_pictures(self._request)
+        core = self._serving()
+        core.check(self._request)
+        request = await load_pictures(self._request, core.config.max_pixels)
         self._core = self._serving()
-        self._mailbox = self._core.submit(self._request)
+        self._mailbox = self._core.submit(request)
         return self
 
     async def __aexit__(

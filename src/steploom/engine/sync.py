@@ -49,10 +49,10 @@ class DiffusionEngine:
         self._start(AsyncDiffusionEngine(config, **overrides))
 
     @classmethod
-    def from_pipeline(cls, pipe: Any, **config: Any) -> Self:
+    def from_pipeline(cls, pipe: Any, *, controlnet: Any = None, **config: Any) -> Self:
         """As :meth:`AsyncDiffusionEngine.from_pipeline <steploom.AsyncDiffusionEngine.from_pipeline>`."""
         engine = cls.__new__(cls)
-        engine._start(AsyncDiffusionEngine.from_pipeline(pipe, **config))
+        engine._start(AsyncDiffusionEngine.from_pipeline(pipe, controlnet=controlnet, **config))
         return engine
 
     def _start(self, engine: AsyncDiffusionEngine) -> None:

@@ -1,23 +1,31 @@
 """What can be known to be wrong with a request before anything is queued.
 
 Every refusal is an :class:`~steploom.errors.InvalidRequest` that names the field, its value and the mend. What only
-the pipeline can know (a prompt that is too long, sizes that do not divide) is the pipeline's to raise.
+the pipeline can know (a prompt that is too long) is the pipeline's to raise.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Iterator, Sized
 from typing import Any
 
+from steploom import lora
 from steploom.codec import check_request
 from steploom.config import EngineConfig
+from steploom.engine.pictures import check_pictures, is_picture_argument
 from steploom.errors import ConfigError, InvalidRequest
+from steploom.noise_schedulers import check_noise_scheduler
 from steploom.protocol import PipelineInfo
-from steploom.requests import OWN_FIELDS, DiffusionRequest, check_noise_scheduler
+from steploom.requests import OWN_FIELDS, DiffusionRequest
 
-COUNTS = ("num_inference_steps", "width", "height", "num_images_per_prompt", "num_videos_per_prompt", "num_frames")
+COUNTS = ("num_inference_steps", "width", "height", "num_images_per_prompt", "num_videos_per_prompt", "num_frames",
+          "gen_length", "block_length")  # fmt: skip
 """Arguments that count something, wherever a pipeline has them."""
+STEPS = "num_inference_steps"
+"""How arguments end that say how many steps there are; cascades have one for each stage."""
+STEP_LISTS = ("timesteps", "sigmas")
 NEAREST = 3
 
 
@@ -50,55 +58,92 @@ def make_request(prompt: Any, keywords: dict[str, Any]) -> DiffusionRequest:
 
 
 def validate(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:
-    """Checks ``request`` against the loaded pipeline and the engine's limits.
+    """Checks ``request``, its pictures read already, against the loaded pipeline and the engine's limits.
 
     Raises:
         InvalidRequest: Names the field, its value and the mend.
     """
-    _check_names(request, info)
-    _check_counts(request)
-    _check_limits(request, info, config)
-    _check_task(request, config)
+    check_arguments(request, info, config)
+    check_pictures(request, config.max_pixels)
+    _check_lora(request, info, config)
     if request.noise_scheduler is not None and info.noise_schedulers:
         check_noise_scheduler(request.noise_scheduler, info.noise_schedulers, info.noise_scheduler)
     if not info.in_process:
         _check_travels(request)
 
 
+def check_arguments(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:
+    """Checks what can be checked before the request's pictures are read.
+
+    Raises:
+        InvalidRequest: Names the field, its value and the mend.
+    """
+    loaded_for = request.task == config.task and request.task not in info.tasks
+    member = info if loaded_for else info.serving(request)
+    _check_names(request, member)
+    _check_counts(request)
+    _check_sizes(request, member)
+    _check_limits(request, member, config)
+
+
 def _check_names(request: DiffusionRequest, info: PipelineInfo) -> None:
     known = {parameter.name for parameter in info.parameters}
     for name in request.params:
         if name not in known:
-            raise InvalidRequest(_unknown(name, known, info.pipeline_class), field=name)
+            raise InvalidRequest(_unknown(name, request, info), field=name)
     for parameter in info.parameters:
-        given = request.prompt is not None if parameter.name == "prompt" else parameter.name in request.params
+        name = parameter.name
+        value = request.prompt if name == "prompt" else request.params.get(name)
+        given = name in request.params if name != "prompt" and not is_picture_argument(name) else value is not None
         if parameter.required and not given:
-            raise InvalidRequest(f"{parameter.name}: {info.pipeline_class} requires it", field=parameter.name)
+            raise InvalidRequest(f"{name}: {_called(request, info)} requires it{_mend(name)}", field=name)
     if request.prompt is not None and "prompt" not in known:
-        raise InvalidRequest(f"prompt: {info.pipeline_class} takes none", field="prompt")
+        raise InvalidRequest(f"prompt: {_called(request, info)} takes none", field="prompt")
 
 
-def _unknown(name: str, known: set[str], pipeline_class: str) -> str:
+def _called(request: DiffusionRequest, info: PipelineInfo) -> str:
+    return info.pipeline_class if request.task is None else f"{info.pipeline_class} (task={request.task!r})"
+
+
+def _mend(name: str) -> str:
+    if not is_picture_argument(name):
+        return ""
+    return f"; give {name}=..., a PIL image, an array, the bytes of an image file, or its path"
+
+
+def _unknown(name: str, request: DiffusionRequest, info: PipelineInfo) -> str:
+    known = {parameter.name for parameter in info.parameters}
     choice = sorted(known | set(OWN_FIELDS))
     nearest = difflib.get_close_matches(name, choice, n=NEAREST, cutoff=0.5)
     hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"it takes {', '.join(choice)}"
-    return f"{name}: {pipeline_class} has no such argument; {hint}"
+    tasks = _tasks_that_take(name, request, info)
+    if tasks:
+        hint = f"did you mean {' or '.join(f'task={task!r}' for task in tasks)}?"
+    return f"{name}: {_called(request, info)} has no such argument; {hint}"
+
+
+def _tasks_that_take(name: str, request: DiffusionRequest, info: PipelineInfo) -> list[str]:
+    """The tasks for which the request is right as it stands; else those that at least know the argument."""
+    right = [task for task, members in info.tasks.items() if any(member.takes(request) for member in members)]
+    return right or [
+        task
+        for task, members in info.tasks.items()
+        if any(parameter.name == name for member in members for parameter in member.parameters)
+    ]
 
 
 def _check_counts(request: DiffusionRequest) -> None:
-    for name in COUNTS:
-        value = request.params.get(name)
+    for name, value in request.params.items():
+        if name not in COUNTS and not name.endswith(STEPS):
+            continue
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise InvalidRequest(f"{name}={value!r}: must be an integer of at least 1", field=name)
 
 
 def _check_limits(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:
-    steps = request.params.get("num_inference_steps") or info.default_steps or 1
-    if steps > config.max_steps:
-        raise InvalidRequest(
-            f"num_inference_steps={steps}: at most {config.max_steps} (EngineConfig.max_steps)",
-            field="num_inference_steps",
-        )
+    for field, steps in _steps(request, info):
+        if steps > config.max_steps:
+            raise InvalidRequest(f"{field}={steps}: at most {config.max_steps} (EngineConfig.max_steps)", field=field)
     default = info.default_size or (1, 1)
     width = request.params.get("width") or default[0]
     height = request.params.get("height") or default[1]
@@ -109,14 +154,36 @@ def _check_limits(request: DiffusionRequest, info: PipelineInfo, config: EngineC
         )
 
 
-def _check_task(request: DiffusionRequest, config: EngineConfig) -> None:
-    if request.task is not None and request.task != config.task:
-        loaded = "the model's own task" if config.task is None else repr(config.task)
-        raise InvalidRequest(
-            f"task={request.task!r}: this engine was loaded for {loaded}, and switching per request is not there yet; "
-            f"start an engine with EngineConfig(task={request.task!r})",
-            field="task",
-        )
+def _steps(request: DiffusionRequest, info: PipelineInfo) -> Iterator[tuple[str, int]]:
+    """All that says how many steps there will be, and how many that is."""
+    yield STEPS, request.params.get(STEPS) or info.default_steps or 1
+    for name, value in request.params.items():
+        if name.endswith(STEPS) and isinstance(value, int):
+            yield name, value
+        elif name.endswith(STEP_LISTS) and isinstance(value, Sized):
+            yield name, len(value)
+
+
+def _check_sizes(request: DiffusionRequest, info: PipelineInfo) -> None:
+    of = info.size_multiple
+    for name in ("width", "height"):
+        value = request.params.get(name)
+        if value is not None and value % of:
+            below, above = value - value % of, value - value % of + of
+            nearest = f"{below} or {above}" if below else f"{above}"
+            raise InvalidRequest(
+                f"{name}={value}: {info.pipeline_class} takes multiples of {of}; the nearest is {nearest}", field=name
+            )
+
+
+def _check_lora(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:
+    """Refuses adapters that are nowhere, and any where there can be none."""
+    if request.adapters and info.no_lora is not None:
+        raise InvalidRequest(f"lora={request.lora!r}: {info.no_lora}", field="lora")
+    if info.in_process:
+        return  # the application may have loaded others into its pipeline meanwhile: the worker knows
+    for name, _ in request.adapters:
+        lora.find(name, config.loras or {}, info.loras)
 
 
 def _check_travels(request: DiffusionRequest) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Iterable
 
 from steploom.config import EngineConfig
 from steploom.errors import GenerationFailed, InvalidRequest, ProtocolError, QueueFull, RequestError
-from steploom.protocol import NewRequest, RequestReport, RunnerOutput, SchedulerOutput, run_id
+from steploom.protocol import NewRequest, RequestReport, RunnerOutput, SchedulerOutput, TextRows, run_id
 from steploom.requests import (
+    Commit,
     DiffusionOutput,
     DiffusionRequest,
+    Draft,
     Event,
     Failed,
     Finished,
@@ -144,6 +146,10 @@ class BaseScheduler(SchedulerInterface):
                     preview=report.preview,
                 ))
                 # fmt: on
+            if report.commit is not None:
+                events.append(_grown(Commit, state.request_id, report.commit))
+            if report.draft is not None:
+                events.append(_grown(Draft, state.request_id, report.draft))
             if report.encode_s:
                 state.encode_s += report.encode_s
             if report.decode_s:
@@ -170,6 +176,8 @@ class BaseScheduler(SchedulerInterface):
             timings=self._timings(state),
             trajectory_latents=report.trajectory_latents,
             trajectory_timesteps=report.trajectory_timesteps,
+            frame_rate=report.frame_rate,
+            sampling_rate=report.sampling_rate,
         )
         return Finished(request_id=request_id, output=output)
 
@@ -236,3 +244,11 @@ class BaseScheduler(SchedulerInterface):
             self.policy.retire(state)
         else:
             self.policy.withdraw(state)
+
+
+def _grown(kind: type[Draft | Commit], request_id: str, rows: TextRows) -> Event:
+    """Text of one row as it is, of several as lists."""
+    texts, tokens = rows.texts, rows.tokens
+    if len(tokens) == 1:
+        return kind(request_id=request_id, text=None if texts is None else texts[0], tokens=list(tokens[0]))
+    return kind(request_id=request_id, text=texts, tokens=list(tokens))

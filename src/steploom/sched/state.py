@@ -13,13 +13,13 @@ Clock = Callable[[], float]
 
 SIZE_PARAMS = frozenset(
     ("height", "width", "resolution", "num_frames", "video_length", "max_sequence_length", "audio_length_in_s",
-     "audio_end_in_s", "gen_length", "block_length")
+     "audio_end_in_s")
 )  # fmt: skip
 """Pipeline arguments that decide the shape of the denoiser's input, under diffusers' own names."""
 
 
 def guess_key(request: DiffusionRequest) -> str:
-    """A batch key from what is known before the worker has seen the request: task, adapter and sizes.
+    """A batch key from what is known before the worker has seen the request: task and sizes.
 
     Two requests with the same guess probably share a forward; the worker's report settles it. A guess that splits too
     finely costs little: two guesses with the same observed key share a group from then on. Images count by their size
@@ -36,7 +36,7 @@ def guess_key(request: DiffusionRequest) -> str:
         if size is not None:
             parts.append(f"{name}={size!s:.64}")
     parts.sort()
-    return "|".join((f"?{request.task or ''}", request.lora or "", *parts))
+    return "|".join((f"?{request.task or ''}", *parts))
 
 
 def _size(value: Any, sized: bool) -> tuple[int, ...] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable, Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.utils import _pytree as pytree
 from steploom.weave import untyped
 
 if TYPE_CHECKING:
+    from steploom.weave.ragged_language import Arguments, LanguageRule
     from steploom.weave.shared import Target
 
 Leaf = torch.Tensor | list[torch.Tensor]
@@ -85,6 +87,9 @@ def _flatten_registered(value: Any, leaves: list[Leaf]) -> Structure:
     """Model outputs and the like, which register themselves with torch's pytree; anything else is opaque."""
     if isinstance(value, untyped.GaussianRows):  # what VAEs encode to; has rows like a tensor, but is none
         return Node(type(value), value.deterministic, (flatten(value.parameters, leaves),))
+    if type(value) is SimpleNamespace:
+        fields = vars(value)
+        return Node(SimpleNamespace, tuple(fields), tuple(flatten(child, leaves) for child in fields.values()))
     registered = pytree.SUPPORTED_NODES.get(type(value))
     if registered is None:
         try:
@@ -112,6 +117,8 @@ def _build(structure: Any, leaves: Any) -> Any:
     children = [_build(child, leaves) for child in structure.children]
     if structure.kind is dict:
         return dict(zip(structure.context, children, strict=True))
+    if structure.kind is SimpleNamespace:
+        return SimpleNamespace(**dict(zip(structure.context, children, strict=True)))
     if structure.kind in (list, tuple):
         return structure.kind(children)
     if issubclass(structure.kind, untyped.GaussianRows):
@@ -157,24 +164,39 @@ class ModuleCall:
 
     Attributes:
         target: Which module, in which variant, and which of its methods.
-        leaves: The tensors among the arguments.
+        language: The rule by which a language model's call is merged; None for any other call.
+        plain: The arguments, with such a rule as the rule takes them apart.
+        leaves: The tensors among them.
         structure: Everything else.
     """
 
-    __slots__ = ("_args", "_kwargs", "leaves", "structure", "target")
+    __slots__ = ("_args", "_kwargs", "language", "leaves", "plain", "structure", "target")
 
     def __init__(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.target = target
         self._args, self._kwargs = args, kwargs
+        rule = target.ragged
+        apart = None if rule is None else rule.taken_apart(args, kwargs)
+        self.language: LanguageRule | None = None if apart is None else rule  # pyright: ignore[reportAttributeAccessIssue]
+        self.plain: Arguments = (args, kwargs) if apart is None else apart
         self.leaves: list[Leaf] = []
-        self.structure = flatten((args, kwargs), self.leaves)
+        self.structure = flatten(self.plain, self.leaves)
 
     def run(self) -> Any:
         """Runs the real module on this call's own arguments."""
-        if any(isinstance(leaf, list) for leaf in self.leaves):
+        if self.language is None and any(isinstance(leaf, list) for leaf in self.leaves):
             args, kwargs = unflatten(self.structure, [list(x) if isinstance(x, list) else x for x in self.leaves])
             return self.target.invoke(*args, **kwargs)
         return self.target.invoke(*self._args, **self._kwargs)
+
+    @property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments, as they were given."""
+        return self._args, dict(self._kwargs)
+
+    def place(self, index: int) -> Any:
+        """A positional argument, None if it was not given."""
+        return self._args[index] if index < len(self._args) else None
 
     def argument(self, name: str) -> Any:
         """A keyword argument, None if it was not given."""

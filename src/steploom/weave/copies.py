@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections import OrderedDict
 from collections.abc import Hashable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -22,6 +22,9 @@ from steploom.weave.order import is_denoiser
 from steploom.weave.program import note_unshared, suspend, why_alone
 from steploom.weave.shared import HOOK_TABLES, METHODS, SharedModule, Target, clone_tree
 
+if TYPE_CHECKING:
+    from steploom.weave.blend import View
+
 _NOT_INHERITED = (*METHODS, "_hf_hook", "_old_forward", "_diffusers_hook")
 _READERS = ("parameters", "named_parameters", "buffers", "named_buffers", "state_dict", "get_parameter", "get_buffer")
 _WALKERS = ("modules", "named_modules", "children", "named_children", "apply", "get_submodule",
@@ -30,29 +33,31 @@ _MUTATORS = ("enable_", "disable_", "fuse_", "unfuse_", "set_adapter", "load_", 
 
 
 class Woven:
-    """A program's own view of one shared module: which variant its calls run."""
+    """What one program sees of one shared module: which variant its calls run.
 
-    def __init__(self, shared: SharedModule) -> None:
+    Args:
+        shared: The module.
+        view: The same with the request's adapters, if it has any.
+    """
+
+    def __init__(self, shared: SharedModule, view: View | None = None) -> None:
         self.shared = shared
-        self.current: nn.Module = shared.origin
+        self.view = view
+        self.home: nn.Module = shared.origin if view is None else view.module
+        self.current: nn.Module = self.home
         self.private: nn.Module | None = None
         self.unique = False
         self._hooks_before = 0
         self._conversion: Hashable = ()
         self._processors: list[tuple[str, nn.Module, Any]] = []
+        self._scalings: list[tuple[str, Any, dict[str, float]]] = []
         self._attributes: dict[str, Any] = {}
 
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Suspends the program until the hub has run this call; at once where it cannot be shared."""
         target, reason = self.target(method), why_alone()
-        if (
-            method == "forward"
-            and not is_denoiser(target.name)
-            and untyped.takes(self.shared.origin.forward, "use_cache")
-        ):
-            kwargs.setdefault(
-                "use_cache", False
-            )  # a language model that encodes: nobody reads its cache, which has no rows
+        if method == "forward" and self._writes_cache(target, kwargs):
+            kwargs.setdefault("use_cache", False)  # nobody reads its cache, which has no rows
         if reason is None and self.shared.hooked_by_pipeline():
             reason = "the pipeline has put a hook on a part of the module"
         if reason is None:
@@ -60,12 +65,20 @@ class Woven:
         note_unshared(target.name, reason)
         return target.invoke(*args, **kwargs)
 
+    def _writes_cache(self, target: Target, kwargs: dict[str, Any]) -> bool:
+        """Whether this call would fill a cache for nobody: of a language model that encodes, or sees the whole text."""
+        if "past_key_values" in kwargs or (is_denoiser(target.name) and self.shared.language is None):
+            return False
+        return untyped.takes(self.shared.origin.forward, "use_cache")
+
     def target(self, method: str) -> Target:
         """What a call of ``method`` runs now."""
         variant = self._variant()
         if not variant:
-            return self.shared.targets[method]
-        return Target(self.shared.name, method, self.current, (id(self.shared.base), method, variant))
+            return (self.shared if self.view is None else self.view).targets[method]
+        group = (id(self.shared.base), method, variant)
+        key = group if self.view is None else (*group, self.view.key)
+        return Target(self.shared.name, method, self.current, key, group=group, language=self.shared.language)
 
     def _variant(self) -> Hashable:
         """What distinguishes this view from the shared module: equal variants compute the same."""
@@ -75,6 +88,9 @@ class Woven:
             (name, _identity(module.processor))
             for name, module, base in self._processors
             if module.processor is not base
+        )
+        processors += tuple(
+            (name, tuple(layer.scaling.items())) for name, layer, base in self._scalings if layer.scaling != base
         )
         attributes = tuple((name, _identity(value)) for name, value in sorted(self._attributes.items()))
         own = id(self.private) if self.unique or _hooks(self.private) != self._hooks_before else None
@@ -91,6 +107,11 @@ class Woven:
                 for name, module in self.private.named_modules()
                 if "processor" in module.__dict__
             ]
+            self._scalings = [
+                (name, layer, dict(layer.scaling))
+                for name, layer in untyped.tuner_layers(self.private).items()
+                if isinstance(getattr(layer, "scaling", None), dict)
+            ]
             self.current = self.private
         return self.private
 
@@ -99,18 +120,19 @@ class Woven:
         dtype, home = dtype or self.current_dtype, self.shared.device
         if device is None or (home is not None and device.type == home.type and device.index in (None, home.index)):
             device = home
-        if self.private is not None:
+        away = (dtype, device) != (self.shared.dtype, self.shared.device)
+        if self.private is not None or (away and self.view is not None):
             self.unique = True
-            self.private = self.current = clone_tree(self.private, own_parameters=True).to(device=device, dtype=dtype)
-        elif (dtype, device) == (self.shared.dtype, self.shared.device):
-            self.current, self._conversion = self.shared.origin, ()
+            self.private = self.current = clone_tree(self.current, own_parameters=True).to(device=device, dtype=dtype)
+        elif not away:
+            self.current, self._conversion = self.home, ()
         else:
             self.current, self._conversion = self.shared.converted(dtype, device), (dtype, device)
 
     @property
     def current_dtype(self) -> torch.dtype | None:
         """The dtype that the program sees."""
-        return self.shared.dtype if self.current is self.shared.origin else getattr(self.current, "dtype", None)
+        return self.shared.dtype if self.current is self.home else getattr(self.current, "dtype", None)
 
     def set_attribute(self, name: str, value: Any) -> None:
         """An attribute that the program sets on the module."""
@@ -139,15 +161,32 @@ def _identity(value: Any) -> Hashable:
     return (type(value), tuple(settings.items())) if plain else id(value)
 
 
-def woven_module(shared: SharedModule) -> Any:
-    """A woven copy of a shared module, for one program."""
-    state = Woven(shared)
-    copy = object.__new__(_woven_class(type(shared.origin)))
-    copy.__dict__.update({k: v for k, v in shared.origin.__dict__.items() if k not in _NOT_INHERITED})
+def woven_module(shared: SharedModule, view: View | None = None) -> Any:
+    """A woven copy of a shared module, for one program; with the adapters of ``view``, if the request has any."""
+    state = Woven(shared, view)
+    copy = object.__new__(_woven_class(type(state.home)))
+    copy.__dict__.update({k: v for k, v in state.home.__dict__.items() if k not in _NOT_INHERITED})
     copy.__dict__.update({table: OrderedDict() for table in HOOK_TABLES}, _compiled_call_impl=None)
     copy.__dict__["_steploom"] = state
     _adopt(copy)
     return copy
+
+
+def is_woven(value: Any) -> bool:
+    """Whether ``value`` is a woven copy of a module."""
+    return isinstance(value, nn.Module) and isinstance(value.__dict__.get("_steploom"), Woven)
+
+
+def weave_inside(copy: Any, path: str, shared: SharedModule) -> None:
+    """Replaces a module deep inside a woven copy by a woven copy of its own."""
+    parent = copy
+    *way, last = path.split(".")
+    for name in way:
+        child = parent._modules[name]
+        own = object.__new__(type(child))
+        own.__dict__.update(child.__dict__, _modules=child._modules.copy())
+        parent._modules[name] = parent = own
+    parent._modules[last] = woven_module(shared)
 
 
 def _adopt(copy: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from steploom.weave.calls import Leaf, ModuleCall, Structure, flatten, has_opaque, unflatten
-from steploom.weave.merging import digest
+from steploom.weave.merge_keys import digest
 from steploom.weave.shared import version
 
 
@@ -38,11 +38,13 @@ class EncodeCache:
         if "text_encoder" not in call.target.name or has_opaque(call.structure) or self._limit == 0:
             return None
         if getattr(call.target.module, "_hf_peft_config_loaded", False):
-            return None  # adapters can be switched without the module knowing
+            return None  # the application's own adapters can be switched without the module knowing
         if any(isinstance(leaf, list) for leaf in call.leaves):
             return None
+        adapted = call.target.adapted
         return (
             call.target.key,
+            None if adapted is None else adapted.key,
             version(getattr(call.target.module, "_orig_mod", call.target.module)),
             call.structure,
             tuple(digest(leaf) for leaf in call.leaves if isinstance(leaf, torch.Tensor)),

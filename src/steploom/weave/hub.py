@@ -16,7 +16,8 @@ import torch
 from steploom.weave.axes import Axes, AxisBook, guess
 from steploom.weave.calls import ModuleCall, has_opaque
 from steploom.weave.encode_cache import EncodeCache
-from steploom.weave.merging import MergedCall, Merger, rows_of
+from steploom.weave.merge_keys import Merger, rows_of
+from steploom.weave.merging import MergedCall
 from steploom.weave.order import CallOrder, is_denoiser
 from steploom.weave.program import Program
 from steploom.weave.verify import Verdicts, check, pins
@@ -74,8 +75,12 @@ class Hub:
                 if program.call is None:
                     self._resume(program)
             self._advance(programs, denoise=True)
+            for program in programs:
+                if program.step_end is not None and program.witness is not None:
+                    program.witness()
             # After its last step a program decodes in the same tick: it would only take a place in the next one.
-            finishing = [p for p in programs if p.step_end is not None and p.phase == "decode"]
+            # One that cannot say which step is the last runs on to its next call, or to its end.
+            finishing = [p for p in programs if p.step_end and (p.phase == "decode" or p.watcher.open_ended)]
             for program in finishing:
                 self._resume(program)
             self._advance(finishing, denoise=False)
@@ -97,6 +102,7 @@ class Hub:
             self._note_shared(program, name, 1)
         if program.call is not None:
             name = program.call.target.name
+            program.watcher.called(program.call)
             program.calls_made[name] = program.calls_made.get(name, 0) + 1
             self._order.saw(program.last_module, name)
             program.last_module = name
@@ -150,14 +156,14 @@ class Hub:
                 continue  # probing has answered it
             key = self._key(program, call, axes)
             by_key.setdefault(key, []).append((program, call))
-            reasons[key] = axes.reason or ("only one" if len(group) == 1 else "nothing alike to share with")
+            reasons[key] = axes.reason or _why_alone(group, call)
         for key, members in by_key.items():
             self._run_members(members, reasons[key])
 
     def _key(self, program: Program, call: ModuleCall, axes: Axes) -> Hashable:
         """The merge key of a call; noted as the program's batch key if it is a denoiser's."""
         mergeable = axes.reason is None
-        key: Hashable = id(program)
+        key: tuple[Hashable, ...] = (id(program),)
         if mergeable:
             try:
                 key = self._merger.key(call, axes)
@@ -165,7 +171,8 @@ class Hub:
                 log.warning("a call of %s cannot be compared with others: %s", call.target.name, fault)
                 mergeable = False
         if is_denoiser(call.target.name):
-            program.batch_key = self._name_key(key, call) if mergeable else f"{call.target.name}:alone"
+            shared = (call.target.group, *key[1:])  # those whose adapters keep them apart share ticks all the same
+            program.batch_key = self._name_key(shared, call) if mergeable else f"{call.target.name}:alone"
             program.rows = rows_of(call.leaves, axes) if mergeable else 0
         return key
 
@@ -174,6 +181,8 @@ class Hub:
         axes = self._axes.find(call)
         if axes is not None:
             return axes
+        if call.language is not None:
+            return self._axes.put(call, Axes((0,) * len(call.leaves)))
         if not is_denoiser(call.target.name):
             return self._axes.put(call, Axes(guess(call)))
         self._run_members([(program, call)], "the batch axes were being learned")
@@ -194,7 +203,7 @@ class Hub:
             return
         merged = MergedCall([call for _, call in members], self._axes.find(members[0][1]) or Axes())
         refusal = self.verdicts.refusal(merged)
-        if refusal is not None and (merged.mixed or merged.uneven):
+        if refusal is not None and (merged.mixed or merged.uneven or merged.blended):
             for alike in merged.alike():
                 self._run_members([members[i] for i in alike], refusal)
             return
@@ -280,6 +289,15 @@ class Hub:
             sizes = "" if first is None else "x".join(map(str, first.shape[1:]))
             name = self._key_names[key] = f"{call.target.name}:{sizes}#{len(self._key_names)}"
         return name
+
+
+def _why_alone(group: Group, call: ModuleCall) -> str:
+    """Why a call that could be merged is not, if it is not."""
+    if len(group) == 1:
+        return "only one"
+    if has_opaque(call.structure):
+        return "an argument is an object of its own, such as a cache that the module writes"
+    return "nothing alike to share with"
 
 
 def _checked(merged: MergedCall, results: Sequence[Any]) -> str | None:

@@ -7,124 +7,22 @@ follow one another.
 
 from __future__ import annotations
 
-import hashlib
-import math
 import time
-import weakref
 from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 
 from steploom.weave.axes import SHARED, Axes, Axis, LeafAxis
+from steploom.weave.blend import BASE
 from steploom.weave.calls import Leaf, ModuleCall, Node, Structure, flatten, has_opaque, is_value, unflatten
+from steploom.weave.merge_keys import call_rows, is_scalar, leaf_identity, lengths
 from steploom.weave.ragged import RaggedText
+from steploom.weave.ragged_language import LanguageRule
 
 
 class Unsplittable(Exception):
     """The result of a merged call cannot be taken apart by rows."""
-
-
-class Contents:
-    """Tokens for the contents of shared tensors: compared by content once per tensor, then by identity.
-
-    So a step costs no device synchronisation. A tensor that was updated in place gets a new token.
-    """
-
-    def __init__(self) -> None:
-        self._tokens: dict[int, tuple[weakref.ref[torch.Tensor], int, str]] = {}
-
-    def token(self, tensor: torch.Tensor) -> Hashable:
-        """Equal for tensors of equal content, dtype and shape."""
-        known = self._tokens.get(id(tensor))
-        if known is not None and known[0]() is tensor and known[1] == tensor._version:
-            return known[2]
-        token = digest(tensor)
-        gone = id(tensor)
-        reference = weakref.ref(tensor, lambda _: self._tokens.pop(gone, None))
-        self._tokens[id(tensor)] = (reference, tensor._version, token)
-        return token
-
-
-def digest(tensor: torch.Tensor) -> str:
-    """A hash of a tensor's content, dtype and shape."""
-    flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-    state = hashlib.blake2b(flat.numpy().tobytes(), digest_size=16)
-    state.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
-    return state.hexdigest()
-
-
-def rows_of(leaves: Sequence[Leaf], axes: Axes) -> int:
-    """How many rows a call brings: 2 under classifier-free guidance; 0 if none of its tensors has a batch axis."""
-    sizes: list[int] = []
-    for leaf, axis in zip(leaves, axes.inputs, strict=True):
-        if isinstance(leaf, list):
-            own = (axis,) * len(leaf) if not isinstance(axis, tuple) else axis
-            sizes += (
-                [len(leaf)]
-                if axis == "rows"
-                else [t.shape[a] for t, a in zip(leaf, own, strict=True) if isinstance(a, int)]
-            )
-        elif isinstance(axis, int):
-            sizes.append(leaf.shape[axis])
-    return math.gcd(*sizes) if sizes else 0
-
-
-def _identity(leaf: Leaf) -> Hashable:
-    return tuple(map(id, leaf)) if isinstance(leaf, list) else id(leaf)
-
-
-def is_scalar(tensor: torch.Tensor) -> bool:
-    """Whether a shared argument is one number, such as a timestep: it becomes one entry per row."""
-    return tensor.ndim == 0 or (tensor.ndim == 1 and tensor.shape[0] == 1)
-
-
-def lengths(call: ModuleCall, axes: Axes) -> tuple[int, ...]:
-    """The first dimensions of the entries of lists that have one entry per row."""
-    rows = [leaf for leaf, axis in zip(call.leaves, axes.inputs, strict=True) if axis == "rows"]
-    return tuple([entry.shape[0] if entry.ndim else 0 for leaf in rows for entry in leaf])
-
-
-class Merger:
-    """Decides which calls may be merged, by a hashable key, and merges them."""
-
-    def __init__(self) -> None:
-        self._contents = Contents()
-
-    def key(self, call: ModuleCall, axes: Axes) -> Hashable:
-        """Equal for calls that may share a forward: structure, sizes off the batch axis, contents of shared tensors."""
-        rule, structure = call.target.ragged, call.structure
-        ragged: tuple[Any, ...] = ()
-        if rule is not None and call.argument(rule.text) is not None:
-            # Length and mask are what padding makes equal, so they do not keep calls apart.
-            text = call.argument(rule.text)
-            ragged = (text, rule.mask and call.argument(rule.mask))
-            _, structure = call.replaced(**{rule.text: text.shape[2:], **({rule.mask: None} if rule.mask else {})})
-        parts: list[Hashable] = []
-        for i, (leaf, axis) in enumerate(zip(call.leaves, axes.inputs, strict=True)):
-            if isinstance(leaf, list):
-                parts.append(self._list_key(leaf, axis))
-            elif i in axes.pinned:
-                parts.append(self._contents.token(leaf))
-            elif not any(leaf is own for own in ragged):
-                parts.append(self._tensor_key(leaf, axis))
-        return (call.target.key, structure, tuple(parts))
-
-    def _tensor_key(self, tensor: torch.Tensor, axis: Any) -> Hashable:
-        if axis is SHARED:
-            return () if is_scalar(tensor) else self._contents.token(tensor)
-        shape = list(tensor.shape)
-        shape[axis] = -1
-        return tuple(shape)
-
-    def _list_key(self, tensors: list[torch.Tensor], axis: LeafAxis) -> Hashable:
-        if axis == "rows":
-            return ("rows", *(tuple(t.shape[1:]) for t in tensors[:1]))  # each row may have a length of its own
-        axes = axis if isinstance(axis, tuple) else (axis,) * len(tensors)
-        return tuple(
-            self._contents.token(t) if a is SHARED and t.ndim else self._tensor_key(t, a)
-            for t, a in zip(tensors, axes, strict=True)
-        )
 
 
 class MergedCall:
@@ -134,7 +32,10 @@ class MergedCall:
         calls: In the order of their rows.
         rows: Rows of each call.
         mixed: Whether row counts differ.
-        uneven: Whether lists with one entry per row differ in the lengths of their entries.
+        uneven: Whether lists with one entry per row differ in the lengths of their entries, or a language model's calls
+            in theirs.
+        adapters: Of each call, by their name in the blend.
+        blended: Whether these differ.
         total_rows: Of the merged call.
         kind: What is verified once: module, call structure and variant, not sizes.
         forward_s: Seconds that the real module took when it ran last.
@@ -144,7 +45,7 @@ class MergedCall:
         self.axes = axes
         self.target = calls[0].target
         self.forward_s = 0.0
-        counted = sorted(((rows_of(call.leaves, axes), i) for i, call in enumerate(calls)), key=lambda c: (-c[0], c[1]))
+        counted = sorted(((call_rows(call, axes), i) for i, call in enumerate(calls)), key=lambda c: (-c[0], c[1]))
         self.order = [i for _, i in counted]
         self.calls = [calls[i] for i in self.order]
         self.rows = [rows for rows, _ in counted]
@@ -153,21 +54,37 @@ class MergedCall:
         self._blocks = [(rows, self.rows.count(rows)) for rows in dict.fromkeys(self.rows)]
         self.leaves, self.structure, self.input_axes = self._unify()
         self.uneven = len({lengths(call, axes) for call in calls}) > 1
+        adapted = [call.target.adapted for call in self.calls]
+        self.adapters = [BASE if one is None else one.alias for one in adapted]
+        self.blended = len(set(self.adapters)) > 1
+        self._blend = next((one.blend for one in adapted if one is not None), None) if self.blended else None
+        blend = frozenset(one and one.signature for one in adapted) if self.blended else None
         self.kind: Hashable = (
-            self.target.key, self.structure, self.input_axes, axes.pinned, self.mixed, self.uneven
+            self.target.key, self.structure, self.input_axes, axes.pinned, self.mixed, self.uneven, blend
         )  # fmt: skip
 
     def _unify(self) -> tuple[list[list[Leaf]], Structure, tuple[LeafAxis, ...]]:
         """The calls' leaves in one structure: ragged text is padded where lengths differ."""
         first = self.calls[0]
+        if first.language is not None:
+            return self._unify_language(first.language)
         plain = [call.leaves for call in self.calls]
         rule = self.target.ragged
-        if rule is None or first.argument(rule.text) is None:
+        if not isinstance(rule, RaggedText) or first.argument(rule.text) is None:
             return plain, first.structure, self.axes.inputs
         longest = {call.argument(rule.text).shape[1] for call in self.calls}
         if len(longest) == 1 and all(not rule.mask or call.argument(rule.mask) is None for call in self.calls):
             return plain, first.structure, self.axes.inputs
         return self._pad(rule, max(longest))
+
+    def _unify_language(self, rule: LanguageRule) -> tuple[list[list[Leaf]], Structure, tuple[LeafAxis, ...]]:
+        padded: list[list[Leaf]] = []
+        structure: Structure = None
+        for arguments in rule.padded(self.calls):
+            leaves: list[Leaf] = []
+            structure = flatten(arguments, leaves)
+            padded.append(leaves)
+        return padded, structure, (0,) * len(padded[0])
 
     def _pad(self, rule: RaggedText, length: int) -> tuple[list[list[Leaf]], Structure, tuple[LeafAxis, ...]]:
         padded: list[list[Leaf]] = []
@@ -178,34 +95,48 @@ class MergedCall:
             changes = rule.padded(call.argument(rule.text), mask, length)
             leaves, structure = call.replaced(**changes)
             pairs = zip(call.leaves, self.axes.inputs, strict=True)
-            known: dict[Hashable, LeafAxis] = {_identity(leaf): axis for leaf, axis in pairs}
+            known: dict[Hashable, LeafAxis] = {leaf_identity(leaf): axis for leaf, axis in pairs}
             known |= {id(padded): 0 for padded in changes.values()}
-            axes = tuple([known[_identity(leaf)] for leaf in leaves])
+            axes = tuple([known[leaf_identity(leaf)] for leaf in leaves])
             padded.append(leaves)
         return padded, structure, axes
 
     def alike(self) -> list[list[int]]:
-        """The calls' places as they were given, by row count and lengths."""
+        """The calls' places as they were given, by adapters if these differ, else by row count and lengths."""
         groups: dict[Hashable, list[int]] = {}
-        for call, rows, place in zip(self.calls, self.rows, self.order, strict=True):
-            groups.setdefault((rows, lengths(call, self.axes)), []).append(place)
+        for i, place in enumerate(self.order):
+            sizes = (self.rows[i], lengths(self.calls[i], self.axes))
+            groups.setdefault(self.adapters[i] if self.blended else sizes, []).append(place)
         return list(groups.values())
 
-    def run(self, leaves: Sequence[Sequence[Leaf]] | None = None) -> list[Any]:
+    def run(self, leaves: Sequence[Sequence[Leaf]] | None = None, adapters: Sequence[str] | None = None) -> list[Any]:
         """Runs the real module once on all rows; results in the order of ``calls``.
 
         Args:
             leaves: Other leaves in place of the calls' own (for verification).
+            adapters: Likewise.
 
         Raises:
             Unsplittable: The result cannot be taken apart by rows.
         """
         parts = self.leaves if leaves is None else leaves
         merged = [self._merge([own[i] for own in parts], axis) for i, axis in enumerate(self.input_axes)]
-        args, kwargs = unflatten(self.structure, merged)
+        arguments, rule = unflatten(self.structure, merged), self.calls[0].language
+        args, kwargs = arguments if rule is None else rule.put_together(self.calls[0], arguments)
         started = time.perf_counter()
-        result = self.target.invoke(*args, **kwargs)
+        if self._blend is None:
+            result = self.target.invoke(*args, **kwargs)
+        else:
+            by_row = self._by_row(self.adapters if adapters is None else adapters)
+            result = self._blend.invoke(self.target.method, by_row, args, kwargs)
         self.forward_s = time.perf_counter() - started
+        if rule is None:
+            return self._taken_apart(result)
+        pieces = zip(self.calls, self._taken_apart(rule.plain(result)), strict=True)
+        return [rule.returned(call, piece, self.calls) for call, piece in pieces]
+
+    def _taken_apart(self, result: Any) -> list[Any]:
+        """The rows of each call in a merged result."""
         outputs: list[Leaf] = []
         structure = flatten(result, outputs)
         if has_opaque(structure):
@@ -227,6 +158,15 @@ class MergedCall:
             children = self._split_row_list(list(children))[i]
         own = tuple([self._own_values(child, i) for child in children])
         return Node(structure.kind, structure.context, own)
+
+    def _by_row(self, values: Sequence[str]) -> list[str]:
+        """What each row has of what each call has."""
+        rows: list[str] = []
+        start = 0
+        for count, members in self._blocks:
+            rows += list(values[start : start + members]) * count
+            start += members
+        return rows
 
     def _merge(self, parts: list[Leaf], axis: LeafAxis) -> Leaf:
         if isinstance(parts[0], list):

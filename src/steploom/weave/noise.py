@@ -7,12 +7,15 @@ scheduler inside ``__call__`` (LTX2, Cosmos3, Kandinsky 6). Only the observed ob
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+
+from steploom.weave.estimate import estimate
 
 
 class StepEnd:
@@ -22,19 +25,29 @@ class StepEnd:
         latents: After the step ``[rows, ...]``.
         timestep: As the pipeline gave it.
         sigma: Noise level after the step; None where the noise scheduler has none.
+        result: What ``step`` returned.
+        given: The arguments of ``step``, by name.
     """
 
-    __slots__ = ("_estimate", "latents", "sigma", "timestep")
+    __slots__ = ("_estimate", "given", "latents", "result", "sigma", "timestep")
 
-    def __init__(self, latents: Any, timestep: Any, sigma: float | None, estimate: Callable[[], Any]) -> None:
-        self.latents = latents
-        self.timestep = timestep
+    def __init__(self, result: Any, given: Mapping[str, Any], sigma: float | None, estimate: Callable[[], Any]) -> None:
+        self.latents = result[0] if isinstance(result, tuple) else getattr(result, "prev_sample", None)
+        self.timestep = given.get("timestep")
         self.sigma = sigma
+        self.result = result
+        self.given = given
         self._estimate = estimate
 
     def estimate(self) -> Any:
         """The estimate of the finished latents (x0) that the step started from ``[rows, ...]``."""
         return self._estimate()
+
+    def result_with(self, latents: Any) -> Any:
+        """What ``step`` would have returned if it had ended at ``latents``."""
+        if isinstance(self.result, tuple):
+            return (latents, *self.result[1:])
+        return dataclasses.replace(self.result, prev_sample=latents)
 
 
 class _Observation:
@@ -96,20 +109,20 @@ def total_steps(noise_scheduler: Any, announced: int | None) -> int | None:
 def _observed_class(cls: type) -> type:
     """A subclass of ``cls`` with the same name, whose ``step`` reports."""
     original: Any = cls.step  # pyright: ignore[reportAttributeAccessIssue]
-    find = _finder(original)
+    names = [name for name in inspect.signature(original).parameters if name != "self"]
 
     @functools.wraps(original)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         seen = _observers.get(id(self))
-        observer = seen.observer if seen is not None and seen.begins(getattr(self, "step_index", None)) else None
-        before = _sigma(self) if observer is not None else None
-        model_output, timestep, sample = find(args, kwargs)
+        before = getattr(self, "step_index", None)
+        observer = seen.observer if seen is not None and seen.begins(before) else None
         result = original(self, *args, **kwargs)
         if observer is not None:
-            latents = result[0] if isinstance(result, tuple) else getattr(result, "prev_sample", None)
-            own = None if isinstance(result, tuple) else getattr(result, "pred_original_sample", None)
-            estimate = functools.partial(_estimate, self, own, before, model_output, timestep, sample)
-            observer(StepEnd(latents, timestep, _sigma(self), estimate))
+            after = getattr(self, "step_index", None)
+            index = after - 1 if before is None and after is not None else before
+            arguments = dict(zip(names, args, strict=False)) | kwargs  # their order is not the same everywhere
+            own = functools.partial(estimate, self, result, index, arguments)
+            observer(StepEnd(result, arguments, _sigma(self), own))
         return result
 
     members = {"step": step, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
@@ -126,17 +139,6 @@ class _ObservedMeta(type):
         return hash(cls.__mro__[1])
 
 
-def _finder(step: Any) -> Callable[[tuple[Any, ...], dict[str, Any]], list[Any]]:
-    """Finds model output, timestep and sample among arguments: their order is not the same everywhere (CogVideoX)."""
-    names = [name for name in inspect.signature(step).parameters if name != "self"]
-    wanted = [(name, names.index(name) if name in names else -1) for name in ("model_output", "timestep", "sample")]
-
-    def find(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        return [args[place] if 0 <= place < len(args) else kwargs.get(name) for name, place in wanted]
-
-    return find
-
-
 def _sigma(noise_scheduler: Any) -> float | None:
     """The noise level at the scheduler's current step index, where it keeps sigmas on the host."""
     sigmas, index = getattr(noise_scheduler, "sigmas", None), getattr(noise_scheduler, "step_index", None)
@@ -145,32 +147,3 @@ def _sigma(noise_scheduler: Any) -> float | None:
     if index is None:
         index = getattr(noise_scheduler, "begin_index", None) or 0
     return float(sigmas[min(int(index), len(sigmas) - 1)])
-
-
-def _estimate(scheduler: Any, own: Any, sigma: float | None, output: Any, timestep: Any, sample: Any) -> Any:
-    """x0 from a model output, by what the noise scheduler says that its model predicts.
-
-    Flow matching: ``x0 = x - sigma * v`` (``scheduling_flow_match_euler_discrete.py``). With sigmas:
-    ``x0 = x - sigma * eps`` (``scheduling_euler_discrete.py``). With alphas: ``x0 = (x - sqrt(1 - a) eps) / sqrt(a)``
-    (``scheduling_ddim.py``, equation 12 of https://arxiv.org/abs/2010.02502).
-    """
-    if own is not None:
-        return own
-    kind = scheduler.config.get("prediction_type", "epsilon")
-    flow = (
-        "FlowMatch" in type(scheduler).__name__ or kind == "flow_prediction" or scheduler.config.get("use_flow_sigmas")
-    )
-    if kind == "sample":
-        return output
-    if flow:
-        return sample if sigma is None else sample - sigma * output
-    if sigma is not None and not hasattr(scheduler, "alpha_t"):
-        scale = sigma**2 + 1
-        return sample - sigma * output if kind == "epsilon" else sample / scale - output * (sigma / scale**0.5)
-    alphas = getattr(scheduler, "alphas_cumprod", None)
-    if alphas is None:
-        return sample
-    alpha = alphas[int(timestep)].to(sample.device)
-    if kind == "v_prediction":
-        return alpha.sqrt() * sample - (1 - alpha).sqrt() * output
-    return (sample - (1 - alpha).sqrt() * output) / alpha.sqrt()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from steploom.errors import InvalidRequest
-from steploom.requests import check_noise_scheduler
+from steploom.noise_schedulers import check_noise_scheduler
 from steploom.weave import untyped
 
 

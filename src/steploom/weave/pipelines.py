@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Hashable, Mapping, Sized
-from typing import Any
+import logging
+from collections.abc import Callable, Hashable, Mapping, Sized
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from steploom.weave import noise, untyped
-from steploom.weave.copies import woven_module
+from steploom.weave.calls import ModuleCall
+from steploom.weave.copies import is_woven, weave_inside, woven_module
 from steploom.weave.noise import StepEnd
 from steploom.weave.noise_choice import replacement
 from steploom.weave.program import may_suspend, suspend
+from steploom.weave.ragged import language_rules
 from steploom.weave.shared import SharedModule, structure
+from steploom.weave.text import TextWatch, watch_for
+from steploom.weave.transcript import Transcript
+
+log = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from steploom.weave.blend import View
+
+_NO_VIEWS: Mapping[int, View] = MappingProxyType({})
 
 
 class Loom:
@@ -28,12 +41,30 @@ class Loom:
     def __init__(self, pipeline: Any, *, isolated: bool = False) -> None:
         self.pipeline = pipeline
         modules = untyped.modules_of(pipeline)
-        self.shared = {name: SharedModule(name, module, isolated=isolated) for name, module in modules.items()}
+        rules = language_rules(pipeline)
+        self.shared = {
+            name: SharedModule(name, module, isolated=isolated, language=rules.get(name))
+            for name, module in modules.items()
+        }
         self._by_id = {id(shared.given): shared for shared in self.shared.values()}
+        self._inner = self._find_inner()
         self._isolated = isolated
+        self._adopted: dict[str, nn.Module] = {}
         self._structure = self._structure_now() if isolated else None
         self._tokenizers: dict[int, Any] = {}
         self.device: Any = pipeline._execution_device
+
+    def _find_inner(self) -> dict[str, tuple[str, SharedModule]]:
+        """By component, what is woven inside of it, and its path there."""
+        watch = watch_for(self.pipeline)
+        if watch is None or watch.inner is None or watch.inner[0] not in self.shared:
+            return {}
+        component, path = watch.inner
+        try:
+            found = self.shared[component].origin.get_submodule(path)
+        except AttributeError:  # another model of the same interface: its text is told when it is done
+            return {}
+        return {component: (path, SharedModule(f"{component}.{path}", found))}
 
     @property
     def outdated(self) -> bool:
@@ -41,23 +72,54 @@ class Loom:
         return self._isolated and self._structure_now() != self._structure
 
     def _structure_now(self) -> Hashable:
-        modules = untyped.modules_of(self.pipeline)
+        modules = {**untyped.modules_of(self.pipeline), **self._adopted}
         return tuple((name, structure(getattr(module, "_orig_mod", module))) for name, module in modules.items())
 
-    def thread_pipeline(self, watcher: Watcher, noise_scheduler: str | Mapping[str, Any] | None = None) -> Any:
+    def adopt(self, modules: Mapping[str, nn.Module]) -> None:
+        """Shares further modules, which pipelines of the family have besides those of the user's pipeline."""
+        for name, module in modules.items():
+            if id(module) not in self._by_id:
+                shared = self.shared[name] = SharedModule(name, module, isolated=self._isolated)
+                self._by_id[id(module)] = shared
+                self._adopted[name] = module
+                self._structure = self._structure_now() if self._isolated else None
+
+    def thread_pipeline(
+        self,
+        watcher: Watcher,
+        noise_scheduler: str | Mapping[str, Any] | None = None,
+        views: Mapping[int, View] = _NO_VIEWS,
+        pipeline: Any = None,
+    ) -> Any:
         """A pipeline for one program, which tells ``watcher`` what it does.
+
+        Args:
+            watcher: Hears of steps and totals.
+            noise_scheduler: The request's own noise scheduler, if it has one.
+            views: The modules with the request's adapters, by identity of the pipeline's module.
+            pipeline: Another pipeline over the same modules; None is the user's own.
 
         Raises:
             InvalidRequest: ``noise_scheduler`` names no class of diffusers that goes with the pipeline's own.
         """
-        if noise_scheduler is not None and getattr(self.pipeline, "scheduler", None) is None:
+        pipeline = self.pipeline if pipeline is None else pipeline
+        if noise_scheduler is not None and getattr(pipeline, "scheduler", None) is None:
             replacement(None, noise_scheduler)  # raises
-        return self._copy(self.pipeline, watcher, noise_scheduler, {}, "denoise")
+        return self._copy(pipeline, watcher, noise_scheduler, {}, "denoise", views)
 
-    def _copy(self, pipeline: Any, watcher: Watcher, override: Any, memo: dict[int, Any], stage: str) -> Any:
+    def _copy(
+        self,
+        pipeline: Any,
+        watcher: Watcher,
+        override: Any,
+        memo: dict[int, Any],
+        stage: str,
+        views: Mapping[int, View],
+    ) -> Any:
         own = object.__new__(_woven_class(type(pipeline)))
         memo[id(pipeline)] = own
         own.__dict__.update(pipeline.__dict__, _steploom=(watcher, stage, self.device))
+        own.__dict__["_progress_bar_config"] = {"disable": True}  # for a pipeline that makes its bars itself (LLaDA 2)
         if getattr(pipeline, "scheduler", None) is not None and id(pipeline.scheduler) not in memo:
             source = pipeline.scheduler if override is None else replacement(pipeline.scheduler, override)
             memo[id(pipeline.scheduler)] = watcher.observe(source, stage)
@@ -68,11 +130,11 @@ class Loom:
             if id(value) in memo:
                 own.__dict__[name] = memo[id(value)]
             elif isinstance(value, nn.Module) or untyped.is_noise_scheduler(value) or untyped.is_guider(value):
-                own.__dict__[name] = memo[id(value)] = self._own(value)
+                own.__dict__[name] = memo[id(value)] = self._own(value, views)
             elif self._isolated and untyped.is_tokenizer(value):
                 own.__dict__[name] = self._tokenizer(value)
             elif untyped.is_pipeline(value):
-                own.__dict__[name] = self._copy(value, watcher, None, memo, name)
+                own.__dict__[name] = self._copy(value, watcher, None, memo, name, views)
         return own
 
     def _tokenizer(self, value: Any) -> Any:
@@ -86,16 +148,42 @@ class Loom:
         for shared in self.shared.values():
             shared.forget_conversions()
 
-    def _own(self, value: Any) -> Any:
+    def _own(self, value: Any, views: Mapping[int, View]) -> Any:
         shared = self._by_id.get(id(value))
-        return copy.deepcopy(value) if shared is None else woven_module(shared)
+        if shared is None:
+            return copy.deepcopy(value)
+        woven = woven_module(shared, views.get(id(value)))
+        if shared.name in self._inner:
+            weave_inside(woven, *self._inner[shared.name])
+        return woven
+
+
+def detached(pipeline: Any) -> Any:
+    """A copy of a program's own pipeline: what is called on it leaves no trace on that program."""
+    own = object.__new__(type(pipeline))
+    own.__dict__.update(pipeline.__dict__, _steploom=(Watcher(), *pipeline._steploom[1:]))
+    for name, value in pipeline.__dict__.items():
+        if is_woven(value):
+            own.__dict__[name] = woven_module(value._steploom.shared)
+        elif untyped.is_noise_scheduler(value):
+            own.__dict__[name] = copy.copy(value)  # nobody observes the copy
+    return own
 
 
 class Watcher:
-    """What a program's pipeline reports: ends of steps and announced totals."""
+    """What a program's pipeline reports: ends of steps and announced totals, and its text if it is a language model's.
+
+    Attributes:
+        total_steps: Steps in all, if known; a language model never knows.
+        stage: Of a cascade, or the block of a language model.
+        steps: Steps done.
+        transcript: The text; None for other models.
+    """
 
     def __init__(self) -> None:
         self.total_steps: int | None = None
+        self.transcript: Transcript | None = None
+        self._text: TextWatch | None = None
         self.stage = "denoise"
         self.steps = 0
         self._settled = False
@@ -108,7 +196,10 @@ class Watcher:
         def step_ended(end: StepEnd) -> None:
             self.stage = stage
             self.steps += 1
-            if not self._settled:
+            if self._text is not None:
+                self._follow(self._text.stepped, end)
+                self.stage = self._text.stage
+            elif not self._settled:
                 self.total_steps, self._settled = noise.total_steps(own, self.total_steps), True
             if self.total_steps is not None:
                 self.total_steps = max(self.total_steps, self.steps)
@@ -121,8 +212,37 @@ class Watcher:
 
     def announce(self, total: int | None, *, exact: bool) -> None:
         """A progress bar was opened over ``total`` further steps; ``exact`` if each of its turns is a step."""
-        if total is not None:
+        if total is not None and self._text is None:
             self.total_steps, self._settled = self.steps + total, exact or self.steps > 0
+
+    def follow_text(self, pipeline: Any, arguments: Mapping[str, Any]) -> None:
+        """Follows the text of ``pipeline``, which is called with ``arguments``, if it is a language model's."""
+        watch = watch_for(pipeline)
+        if watch is not None:
+            self._text = watch(arguments)
+            self.transcript = Transcript(self._text, pipeline)
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether nobody knows which step is the last, as with language models."""
+        return self._text is not None
+
+    def called(self, call: ModuleCall) -> None:
+        """The program waits for ``call``."""
+        if self._text is not None:
+            self._follow(self._text.called, call)
+
+    def finished(self, output: Any) -> None:
+        """The program is done."""
+        if self._text is not None:
+            self._follow(self._text.finished, output)
+
+    def _follow(self, hear: Callable[[Any], None], news: Any) -> None:
+        try:
+            hear(news)
+        except Exception as fault:  # noqa: BLE001 - a pipeline that does otherwise than it did: its output is all the same
+            log.warning("the text cannot be followed any more: %s: %s", type(fault).__name__, fault)
+            self.transcript = None
 
     def close(self) -> None:
         """Ends all observation."""

@@ -51,6 +51,7 @@ class Program:
         rows: Rows that it brought to its last denoiser call.
         calls_made: Calls of this tick, by module.
         last_module: The module called last in this tick.
+        witness: Is called when a step has ended, while the program still stands in it.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Program:
         self.last_module: str | None = None
         self.call: ModuleCall | None = None
         self.step_end: StepEnd | None = None
+        self.witness: Callable[[], None] | None = None
         self.done = False
         self.output: Any = None
         self.error: BaseException | None = None
@@ -105,6 +107,11 @@ class Program:
         else:
             self.step_end = stop
             self.steps += 1
+
+    @property
+    def frame(self) -> Any:
+        """The innermost frame of its suspended call; None where it does not stand in one."""
+        return self._greenlet.gr_frame
 
     def take_unshared(self) -> list[tuple[str, str]]:
         """Module calls that it made at once, alone, since the last call of this: module and reason."""
@@ -140,7 +147,7 @@ class Program:
                 self._greenlet.throw(greenlet.GreenletExit)
             except BaseException as fault:  # noqa: BLE001 - a cancelled program's last words (a callback may exit)
                 log.info("request %s raised %s as it was ended: %s", self.name, type(fault).__name__, fault)
-        self.call = self.step_end = None
+        self.call = self.step_end = self.witness = None
         self.done = True
         self.watcher.close()
 

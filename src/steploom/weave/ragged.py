@@ -1,14 +1,18 @@
 """Ragged text: families whose prompt embeddings have the prompt's own length merge through padding with a mask.
 
 The one place for per-family rules, declarative: which argument is ragged, along which axis, and which argument masks
-it. A rule is used only for calls whose lengths differ, and its merges are verified like all others.
+it; for diffusion language models see :mod:`steploom.weave.ragged_language`. A rule pads only calls whose lengths
+differ, and its merges are verified like all others.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
+
+from steploom.weave.ragged_language import LanguageRule, RaggedCache, RaggedSequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +27,9 @@ class RaggedText:
 
     text: str
     mask: str | None
+
+    def taken_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The arguments of such calls are tensors already."""
 
     def padded(self, text: torch.Tensor, mask: torch.Tensor | None, length: int) -> dict[str, torch.Tensor]:
         """``text`` and its mask by name, zero-padded to ``length`` tokens."""
@@ -48,6 +55,22 @@ RULES = {
 }
 
 
+LANGUAGE_RULES: dict[str, dict[str, LanguageRule]] = {
+    # pipeline_llada2.py reads only the logits of the block that ends where the call does; a mask hides what follows.
+    "LLaDA2Pipeline": {"model": RaggedSequence()},
+    # modeling_diffusion_gemma.py: the decoder appends the canvas to the encoder's cache, whose keys know their places.
+    "DiffusionGemmaPipeline": {"model": RaggedCache()},
+}
+"""By pipeline and component: any model of the right interface will do, which may be code from the hub."""
+
+
 def rule_for(module: object) -> RaggedText | None:
     """The rule of a denoiser's class, if it has one."""
     return RULES.get(type(module).__name__)
+
+
+def language_rules(pipeline: object) -> dict[str, LanguageRule]:
+    """The rules of a pipeline's components by name; those of its base class, if it derives from one that has some."""
+    return next(
+        (LANGUAGE_RULES[base.__name__] for base in type(pipeline).__mro__ if base.__name__ in LANGUAGE_RULES), {}
+    )

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from steploom.errors import GenerationFailed
-from steploom.weave.ragged import rule_for
+from steploom.weave.ragged import RaggedText, rule_for
+from steploom.weave.ragged_language import LanguageRule
+
+if TYPE_CHECKING:
+    from steploom.weave.blend import Adapted
 
 METHODS = ("forward", "encode", "decode")
 HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
@@ -25,18 +29,32 @@ class Target:
     Attributes:
         name: The component's name in the pipeline, such as ``"transformer"``.
         key: Equal for calls that may run together.
-        ragged: How its text argument is padded, where it is ragged.
+        group: The same without the adapters that keep calls apart: requests of one group share a tick.
+        ragged: How its arguments are padded, where they have lengths of their own.
         patched: The application's module, where ``module`` is a clone of it; used if its ``forward`` was replaced.
+        adapted: The adapters that ``module`` carries for one request, if it does.
     """
 
-    __slots__ = ("_invoke", "key", "method", "module", "name", "patched", "ragged")
+    __slots__ = ("_invoke", "adapted", "group", "key", "method", "module", "name", "patched", "ragged")
 
-    def __init__(self, name: str, method: str, module: Any, key: Hashable) -> None:
+    def __init__(
+        self,
+        name: str,
+        method: str,
+        module: Any,
+        key: Hashable,
+        *,
+        group: Hashable = None,
+        adapted: Adapted | None = None,
+        language: LanguageRule | None = None,
+    ) -> None:
         self.name = name
         self.method = method
         self.module = module
         self.key = key
-        self.ragged = rule_for(getattr(module, "_orig_mod", module))
+        self.group = key if group is None else group
+        self.adapted = adapted
+        self.ragged: RaggedText | LanguageRule | None = language or rule_for(getattr(module, "_orig_mod", module))
         self.patched: Any = None
         self._invoke: Callable[..., Any] = module if method == "forward" else getattr(module, method)
 
@@ -44,6 +62,8 @@ class Target:
         """Runs the real module."""
         if self.patched is not None and "forward" in self.patched.__dict__:
             return self.patched(*args, **kwargs)
+        if self.adapted is not None:
+            return self.adapted.invoke(self._invoke, args, kwargs)
         return self._invoke(*args, **kwargs)
 
 
@@ -54,14 +74,16 @@ class SharedModule:
         name: The component's name in the pipeline.
         given: As the pipeline holds it (perhaps a compiled wrapper).
         isolated: Whether the application may use the pipeline meanwhile, and set processors on its modules.
+        language: How its calls are merged, if it is the denoiser of a language model.
 
     Attributes:
         base: What calls run: ``given``, or a clone of it that shares its parameters.
         origin: The module inside the wrapper; what copies are made from.
     """
 
-    def __init__(self, name: str, given: Any, *, isolated: bool = False) -> None:
+    def __init__(self, name: str, given: Any, *, isolated: bool = False, language: LanguageRule | None = None) -> None:
         self.name = name
+        self.language = language
         self.given = given
         self.base: Any = isolate(given) if isolated else given
         self.origin: nn.Module = getattr(self.base, "_orig_mod", self.base)
@@ -70,7 +92,10 @@ class SharedModule:
         self._hooks_seen, self._hooked = -1, False
         self._converted: OrderedDict[Hashable, nn.Module] = OrderedDict()
         methods = [method for method in METHODS if callable(getattr(self.origin, method, None))]
-        self.targets = {method: Target(name, method, self.base, (id(self.base), method, ())) for method in methods}
+        self.targets = {
+            method: Target(name, method, self.base, (id(self.base), method, ()), language=language)
+            for method in methods
+        }
         if self.base is not given:
             self.targets["forward"].patched = given
 
@@ -125,8 +150,15 @@ def isolate(given: Any) -> Any:
         return given
     if any("forward" in child.__dict__ for child in given.modules()):
         return given
-    clone = clone_tree(given)
-    for own, theirs in zip(clone.modules(), given.modules(), strict=True):
+    return twin(given)
+
+
+def twin(module: nn.Module) -> nn.Module:
+    """A structural clone that shares parameters, and the tables of hooks unless the model installs hooks itself."""
+    clone = clone_tree(module)
+    if not hasattr(module, "set_attn_processor"):  # transformers' models would install theirs once for each clone
+        return clone
+    for own, theirs in zip(clone.modules(), module.modules(), strict=True):
         own.__dict__.update({table: theirs.__dict__[table] for table in HOOK_TABLES if table in theirs.__dict__})
     return clone
 

@@ -6,14 +6,23 @@ Everything here takes and returns ``Any`` on purpose; the rest of the package is
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import importlib.util
 import inspect
+import json
+import logging
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import diffusers
 from diffusers import DiffusionPipeline, SchedulerMixin  # pyright: ignore[reportPrivateImportUsage] - lazily exported
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.utils import BaseOutput  # pyright: ignore[reportPrivateImportUsage]
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -48,7 +57,7 @@ def load_pipeline(folder: str, task: str | None, **options: Any) -> Any:
     """
     # The auto classes import every pipeline there is, which takes seconds: only when one is asked for.
     loader: Any = DiffusionPipeline if task is None else getattr(diffusers, TASKS[task])
-    return loader.from_pretrained(folder, **options)
+    return loader.from_pretrained(folder, **{**_language_parts(folder, options.get("dtype")), **options})
 
 
 def for_task(pipeline: Any, task: str | None) -> Any:
@@ -66,12 +75,6 @@ def component_class(library: str, name: str) -> Any:
     """The class that an index names."""
     owner: Any = getattr(diffusers.pipelines, library, None)
     return getattr(importlib.import_module(library) if owner is None else owner, name)
-
-
-def pipeline_class(name: str) -> Any:
-    """A pipeline class of diffusers by name; None if there is none."""
-    found = getattr(diffusers, name, None)
-    return found if isinstance(found, type) and issubclass(found, DiffusionPipeline) else None
 
 
 def quantization_configs(library: str) -> dict[str, Any]:
@@ -111,9 +114,40 @@ def published_with(tensors: dict[str, Any]) -> str | None:
     return found if known else None
 
 
+def load_tiny_autoencoder(name: str, dtype: Any) -> Any:
+    """A tiny autoencoder in a folder, or of a hub id."""
+    loader: Any = diffusers.AutoencoderTiny  # pyright: ignore[reportPrivateImportUsage] - lazily exported
+    return loader.from_pretrained(name, torch_dtype=dtype).eval()
+
+
+def _language_parts(folder: str, dtype: Any) -> dict[str, Any]:
+    """The components of a language model's folder that diffusers 0.42 saves such that it cannot load them.
+
+    DiffusionGemma's model is noted as a class of diffusers. LLaDA 2's tokenizer counts as an argument with a default:
+    it is not even saved, but taken from ``tokenizer/`` if it is there.
+    """
+    index = Path(folder, "model_index.json")
+    parts: dict[str, Any] = json.loads(index.read_text()) if index.is_file() else {}
+    if parts.get("_class_name") not in ("LLaDA2Pipeline", "DiffusionGemmaPipeline"):
+        return {}
+    transformers: Any = importlib.import_module("transformers")
+    if parts["_class_name"] == "LLaDA2Pipeline":
+        place = Path(folder, "tokenizer")
+        return {"tokenizer": transformers.AutoTokenizer.from_pretrained(place) if place.is_dir() else None}
+    library, name = parts["model"]
+    if library == "transformers" or not hasattr(transformers, name):
+        return {}
+    return {"model": getattr(transformers, name).from_pretrained(Path(folder, "model"), dtype=dtype)}
+
+
 def is_pipeline(value: Any) -> bool:
     """Whether ``value`` is a diffusers pipeline."""
     return isinstance(value, DiffusionPipeline)
+
+
+def is_output(value: Any) -> bool:
+    """Whether ``value`` is a class of what pipelines return."""
+    return isinstance(value, type) and issubclass(value, BaseOutput) and value is not BaseOutput
 
 
 def is_noise_scheduler(value: Any) -> bool:
@@ -161,10 +195,27 @@ def modules_of(pipeline: Any) -> dict[str, nn.Module]:
 
 
 def call_parameters(pipeline: Any) -> dict[str, inspect.Parameter]:
-    """Parameters of the pipeline's ``__call__`` by name, without ``self``."""
-    parameters = dict(inspect.signature(type(pipeline).__call__).parameters)
+    """Parameters of the ``__call__`` of a pipeline or of its class by name, without ``self``."""
+    cls: Any = pipeline if isinstance(pipeline, type) else type(pipeline)
+    parameters = dict(inspect.signature(cls.__call__).parameters)
     parameters.pop("self", None)
     return {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+
+
+def defaults(pipeline: Any) -> dict[str, Any]:
+    """Defaults of the parameters of the pipeline's ``__call__`` by name."""
+    return {n: p.default for n, p in call_parameters(pipeline).items() if p.default is not p.empty}
+
+
+TEXT_TYPES = ("text", "seq")
+"""What ``output_type`` means to language models."""
+
+
+def output_type(pipeline: Any, wanted: str) -> str:
+    """The ``output_type`` to call a pipeline with; to a language model, which has no pictures, ``"pil"`` is its own."""
+    parameter = call_parameters(pipeline).get("output_type")
+    default = None if parameter is None else parameter.default
+    return default if wanted == "pil" and default in TEXT_TYPES else wanted
 
 
 def silent_progress(iterable: Any, total: int | None) -> Any:
@@ -181,3 +232,98 @@ def noise_scheduler_classes() -> dict[str, Any]:
         for name, cls in found.items()
         if isinstance(cls, type) and issubclass(cls, SchedulerMixin) and hasattr(cls, "from_config")
     }
+
+
+def has_peft() -> bool:
+    """Whether LoRA adapters can be used here."""
+    return importlib.util.find_spec("peft") is not None
+
+
+def tuner_layers(module: nn.Module) -> dict[str, Any]:
+    """The layers of a module tree that adapters were injected into, by path."""
+    if "peft" not in sys.modules:
+        return {}
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {path: part for path, part in module.named_modules() if isinstance(part, BaseTunerLayer)}
+
+
+def lora_tables(layer: Any) -> tuple[str, ...]:
+    """The tables of a LoRA layer that have one entry per adapter; empty for any other layer."""
+    if "peft" not in sys.modules:
+        return ()
+    from peft.tuners.lora import LoraLayer
+
+    if not isinstance(layer, LoraLayer):
+        return ()
+    names = (*LoraLayer.adapter_layer_names, *LoraLayer.other_param_names, "lora_variant")
+    return tuple(name for name in names if hasattr(layer, name))
+
+
+def load_lora(pipeline: Any, where: str, name: str, weight_name: str | None) -> None:
+    """Injects the adapter of a file, a folder or a hub repository into the pipeline's modules as ``name``."""
+    pipeline.load_lora_weights(where, adapter_name=name, **({"weight_name": weight_name} if weight_name else {}))
+
+
+def takes_lora(pipeline: Any) -> bool:
+    """Whether diffusers can load LoRA adapters into a pipeline of this class."""
+    return hasattr(pipeline, "load_lora_weights") and hasattr(pipeline, "set_adapters")
+
+
+def pipeline_class(name: str) -> Any:
+    """A pipeline class of diffusers by name, None if there is none. Imports that class alone, not all there are."""
+    try:
+        found = getattr(diffusers, name, None)
+    except (ImportError, RuntimeError):  # it needs a package that is not there
+        return None
+    return found if isinstance(found, type) and issubclass(found, DiffusionPipeline) else None
+
+
+def components_of(pipeline: Any) -> dict[str, Any]:
+    """The components that a pipeline was made of, by name; nothing for one that does not say."""
+    try:
+        return dict(pipeline.components)
+    except (AttributeError, ValueError):
+        return {}
+
+
+def sibling(cls: Any, components: Mapping[str, Any], pipeline: Any) -> Any:
+    """A pipeline of class ``cls`` over ``components``, with the settings of ``pipeline``.
+
+    Made by diffusers' own ``from_pipe``, less what that does last: it moves all components to one dtype, in place.
+    (``from_pipe`` of the auto classes does not, but those import every pipeline that there is.)
+
+    Raises:
+        ValueError: ``cls`` needs a component that is not there.
+    """
+    takes, _ = cls._get_signature_keys(cls)
+    own = {name: value for name, value in components.items() if name in takes}
+    still: Any = type(cls.__name__, (cls,), {"to": lambda self, *_, **__: self, "__module__": cls.__module__})
+    with quietly():
+        made = still.from_pipe(pipeline, **own)
+    made.__class__ = cls
+    return made
+
+
+def load_component(folder: str, dtype: Any) -> Any:
+    """The model in a folder, or of a hub id, in the class that its configuration names."""
+    loader: Any = diffusers.AutoModel  # pyright: ignore[reportPrivateImportUsage] - lazily exported
+    return loader.from_pretrained(folder, dtype=dtype)
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Keeps what diffusers logs on this thread to itself."""
+    here = threading.get_ident()
+
+    def elsewhere(record: logging.LogRecord) -> bool:
+        return record.thread != here
+
+    handlers = logging.getLogger("diffusers").handlers.copy()
+    for handler in handlers:
+        handler.addFilter(elsewhere)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(elsewhere)

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 from steploom.weave.axes import SHARED
+from steploom.weave.blend import BASE
 from steploom.weave.calls import Leaf, flatten, values
-from steploom.weave.merging import MergedCall, Unsplittable, is_scalar
+from steploom.weave.merge_keys import is_scalar
+from steploom.weave.merging import MergedCall, Unsplittable
 
 LOOSE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 """Mean absolute difference over mean absolute value that alone and merged may show, by dtype of the result."""
@@ -42,7 +44,7 @@ class Verdicts:
         """Files a verdict; ``reason`` None is a pass. The first refusal stands."""
         if self._reasons.get(merged.kind) is None:
             self._reasons[merged.kind] = reason
-            counts = "mixed rows" if merged.mixed else "equal rows"
+            counts = ("mixed rows" if merged.mixed else "equal rows") + (", adapters" if merged.blended else "")
             self._names[merged.kind] = f"{merged.target.name}.{merged.target.method}, {counts} #{len(self._names)}"
 
     def summary(self) -> dict[str, str]:
@@ -66,6 +68,17 @@ def check(merged: MergedCall, results: Sequence[Any]) -> str | None:
         reason = _crosstalk_or_fault(merged, results[i], i, merged.axes.pinned)
         if reason is not None:
             return f"rows depend on their mates: {reason}"
+    return _leaking_adapters(merged, results) if merged.blended else None
+
+
+def _leaking_adapters(merged: MergedCall, results: Sequence[Any]) -> str | None:
+    """Whether an adapter changes the rows of calls that do not have it, however weak it is."""
+    for name in list(dict.fromkeys(merged.adapters))[:_COMPARED]:
+        watched = merged.adapters.index(name)
+        others = [own if own == name else BASE for own in merged.adapters]
+        changed = merged.run(adapters=others)[watched]
+        if not _same(merged, results[watched], changed, watched):
+            return "an adapter reaches rows that do not have it"
     return None
 
 
@@ -75,7 +88,7 @@ def pins(merged: MergedCall, results: Sequence[Any]) -> frozenset[int]:
     Position ids of which the module reads one row for all (FLUX.2), and zeros that mean "there is none" to a module
     that asks whether all of them are (HunyuanVideo 1.5). Empty if that does not explain what :func:`check` found.
     """
-    if merged.input_axes != merged.axes.inputs:  # padded: places do not mean the same
+    if merged.input_axes != merged.axes.inputs or merged.calls[0].language is not None:  # padded: places have moved
         return frozenset()
     found = frozenset(
         i
@@ -154,13 +167,18 @@ def _crosstalk(merged: MergedCall, expected: Any, watched: int, pinned: frozense
     changed = merged.run(leaves)[watched]
     if _values(changed) != _values(expected):
         return f"{_values(expected)} became {_values(changed)}"
+    if _same(merged, expected, changed, watched):
+        return None
+    return f"by up to {_largest_difference(expected, changed):.1e}"
+
+
+def _same(merged: MergedCall, expected: Any, changed: Any, watched: int) -> bool:
+    """Whether a call's results are the same, bit for bit, or as far as two runs of the identical merged call are.
+
+    A kernel may differ from itself (atomics, split reductions): that is not crosstalk.
+    """
     worst = _largest_difference(expected, changed)
-    if worst == 0.0:
-        return None
-    # A kernel may differ from itself (atomics, split reductions): that is not crosstalk.
-    if worst <= _NOISE_FACTOR * _largest_difference(expected, merged.run()[watched]):
-        return None
-    return f"by up to {worst:.1e}"
+    return worst == 0.0 or worst <= _NOISE_FACTOR * _largest_difference(expected, merged.run()[watched])
 
 
 def _largest_difference(one: Any, other: Any) -> float:

@@ -11,9 +11,9 @@ import torch
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError
 from steploom.protocol import Parameter, PipelineInfo
-from steploom.weave import untyped
+from steploom.weave import adapters, untyped
 from steploom.weave.noise_choice import choices
-from steploom.worker import downloads, fitting, mends, sources
+from steploom.worker import downloads, fitting, mends, products, sizes, sources
 from steploom.worker.assembly import assemble
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -92,7 +92,7 @@ def refuse_moves(config: EngineConfig, pipeline: Any) -> None:
     Raises:
         ConfigError: It would be without effect.
     """
-    module = _denoiser(pipeline)
+    module = denoiser_of(pipeline)
     dtype = str(getattr(module, "dtype", "")).removeprefix("torch.")
     if config.dtype != "auto" and dtype and config.dtype != dtype:
         raise ConfigError(f"dtype={config.dtype!r}: the given pipeline is in {dtype}; call pipe.to(...) yourself")
@@ -166,24 +166,29 @@ def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
     """What the engine needs to know about a loaded pipeline."""
     parameters = untyped.call_parameters(pipeline)
     steps = parameters.get("num_inference_steps")
-    denoiser, noise_scheduler = _denoiser(pipeline), getattr(pipeline, "scheduler", None)
-    size = getattr(pipeline, "default_sample_size", None)
-    side = None if not isinstance(size, int) else size * getattr(pipeline, "vae_scale_factor", 1)
+    denoiser, noise_scheduler = denoiser_of(pipeline), getattr(pipeline, "scheduler", None)
     return PipelineInfo(
         pipeline_class=type(pipeline).__name__,
         parameters=[Parameter(n, p.default is p.empty) for n, p in parameters.items()],
         default_steps=steps.default if steps is not None and isinstance(steps.default, int) else None,
-        default_size=None if side is None or "height" not in parameters else (side, side),
+        default_size=sizes.default(pipeline, denoiser),
+        size_multiple=sizes.multiple(pipeline),
         modules=list(untyped.modules_of(pipeline)),
         device=str(getattr(denoiser, "device", "cpu")),
         dtype=str(getattr(denoiser, "dtype", torch.float32)).removeprefix("torch."),
         in_process=in_process,
+        makes=products.makes(pipeline),
+        frame_rate=products.frame_rate(pipeline),
+        sampling_rate=products.sampling_rate(pipeline),
+        loras=adapters.own_names(untyped.modules_of(pipeline)),
+        no_lora=adapters.refusal(pipeline),
         noise_scheduler=None if noise_scheduler is None else type(noise_scheduler).__name__,
         noise_schedulers={} if noise_scheduler is None else choices(noise_scheduler),
     )
 
 
-def _denoiser(pipeline: Any) -> Any:
+def denoiser_of(pipeline: Any) -> Any:
+    """The module that evaluates steps, without its compiled wrapper."""
     for name in ("transformer", "unet", "prior", "transformer_2", "model"):
         module = getattr(pipeline, name, None)
         if module is not None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import traceback
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from steploom.errors import SteploomError
-from steploom.protocol import ErrorInfo, RequestReport
+from steploom.protocol import ErrorInfo, PipelineInfo, RequestReport
 from steploom.requests import DiffusionRequest
+from steploom.weave import preview
 from steploom.weave.preview import Previewer
 from steploom.weave.program import Program
+from steploom.weave.transcript import Transcript
+from steploom.worker import products
 
 log = logging.getLogger(__name__)
 
@@ -24,22 +28,36 @@ class Resident:
         run_id: Which attempt at which request.
         request: As it came.
         program: Its suspended pipeline call.
+        previewer: Makes its previews, if it wants some.
+        info: What its pipeline makes.
     """
 
-    def __init__(self, run_id: str, request: DiffusionRequest, program: Program) -> None:
+    def __init__(
+        self, run_id: str, request: DiffusionRequest, program: Program, previewer: Previewer, info: PipelineInfo
+    ) -> None:
         self.run_id = run_id
         self.request = request
         self.program = program
         self._trajectory: list[tuple[Any, Any]] = []
+        self._previewer = previewer
+        self._info = info
+        self._picture: torch.Tensor | None = None
+        if request.preview_every:
+            program.witness = self._see
 
-    def report(self, previewer: Previewer) -> RequestReport:
+    def _see(self) -> None:
+        """Takes the picture of a step: after its last one the program goes on within the same tick."""
+        due = self.program.steps % self.request.preview_every == 0
+        self._picture = self._previewer.picture(self.program) if due else None
+
+    def report(self) -> RequestReport:
         """What the tick that just ended did for this request. What cannot be reported is this request's failure."""
         try:
-            return self._report(previewer)
+            return self._report()
         except Exception as fault:  # noqa: BLE001 - the request's boundary
             return RequestReport(run_id=self.run_id, phase="done", finished=True, error=failure(fault, started=True))
 
-    def _report(self, previewer: Previewer) -> RequestReport:
+    def _report(self) -> RequestReport:
         program = self.program
         seconds = program.take_seconds()
         shared = program.shared_with
@@ -57,31 +75,33 @@ class Resident:
             decode_s=seconds["decode"],
         )
         if program.step_end is not None:
-            self._report_step(report, previewer)
+            self._report_step(report)
         if program.done:
             self._report_end(report)
+        if program.watcher.transcript is not None and report.error is None:
+            self._report_text(report, program.watcher.transcript)
         return report
 
-    def _report_step(self, report: RequestReport, previewer: Previewer) -> None:
+    def _report_step(self, report: RequestReport) -> None:
         end, request = self.program.step_end, self.request
         assert end is not None
         report.stepped, report.sigma = True, end.sigma
         if request.latents_every and report.step % request.latents_every == 0:
             report.latents = on_host(end.latents)
-        if request.preview_every and report.step % request.preview_every == 0:
-            report.preview = self._preview(previewer)
+        report.preview, self._picture = self._picture, None
         if request.return_trajectory:
             self._trajectory.append((on_host(end.latents), on_host(end.timestep)))
 
-    def _preview(self, previewer: Previewer) -> Any:
-        """The preview, None where there is none to be had: a missing preview is no reason to fail."""
-        end, params = self.program.step_end, self.request.params
-        assert end is not None
+    def _report_text(self, report: RequestReport, transcript: Transcript) -> None:
+        """What was settled of a language model's text, and what is likely. What cannot be decoded is not streamed."""
+        every = self.request.draft_every
         try:
-            return previewer.picture(end.estimate(), params.get("height"), params.get("width"))
-        except Exception as fault:  # noqa: BLE001 - latents of a layout that nobody knows
-            log.warning("request %s has no previews: %s: %s", self.run_id, type(fault).__name__, fault)
-            return None
+            report.commit = transcript.commit(getattr(report.output, "texts", None), last=report.finished)
+            if report.stepped and every and report.step % every == 0:
+                report.draft = transcript.draft()
+        except Exception as fault:  # noqa: BLE001 - whatever a tokenizer raises: the output is all the same
+            log.warning("request %s streams no text: %s: %s", self.run_id, type(fault).__name__, fault)
+            self.program.watcher.transcript = None
 
     def _report_end(self, report: RequestReport) -> None:
         report.finished = True
@@ -91,9 +111,19 @@ class Resident:
             self.program.error = None
             return
         report.output = self.program.output
+        report.frame_rate = products.asked_frame_rate(self.request) or self._info.frame_rate
+        report.sampling_rate = self._info.sampling_rate
+        self.program.watcher.finished(report.output)
         if self._trajectory:
             report.trajectory_latents = _stacked([latents for latents, _ in self._trajectory])
             report.trajectory_timesteps = _stacked([timestep for _, timestep in self._trajectory])
+
+
+def show(reports: Iterable[RequestReport]) -> None:
+    """Turns the previews of a tick's reports into images: all of them are under way on the device by now."""
+    for report in reports:
+        if report.preview is not None:
+            report.preview = preview.on_host(report.preview)
 
 
 def _stacked(values: list[Any]) -> Any:

@@ -24,12 +24,15 @@ from steploom.protocol import (
 )
 from steploom.requests import DiffusionRequest
 from steploom.weave import untyped
+from steploom.weave.adapters import Selection
 from steploom.weave.hub import Hub
 from steploom.weave.pipelines import Loom, Watcher
-from steploom.weave.preview import Previewer
+from steploom.weave.preview import Previewer, load_tiny
 from steploom.weave.program import Program
 from steploom.worker import loading
-from steploom.worker.residents import Resident, failure
+from steploom.worker.family import Family, Given
+from steploom.worker.loras import Counts, Loras
+from steploom.worker.residents import Resident, failure, show
 from steploom.worker.rpc import Extensions
 
 
@@ -49,18 +52,22 @@ class Runner:
         in_process: bool = False,
         reload: Callable[[], Any] | None = None,
         progress: Callable[[str], None] | None = None,
+        controlnet: Any = None,
     ) -> None:
         loading.refuse_settings(config, given=in_process)
         loading.refuse(pipeline)
         if in_process:
             loading.refuse_moves(config, pipeline)
         torch.set_grad_enabled(False)
-        self.info: PipelineInfo = loading.describe(pipeline, in_process=in_process)
+        self._in_process = in_process
+        self._controlnet = controlnet
         self._config = config
         self._reload = reload
         self._tell = progress or (lambda line: None)
         self._hub = Hub(config.encode_cache_bytes, self._tell)
         self._residents: dict[str, Resident] = {}
+        self._selections: dict[str, Selection] = {}
+        self._lora_counts = Counts()
         self._ticks = 0
         self._homes: dict[str, Any] = {}
         self._spent = {"tick_s": 0.0, "forward_s": 0.0, "warmup_s": 0.0}
@@ -78,13 +85,23 @@ class Runner:
 
     @classmethod
     def from_pipeline(cls, pipeline: Any, config: EngineConfig) -> Runner:
-        """Serves a pipeline that the application has; it is never modified."""
-        return cls(pipeline, config, in_process=True)
+        """Serves a pipeline that the application has; it is never modified. May be :class:`Given` with a ControlNet."""
+        given = pipeline if isinstance(pipeline, Given) else Given(pipeline, None)
+        return cls(given.pipeline, config, in_process=True, controlnet=given.controlnet)
 
     def _adopt(self, pipeline: Any) -> None:
         self.pipeline: Any = pipeline
-        self._loom = Loom(pipeline, isolated=self.info.in_process)
-        self._previewer = Previewer(pipeline)
+        self._family = Family(pipeline, self._config, controlnet=self._controlnet, in_process=self._in_process)
+        self.info: PipelineInfo = self._family.info
+        if self._config.loras and self.info.no_lora is not None:
+            raise ConfigError(f"loras={dict(self._config.loras)!r}: {self.info.no_lora}; else leave it None")
+        self._weave()
+        self._previewer = Previewer(pipeline, load_tiny(self._config.preview_vae, pipeline))
+
+    def _weave(self) -> None:
+        """Takes up the pipeline's modules as they are now."""
+        self._loom = Loom(self.pipeline, isolated=self._in_process)
+        self._loras: Loras | None = Loras(self._loom, self._config, self._lora_counts, self._tell)
 
     def execute(self, output: SchedulerOutput) -> RunnerOutput:
         """One tick. A request's own fault ends that request alone and is reported."""
@@ -101,9 +118,10 @@ class Runner:
                 reports.append(RequestReport(run_id=new.run_id, finished=True, error=failure(fault, started=False)))
         self._hub.tick([resident.program for resident in scheduled])
         for resident in scheduled:
-            reports.append(resident.report(self._previewer))
+            reports.append(resident.report())
             if reports[-1].finished:
                 self._forget(resident.run_id)
+        show(reports)
         counters = self._hub.counters
         result = RunnerOutput(
             tick=output.tick,
@@ -121,9 +139,15 @@ class Runner:
     def _start(self, new: NewRequest) -> Resident:
         request = new.request
         if not self._residents and self._loom.outdated:
-            self._loom = Loom(self.pipeline, isolated=self.info.in_process)
-        program = self._program(new.run_id, request, lambda: self._doubled(request))
-        resident = self._residents[new.run_id] = Resident(new.run_id, request, program)
+            self._weave()
+        if request.adapters and self._loras is not None:
+            self._selections[request.request_id] = self._loras.take(request.adapters)
+        try:
+            program = self._program(new.run_id, request, lambda: self._doubled(request))
+        except BaseException:
+            self._give_back(request)
+            raise
+        resident = self._residents[new.run_id] = Resident(new.run_id, request, program, self._previewer, self.info)
         return resident
 
     def _program(
@@ -135,26 +159,28 @@ class Runner:
     ) -> Program:
         if self.pipeline is None:
             raise EngineError("the engine is asleep; call wake_up() first")
-        if request.lora is not None:
-            raise InvalidRequest(f"lora={request.lora!r}: no adapters are registered here", field="lora")
         watcher = Watcher()
-        pipeline = self._loom.thread_pipeline(watcher, request.noise_scheduler)
-        accepted = {parameter.name for parameter in self.info.parameters}
+        info = self.info.serving(request)
+        member = self._family.member(info.pipeline_class)
+        self._loom.adopt(self._family.additional)
+        selection = self._selections.get(request.request_id)
+        views = {} if selection is None else selection.views
+        pipeline = self._loom.thread_pipeline(watcher, request.noise_scheduler, views, member)
+        accepted = {parameter.name for parameter in info.parameters}
         arguments = {**request.params, **({} if request.prompt is None else {"prompt": request.prompt}), **changes}
         if "output_type" in accepted:
-            arguments.setdefault("output_type", request.output_type)
+            arguments.setdefault("output_type", untyped.output_type(self.pipeline, request.output_type))
         if request.seed is not None and "generator" in accepted:
             arguments["generator"] = torch.Generator("cpu").manual_seed(request.seed)
         unknown = arguments.keys() - accepted
         if unknown:
-            raise InvalidRequest(
-                f"{min(unknown)}: {self.info.pipeline_class} takes no such argument", field=min(unknown)
-            )
+            raise InvalidRequest(f"{min(unknown)}: {info.pipeline_class} takes no such argument", field=min(unknown))
+        watcher.follow_text(pipeline, untyped.defaults(member) | arguments)
         return Program(name, lambda: pipeline(**arguments), watcher, doubled, request.context)
 
     def _doubled(self, request: DiffusionRequest) -> Iterator[Program]:
         """The same request with twice the samples, in the ways that diffusers has for it."""
-        accepted = {parameter.name for parameter in self.info.parameters}
+        accepted = {parameter.name for parameter in self.info.serving(request).parameters}
         plain = {"generator": None, "callback_on_step_end": None, "callback": None}
         for argument in ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt"):
             if argument in accepted:
@@ -166,7 +192,7 @@ class Runner:
             yield self._probe(request, {**plain, **negatives, "prompt": [request.prompt] * 2, "latents": None})
 
     def _probe(self, request: DiffusionRequest, changes: dict[str, Any]) -> Program:
-        accepted = {parameter.name for parameter in self.info.parameters}
+        accepted = {parameter.name for parameter in self.info.serving(request).parameters}
         kept = {n: v for n, v in changes.items() if n in accepted and (v is not None or n in request.params)}
         return self._program("probe", request, changes=kept)
 
@@ -174,6 +200,12 @@ class Runner:
         resident = self._residents.pop(run_id, None)
         if resident is not None:
             resident.program.unwind()
+            self._give_back(resident.request)
+
+    def _give_back(self, request: DiffusionRequest) -> None:
+        selection = self._selections.pop(request.request_id, None)
+        if selection is not None and self._loras is not None:
+            self._loras.give_back(selection)
 
     def call(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """A collective RPC, between two ticks: ``ping``, ``stats``, ``sleep``, ``wake_up``, or the extension's.
@@ -201,6 +233,9 @@ class Runner:
             cache_misses=self._hub.cache.misses,
             cache_bytes=self._hub.cache.bytes,
             kinds=self._hub.verdicts.summary(),
+            loras=[] if self._loras is None else self._loras.names,
+            lora_loads=self._lora_counts.loads,
+            lora_evictions=self._lora_counts.evictions,
         )
 
     def sleep(self, level: int = 1) -> None:
@@ -215,10 +250,12 @@ class Runner:
         if level not in (1, 2) or (level == 2 and self._reload is None):
             raise ConfigError(f"level={level!r}: 1 (weights to host memory) or, for a model that was loaded here, 2")
         self.forget_weights()
+        if self._loras is not None:
+            self._loras.clear()
         if level == 2:
             self._adopt_nothing()
             return
-        modules = untyped.modules_of(self.pipeline)
+        modules = self._family.modules
         loading.refuse_sleep(modules)
         self._homes = {name: getattr(module, "device", None) for name, module in modules.items()}
         for module in modules.values():
@@ -229,10 +266,12 @@ class Runner:
         self._hub.cache.clear()
         if self.pipeline is not None:
             self._loom.forget_conversions()
+        if self._loras is not None:
+            self._loras.forget_weights()
 
     def _adopt_nothing(self) -> None:
-        del self._loom, self._previewer
-        self.pipeline = None
+        del self._loom, self._previewer, self._family
+        self.pipeline = self._loras = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -242,7 +281,7 @@ class Runner:
             self._hub = Hub(self._config.encode_cache_bytes, self._tell)
             self._adopt(self._reload())
             return
-        modules = untyped.modules_of(self.pipeline)
+        modules = self._family.modules
         for name, device in self._homes.items():
             if device is not None:
                 modules[name].to(device)

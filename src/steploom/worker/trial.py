@@ -78,7 +78,7 @@ def run_alone(pipeline: Any, request: DiffusionRequest) -> Any:
         arguments["prompt"] = request.prompt
     accepted = untyped.call_parameters(pipeline)
     if "output_type" in accepted:
-        arguments["output_type"] = request.output_type
+        arguments["output_type"] = untyped.output_type(pipeline, request.output_type)
     if "generator" in accepted and request.seed is not None:
         arguments["generator"] = torch.Generator("cpu").manual_seed(request.seed)
     return pipeline(**arguments)

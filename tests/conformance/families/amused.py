@@ -23,6 +23,7 @@ def text_to_image() -> Any:
         sample_size=8, ln_elementwise_affine=False,
     )  # fmt: skip
     return AmusedPipeline(
-        transformer=tiny.scaled(transformer, 1.5), vqvae=movq(), scheduler=AmusedScheduler(mask_token_id=31),
+        transformer=tiny.scaled(transformer, 1.5), vqvae=movq(lookup_from_codebook=True, num_vq_embeddings=24),
+        scheduler=AmusedScheduler(mask_token_id=31),
         text_encoder=tiny.clip(), tokenizer=tiny.tokenizer(),
     )  # fmt: skip

@@ -1,0 +1,55 @@
+"""What a request may say about its noise scheduler (``noise_scheduler=``), and whether that exists. No torch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, cast
+
+from steploom.errors import InvalidRequest
+
+
+def by_name(noise_scheduler: Any) -> Any:
+    """A noise scheduler, or its class, as what travels: its name, and the settings of an object."""
+    if isinstance(noise_scheduler, type):
+        return noise_scheduler.__name__
+    settings: Any = getattr(noise_scheduler, "config", None)
+    if not isinstance(settings, Mapping) or not hasattr(noise_scheduler, "set_timesteps"):
+        return noise_scheduler
+    plain = {name: value for name, value in cast("Mapping[str, Any]", settings).items() if not name.startswith("_")}
+    return {"class": type(noise_scheduler).__name__, **plain}
+
+
+def check_noise_scheduler(override: str | Mapping[str, Any], known: Mapping[str, list[str]], own: str | None) -> None:
+    """Refuses a noise scheduler that does not exist, does not go with the model, or has no such setting.
+
+    Args:
+        override: A class name, or ``{"class": name, **settings}``.
+        known: Classes that go with the model, and the settings that each takes.
+        own: The class of the pipeline's own; None if it has none.
+
+    Raises:
+        InvalidRequest: Names the nearest known.
+    """
+    settings = {"class": override} if isinstance(override, str) else dict(override)
+    name = settings.pop("class", own)
+    if own is None:
+        raise InvalidRequest(
+            f"noise_scheduler={name!r}: this pipeline has no noise scheduler; leave it out", field="noise_scheduler"
+        )
+    if name not in known and name != own:
+        nearest = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"there are {', '.join(sorted(known))}"
+        raise InvalidRequest(
+            f"noise_scheduler={name!r}: no scheduler class of diffusers that goes with the model's {own} has this "
+            f"name; {hint}",
+            field="noise_scheduler",
+        )
+    for setting in settings:
+        takes = known.get(str(name), [])
+        if takes and setting not in takes:
+            nearest = difflib.get_close_matches(str(setting), takes, n=3, cutoff=0.5) or takes
+            raise InvalidRequest(
+                f"noise_scheduler: {name} has no setting {setting!r}; did you mean {' or '.join(nearest)}?",
+                field="noise_scheduler",
+            )

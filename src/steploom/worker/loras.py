@@ -1,0 +1,150 @@
+"""LoRA per request: from the names that a request gives to adapters that are loaded, bounded and evicted when idle."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+
+from steploom import lora
+from steploom.config import EngineConfig
+from steploom.errors import InvalidRequest
+from steploom.weave import adapters
+from steploom.weave.adapters import Adapter, Selection, Selections, Weaver
+from steploom.weave.pipelines import Loom
+
+
+@dataclasses.dataclass
+class Counts:
+    """What became of adapters since the start of the worker."""
+
+    loads: int = 0
+    evictions: int = 0
+
+
+class Loras:
+    """The adapters of one pipeline.
+
+    Args:
+        loom: Its shared modules.
+        config: Names them (``loras``), and bounds how many stay loaded (``max_loras``).
+        counts: Counts loading and dropping.
+        tell: Hears of loading, which makes a tick longer than others.
+    """
+
+    def __init__(self, loom: Loom, config: EngineConfig, counts: Counts, tell: Callable[[str], None]) -> None:
+        self._loom = loom
+        self._named: Mapping[str, str] = config.loras or {}
+        self._keep = config.max_loras
+        self._tell = tell
+        self._selections = Selections(Weaver(loom.shared))
+        self._loaded: OrderedDict[Hashable, tuple[str, Adapter]] = OrderedDict()
+        self._own: dict[str, Adapter] = {}
+        self._number = 0
+        self._counts = counts
+
+    @property
+    def names(self) -> list[str]:
+        """The loaded adapters, least recently used first."""
+        return [name for name, _ in self._loaded.values()]
+
+    def take(self, wanted: Sequence[tuple[str, float]]) -> Selection:
+        """The modules with the adapters that a request wants; they stay loaded until it is given back.
+
+        Raises:
+            InvalidRequest: One does not exist, does not fit, or they cannot be stacked.
+        """
+        why = adapters.refusal(self._loom.pipeline)
+        if why is not None:
+            raise InvalidRequest(f"lora={list(wanted)!r}: {why}", field="lora")
+        chosen: list[tuple[Adapter, float]] = []
+        for name, scale in wanted:
+            adapter = self._find(name, [own for own, _ in chosen])
+            if any(adapter is own for own, _ in chosen):
+                raise InvalidRequest(
+                    f"lora={list(wanted)!r}: {name!r} is listed before under another name", field="lora"
+                )
+            chosen.append((adapter, scale))
+        try:
+            selection = self._selections.take(chosen)
+        except InvalidRequest as fault:
+            raise InvalidRequest(f"lora={list(wanted)!r}: {fault}", field="lora") from None
+        self._evict(self._keep, [])
+        return selection
+
+    def give_back(self, selection: Selection) -> None:
+        """A request does not need its adapters any more."""
+        self._selections.give_back(selection)
+        self._evict(self._keep, [])
+
+    def forget_weights(self) -> None:
+        """Drops what was made from the modules for nobody who is resident: the weights have changed."""
+        self._selections.forget()
+
+    def clear(self) -> None:
+        """Drops everything; no request is resident."""
+        self._selections.forget()
+        self._loaded.clear()
+        self._own.clear()
+
+    def _find(self, name: str, pinned: Sequence[Adapter]) -> Adapter:
+        """The adapter that a request calls ``name``, loaded if it is not."""
+        own = adapters.own_names({c: one.origin for c, one in self._loom.shared.items()})
+        if name in own and name not in self._named:
+            return self._application_s(name)
+        where = lora.find(name, self._named, own)
+        key = _identity(where)
+        if key not in self._loaded:
+            self._evict(self._keep - 1, pinned)
+            self._tell(f"loading LoRA {name}")
+            self._number += 1
+            try:
+                adapter = adapters.load(self._loom.pipeline, self._loom.shared, _place(where), self._number)
+            except InvalidRequest as fault:
+                raise InvalidRequest(f"lora={name!r}: {where} {fault}", field="lora") from None
+            self._loaded[key] = (name, adapter)
+            self._counts.loads += 1
+        self._loaded.move_to_end(key)
+        return self._loaded[key][1]
+
+    def _application_s(self, name: str) -> Adapter:
+        """An adapter that the application has loaded into its pipeline."""
+        if name not in self._own:
+            self._number += 1
+            parts = {c: adapters.part_of(one.origin, name) for c, one in self._loom.shared.items()}
+            self._own[name] = Adapter(self._number, {c: part for c, part in parts.items() if part.layers})
+        return self._own[name]
+
+    def _evict(self, keep: int, pinned: Sequence[Adapter]) -> None:
+        """Drops adapters that nobody uses, least recently used first, until ``keep`` are left."""
+        for key, (_, adapter) in list(self._loaded.items()):
+            if len(self._loaded) <= keep:
+                return
+            if not self._selections.uses(adapter) and not any(adapter is own for own in pinned):
+                self._selections.forget(adapter)
+                del self._loaded[key]
+                self._counts.evictions += 1
+
+
+def _identity(where: str) -> Hashable:
+    """Changes when the file at ``where`` does, so that a new file under an old name is loaded."""
+    path = Path(where).expanduser()
+    if not path.exists():
+        return where
+    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    return (str(path.resolve()), *((str(file), (about := file.stat()).st_mtime_ns, about.st_size) for file in files))
+
+
+def _place(where: str) -> tuple[str, str | None]:
+    """Where diffusers is to look, and for which file: it asks the hub for a file's name unless told."""
+    path = Path(where).expanduser()
+    if path.is_file():
+        return str(path.parent), path.name
+    if path.is_dir():
+        if not any(file.suffix in (".safetensors", ".bin", ".pt") for file in path.iterdir()):
+            raise InvalidRequest("holds no file of weights", field="lora")
+        return str(path), None
+    owner, _, rest = where.partition("/")
+    name, _, file = rest.partition("/")
+    return f"{owner}/{name}", file or None

@@ -1,0 +1,176 @@
+"""Previews: the pipeline's own way from latents to its decoder, three ways of showing them, and no trace of either."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import conformance.families  # noqa: F401 - registers the cases
+import numpy as np
+import pytest
+import tiny
+import torch
+from conformance.case import CASES
+from diffusers import AutoencoderTiny, DiffusionPipeline
+from driving import Driver, config, distance
+from PIL import Image
+
+from steploom import demo
+from steploom.errors import ConfigError
+from steploom.requests import DiffusionRequest
+from steploom.weave import preview, rest
+from steploom.worker.runner import Runner
+
+WIDE = {"height": 32, "width": 48, "num_inference_steps": 2, "preview_every": 1}
+UNSEEN = ("audio", "text", "embeddings")
+"""Endings of the kinds of cases that make no pictures."""
+
+
+def streamed(pipe: Any, output_type: str = "pil", **own: Any) -> tuple[list[Any], Any, Runner]:
+    """Previews, output and runner of one request; ``config`` are fields of the engine's settings."""
+    runner = Runner(pipe, config(**own.pop("config", {})), in_process=True)
+    driver = Driver(runner)
+    driver.drain([DiffusionRequest("a red circle", request_id="x", seed=1, output_type=output_type, **own)])
+    report = driver.finished["x"]
+    assert report.error is None, report.error
+    return [one.preview for one in driver.reports["x"] if one.stepped], report.output, runner
+
+
+def grey(image: Any, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BOX), np.float64)
+
+
+def likeness(one: Any, other: Any) -> float:
+    """The correlation of two pictures, at the smaller one's size."""
+    size = min(one.size, other.size)
+    return float(np.corrcoef(grey(one, size).ravel(), grey(other, size).ravel())[0, 1])
+
+
+@pytest.mark.parametrize("build", [tiny.flux, tiny.qwen_image, tiny.sdxl, tiny.sd3])
+def test_the_last_preview_is_what_the_pipeline_decodes(build) -> None:
+    """Packed, with statistics by channel, scaled: all of it is the pipeline's own code. A wide picture stays wide."""
+    own = {"max_sequence_length": 16} if build is tiny.flux else {}
+    previews, output, _ = streamed(build(), **WIDE, **own)
+    assert [picture.size for picture in previews] == [(48, 32)] * 2
+    last, image = (np.asarray(picture, np.int16) for picture in (previews[-1], output.images[0]))
+    if build is not tiny.sdxl:  # whose sampler's last estimate is not its last sample
+        assert np.abs(last - image).max() <= 1
+    assert likeness(previews[-1], output.images[0]) > 0.99
+    assert np.abs(np.asarray(previews[0], np.int16) - image).max() > 1
+
+
+def test_the_linear_map_shows_the_built_in_models_picture(monkeypatch) -> None:
+    """Trained weights: one pixel per latent resembles the image that the VAE decodes, from the middle on."""
+    monkeypatch.setattr(preview, "TINY_PARAMETERS", 0)
+    pipe = DiffusionPipeline.from_pretrained(demo.path())
+    own = {"num_inference_steps": 8, "preview_every": 1, "max_sequence_length": 16}
+    previews, output, runner = streamed(pipe, **own)
+    assert list(runner._previewer._maps) == ["vae"]
+    assert previews[-1].width < output.images[0].width
+    assert likeness(previews[-1], output.images[0]) > 0.9
+    assert likeness(previews[-1], output.images[0]) > likeness(previews[0], output.images[0])
+
+
+def test_the_map_is_fitted_at_load_and_needs_no_decoding_afterwards(monkeypatch) -> None:
+    monkeypatch.setattr(preview, "TINY_PARAMETERS", 0)
+    pipe = tiny.sd3()
+    runner = Runner(pipe, config(), in_process=True)
+    calls = []
+    monkeypatch.setattr(type(pipe.vae), "decode", lambda self, *a, **k: calls.append(a))
+    driver = Driver(runner)
+    driver.drain([DiffusionRequest("a", request_id="x", seed=1, output_type="latent", **WIDE)])
+    assert [one.preview.size for one in driver.reports["x"] if one.stepped] == [(24, 16)] * 2
+    assert calls == []
+
+
+def tiny_autoencoder() -> AutoencoderTiny:
+    torch.manual_seed(0)
+    return AutoencoderTiny(
+        latent_channels=4, encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1),
+    ).eval()  # fmt: skip
+
+
+def test_a_tiny_autoencoder_takes_latents_in_the_models_scaling(tmp_path, monkeypatch) -> None:
+    tiny_autoencoder().save_pretrained(tmp_path)
+    pipe = tiny.sd3()
+    monkeypatch.setattr(type(pipe.vae), "decode", lambda self, *a, **k: pytest.fail("the model's own VAE decoded"))
+    settings = {"preview_vae": str(tmp_path)}
+    previews, output, _ = streamed(pipe, "latent", **WIDE, config=settings)
+    expected = tiny_autoencoder().decode(output.images).sample[0]
+    expected = ((expected.clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0).detach().numpy()
+    assert np.abs(np.asarray(previews[-1], np.float64) - expected).max() <= 1
+    assert expected.std() > 1
+
+
+def test_a_tiny_autoencoder_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"preview_vae='\./nowhere'"):
+        Runner(tiny.sd3(), config(preview_vae="./nowhere"), in_process=True)
+
+
+def test_a_pipeline_without_previews_says_so_once(monkeypatch, caplog) -> None:
+    def broken(*_: Any) -> None:
+        raise KeyError("layout")
+
+    monkeypatch.setattr(preview, "decoder_call", broken)
+    monkeypatch.setattr(preview.Previewer, "_plain_call", lambda *_: None)
+    previews, _, _ = streamed(tiny.sd3(), "latent", **{**WIDE, "num_inference_steps": 4})
+    assert previews == [None] * 4
+    assert caplog.text.count("has no previews") == 1
+
+
+def quiet(case: Any, pipe: Any, runner: Runner, every: int) -> tuple[Any, list[Any]]:
+    driver = Driver(runner)
+    driver.drain([case.request(0, preview_every=every)])
+    report = driver.finished["r0"]
+    assert report.error is None, report.error
+    return report.output, [one.preview for one in driver.reports["r0"] if one.stepped]
+
+
+def assert_previews(name: str) -> None:
+    """Every step has a picture as wide and high as is asked for, and the output is what it is without."""
+    case = CASES[name]
+    torch.manual_seed(0)
+    pipe = case.build()
+    pipe.set_progress_bar_config(disable=True)
+    runner = Runner.from_pipeline(pipe, config())
+    output, previews = quiet(case, pipe, runner, 1)
+    plain, _ = quiet(case, pipe, runner, 0)
+    one, other = (next(iter(o.values())) for o in (output, plain))
+    assert bool(one == other if isinstance(one, (str, list)) else distance(one, other) <= 1e-6)
+    if case.kind.endswith(UNSEEN):
+        assert set(previews) == {None}
+        return
+    pictures = [picture for picture in previews if picture is not None]
+    prior = name.startswith(("StableCascade", "Wuerstchen", "Kandinsky"))  # whose first stage makes no picture
+    assert len(pictures) == len(previews) or (prior and pictures)
+    assert all(min(picture.size) >= 8 for picture in pictures)
+    params = case.request(0).params
+    if {"height", "width"} <= params.keys():
+        ratio = params["width"] / params["height"]
+        assert all(picture.width / picture.height == pytest.approx(ratio, rel=0.3) for picture in pictures)
+
+
+@pytest.mark.parametrize(
+    "name", ["Flux2Pipeline", "LTX2Pipeline", "StableDiffusionPanoramaPipeline", "StableAudioPipeline"]
+)
+def test_previews_leave_no_trace(name: str) -> None:
+    """Sums in place (panoramas), a second noise scheduler (sound), packed tokens with ids, no picture at all."""
+    assert_previews(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_every_family_has_previews(name: str) -> None:
+    assert_previews(name)
+
+
+def test_the_rest_of_a_call_does_not_change_what_it_reads() -> None:
+    shared: dict[str, Any] = {"list": [1], "sum": torch.ones(2), "generator": torch.Generator().manual_seed(1)}
+    state = shared["generator"].get_state()
+    own = {name: rest._own(value, cloned=True) for name, value in shared.items()}
+    own["list"].append(2)
+    own["sum"] += 1
+    torch.rand(3, generator=own["generator"])
+    assert shared["list"] == [1]
+    assert torch.equal(shared["sum"], torch.ones(2))
+    assert torch.equal(shared["generator"].get_state(), state)

@@ -1,0 +1,127 @@
+"""What the engine takes as a picture, and what it makes of it before a request is queued."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from steploom import DiffusionRequest, InvalidRequest
+from steploom.engine.pictures import check_pictures, is_picture_argument, load_pictures
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+LIMIT = 64 * 64
+
+
+def encoded(picture: Any = None, form: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    (Image.fromarray(PIXELS) if picture is None else picture).save(file, form, **options)
+    return file.getvalue()
+
+
+async def loaded(value: Any, name: str = "image") -> Any:
+    request = await load_pictures(DiffusionRequest("x", **{name: value}), LIMIT)
+    check_pictures(request, LIMIT)
+    return request.params[name]
+
+
+@pytest.mark.parametrize("name", ["image", "mask_image", "control_image", "ip_adapter_image", "last_image", "video"])
+async def test_bytes_and_files_become_pictures(name: str, tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "in.png"
+    file.write_bytes(encoded())
+    with file.open("rb") as opened:
+        for given in (encoded(), bytearray(encoded()), file, str(file), io.BytesIO(encoded()), opened):
+            picture = await loaded(given, name)
+            assert picture.mode == "RGB"
+            assert (np.asarray(picture) == PIXELS).all()
+    several = await loaded([encoded(), file, [Image.fromarray(PIXELS)]], name)
+    assert all((np.asarray(one) == PIXELS).all() for one in (several[0], several[1], several[2][0]))
+
+
+async def test_what_is_a_picture_already_passes_as_it_is() -> None:
+    for given in (Image.fromarray(PIXELS), PIXELS.astype(np.float32) / 255, [np.zeros((1, 8, 8, 3), np.float32)], None):
+        request = DiffusionRequest("x", image=given)
+        assert await load_pictures(request, LIMIT) is request
+        check_pictures(request, LIMIT)
+
+
+async def test_arrays_of_bytes_become_pictures_since_diffusers_takes_arrays_to_be_scaled() -> None:
+    assert (np.asarray(await loaded(PIXELS)) == PIXELS).all()
+    assert [np.asarray(one).shape for one in await loaded(np.stack([PIXELS] * 2))] == [PIXELS.shape] * 2
+    grey = await loaded(PIXELS[..., :1], "mask_image")
+    assert (np.asarray(grey.convert("L")) == PIXELS[..., 0]).all()
+
+
+async def test_a_file_is_read_as_diffusers_reads_it() -> None:
+    from diffusers.utils import load_image
+
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned by a quarter
+    for picture in (Image.fromarray(PIXELS).convert("RGBA"), Image.fromarray(PIXELS).convert("L"), None):
+        given = encoded(picture, exif=turned)
+        assert (await loaded(given)).tobytes() == load_image(Image.open(io.BytesIO(given))).tobytes()
+    assert (await loaded(encoded(exif=turned))).size == (24, 32)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (b"no image", "cannot be read .*8 bytes.*; give one that is whole"),
+        (b"", "cannot be read"),
+        (encoded()[:200], "cannot be read"),
+        ("missing.png", "image='missing.png': there is no such file; give a PIL image, an array, the bytes"),
+        (pathlib.Path("missing.png"), "missing.png.*: there is no such file"),
+        (".", "no such file"),
+        ("x" * 9000, "no such file"),
+        ("https://example.org/cat.png", "no path of a file; fetch it yourself and give its bytes"),
+        ("data:image/png;base64,AAAA", "no path of a file; decode it yourself"),
+        (encoded(Image.new("RGB", (65, 64))), "65x64 is more than 4096 pixels .*max_pixels.*; make it smaller"),
+        (Image.new("RGB", (65, 64)), "65x64 is more than 4096 pixels"),
+        ([Image.new("RGB", (8, 8)), np.zeros((65, 64, 3), np.float32)], "64x65 is more"),
+        (np.zeros((2, 65, 64, 3), np.uint8), "64x65 is more"),
+        (np.zeros((0, 8, 3), np.float32), "has no pixels"),
+        ([], "is empty"),
+        (3.5, "is no picture"),
+        ([[0.5, 0.5]], "is no picture"),
+    ],
+)
+async def test_what_cannot_be_a_picture_is_refused_with_field_value_and_mend(value: Any, message: str) -> None:
+    for name in ("image", "mask_image"):
+        with pytest.raises(InvalidRequest, match=message.replace("image=", f"{name}=")) as caught:
+            await loaded(value, name)
+        assert caught.value.field == name
+
+
+def test_tensors_have_their_channels_first() -> None:
+    torch = pytest.importorskip("torch")
+    check_pictures(DiffusionRequest("x", image=torch.zeros(3, 64, 64)), LIMIT)
+    check_pictures(DiffusionRequest("x", image=torch.zeros(1, 4, 64, 4)), LIMIT)
+    with pytest.raises(InvalidRequest, match="64x65"):
+        check_pictures(DiffusionRequest("x", image=[torch.zeros(3, 65, 64)]), LIMIT)
+
+
+async def test_only_pictures_are_read(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "in.png"
+    file.write_bytes(encoded())
+    given = {"prompt_2": str(file), "prompt_embeds_mask": [1, 0], "image_embeds": [0.5], "num_frames": 9, "crops": [3]}
+    request = DiffusionRequest("x", **given)
+    assert await load_pictures(request, LIMIT) is request
+    check_pictures(request, LIMIT)
+
+
+def test_picture_arguments_are_known_by_name() -> None:
+    pictures = "image images mask_image mask control_image ip_adapter_image negative_ip_adapter_image last_image video "
+    pictures += (
+        "mask_video control_video frames control_mask original_image reference_images image_reference pose_video"
+    )
+    others = (
+        "num_images_per_prompt num_frames image_embeds ip_adapter_image_embeds prompt_attention_mask attention_mask "
+    )
+    others += "prompt_embeds_mask prompt_embeds_mask_2 padding_mask_crop masked_image_latents image_latents frame_rate "
+    others += "use_intersect_mask image_guidance_scale keep_first_frame control_video_latents padding_mask strength"
+    assert [name for name in pictures.split() if not is_picture_argument(name)] == []
+    assert [name for name in others.split() if is_picture_argument(name)] == []
