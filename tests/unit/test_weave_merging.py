@@ -21,7 +21,8 @@ class Echo:
 
     def __init__(self, function: Any = lambda x, **_: x) -> None:
         self.function, self.calls = function, []
-        self.name, self.key, self.method, self.ragged, self.module = "transformer", "echo", "forward", None, self
+        self.name, self.key, self.method, self.module = "transformer", "echo", "forward", self
+        self.group, self.ragged, self.adapted = "echo", None, None
 
     def invoke(self, *args: Any, **kwargs: Any) -> Any:
         self.calls.append((args, kwargs))

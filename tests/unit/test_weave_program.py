@@ -25,7 +25,7 @@ def hub_modes():
 
 
 class Target:
-    name, key, method, ragged, module = "transformer", "t", "forward", None, None
+    name, key, group, method, ragged, adapted, module = "transformer", "t", "t", "forward", None, None, None
 
     def invoke(self, x: Any) -> Any:
         return x
