@@ -62,5 +62,5 @@ async def test_a_process_and_a_thread_give_the_same_image() -> None:
 
 @pytest.mark.parametrize("kind", [MultiprocExecutor, InprocExecutor], ids=["mp", "inproc"])
 async def test_a_model_that_does_not_exist(kind: type[DiffusionExecutor]) -> None:
-    with pytest.raises(ConfigError, match="model='nowhere': neither 'demo'"):
+    with pytest.raises(ConfigError, match="model='nowhere': must be 'demo', a folder"):
         await kind(EngineConfig(model="nowhere")).start()

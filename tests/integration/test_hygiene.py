@@ -55,7 +55,7 @@ def test_a_preview_that_cannot_be_made_is_missing_and_no_failure(monkeypatch: py
     def refuse(*args: Any) -> None:
         raise RuntimeError("latents of a layout that nobody knows")
 
-    monkeypatch.setattr(runner._previewer, "picture", refuse)
+    monkeypatch.setattr(runner._previewer, "_pixels", refuse)
     driver = Driver(runner)
     finished = driver.drain(
         [request("p", "p", 1, num_inference_steps=3, preview_every=1, **SMALL), request("q", "q", 2, **SMALL)]

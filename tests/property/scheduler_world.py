@@ -317,6 +317,7 @@ class World:
         flight = self.stale.pop(0)
         assert flight.result is not None
         assert self.scheduler.update_from_output(flight.output, flight.result) == [], "late attempts are ignored"
+        self.owed.difference_update(report.run_id for report in flight.result.reports if report.finished)
 
     def check(self) -> None:
         assert self.scheduler.num_waiting == len(self.waiting)
