@@ -35,6 +35,7 @@ def test_generate_leaves_an_image_and_a_sheet_of_its_steps(tmp_path: pathlib.Pat
         assert max(high - low for low, high in image.getextrema()) > 50
 
 
+@pytest.mark.slow
 def test_an_argument_that_the_pipeline_does_not_know_is_one_line(tmp_path: pathlib.Path) -> None:
     done = steploom("generate", PROMPT, "--set", "guidence_scale=3", "--backend", "inproc", cwd=tmp_path)
     assert done.returncode == 1

@@ -80,6 +80,7 @@ def test_it_runs_at_other_sizes(side: int) -> None:
     assert checker.read(picture).background == "white"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [3, 256])
 def test_one_raised_token_weighs_as_many_zero_ones(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The shortcut of training (one zero token whose logit is raised) equals the stock model."""

@@ -60,6 +60,7 @@ async def test_a_process_and_a_thread_give_the_same_image() -> None:
     assert np.array_equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [MultiprocExecutor, InprocExecutor], ids=["mp", "inproc"])
 async def test_a_model_that_does_not_exist(kind: type[DiffusionExecutor]) -> None:
     with pytest.raises(ConfigError, match="model='nowhere': must be 'demo', a folder"):

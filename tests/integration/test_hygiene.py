@@ -194,6 +194,7 @@ def _broken(kind: str, folder: Path) -> Image.Image:
     return Image.open(io.BytesIO(whole.getvalue()[: len(whole.getvalue()) // 2]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["mp", "inproc"])
 async def test_a_picture_that_cannot_be_read_is_its_own_request_failure(backend: str, tiny_model: Path, tmp_path: Path):
     settings = {"task": "image-to-image", "distributed_executor_backend": backend, "torch_threads": 1}
