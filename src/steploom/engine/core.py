@@ -231,12 +231,12 @@ class EngineCore:
         Raises:
             EngineError: The engine cannot serve, or has ended meanwhile.
         """
-        self._asleep = True
+        before, self._asleep = self._asleep, True
         try:
             await self.while_alive(self._idled)
             await self.while_alive(partial(self.executor.sleep, level))
         except BaseException:
-            self._asleep = False
+            self._asleep = before
             raise
 
     async def _idled(self) -> None:
