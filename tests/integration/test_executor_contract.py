@@ -279,7 +279,7 @@ def test_backends_are_resolved() -> None:
         ("steploom.executor.Nothing", "does not import"),
         ("steploom.config.EngineConfig", "is no DiffusionExecutor"),
         (dict, "is no DiffusionExecutor"),
-        (DiffusionExecutor, "does not implement _init_executor, collective_rpc, shutdown, wait_failed"),
+        (DiffusionExecutor, "does not implement _init_executor, collective_rpc, shutdown"),
     ):
         with pytest.raises(ConfigError, match=text):
             resolve(backend)
