@@ -76,6 +76,15 @@ async def test_ticks_and_calls_are_answered(kind: type[DiffusionExecutor]) -> No
         await executor.shutdown()
 
 
+async def test_progress_is_told_from_the_first_line_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what a worker says while this process still imports."""
+    heard = anyio.Event()
+    monkeypatch.setattr("steploom.executor.multiproc._import_what_answers_hold", heard.wait)
+    executor = ScriptedProcess(EngineConfig(start_timeout_s=20))
+    await executor.start(lambda line: heard.set())
+    await executor.shutdown()
+
+
 async def test_two_ticks_in_flight_are_answered_in_order(kind: type[DiffusionExecutor], gate: Gate) -> None:
     answers: list[int] = []
     async with running(kind) as executor, anyio.create_task_group() as group:
