@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import os
 import subprocess
 import sys
@@ -48,6 +50,22 @@ def test_ctrl_c_while_text_is_executed_as_dataclasses_do(tmp_path: Path) -> None
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=99, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (130, "steploom: interrupted\n")
+
+
+def test_ctrl_c_before_the_loop_runs_leaves_no_coroutine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python would warn that it was never awaited: a second line."""
+    from steploom.cli import loop
+
+    async def main() -> None: ...
+
+    def interrupt() -> asyncio.AbstractEventLoop:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "_FACTORY", interrupt)
+    coroutine = main()
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(coroutine)
+    assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
 
 
 def test_the_module_of_the_command_imports_nothing_that_takes_time() -> None:
