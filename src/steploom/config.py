@@ -81,7 +81,8 @@ class EngineConfig:
         worker_extension: ``"pkg.module.Class"`` whose methods run in the worker via ``collective_rpc``.
         start_timeout_s: Seconds that loading the model may take.
         tick_timeout_s: Seconds that one tick may take (warm-up and verification do not count).
-        max_retries: How often a request is replayed after its worker died.
+        max_retries: How often a request is to be replayed after its worker died. Not in this version: it fails with
+            :class:`~steploom.errors.WorkerDied`.
         max_steps: Upper bound on ``num_inference_steps`` of a request.
         max_pixels: Upper bound on ``width * height`` of a request.
         preview_vae: A tiny autoencoder for previews: a folder or hub id of diffusers' ``AutoencoderTiny``; None shows

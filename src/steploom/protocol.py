@@ -199,7 +199,7 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
 
     Attributes:
         pipeline_class: Name of the pipeline's class.
-        parameters: Names accepted by its ``__call__``.
+        parameters: Names accepted by its ``__call__``; empty where that is not known, and anything is passed on.
         default_steps: Default of ``num_inference_steps``, if it has that argument.
         default_size: ``(width, height)`` used when none is given, if known.
         size_multiple: ``width`` and ``height`` must be multiples of this; 1 where the pipeline refuses no size.

@@ -76,6 +76,15 @@ async def test_ticks_and_calls_are_answered(kind: type[DiffusionExecutor]) -> No
         await executor.shutdown()
 
 
+async def test_progress_is_told_from_the_first_line_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what a worker says while this process still imports."""
+    heard = anyio.Event()
+    monkeypatch.setattr("steploom.executor.multiproc._import_what_answers_hold", heard.wait)
+    executor = ScriptedProcess(EngineConfig(start_timeout_s=20))
+    await executor.start(lambda line: heard.set())
+    await executor.shutdown()
+
+
 async def test_two_ticks_in_flight_are_answered_in_order(kind: type[DiffusionExecutor], gate: Gate) -> None:
     answers: list[int] = []
     async with running(kind) as executor, anyio.create_task_group() as group:
@@ -123,9 +132,27 @@ async def test_what_a_call_raises_comes_back(kind: type[DiffusionExecutor]) -> N
         with pytest.raises(GenerationFailed, match="ZeroDivisionError: as asked") as caught:
             await executor.collective_rpc("boom")
         assert "rpc_boom" in caught.value.remote_traceback
-        with pytest.raises(InvalidRequest, match="unique_reply_rank=1: there are 1 workers"):
-            await executor.collective_rpc("ping", unique_reply_rank=1)
         assert await executor.collective_rpc("ping") == ["pong"]
+
+
+CALLS = {
+    "method": [None, 5, print, b"ping"],
+    "args": ["ab", b"ab", 5, {1: 2}],
+    "kwargs": [{1: 1}, [1], "ab"],
+    "timeout": ["5", float("nan"), True],
+    "unique_reply_rank": [1, -1, "0", True, 0.0],
+}
+
+
+async def test_a_call_that_makes_no_sense_is_refused_and_hurts_nobody(kind: type[DiffusionExecutor]) -> None:
+    """A message that the worker cannot read would end it, and with it every request."""
+    async with running(kind) as executor:
+        for name, values in CALLS.items():
+            for value in values:
+                with pytest.raises(InvalidRequest, match=f"^{name}=") as caught:
+                    await executor.collective_rpc(**{"method": "ping", name: value})
+                assert caught.value.field == name
+        assert await executor.collective_rpc("echo", 5, (1, [2]), {"a": b"3"}, 0) == ((1, [2]), {"a": b"3"})
 
 
 async def test_a_runner_that_raises_in_a_tick_is_the_engines_fault(kind: type[DiffusionExecutor]) -> None:
@@ -261,6 +288,7 @@ def test_backends_are_resolved() -> None:
         ("steploom.executor.Nothing", "does not import"),
         ("steploom.config.EngineConfig", "is no DiffusionExecutor"),
         (dict, "is no DiffusionExecutor"),
+        (DiffusionExecutor, "does not implement _init_executor, collective_rpc, shutdown"),
     ):
         with pytest.raises(ConfigError, match=text):
             resolve(backend)

@@ -112,6 +112,24 @@ def test_sleeping_when_closed_puts_every_module_back_where_it_was(monkeypatch: p
     assert len(moves) == 4
 
 
+@pytest.mark.parametrize("levels", [(1, 1), (1, 2), (2, 1), (2, 2)])
+def test_who_sleeps_already_may_be_sent_to_sleep_again(levels: tuple[int, int], monkeypatch: pytest.MonkeyPatch):
+    """And finds its way back: to where it was, and not to where it slept."""
+    runner = Runner(tiny.sd3(), config(), reload=tiny.sd3)
+    transformer, at = runner.pipeline.transformer, [torch.device("meta")]  # as on a device that no test machine needs
+    monkeypatch.setattr(type(transformer), "device", property(lambda _: at[-1]))
+    monkeypatch.setattr(transformer, "to", lambda device: at.append(torch.device(device)))
+    for level in levels:
+        runner.sleep(level)
+    runner.wake_up()
+    monkeypatch.undo()
+    expected = {(1, 1): ["meta", "cpu", "meta"], (1, 2): ["meta", "cpu"]}
+    assert [str(device) for device in at] == expected.get(levels, ["meta"])
+    assert (runner.pipeline.transformer is transformer) == (2 not in levels)
+    assert Driver(runner).drain([request("a", "a", 1, num_inference_steps=1, **SMALL)])["a"].error is None
+    runner.close()
+
+
 def test_sleep_refuses_what_is_group_offloaded():
     pipe = tiny.sd3()
     cpu = torch.device("cpu")

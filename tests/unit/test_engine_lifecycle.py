@@ -15,6 +15,7 @@ from fakes import FakeExecutor, InProcessFake, assert_empty, fake_engine, settle
 
 from steploom import (
     AsyncDiffusionEngine,
+    ConfigError,
     EngineConfig,
     EngineDead,
     EngineError,
@@ -199,6 +200,39 @@ async def test_a_cancelled_sleep_leaves_the_engine_awake() -> None:
             executor.release()
             await run.result()
         await engine.generate("new")
+
+
+async def test_a_sleeper_that_fails_to_sleep_deeper_still_sleeps() -> None:
+    async with fake_engine() as (engine, executor):
+        await engine.sleep()
+        executor.sleep = _refused
+        with pytest.raises(ConfigError, match="level=3"):
+            await engine.sleep(3)
+        with pytest.raises(EngineNotRunning, match="wake_up"):
+            await engine.generate("new")
+        await engine.wake_up()
+        await engine.generate("new")
+
+
+async def test_woken_while_it_falls_asleep_it_stays_awake() -> None:
+    async with fake_engine() as (engine, executor), anyio.create_task_group() as group:
+        executor.held = True
+        async with engine.stream("a cat") as run:
+            await executor.ticking()
+            group.start_soon(engine.sleep)
+            await anyio.wait_all_tasks_blocked()
+            await engine.wake_up()
+            executor.held = False
+            executor.release()
+            await run.result()
+        await settled(engine)
+        await anyio.wait_all_tasks_blocked()
+        assert [rpc[0] for rpc in executor.rpcs] == ["wake_up"]
+        await engine.generate("new")
+
+
+async def _refused(level: int) -> None:
+    raise ConfigError(f"level={level}: there is none")
 
 
 class BrokenStart(FakeExecutor):

@@ -6,7 +6,9 @@ import anyio
 import pytest
 from fakes import WholeFake, fake_engine, settled
 
-from steploom import DeadlineExceeded, GenerationFailed, RequestCancelled
+from steploom import AsyncDiffusionEngine, DeadlineExceeded, DiffusionOutput, GenerationFailed, RequestCancelled
+from steploom.executor import DiffusionExecutor
+from steploom.protocol import PipelineInfo
 
 
 async def test_at_most_max_batch_run_and_each_place_is_taken_again() -> None:
@@ -79,3 +81,26 @@ async def test_closing_cancels_what_runs() -> None:
         assert executor.cancelled == ["running"]
         with pytest.raises(RequestCancelled, match="closed"):
             await run.result()
+
+
+class Least(DiffusionExecutor):
+    """No more than an executor of whole requests needs."""
+
+    async def _init_executor(self, on_progress):
+        return PipelineInfo(pipeline_class="Remote")
+
+    async def execute_model(self, requests):
+        return [DiffusionOutput(request_id=one.request_id, output=(one.prompt, one.params)) for one in requests]
+
+    async def collective_rpc(self, method, timeout=None, args=(), kwargs=None, unique_reply_rank=None):
+        return [method]
+
+    async def shutdown(self):
+        pass
+
+
+async def test_an_executor_need_not_say_what_follows() -> None:
+    assert (Least.granularity, DiffusionExecutor.granularity) == ("request", "step")
+    async with AsyncDiffusionEngine(distributed_executor_backend=Least) as engine:
+        assert (await engine.generate("a cat", style="ink")).output == ("a cat", {"style": "ink"})
+        await engine.check_health()

@@ -31,11 +31,13 @@ def run(main: Coroutine[object, object, T]) -> T:
 
     Where several tasks of ``main`` failed together, the first one's error is raised.
     """
-    with asyncio.Runner(loop_factory=_FACTORY) as runner:
-        try:
+    try:
+        with asyncio.Runner(loop_factory=_FACTORY) as runner:
             return runner.run(main)
-        except BaseExceptionGroup as group:
-            raise _first(group) from None
+    except BaseExceptionGroup as group:
+        raise _first(group) from None
+    finally:
+        main.close()  # interrupted before it began, it would be complained about
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -55,8 +55,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(argv)
     except KeyboardInterrupt:
+        _interrupt_is_handled()
         _complain("interrupted")
         return EXIT_INTERRUPTED
+
+
+def _interrupt_is_handled() -> None:
+    """Has the process end with our exit code, and not by SIGINT.
+
+    Python remembers that an ``exec`` of text (every dataclass is one) was interrupted, even if it is caught, and then
+    kills itself at its end if it was started by ``python -m``. The next ``exec`` makes it forget.
+    """
+    exec("")
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import sys
@@ -135,7 +136,8 @@ class _Reader:
         if root not in self._packages:
             raise ProtocolError(f"a dataclass of {module} has no business here")
         if root in sys.modules:  # else importing it would block the event loop for seconds
-            importlib.import_module(module)
+            with contextlib.suppress(ImportError):  # only the worker has it: remote code, another version
+                importlib.import_module(module)
         kind: Any = imported_class(module, qualname)
         if kind is None:
             return stand_in(module, qualname)(fields)

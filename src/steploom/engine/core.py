@@ -228,15 +228,18 @@ class EngineCore:
     async def fall_asleep(self, level: int) -> None:
         """Takes no more requests, lets those that it has end, then moves the weights off the device.
 
+        Woken before that, it stays awake.
+
         Raises:
             EngineError: The engine cannot serve, or has ended meanwhile.
         """
-        self._asleep = True
+        before, self._asleep = self._asleep, True
         try:
             await self.while_alive(self._idled)
-            await self.while_alive(partial(self.executor.sleep, level))
+            if self._asleep:
+                await self.while_alive(partial(self.executor.sleep, level))
         except BaseException:
-            self._asleep = False
+            self._asleep = before
             raise
 
     async def _idled(self) -> None:

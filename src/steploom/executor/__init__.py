@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError
@@ -30,6 +31,9 @@ def resolve_executor(config: EngineConfig) -> type[DiffusionExecutor]:
     found = _BUILT_IN.get(backend) or _named(backend) if isinstance(backend, str) else backend
     if not (isinstance(found, type) and issubclass(found, DiffusionExecutor)):
         raise ConfigError(f"distributed_executor_backend={backend!r}: is no DiffusionExecutor; {_MEND}")
+    if inspect.isabstract(found):
+        missing = ", ".join(sorted(found.__abstractmethods__))
+        raise ConfigError(f"distributed_executor_backend={backend!r}: does not implement {missing}")
     return found
 
 

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import anyio
+
 from steploom.config import EngineConfig
 from steploom.errors import EngineError
 from steploom.protocol import PipelineInfo, RunnerOutput, SchedulerOutput
@@ -30,6 +32,13 @@ class DiffusionExecutor(ABC):
     granularity: ClassVar[Literal["step", "request"]] = "step"
     """``"step"``: the engine sends ticks to :meth:`execute_step`. ``"request"``: it sends whole requests to
     :meth:`execute_model` and nothing else, for systems that batch by themselves."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """A class that executes whole requests and no ticks need not say its granularity."""
+        super().__init_subclass__(**options)
+        whole = cls.execute_model is not DiffusionExecutor.execute_model
+        if whole and cls.execute_step is DiffusionExecutor.execute_step:
+            cls.granularity = "request"
 
     def __init__(self, config: EngineConfig, pipeline: Any = None) -> None:
         self.config = config
@@ -118,9 +127,13 @@ class DiffusionExecutor(ABC):
         """Brings the weights back."""
         await self.collective_rpc("wake_up")
 
-    @abstractmethod
     async def wait_failed(self) -> EngineError:
-        """Returns why this executor cannot go on, when that happens; never returns while it can."""
+        """Returns why this executor cannot go on, when that happens; never returns while it can, or if nobody can tell.
+
+        Whoever does not override it says so by what :meth:`execute_step` or :meth:`execute_model` raise.
+        """
+        await anyio.sleep_forever()
+        raise AssertionError("unreachable")
 
     @abstractmethod
     async def shutdown(self) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import anyio
 
@@ -230,11 +231,8 @@ class ChannelExecutor(DiffusionExecutor):
     ) -> Any:
         """Calls a method of every worker; see :meth:`DiffusionExecutor.collective_rpc`."""
         channels = self._running()
-        if unique_reply_rank is not None and not 0 <= unique_reply_rank < len(channels):
-            raise InvalidRequest(
-                f"unique_reply_rank={unique_reply_rank!r}: there are {len(channels)} workers, from 0",
-                field="unique_reply_rank",
-            )
+        _check_call(method, args, kwargs)
+        _check_waiting(timeout, unique_reply_rank, len(channels))
         with anyio.fail_after(timeout):
             async with self._call_slots:
                 calls = [(channel, *channel.call(method, args, kwargs or {})) for channel in channels]
@@ -252,6 +250,35 @@ class ChannelExecutor(DiffusionExecutor):
         assert channel.failure is not None
         error = channel.failure()
         return error if isinstance(error, EngineError) else EngineDead(str(error))
+
+
+def _check_call(method: object, args: object, kwargs: object) -> None:
+    """Refuses here what the worker could not read: a message that does not decode ends it.
+
+    Raises:
+        InvalidRequest: Names the argument.
+    """
+    if not isinstance(method, str):
+        raise InvalidRequest(f"method={method!r}: must be a str, the name of a method", field="method")
+    if not isinstance(args, Sequence) or isinstance(args, str | bytes | bytearray):
+        raise InvalidRequest(f"args={args!r}: must be a list or tuple of positional arguments", field="args")
+    named = isinstance(kwargs, Mapping) and all(isinstance(name, str) for name in cast("Mapping[object, Any]", kwargs))
+    if kwargs is not None and not named:
+        raise InvalidRequest(f"kwargs={kwargs!r}: must be a mapping of names to arguments", field="kwargs")
+
+
+def _check_waiting(timeout: object, rank: object, workers: int) -> None:
+    """Refuses what is no time to wait, and no worker to wait for.
+
+    Raises:
+        InvalidRequest: Names the argument.
+    """
+    seconds = isinstance(timeout, int | float) and not isinstance(timeout, bool) and not math.isnan(timeout)
+    if timeout is not None and not seconds:
+        raise InvalidRequest(f"timeout={timeout!r}: must be a number of seconds, or None", field="timeout")
+    if rank is not None and not (isinstance(rank, int) and not isinstance(rank, bool) and 0 <= rank < workers):
+        there = "is one worker, rank 0" if workers == 1 else f"are {workers} workers, from rank 0"
+        raise InvalidRequest(f"unique_reply_rank={rank!r}: there {there}", field="unique_reply_rank")
 
 
 def _settle(

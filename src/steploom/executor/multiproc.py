@@ -73,6 +73,7 @@ class MultiprocExecutor(ChannelExecutor):
             worker = _Worker(rank, self.config, self._context, f"{self._folder}/worker-{rank}", self.runner)
             self._workers.append(worker)
             self._channels.append(worker.channel)
+            worker.channel.on_progress = on_progress  # from its first line on: what follows takes seconds
             await worker.start()
         await _import_what_answers_hold()
         ready = await self._ready(on_progress)

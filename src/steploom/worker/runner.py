@@ -239,7 +239,7 @@ class Runner:
         )
 
     def sleep(self, level: int = 1) -> None:
-        """Frees the device: weights to host memory (level 1), or dropped and loaded again (level 2).
+        """Frees the device: weights to host memory (level 1), or dropped and loaded again (level 2). Idempotent.
 
         Raises:
             EngineError: Programs are resident.
@@ -249,6 +249,8 @@ class Runner:
             raise EngineError(f"{len(self._residents)} requests are resident; sleep waits until they are done")
         if level not in (1, 2) or (level == 2 and self._reload is None):
             raise ConfigError(f"level={level!r}: 1 (weights to host memory) or, for a model that was loaded here, 2")
+        if self.pipeline is None or (self._homes and level == 1):
+            return  # it sleeps already, as deeply
         self.forget_weights()
         if self._loras is not None:
             self._loras.clear()
@@ -272,6 +274,7 @@ class Runner:
     def _adopt_nothing(self) -> None:
         del self._loom, self._previewer, self._family
         self.pipeline = self._loras = None
+        self._homes = {}
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
