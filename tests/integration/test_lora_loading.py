@@ -160,3 +160,21 @@ def test_offloaded_models_refuse_adapters(files: dict[str, str]):
     finished = Driver(runner).drain([request("a", "a cat", 1, lora=files["a"], **TEXT)])
     assert finished["a"].error.kind == "InvalidRequest"
     assert "serve the model without offloading" in finished["a"].error.message
+
+
+def test_weights_with_fused_adapters_are_left_alone(files: dict[str, str]):
+    """PEFT takes fused adapters out of the weights, in place, when another is loaded beside them."""
+    pipe = lora_files.adapted(tiny.sd3(), ((files["a"], 1.0),))
+    pipe.fuse_lora()
+    before = {name: value.clone() for name, value in pipe.transformer.state_dict().items()}
+    driver = Driver(Runner.from_pipeline(pipe, config()))
+    refused = driver.drain([request("fused", "x", 1, lora=files["b"], **TEXT)])["fused"].error
+    assert refused is not None
+    assert refused.kind == "InvalidRequest"
+    assert "pipe.unload_lora_weights()" in refused.message
+    assert all(torch.equal(value, before[name]) for name, value in pipe.transformer.state_dict().items())
+    pipe.unload_lora_weights()
+    wanted = request("unloaded", "x", 1, lora=files["b"], **TEXT)
+    expected = alone(lora_files.adapted(pipe, wanted.adapters), wanted)
+    pipe.unload_lora_weights()
+    assert distance(driver.drain([wanted])["unloaded"].output, expected) <= 1e-4
