@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import shutil
+import socket
 from typing import Any
 
 import lora_files
@@ -178,3 +179,25 @@ def test_weights_with_fused_adapters_are_left_alone(files: dict[str, str]):
     expected = alone(lora_files.adapted(pipe, wanted.adapters), wanted)
     pipe.unload_lora_weights()
     assert distance(driver.drain([wanted])["unloaded"].output, expected) <= 1e-4
+
+
+def test_the_hub_is_asked_for_adapters_once_or_never(monkeypatch: pytest.MonkeyPatch):
+    """A request for an adapter keeps the others waiting: no second try where the hub is away, no try offline."""
+    tries: list[Any] = []
+
+    def away(*address: Any, **options: Any) -> Any:
+        tries.append(address)
+        raise socket.gaierror(socket.EAI_NONAME, "no network here")
+
+    monkeypatch.setattr(socket, "getaddrinfo", away)
+    for offline, bound in ((True, 0), (False, 4)):
+        tries.clear()
+        driver = Driver(Runner.from_pipeline(tiny.sd3(), config(local_files_only=offline)))
+        names = ("someone/style", "someone/style/ink.safetensors")
+        finished = driver.drain([request(name, "x", 1, lora=name, **TEXT) for name in names])
+        for name in names:
+            error = finished[name].error
+            assert error is not None
+            assert (error.kind, error.field) == ("InvalidRequest", "lora")
+            assert ("local_files_only=True" if offline else "the hub cannot be reached") in error.message
+        assert len(tries) <= bound, "the client itself tries six times"
