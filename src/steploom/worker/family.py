@@ -117,7 +117,7 @@ class Family:
         """What a sibling accepts, and what it needs for ``task``."""
         info = loading.describe(member, in_process=self._in_process)
         needed = tasks.needed(type(member), task)
-        parameters = [Parameter(one.name, one.required or one.name in needed) for one in info.parameters]
+        parameters = [Parameter(one.name, one.required or one.name in needed, one.kind) for one in info.parameters]
         return msgspec.structs.replace(info, parameters=parameters)
 
     def member(self, class_name: str) -> Any:
