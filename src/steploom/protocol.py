@@ -188,10 +188,18 @@ class RunnerOutput(msgspec.Struct, kw_only=True):
 
 
 class Parameter(msgspec.Struct, frozen=True):
-    """A parameter of a pipeline's ``__call__``."""
+    """A parameter of a pipeline's ``__call__``.
+
+    Attributes:
+        name: Its name.
+        required: Whether it must be given.
+        kind: What values it takes: ``"number"``, ``"text"``, ``"tensor"``, ``"mapping"``, ``"function"``; ``""`` if
+            others do, or nobody knows.
+    """
 
     name: str
     required: bool = False
+    kind: str = ""
 
 
 class PipelineInfo(msgspec.Struct, kw_only=True):

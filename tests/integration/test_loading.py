@@ -209,6 +209,11 @@ def test_code_that_a_model_brings_along_runs_only_if_it_is_trusted(tiny_model: P
             "the model has no component 'unet' with weights",
         ),
         ("demo", {"quantization_config": {"quant_method": "gguf"}}, "GGUF files are quantized already"),
+        (
+            "demo",
+            {"quantization_config": {"quant_backend": "bitsandbytes_8bit", "quant_kwargs": {"load_in_8bit": True}}},
+            "bitsandbytes",
+        ),
         ("owner/name", {"local_files_only": True}, "local_files_only=True: model='owner/name' is not"),
     ],
 )

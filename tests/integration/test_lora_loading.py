@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import shutil
+import socket
 from typing import Any
 
 import lora_files
@@ -160,3 +161,43 @@ def test_offloaded_models_refuse_adapters(files: dict[str, str]):
     finished = Driver(runner).drain([request("a", "a cat", 1, lora=files["a"], **TEXT)])
     assert finished["a"].error.kind == "InvalidRequest"
     assert "serve the model without offloading" in finished["a"].error.message
+
+
+def test_weights_with_fused_adapters_are_left_alone(files: dict[str, str]):
+    """PEFT takes fused adapters out of the weights, in place, when another is loaded beside them."""
+    pipe = lora_files.adapted(tiny.sd3(), ((files["a"], 1.0),))
+    pipe.fuse_lora()
+    before = {name: value.clone() for name, value in pipe.transformer.state_dict().items()}
+    driver = Driver(Runner.from_pipeline(pipe, config()))
+    refused = driver.drain([request("fused", "x", 1, lora=files["b"], **TEXT)])["fused"].error
+    assert refused is not None
+    assert refused.kind == "InvalidRequest"
+    assert "pipe.unload_lora_weights()" in refused.message
+    assert all(torch.equal(value, before[name]) for name, value in pipe.transformer.state_dict().items())
+    pipe.unload_lora_weights()
+    wanted = request("unloaded", "x", 1, lora=files["b"], **TEXT)
+    expected = alone(lora_files.adapted(pipe, wanted.adapters), wanted)
+    pipe.unload_lora_weights()
+    assert distance(driver.drain([wanted])["unloaded"].output, expected) <= 1e-4
+
+
+def test_the_hub_is_asked_for_adapters_once_or_never(monkeypatch: pytest.MonkeyPatch):
+    """A request for an adapter keeps the others waiting: no second try where the hub is away, no try offline."""
+    tries: list[Any] = []
+
+    def away(*address: Any, **options: Any) -> Any:
+        tries.append(address)
+        raise socket.gaierror(socket.EAI_NONAME, "no network here")
+
+    monkeypatch.setattr(socket, "getaddrinfo", away)
+    for offline, bound in ((True, 0), (False, 4)):
+        tries.clear()
+        driver = Driver(Runner.from_pipeline(tiny.sd3(), config(local_files_only=offline)))
+        names = ("someone/style", "someone/style/ink.safetensors")
+        finished = driver.drain([request(name, "x", 1, lora=name, **TEXT) for name in names])
+        for name in names:
+            error = finished[name].error
+            assert error is not None
+            assert (error.kind, error.field) == ("InvalidRequest", "lora")
+            assert ("local_files_only=True" if offline else "the hub cannot be reached") in error.message
+        assert len(tries) <= bound, "the client itself tries six times"

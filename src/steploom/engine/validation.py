@@ -14,6 +14,7 @@ from typing import Any
 from steploom import lora
 from steploom.codec import check_request
 from steploom.config import EngineConfig
+from steploom.engine.arguments import STEP_LISTS, check_kinds
 from steploom.engine.pictures import check_pictures, is_picture_argument
 from steploom.errors import ConfigError, InvalidRequest
 from steploom.noise_schedulers import check_noise_scheduler
@@ -21,11 +22,10 @@ from steploom.protocol import PipelineInfo
 from steploom.requests import OWN_FIELDS, DiffusionRequest
 
 COUNTS = ("num_inference_steps", "width", "height", "num_images_per_prompt", "num_videos_per_prompt", "num_frames",
-          "gen_length", "block_length")  # fmt: skip
+          "gen_length", "block_length", "max_sequence_length")  # fmt: skip
 """Arguments that count something, wherever a pipeline has them."""
 STEPS = "num_inference_steps"
 """How arguments end that say how many steps there are; cascades have one for each stage."""
-STEP_LISTS = ("timesteps", "sigmas")
 NEAREST = 3
 
 
@@ -82,6 +82,7 @@ def check_arguments(request: DiffusionRequest, info: PipelineInfo, config: Engin
     member = info if loaded_for else info.serving(request)
     _check_names(request, member)
     _check_counts(request)
+    check_kinds(request, member)
     _check_sizes(request, member)
     _check_limits(request, member, config)
 

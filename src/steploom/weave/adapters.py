@@ -86,6 +86,12 @@ def refusal(pipeline: Any) -> str | None:
     for component, module in untyped.modules_of(pipeline).items():
         if not pliable(getattr(module, "_orig_mod", module)):
             return f"{component} is offloaded, and adapters would not follow it; serve the model without offloading"
+        if any(getattr(layer, "merged_adapters", None) for layer in untyped.tuner_layers(module).values()):
+            # PEFT takes fused adapters out, in place, before it loads another: out of the application's own weights.
+            return (
+                f"{component} has adapters fused into it, which loading others would take out again; call "
+                "pipe.unload_lora_weights() after pipe.fuse_lora(): the weights stay fused"
+            )
     return None
 
 

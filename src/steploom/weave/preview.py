@@ -40,7 +40,7 @@ _PIXELS = (3, 6)
 """Channels of what is pixels already, the second with a learned variance."""
 
 
-def load_tiny(name: str | None, pipeline: Any) -> Any:
+def load_tiny(name: str | None, pipeline: Any, *, local_files_only: bool = False) -> Any:
     """The tiny autoencoder of ``EngineConfig.preview_vae``, where and as the pipeline's VAE is; None for None.
 
     Raises:
@@ -50,7 +50,9 @@ def load_tiny(name: str | None, pipeline: Any) -> Any:
         return None
     vae = next((module for module in untyped.modules_of(pipeline).values() if callable(_decode(module))), None)
     try:
-        tiny = untyped.load_tiny_autoencoder(name, getattr(vae, "dtype", torch.float32))
+        tiny = untyped.load_tiny_autoencoder(
+            name, getattr(vae, "dtype", torch.float32), local_files_only=local_files_only
+        )
     except (OSError, ValueError, RuntimeError) as fault:
         raise ConfigError(
             f"preview_vae={name!r}: no folder or hub id of an AutoencoderTiny ({str(fault).splitlines()[0]})"

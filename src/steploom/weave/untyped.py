@@ -114,10 +114,10 @@ def published_with(tensors: dict[str, Any]) -> str | None:
     return found if known else None
 
 
-def load_tiny_autoencoder(name: str, dtype: Any) -> Any:
+def load_tiny_autoencoder(name: str, dtype: Any, **options: Any) -> Any:
     """A tiny autoencoder in a folder, or of a hub id."""
     loader: Any = diffusers.AutoencoderTiny  # pyright: ignore[reportPrivateImportUsage] - lazily exported
-    return loader.from_pretrained(name, torch_dtype=dtype).eval()
+    return loader.from_pretrained(name, torch_dtype=dtype, **options).eval()
 
 
 def _language_parts(folder: str, dtype: Any) -> dict[str, Any]:
@@ -305,10 +305,10 @@ def sibling(cls: Any, components: Mapping[str, Any], pipeline: Any) -> Any:
     return made
 
 
-def load_component(folder: str, dtype: Any) -> Any:
+def load_component(folder: str, dtype: Any, **options: Any) -> Any:
     """The model in a folder, or of a hub id, in the class that its configuration names."""
     loader: Any = diffusers.AutoModel  # pyright: ignore[reportPrivateImportUsage] - lazily exported
-    return loader.from_pretrained(folder, dtype=dtype)
+    return loader.from_pretrained(folder, dtype=dtype, **options)
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ class Family:
         self._task = config.task
         self._asked = config.controlnet is not None or controlnet is not None
         if controlnet is None and config.controlnet is not None:
-            controlnet = load_controlnet(config.controlnet, pipeline)
+            controlnet = load_controlnet(config.controlnet, pipeline, local_files_only=config.local_files_only)
         self.controlnet = getattr(pipeline, "controlnet", None) if controlnet is None else controlnet
         own = tasks.own_tasks(type(pipeline))
         self.info = self.info_of(
@@ -117,7 +117,7 @@ class Family:
         """What a sibling accepts, and what it needs for ``task``."""
         info = loading.describe(member, in_process=self._in_process)
         needed = tasks.needed(type(member), task)
-        parameters = [Parameter(one.name, one.required or one.name in needed) for one in info.parameters]
+        parameters = [Parameter(one.name, one.required or one.name in needed, one.kind) for one in info.parameters]
         return msgspec.structs.replace(info, parameters=parameters)
 
     def member(self, class_name: str) -> Any:
@@ -142,7 +142,7 @@ class Family:
         return {**untyped.modules_of(self.pipeline), **self.additional}
 
 
-def load_controlnet(name: str, pipeline: Any) -> Any:
+def load_controlnet(name: str, pipeline: Any, *, local_files_only: bool = False) -> Any:
     """The ControlNet in a folder, or of a hub id, where the pipeline's own modules are and in their dtype.
 
     Raises:
@@ -150,7 +150,7 @@ def load_controlnet(name: str, pipeline: Any) -> Any:
     """
     denoiser = loading.denoiser_of(pipeline)
     try:
-        net = untyped.load_component(name, getattr(denoiser, "dtype", None))
+        net = untyped.load_component(name, getattr(denoiser, "dtype", None), local_files_only=local_files_only)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"controlnet={name!r}: cannot be loaded ({error}); give a folder that save_pretrained wrote, or a hub id"

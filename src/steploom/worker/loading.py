@@ -13,7 +13,7 @@ from steploom.errors import ConfigError
 from steploom.protocol import Parameter, PipelineInfo
 from steploom.weave import adapters, untyped
 from steploom.weave.noise_choice import choices
-from steploom.worker import downloads, fitting, mends, products, sizes, sources
+from steploom.worker import annotations, downloads, fitting, mends, products, sizes, sources
 from steploom.worker.assembly import assemble
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -165,11 +165,12 @@ def refuse_sleep(modules: Mapping[str, Any]) -> None:
 def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
     """What the engine needs to know about a loaded pipeline."""
     parameters = untyped.call_parameters(pipeline)
+    kinds = annotations.kinds(type(pipeline))
     steps = parameters.get("num_inference_steps")
     denoiser, noise_scheduler = denoiser_of(pipeline), getattr(pipeline, "scheduler", None)
     return PipelineInfo(
         pipeline_class=type(pipeline).__name__,
-        parameters=[Parameter(n, p.default is p.empty) for n, p in parameters.items()],
+        parameters=[Parameter(n, p.default is p.empty, kinds.get(n, "")) for n, p in parameters.items()],
         default_steps=steps.default if steps is not None and isinstance(steps.default, int) else None,
         default_size=sizes.default(pipeline, denoiser),
         size_multiple=sizes.multiple(pipeline),

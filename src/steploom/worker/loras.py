@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from pathlib import Path
 
 from steploom import lora
 from steploom.config import EngineConfig
@@ -13,6 +12,7 @@ from steploom.errors import InvalidRequest
 from steploom.weave import adapters
 from steploom.weave.adapters import Adapter, Selection, Selections, Weaver
 from steploom.weave.pipelines import Loom
+from steploom.worker.lora_places import identity, place
 
 
 @dataclasses.dataclass
@@ -37,6 +37,7 @@ class Loras:
         self._loom = loom
         self._named: Mapping[str, str] = config.loras or {}
         self._keep = config.max_loras
+        self._local_files_only = config.local_files_only
         self._tell = tell
         self._selections = Selections(Weaver(loom.shared))
         self._loaded: OrderedDict[Hashable, tuple[str, Adapter]] = OrderedDict()
@@ -94,13 +95,14 @@ class Loras:
         if name in own and name not in self._named:
             return self._application_s(name)
         where = lora.find(name, self._named, own)
-        key = _identity(where)
+        key = identity(where)
         if key not in self._loaded:
             self._evict(self._keep - 1, pinned)
             self._tell(f"loading LoRA {name}")
             self._number += 1
             try:
-                adapter = adapters.load(self._loom.pipeline, self._loom.shared, _place(where), self._number)
+                found = place(where, local_files_only=self._local_files_only)
+                adapter = adapters.load(self._loom.pipeline, self._loom.shared, found, self._number)
             except InvalidRequest as fault:
                 raise InvalidRequest(f"lora={name!r}: {where} {fault}", field="lora") from None
             self._loaded[key] = (name, adapter)
@@ -125,26 +127,3 @@ class Loras:
                 self._selections.forget(adapter)
                 del self._loaded[key]
                 self._counts.evictions += 1
-
-
-def _identity(where: str) -> Hashable:
-    """Changes when the file at ``where`` does, so that a new file under an old name is loaded."""
-    path = Path(where).expanduser()
-    if not path.exists():
-        return where
-    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-    return (str(path.resolve()), *((str(file), (about := file.stat()).st_mtime_ns, about.st_size) for file in files))
-
-
-def _place(where: str) -> tuple[str, str | None]:
-    """Where diffusers is to look, and for which file: it asks the hub for a file's name unless told."""
-    path = Path(where).expanduser()
-    if path.is_file():
-        return str(path.parent), path.name
-    if path.is_dir():
-        if not any(file.suffix in (".safetensors", ".bin", ".pt") for file in path.iterdir()):
-            raise InvalidRequest("holds no file of weights", field="lora")
-        return str(path), None
-    owner, _, rest = where.partition("/")
-    name, _, file = rest.partition("/")
-    return f"{owner}/{name}", file or None

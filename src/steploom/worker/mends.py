@@ -32,6 +32,11 @@ def explained(config: EngineConfig) -> Generator[None]:
         said = " ".join(str(error).split())
         raise ConfigError(_mend(config, error, said)) from error
     except RuntimeError as error:
+        if config.quantization_config is not None and "No GPU found" in str(error):
+            raise ConfigError(
+                f"quantization_config={config.quantization_config!r}: bitsandbytes needs a GPU, and torch sees none; "
+                "quantize with torchao, which needs none, or leave it out"
+            ) from error
         if isinstance(error, torch.OutOfMemoryError) or "size mismatch" not in str(error):
             raise
         raise ConfigError(f"model={config.model!r}: the weights do not fit the configuration: {error}") from error

@@ -96,7 +96,8 @@ class Runner:
         if self._config.loras and self.info.no_lora is not None:
             raise ConfigError(f"loras={dict(self._config.loras)!r}: {self.info.no_lora}; else leave it None")
         self._weave()
-        self._previewer = Previewer(pipeline, load_tiny(self._config.preview_vae, pipeline))
+        local = self._config.local_files_only
+        self._previewer = Previewer(pipeline, load_tiny(self._config.preview_vae, pipeline, local_files_only=local))
 
     def _weave(self) -> None:
         """Takes up the pipeline's modules as they are now."""

@@ -1,0 +1,91 @@
+"""What kind of value each argument of a pipeline takes, by its annotation in diffusers, and what does not fit.
+
+Only what would fail, or silently make an image of nothing (``guidance_scale=nan``), is refused; annotations that name
+anything else than these kinds are not checked.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Mapping, Sized
+from typing import Any, cast
+
+from steploom.errors import InvalidRequest
+from steploom.protocol import PipelineInfo
+from steploom.requests import DiffusionRequest
+
+STEP_LISTS = ("timesteps", "sigmas")
+"""How arguments end that list the steps."""
+
+_PER_PROMPT = ("prompt_2", "prompt_3", "prompt_4")
+
+
+def check_kinds(request: DiffusionRequest, info: PipelineInfo) -> None:
+    """Refuses values of another kind than the pipeline's ``__call__`` is annotated with.
+
+    Raises:
+        InvalidRequest: Names the field, its value and what it must be.
+    """
+    for parameter in info.parameters:
+        value: Any = request.prompt if parameter.name == "prompt" else request.params.get(parameter.name)
+        fits, meaning = _KINDS.get(parameter.kind, (None, ""))
+        if parameter.name.endswith(STEP_LISTS):
+            fits, meaning = _is_numbers, "a list of finite numbers, at least one"
+        if parameter.name == "prompt" and value == []:
+            raise InvalidRequest("prompt=[]: must be a str, or a list of str that is not empty", field="prompt")
+        if value is not None and fits is not None and not fits(value):
+            shown = " ".join(repr(value).split())[:80]
+            raise InvalidRequest(f"{parameter.name}={shown}: must be {meaning}", field=parameter.name)
+    _check_rows(request)
+
+
+def _check_rows(request: DiffusionRequest) -> None:
+    """Texts that go with the prompt are one, or one for each."""
+    if not isinstance(request.prompt, (str, list)):
+        return
+    rows = 1 if isinstance(request.prompt, str) else len(request.prompt)
+    for name, value in request.params.items():
+        texts = (name in _PER_PROMPT or name.startswith("negative_prompt")) and "embeds" not in name
+        if texts and isinstance(value, list) and len(cast("list[Any]", value)) != rows:
+            count = len(cast("list[Any]", value))
+            raise InvalidRequest(f"{name}: {count} texts for {rows} prompts; give one str, or {rows}", field=name)
+
+
+def _is_number(value: Any) -> bool:
+    if getattr(value, "ndim", None) == 0:  # numpy's and torch's
+        value = value.item()
+    return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
+
+
+def _is_numbers(value: Any) -> bool:
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sized) or not len(value):
+        return False
+    return all(_is_number(one) for one in cast("Any", value))
+
+
+def _is_text(value: Any) -> bool:
+    if isinstance(value, str):
+        return True
+    texts = cast("list[Any]", value)
+    return isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in texts)
+
+
+def _is_tensor(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_is_tensor(one) for one in cast("list[Any]", value))
+    return hasattr(value, "is_cuda")  # this process may have no torch
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+_KINDS: dict[str, tuple[Callable[[Any], bool] | None, str]] = {
+    "number": (_is_number, "a finite number"),
+    "text": (_is_text, "a str, or a list of str"),
+    "tensor": (_is_tensor, "a torch.Tensor (torch.from_numpy makes one of an array)"),
+    "mapping": (_is_mapping, "a dict"),
+    "function": (callable, "a function"),
+}
+"""What :attr:`steploom.protocol.Parameter.kind` means, and how a message says it."""

@@ -1,0 +1,46 @@
+"""What kind of value each argument of a pipeline takes, by the annotations of its ``__call__``."""
+
+from __future__ import annotations
+
+import collections.abc
+import inspect
+import typing
+from types import NoneType, UnionType
+from typing import Any
+
+_TENSORS = ("latents", "embeds")
+"""In names of arguments whose annotation as a tensor is meant: others take arrays and pictures, too."""
+
+
+def kinds(pipeline_class: type) -> dict[str, str]:
+    """The kinds of a pipeline's arguments by name, as :class:`steploom.protocol.Parameter` has them."""
+    call: Any = pipeline_class.__call__
+    try:
+        hints = typing.get_type_hints(inspect.unwrap(call))
+    except (NameError, TypeError, AttributeError):  # annotations that only a type checker understands
+        return {}
+    return {name: kind for name, hint in hints.items() if (kind := _kind(name, hint))}
+
+
+def _kind(name: str, hint: Any) -> str:
+    members = {member for member in _members(hint) if member is not NoneType}
+    if not members or name == "return":
+        return ""
+    if members <= {int, float}:
+        return "number"
+    if members <= {str, list[str], typing.List[str]} and "embeds" not in name:  # noqa: UP006 - diffusers writes both
+        return "text"
+    if all(getattr(one, "__name__", "").endswith("Tensor") for one in members) and any(
+        part in name for part in _TENSORS
+    ):
+        return "tensor"
+    if all(typing.get_origin(one) is dict or one is dict for one in members):
+        return "mapping"
+    return "function" if any(typing.get_origin(one) is collections.abc.Callable for one in members) else ""
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The types that a hint allows."""
+    if typing.get_origin(hint) in (typing.Union, UnionType):
+        return typing.get_args(hint)
+    return (hint,)

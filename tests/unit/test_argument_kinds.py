@@ -1,0 +1,77 @@
+"""Arguments of a kind that the pipeline's annotations exclude are refused before any work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from steploom import EngineConfig, InvalidRequest
+from steploom.engine.validation import check_arguments
+from steploom.protocol import Parameter, PipelineInfo
+from steploom.requests import DiffusionRequest
+from steploom.worker import annotations
+
+FLUX = annotations.kinds(diffusers.FluxPipeline)
+SDXL = annotations.kinds(diffusers.StableDiffusionXLPipeline)
+INFO = PipelineInfo(
+    pipeline_class="P",
+    parameters=[
+        *(Parameter(name, kind=kind) for name, kind in {**FLUX, **SDXL}.items()),
+        *map(Parameter, ("sigmas", "generator")),
+    ],
+)
+NAN = float("nan")
+
+
+def check(prompt: Any = "a cat", **params: Any) -> None:
+    check_arguments(DiffusionRequest(prompt, **params), INFO, EngineConfig())
+
+
+def test_the_kinds_are_those_of_the_annotations() -> None:
+    assert FLUX["guidance_scale"] == "number"
+    assert FLUX["latents"] == SDXL["latents"] == SDXL["prompt_embeds"] == "tensor"
+    assert SDXL["negative_prompt"] == "text"
+    assert SDXL["cross_attention_kwargs"] == "mapping"
+    assert SDXL["callback_on_step_end"] == "function"
+    assert "ip_adapter_image" not in SDXL
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        *(("guidance_scale", value, "a finite number") for value in ("5", NAN, -float("inf"), [1], {}, True, 1j)),
+        ("true_cfg_scale", np.float32("nan"), "a finite number"),
+        ("clip_skip", "x", "a finite number"),
+        ("max_sequence_length", -5, "an integer of at least 1"),
+        ("max_sequence_length", 2.5, "an integer of at least 1"),
+        ("prompt", [], "not empty"),
+        ("prompt", 5, "a str, or a list of str"),
+        ("prompt", ["a", None], "a str, or a list of str"),
+        ("prompt", b"a", "a str, or a list of str"),
+        ("negative_prompt", {}, "a str, or a list of str"),
+        ("negative_prompt", ["a", "b"], "2 texts for 1 prompts"),
+        ("prompt_2", ["a", "b"], "2 texts for 1 prompts"),
+        ("latents", np.zeros((1, 4, 8, 8)), "torch.from_numpy"),
+        ("prompt_embeds", "x", "a torch.Tensor"),
+        ("cross_attention_kwargs", 5, "a dict"),
+        ("callback_on_step_end", "x", "a function"),
+        *(("sigmas", value, "finite numbers") for value in ("x", 5, [], [NAN], ["a"], {"a": 1})),
+    ],
+)
+def test_another_kind_is_refused(field: str, value: Any, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"^{field}.*{words}") as refused:
+        check(**{field: value})
+    assert refused.value.field == field
+
+
+def test_what_diffusers_takes_passes() -> None:
+    check(
+        ["a", "b"], negative_prompt=["c", "d"], prompt_2="e", guidance_scale=np.float32(3), eta=0, clip_skip=None,
+        latents=torch.zeros(1), sigmas=np.linspace(1, 0.1, 4), cross_attention_kwargs={"scale": 0.5},
+        callback_on_step_end=print, callback_on_step_end_tensor_inputs=[],
+    )  # fmt: skip
+    check(None, prompt_embeds=torch.zeros(1), negative_prompt_embeds=[torch.zeros(1)], sigmas=torch.ones(3))
