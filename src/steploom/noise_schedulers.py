@@ -38,7 +38,9 @@ def check_noise_scheduler(override: str | Mapping[str, Any], known: Mapping[str,
             f"noise_scheduler={name!r}: this pipeline has no noise scheduler; leave it out", field="noise_scheduler"
         )
     if name not in known and name != own:
-        nearest = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+        part = str(name).lower().replace(" ", "").replace("_", "")
+        within = [one for one in sorted(known, key=len) if part and part in one.lower()]
+        nearest = within[:3] or difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"there are {', '.join(sorted(known))}"
         raise InvalidRequest(
             f"noise_scheduler={name!r}: no scheduler class of diffusers that goes with the model's {own} has this "

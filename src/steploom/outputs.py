@@ -47,6 +47,7 @@ class DiffusionOutput(msgspec.Struct, frozen=True, kw_only=True):
         trajectory_timesteps: With ``return_trajectory``: the timestep of each step ``[steps]``.
         frame_rate: Frames per second of its videos, as asked for or as the pipeline has it; None where nobody says.
         sampling_rate: Samples per second of its sound; None where there is none.
+        texts: A language model's text, per row, where ``output`` has only its tokens.
         error: Why there is no output; set only where whole requests are answered (``DiffusionEngine.step``,
             ``execute_model``); ``generate`` raises it instead.
     """
@@ -59,19 +60,24 @@ class DiffusionOutput(msgspec.Struct, frozen=True, kw_only=True):
     trajectory_timesteps: Any = None
     frame_rate: float | None = None
     sampling_rate: int | None = None
+    texts: list[str] | None = None
     error: RequestError | None = None
 
     def _view(self, kind: str) -> Any:
-        value = _first(self.output, _VIEWS[kind])
+        value = self._find(kind)
         if value is not None:
             return value
-        there = [other for other in _VIEWS if _first(self.output, _VIEWS[other]) is not None]
+        there = [other for other in _VIEWS if self.has(other)]
         mend = f"it has {' and '.join(f'.{other}' for other in there)}" if there else "look at .output"
         raise AttributeError(f"request {self.request_id} made {type(self.output).__name__}, without {kind}; {mend}")
 
     def has(self, kind: str) -> bool:
         """Whether the pipeline made ``"images"``, ``"videos"``, ``"audios"`` or ``"text"``."""
-        return _first(self.output, _VIEWS[kind]) is not None
+        return self._find(kind) is not None
+
+    def _find(self, kind: str) -> Any:
+        value = _first(self.output, _VIEWS[kind])
+        return self.texts if value is None and kind == "text" else value
 
     @property
     def images(self) -> Any:

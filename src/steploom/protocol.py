@@ -138,6 +138,7 @@ class RequestReport(msgspec.Struct, kw_only=True):
         trajectory_timesteps: ``[steps]``, if asked for.
         frame_rate: Frames per second of the output, where known.
         sampling_rate: Samples per second of the output, where known.
+        texts: A language model's text, per row, where its output has only tokens.
         error: Why the program ended without output.
     """
 
@@ -164,6 +165,7 @@ class RequestReport(msgspec.Struct, kw_only=True):
     trajectory_timesteps: Any = None
     frame_rate: float | None = None
     sampling_rate: int | None = None
+    texts: list[str] | None = None
     error: ErrorInfo | None = None
 
 
@@ -269,6 +271,8 @@ def _no_such_task(task: str, info: PipelineInfo) -> str:
     there = ", ".join(map(repr, info.tasks)) or "no task by name"
     nearest = difflib.get_close_matches(task, info.tasks, n=1, cutoff=0.85)
     mend = f"start an engine with EngineConfig(task={task!r}) over a model that has it, or leave it out"
+    if task == "controlnet":
+        mend = "give the engine a ControlNet that fits: EngineConfig(controlnet=...)"
     hint = f"did you mean {nearest[0]!r}?" if nearest else mend
     return f"task={task!r}: {info.pipeline_class} and its family serve {there}; {hint}"
 

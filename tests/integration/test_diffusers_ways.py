@@ -193,6 +193,26 @@ async def test_callbacks_are_called_as_by_diffusers_and_may_change_the_request()
     assert all(distance(one, expected[0]) > 2e-3 for one in expected[1:])
 
 
+@pytest.mark.slow
+async def test_the_callback_of_older_diffusers_is_called_as_by_diffusers() -> None:
+    from conformance import parts_sd
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline(**parts_sd.parts(parts_sd.ddim()))
+    pipe.set_progress_bar_config(disable=True)
+    seen: list[list[tuple[int, int, float]]] = [[], []]
+
+    def note(calls: list[tuple[int, int, float]]) -> Any:
+        return lambda step, timestep, latents: calls.append((step, int(timestep), round(float(latents.std()), 4)))
+
+    params = {**SMALL, "num_inference_steps": 4, "output_type": "latent", "callback_steps": 2}
+    pipe("a cat", generator=torch.Generator("cpu").manual_seed(1), callback=note(seen[0]), **params)
+    async with AsyncDiffusionEngine.from_pipeline(pipe) as engine:
+        await engine.generate("a cat", seed=1, callback=note(seen[1]), **params)
+    assert len(seen[0]) == 2
+    assert seen[0] == seen[1]
+
+
 async def test_a_callback_that_raises_fails_its_own_request_only() -> None:
     from steploom import GenerationFailed
 

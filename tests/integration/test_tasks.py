@@ -16,6 +16,7 @@ from conformance import parts_sd
 from driving import Driver, alone, assert_cares, config, distance
 
 from steploom import AsyncDiffusionEngine, ConfigError, DiffusionRequest, InvalidRequest
+from steploom.worker import tasks
 from steploom.worker.family import Given
 from steploom.worker.runner import Runner
 
@@ -113,6 +114,10 @@ def test_the_given_pipeline_stays_as_it_was() -> None:
         assert getattr(pipe, name) is part
         assert dict(part.config) == settings
     assert (pipe.vae.dtype, pipe.unet.dtype) == (torch.float16, torch.float32)
+
+
+def test_a_language_model_has_no_tasks_of_images() -> None:
+    assert tasks.own_tasks(diffusers.DiffusionGemmaPipeline) == tasks.own_tasks(diffusers.LLaDA2Pipeline) == ()
 
 
 @pytest.mark.slow

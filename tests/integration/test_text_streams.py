@@ -143,6 +143,8 @@ async def test_tokens_without_text_and_messages(llada: AsyncDiffusionEngine, pip
     assert torch.equal(output.output.sequences, alone.sequences)
     tokens = [token for event in events if isinstance(event, Commit) for token in event.tokens]
     assert tokens == alone.sequences[0].tolist()
+    assert output.output.texts is None
+    assert output.text == expected(pipes["llada"], None, 5, input_ids=ids, **LLADA).texts[0]
     assert not any(isinstance(event, Draft) for event in events)
     messages = [{"role": "user", "content": "a red circle"}]
     said = await llada.generate(messages=messages, seed=5, **LLADA)

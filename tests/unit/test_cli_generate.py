@@ -12,7 +12,7 @@ from PIL import Image
 import steploom
 from steploom.cli import main
 from steploom.errors import EngineDead, GenerationFailed, InvalidRequest
-from steploom.requests import DiffusionOutput, Queued, StepEvent, Timings
+from steploom.requests import Commit, DiffusionOutput, Draft, Queued, Restarted, StepEvent, Timings
 
 RED, BLUE = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
 
@@ -227,3 +227,61 @@ async def _nothing() -> None:
 def test_a_name_that_the_terminal_cannot_show_is_no_traceback(engine: type[ScriptedEngine], capfdbinary) -> None:
     assert main.main(["generate", "a cat", "-o", "cat\udcff.png"]) == 0
     assert capfdbinary.readouterr().out.startswith(b"cat?.png  8x8")
+
+
+def speaking(
+    monkeypatch: pytest.MonkeyPatch, engine: type[ScriptedEngine], *, terminal: bool, lost: bool = False
+) -> None:
+    """The engine is a language model's; standard output is a terminal or not."""
+    import sys
+
+    async def events(_: object):
+        yield Commit(request_id="r", text="It is ", tokens=[1])
+        if lost:
+            yield Restarted(request_id="r", attempt=1)
+            yield Commit(request_id="r", text="It is ", tokens=[1])
+        yield Draft(request_id="r", text="green", tokens=[2])
+        yield Commit(request_id="r", text="blue", tokens=[2])
+
+    monkeypatch.setattr(ScriptedStream, "__aiter__", events)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
+    engine.output = types.SimpleNamespace(texts=["It is blue."])
+    engine.info = types.SimpleNamespace(makes=["text"])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_text_grows_on_a_terminal_and_comes_at_once_in_a_pipe(
+    engine: type[ScriptedEngine], monkeypatch: pytest.MonkeyPatch, capsys: Any, terminal: bool
+) -> None:
+    speaking(monkeypatch, engine, terminal=terminal)
+    written: list[str] = []
+    import sys
+
+    write = sys.stdout.write
+    monkeypatch.setattr(sys.stdout, "write", lambda text: written.append(text) or write(text))
+    assert main.main(["generate", "why is the sky blue?", "--model", "m"]) == 0
+    assert written == (["It is ", "blue", ".\n"] if terminal else ["It is blue.\n"])
+    assert capsys.readouterr().out == "It is blue.\n"
+
+
+def test_text_that_is_replayed_starts_on_a_line_of_its_own(
+    engine: type[ScriptedEngine], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    speaking(monkeypatch, engine, terminal=True, lost=True)
+    assert main.main(["generate", "why is the sky blue?", "--model", "m"]) == 0
+    assert capsys.readouterr().out == "It is \nIt is blue.\n"
+
+
+def test_several_texts_do_not_mix(engine: type[ScriptedEngine], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    speaking(monkeypatch, engine, terminal=True)
+    assert main.main(["generate", "why?", "--model", "m", "-n", "2"]) == 0
+    assert capsys.readouterr().out == "It is blue.\n" * 2
+
+
+def test_text_goes_into_a_file_of_text(
+    engine: type[ScriptedEngine], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    speaking(monkeypatch, engine, terminal=True)
+    assert main.main(["generate", "why?", "--model", "m", "-o", "answer.txt"]) == 0
+    assert pathlib.Path("answer.txt").read_text(encoding="utf-8") == "It is blue.\n"
+    assert capsys.readouterr().out.startswith("answer.txt")

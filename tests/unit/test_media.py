@@ -121,6 +121,13 @@ def test_compressed_sound_lasts_as_long(tmp_path: pathlib.Path, ending: str) -> 
     assert seconds == pytest.approx(1.0, abs=0.06)
 
 
+def test_a_rate_that_a_format_cannot_hold_is_refused_and_leaves_no_file(tmp_path: pathlib.Path) -> None:
+    sound = made(audios=np.zeros((1, 1, 400), np.float32), sampling_rate=4)
+    with pytest.raises(ConfigError, match=r"cannot hold sound of 4 samples per second .*; use \.wav"):
+        sound.save(tmp_path / "a.mp3")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_text_and_images_are_written_too(tmp_path: pathlib.Path) -> None:
     made(texts=["naïve", "two"]).save(tmp_path / "a.txt")
     assert (tmp_path / "a-1.txt").read_text(encoding="utf-8") == "naïve\n"

@@ -87,6 +87,7 @@ async def test_a_file_is_read_as_diffusers_reads_it() -> None:
         ([], "is empty"),
         (3.5, "is no picture"),
         ([[0.5, 0.5]], "is no picture"),
+        (np.zeros((8, 8, 3), np.uint16), "an array of uint16 is no picture; give uint8"),
     ],
 )
 async def test_what_cannot_be_a_picture_is_refused_with_field_value_and_mend(value: Any, message: str) -> None:
@@ -125,3 +126,25 @@ def test_picture_arguments_are_known_by_name() -> None:
     others += "use_intersect_mask image_guidance_scale keep_first_frame control_video_latents padding_mask strength"
     assert [name for name in pictures.split() if not is_picture_argument(name)] == []
     assert [name for name in others.split() if is_picture_argument(name)] == []
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor"])
+async def test_masks_of_truth_values_or_of_ones_are_black_and_white(kind: str) -> None:
+    torch = pytest.importorskip("torch")
+    truth = PIXELS[..., 0] > 128
+    for mask in (truth, truth.astype(np.uint8), truth.astype(np.uint8) * 255, truth[None, :, :, None]):
+        given = torch.from_numpy(mask) if kind == "tensor" else mask
+        made = await loaded(given, "mask_image")
+        (made,) = made if isinstance(made, list) else [made]
+        assert (np.asarray(made.convert("L")) == truth * 255).all()
+    dark = np.ones((8, 8, 3), np.uint8)
+    assert np.asarray(await loaded(dark)).max() == 1, "an image is no mask"
+
+
+async def test_tensors_of_bytes_become_pictures_wherever_their_channels_are() -> None:
+    torch = pytest.importorskip("torch")
+    tensor = torch.from_numpy(PIXELS)
+    for given in (tensor, tensor.permute(2, 0, 1)):
+        assert (np.asarray(await loaded(given)) == PIXELS).all()
+    (one,) = await loaded(tensor.permute(2, 0, 1)[None])
+    assert (np.asarray(one) == PIXELS).all()

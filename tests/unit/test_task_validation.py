@@ -118,3 +118,14 @@ async def test_the_engine_refuses_before_anything_is_queued_and_serves_the_rest(
 def test_the_tasks_of_a_family_reach_the_engine_over_the_wire():
     answer = codec.decode(codec.encode(ToEngine(Ready(FAMILY))), ToEngine).answer
     assert answer == Ready(FAMILY)
+
+
+def test_a_missing_controlnet_is_asked_for_by_its_setting() -> None:
+    lacking = info("P", tasks={"text-to-image": [PLAIN]})
+    with pytest.raises(InvalidRequest, match=r"give the engine a ControlNet that fits: EngineConfig\(controlnet="):
+        check_arguments(request("controlnet"), lacking, EngineConfig())
+
+
+def test_an_empty_list_of_prompts_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match=r"prompt=\[\]: is empty; give at least one prompt"):
+        check_arguments(DiffusionRequest([]), FAMILY, EngineConfig())

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from steploom import AsyncDiffusionEngine, DiffusionOutput, EngineConfig
+    from steploom.cli.growing import GrowingText
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ examples:
     steploom generate "a yellow star on a blue background" -o out.png --steps 28 --save-steps
   another task of the same model: from an image (--mask-image too: inpainting)
     steploom generate "a cat" -o out.png --model ./my-sd3 --task image-to-image --image in.png --strength 0.6
+  a language model answers; on a terminal its text grows as it is committed
+    steploom generate "Why is the sky blue?" --model ./my-llada2 --set gen_length=128
   a video of your own model; the file's ending is the format
     steploom generate "waves at dusk" -o waves.mp4 --model owner/wan --set num_frames=33 --fps 16
   your own model, and an argument that only its pipeline knows
@@ -133,11 +136,12 @@ def run(options: argparse.Namespace) -> int:
 
 @dataclasses.dataclass
 class Job:
-    """One request, and what became of it; ``printed`` if that goes to standard output."""
+    """One request, and what became of it; ``printed`` if that goes to standard output, where ``text`` writes it."""
 
     file: pathlib.Path
     seed: int
     printed: bool = False
+    text: GrowingText | None = None
     previews: list[tuple[str, Image]] = dataclasses.field(default_factory=list[tuple[str, "Image"]])
     output: DiffusionOutput | None = None
     error: RequestError | None = None
@@ -220,6 +224,7 @@ async def _generate(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from steploom import AsyncDiffusionEngine
+    from steploom.cli.growing import GrowingText
 
     columns = (
         SpinnerColumn(),
@@ -239,6 +244,7 @@ async def _generate(
             _choose_files(options, jobs, engine, parameters)
             async with anyio.create_task_group() as tasks:
                 for job in jobs:
+                    job.text = GrowingText(progress, live=job.printed and len(jobs) == 1)
                     tasks.start_soon(_run, engine, job, options.prompt, parameters, progress)
         finally:
             await engine.close()
@@ -262,6 +268,8 @@ async def _run(
     try:
         async with engine.stream(prompt, seed=job.seed, **parameters) as events:
             async for event in events:
+                if job.text is not None:
+                    job.text.hear(event)
                 if not isinstance(event, StepEvent):
                     continue
                 progress.update(bar, completed=event.step, total=event.total_steps)
@@ -270,6 +278,8 @@ async def _run(
             job.output = await events.result()
     except RequestError as error:
         job.error = error
+        if job.text is not None:
+            job.text.break_off()
 
 
 def step_caption(event: Any) -> str:
@@ -301,9 +311,9 @@ def _save(job: Job, options: argparse.Namespace) -> None:
     """Writes what a finished job made, and its contact sheet if there are previews, and says where."""
     if job.output is None:
         return
-    if job.printed and job.output.has("text"):
+    if job.printed and job.text is not None and job.output.has("text"):
         texts = job.output.text
-        _say("\n".join(map(str, texts)) if isinstance(texts, list) else str(texts))  # pyright: ignore
+        job.text.finish("\n".join(map(str, texts)) if isinstance(texts, list) else str(texts))  # pyright: ignore
         return
     written = outputs.write(job.output, job.file, options.fps)
     timings = job.output.timings

@@ -2,7 +2,8 @@
 
 A picture may be a PIL image, an array, a tensor, the bytes of an image file, or such a file: its path, or opened. What
 is in a file or bytes is read as diffusers' ``load_image`` reads it. PIL images, tensors and arrays of floats pass as
-they are; diffusers takes arrays to be scaled to 0..1, so arrays of bytes (0..255) become PIL images.
+they are; diffusers takes arrays to be scaled to 0..1, so arrays and tensors of bytes (0..255) become PIL images, and so
+do masks of True and False, or of 0 and 1.
 """
 
 from __future__ import annotations
@@ -61,6 +62,11 @@ def check_pictures(request: DiffusionRequest, max_pixels: int) -> None:
         for leaf in _leaves(value):
             if isinstance(leaf, (int, float, complex)) and not isinstance(leaf, bool):
                 raise InvalidRequest(f"{name}={_brief(leaf)}: is no picture; {_GIVE}", field=name)
+            if re.match(r"u?int(16|32|64)$|int8$", _kind(leaf)):
+                raise InvalidRequest(
+                    f"{name}: an array of {_kind(leaf)} is no picture; give uint8 (0 to 255) or floats (0 to 1)",
+                    field=name,
+                )
             size = _size(leaf)
             if size is not None:
                 _check_size(name, size, max_pixels)
@@ -114,8 +120,8 @@ def _reader(name: str, value: Any) -> Reader | None:
         return partial(_from_bytes, value)
     if callable(getattr(value, "read", None)):
         return lambda check: _from_bytes(value.read(), check)
-    if str(getattr(value, "dtype", "")) == "uint8" and 2 <= value.ndim <= 4:
-        return partial(_from_array, value)
+    if _kind(value) in ("uint8", "bool") and 2 <= value.ndim <= 4:
+        return partial(_from_array, value, "mask" in name)
     return None
 
 
@@ -153,14 +159,28 @@ def _decoded(file: Any, check: Callable[[tuple[int, int]], None]) -> Any:
         return ImageOps.exif_transpose(picture).convert("RGB")
 
 
-def _from_array(array: Any, check: Callable[[tuple[int, int]], None]) -> Any:
-    """An RGB image of ``[height, width]`` or ``[height, width, channels]``, a list of them of more dimensions."""
+def _kind(value: Any) -> str:
+    """The name of an array's or tensor's dtype; empty for anything else."""
+    return str(getattr(value, "dtype", "")).removeprefix("torch.")
+
+
+def _from_array(given: Any, mask: bool, check: Callable[[tuple[int, int]], None]) -> Any:
+    """An RGB image of ``[height, width]``, ``[height, width, channels]`` or a tensor ``[channels, height, width]``.
+
+    Of more dimensions a list of them. What holds only 0 and 1 where a mask is wanted means black and white.
+    """
+    import numpy
     from PIL import Image
 
+    array = given.detach().cpu().numpy() if hasattr(given, "detach") else given
+    if array.dtype == bool or (mask and array.size and array.max() == 1):
+        array = array.astype(numpy.uint8) * numpy.uint8(255)
     if array.ndim == 4:
-        return [_from_array(one, check) for one in array]
+        return [_from_array(one, False, check) for one in array]
+    if array.ndim == 3 and array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[-1] not in (1, 3, 4):
-        return array
+        return given
     height, width = array.shape[:2]
     check((width, height))
     return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array).convert("RGB")

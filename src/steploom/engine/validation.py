@@ -100,6 +100,8 @@ def _check_names(request: DiffusionRequest, info: PipelineInfo) -> None:
         given = name in request.params if name != "prompt" and not is_picture_argument(name) else value is not None
         if parameter.required and not given:
             raise InvalidRequest(f"{name}: {_called(request, info)} requires it{_mend(name)}", field=name)
+    if isinstance(request.prompt, list) and not request.prompt:
+        raise InvalidRequest("prompt=[]: is empty; give at least one prompt", field="prompt")
     if request.prompt is not None and "prompt" not in known:
         raise InvalidRequest(f"prompt: {_called(request, info)} takes none", field="prompt")
 

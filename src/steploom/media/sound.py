@@ -24,7 +24,7 @@ def write(
     """Saves waves ``[channels, samples]`` in -1..1.
 
     Raises:
-        ConfigError: Nobody said how many samples a second has.
+        ConfigError: Nobody said how many samples a second has, or the format cannot hold so many.
     """
     if not sampling_rate:
         raise ConfigError(f"{path}: the pipeline does not say its sampling rate; give sampling_rate=")
@@ -50,9 +50,15 @@ def _write_coded(samples: Any, path: Path, sampling_rate: int) -> None:
     from steploom.media import video
 
     library = video.library()
-    with library.open(str(path), "w") as container:
-        stream = add_stream(container, CODECS[path.suffix.lower()], samples.shape[0], sampling_rate)
-        encode(library, container, stream, samples, sampling_rate)
+    try:
+        with library.open(str(path), "w") as container:
+            stream = add_stream(container, CODECS[path.suffix.lower()], samples.shape[0], sampling_rate)
+            encode(library, container, stream, samples, sampling_rate)
+    except library.FFmpegError as error:
+        path.unlink(missing_ok=True)
+        raise ConfigError(
+            f"{path}: {path.suffix} cannot hold sound of {sampling_rate} samples per second ({error}); use .wav"
+        ) from None
 
 
 def add_stream(container: Any, codec: str, channels: int, sampling_rate: int) -> Any:

@@ -178,6 +178,7 @@ class BaseScheduler(SchedulerInterface):
             trajectory_timesteps=report.trajectory_timesteps,
             frame_rate=report.frame_rate,
             sampling_rate=report.sampling_rate,
+            texts=report.texts,
         )
         return Finished(request_id=request_id, output=output)
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from steploom.weave import untyped
+from steploom.weave.alike import wrapped_as_asked
 from steploom.weave.calls import ModuleCall
 from steploom.weave.order import is_denoiser
 from steploom.weave.program import note_unshared, suspend, why_alone
@@ -60,6 +61,10 @@ class Woven:
             kwargs.setdefault("use_cache", False)  # nobody reads its cache, which has no rows
         if reason is None and self.shared.hooked_by_pipeline():
             reason = "the pipeline has put a hook on a part of the module"
+        if reason is None and method == "forward" and wrapped_as_asked(self.shared.origin):
+            wrap = kwargs.pop("return_dict", True)
+            output = suspend(ModuleCall(target, args, kwargs))
+            return output if wrap else output.to_tuple()
         if reason is None:
             return suspend(ModuleCall(target, args, kwargs))
         note_unshared(target.name, reason)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from steploom.weave.alike import common_key, completed
 from steploom.weave.axes import Axes, AxisBook, guess
 from steploom.weave.calls import ModuleCall, has_opaque
 from steploom.weave.encode_cache import EncodeCache
@@ -82,6 +83,9 @@ class Hub:
             # One that cannot say which step is the last runs on to its next call, or to its end.
             finishing = [p for p in programs if p.step_end and (p.phase == "decode" or p.watcher.open_ended)]
             for program in finishing:
+                program.last_module = (
+                    None  # a VAE that decodes would seem to lead to the ControlNet that it encodes for
+                )
                 self._resume(program)
             self._advance(finishing, denoise=False)
 
@@ -150,6 +154,7 @@ class Hub:
         """Runs the calls: merged where keys are equal, else alone."""
         by_key: dict[Hashable, Group] = {}
         reasons: dict[Hashable, str] = {}
+        group = self._alike(group)
         for program, call in group:
             axes = self._find_axes(program, call)
             if axes is None:
@@ -160,18 +165,30 @@ class Hub:
         for key, members in by_key.items():
             self._run_members(members, reasons[key])
 
+    def _alike(self, group: Group) -> Group:
+        """The group, its calls without additions in the form of those with, once the axes of these are known."""
+        calls = [call for _, call in group]
+        made: Group = []
+        for program, call in group:
+            found = completed(call, calls) if len(group) > 1 else None
+            axes = None if found is None else self._axes.find(found[1])
+            made.append((program, call if found is None or axes is None or axes.reason is not None else found[0]))
+        return made
+
     def _key(self, program: Program, call: ModuleCall, axes: Axes) -> Hashable:
         """The merge key of a call; noted as the program's batch key if it is a denoiser's."""
         mergeable = axes.reason is None
         key: tuple[Hashable, ...] = (id(program),)
+        common = key
         if mergeable:
             try:
                 key = self._merger.key(call, axes)
+                common = key if not is_denoiser(call.target.name) else self._merger.key(*common_key(call, axes))
             except Exception as fault:  # noqa: BLE001 - a call that cannot even be compared runs alone
                 log.warning("a call of %s cannot be compared with others: %s", call.target.name, fault)
                 mergeable = False
         if is_denoiser(call.target.name):
-            shared = (call.target.group, *key[1:])  # those whose adapters keep them apart share ticks all the same
+            shared = (call.target.group, *common[1:])  # those whose adapters keep them apart share ticks all the same
             program.batch_key = self._name_key(shared, call) if mergeable else f"{call.target.name}:alone"
             program.rows = rows_of(call.leaves, axes) if mergeable else 0
         return key

@@ -64,6 +64,11 @@ class Transcript:
         self._told = [old + new for old, new in zip(self._told, news, strict=True)]
         return TextRows(news, tokens) if any(news) or any(tokens) else None
 
+    @property
+    def told(self) -> list[str] | None:
+        """The text that was told so far, per row; None if nothing can be decoded."""
+        return None if self._decoder is None else list(self._told)
+
     def draft(self) -> TextRows | None:
         """What is likely to follow what was told, per row; None if nothing is known."""
         if self._watch.likely is None:

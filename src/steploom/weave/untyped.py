@@ -202,6 +202,15 @@ def call_parameters(pipeline: Any) -> dict[str, inspect.Parameter]:
     return {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
 
 
+def hidden_parameters(pipeline: Any) -> tuple[str, ...]:
+    """Parameters that ``__call__`` takes out of its ``**kwargs``: the callbacks of older diffusers."""
+    call = type(pipeline).__call__
+    code = getattr(inspect.unwrap(call), "__code__", None)
+    if code is None or not code.co_flags & inspect.CO_VARKEYWORDS:
+        return ()
+    return tuple(name for name in ("callback", "callback_steps") if name in code.co_consts)
+
+
 def defaults(pipeline: Any) -> dict[str, Any]:
     """Defaults of the parameters of the pipeline's ``__call__`` by name."""
     return {n: p.default for n, p in call_parameters(pipeline).items() if p.default is not p.empty}

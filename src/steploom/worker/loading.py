@@ -170,7 +170,10 @@ def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
     denoiser, noise_scheduler = denoiser_of(pipeline), getattr(pipeline, "scheduler", None)
     return PipelineInfo(
         pipeline_class=type(pipeline).__name__,
-        parameters=[Parameter(n, p.default is p.empty, kinds.get(n, "")) for n, p in parameters.items()],
+        parameters=[
+            *(Parameter(n, p.default is p.empty, kinds.get(n, "")) for n, p in parameters.items()),
+            *(Parameter(n, False) for n in untyped.hidden_parameters(pipeline)),
+        ],
         default_steps=steps.default if steps is not None and isinstance(steps.default, int) else None,
         default_size=sizes.default(pipeline, denoiser),
         size_multiple=sizes.multiple(pipeline),

@@ -96,7 +96,10 @@ class Resident:
         """What was settled of a language model's text, and what is likely. What cannot be decoded is not streamed."""
         every = self.request.draft_every
         try:
-            report.commit = transcript.commit(getattr(report.output, "texts", None), last=report.finished)
+            texts = getattr(report.output, "texts", None)
+            report.commit = transcript.commit(texts, last=report.finished)
+            if report.finished and texts is None:
+                report.texts = transcript.told
             if report.stepped and every and report.step % every == 0:
                 report.draft = transcript.draft()
         except Exception as fault:  # noqa: BLE001 - whatever a tokenizer raises: the output is all the same

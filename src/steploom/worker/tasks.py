@@ -114,7 +114,7 @@ def own_tasks(cls: type) -> tuple[str, ...]:
     """The tasks that a class does by itself; none where that cannot be told."""
     kind = Kind.of(cls.__name__)
     parameters = untyped.call_parameters(cls)
-    if not {"height", "resolution", "image"} & parameters.keys():
+    if not {"height", "resolution", "image"} & parameters.keys() or "gen_length" in parameters:  # text
         return ()
     if kind.task:
         return (kind.task,)
