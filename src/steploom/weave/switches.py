@@ -35,21 +35,23 @@ class _Part:
 
     def __init__(self, path: str, module: nn.Module) -> None:
         self._path, self._module = path, module
-        self._plain, self._children = _plain(module), dict(module._modules)
+        self._plain, self._children = _plain(module), dict(module.__dict__["_modules"])
         self._freeze()
 
     def _freeze(self) -> None:
         own = self._module.__dict__
-        self._seen = (tuple(own.values()), tuple(self._module._modules.values()))
+        self._seen = (tuple(own.values()), tuple(self._module.__dict__["_modules"].values()))
 
     def untouched(self) -> bool:
         """Whether nothing was set since it was last looked at: cheap, since every module is asked at every call."""
-        pairs = zip(self._seen, (self._module.__dict__.values(), self._module._modules.values()), strict=True)
+        pairs = zip(
+            self._seen, (self._module.__dict__.values(), self._module.__dict__["_modules"].values()), strict=True
+        )
         return all(len(old) == len(new) and all(map(operator.is_, old, new)) for old, new in pairs)
 
     def changes(self) -> list[Hashable]:
         """Plain attributes that differ from the start, and children that are others. Caches (tensors) do not count."""
-        now, children = _plain(self._module), self._module._modules
+        now, children = _plain(self._module), self._module.__dict__["_modules"]
         found: list[Hashable] = [
             (self._path, name, type(now.get(name)).__name__, now.get(name))
             for name in sorted(now.keys() | self._plain.keys())
