@@ -7,9 +7,7 @@ from typing import Any
 import conformance.families  # noqa: F401 - registers the cases
 import tiny
 import torch
-from conformance import parts_sd
 from conformance.case import CASES, PROMPTS
-from diffusers import StableDiffusionGLIGENPipeline
 from driving import Driver, assert_equal_to_alone, config, request
 
 from steploom.worker.runner import Runner
@@ -58,12 +56,5 @@ def grounded(i: int) -> Any:
 def test_a_switch_deep_inside_a_module_is_its_requests_own():
     """GLIGEN turns its gated layers off in the middle of the call: those of one request, not of all."""
 
-    def build() -> Any:
-        pipe = StableDiffusionGLIGENPipeline(**parts_sd.parts(parts_sd.ddim(), attention_type="gated"))
-        for name, parameter in pipe.unet.named_parameters():
-            if name.endswith(("alpha_attn", "alpha_dense")):
-                torch.nn.init.constant_(parameter, 1.0)
-        return pipe
-
-    driver, _ = assert_equal_to_alone(build, [grounded(i) for i in (1, 3, 2)])
+    driver, _ = assert_equal_to_alone(CASES["StableDiffusionGLIGENPipeline"].build, [grounded(i) for i in (1, 3, 2)])
     assert 2 in driver.sharing("r3")  # the ones that have theirs on, or off, at the same time
