@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import types
 
+import numpy as np
 import pytest
 
 from steploom.cli import main, verify
-from steploom.worker import loading, trial
+from steploom.worker import candidates, loading, trial
 from steploom.worker.trial import TOLERANCE, Verdict
 
 
@@ -64,7 +65,9 @@ def asked(monkeypatch) -> list:
     """The requests of the trial, which finds what the test puts into ``asked``'s place."""
     requests: list = []
     monkeypatch.setattr(loading, "load", lambda config, progress: Pipe())
-    monkeypatch.setattr(loading, "describe", lambda pipe, in_process: types.SimpleNamespace(default_size=(1024, 1024)))
+    monkeypatch.setattr(
+        loading, "describe", lambda pipe, in_process: types.SimpleNamespace(default_size=(1024, 1024), size_multiple=8)
+    )
     monkeypatch.setattr(trial, "tolerance_of", lambda pipe: TOLERANCE)
     return requests
 
@@ -83,15 +86,73 @@ def test_the_exit_code_says_whether_it_is_equal(
     assert [request.prompt for request in asked] == ["mine", verify.PROMPTS[1]]
     assert [request.seed for request in asked] == [0, 1]
     assert [request.params["num_inference_steps"] for request in asked] == [4, 5]
-    assert {request.params["width"] for request in asked} == {verify.SMALL}
+    assert {request.params["width"] for request in asked} == {256}
     assert {request.params["guidance_scale"] for request in asked} == {3}
     assert {request.output_type for request in asked} == {"latent"}
 
 
 def test_a_pipeline_that_fails_alone_is_one_line(asked: list, monkeypatch, capsys) -> None:
-    def fail(pipe, requests, tolerance):
-        raise ValueError("the prompt\nis odd")
+    def fail(self, prompt, width=None, height=None, output_type=""):
+        raise KeyError("the prompt\nis odd")
 
-    monkeypatch.setattr(trial, "trial", fail)
+    monkeypatch.setattr(Pipe, "__call__", fail)
     assert main.main(["verify", "demo"]) == 1
-    assert capsys.readouterr().err.splitlines()[-1] == "steploom: Pipe alone, without steploom: the prompt is odd"
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("steploom: Pipe alone, without steploom, takes none of ")
+    assert "KeyError: 'the prompt\\nis odd'" in last
+    assert "--set NAME=VALUE" in last
+
+
+def test_what_only_the_second_request_cannot_do_is_told_as_the_pipelines_own(asked: list, monkeypatch, capsys) -> None:
+    def fail(self, prompt, width=None, height=None, num_inference_steps=9, generator=None):
+        if num_inference_steps == 4:
+            raise IndexError("out of range")
+
+    monkeypatch.setattr(Pipe, "__call__", fail)
+    assert main.main(["verify", "demo"]) == 1
+    assert "Pipe alone, without steploom: IndexError: out of range" in capsys.readouterr().err
+
+
+def asked_of(call) -> dict:
+    """The arguments of the first request that a pipeline with this ``__call__`` can do."""
+    pipe = type("Pipe", (), {"__call__": call})()
+    return dict(candidates.two_requests(pipe, candidates.Wishes(2, None, ("a", "b"), {}))[0].params)
+
+
+def test_pictures_are_given_to_those_who_need_them(asked: list) -> None:
+    def call(self, prompt, image=None, mask_image=None, strength=0.8):
+        if image is None or mask_image is None:
+            raise ValueError("image and mask")
+
+    assert set(asked_of(call)) == {"image", "mask_image"}
+
+
+def test_sizes_lengths_and_kinds_are_found_by_asking(asked: list) -> None:
+    def call(self, prompt, height=None, width=None, num_frames=81, output_type="pil"):
+        if height > 64 or output_type == "latent":
+            raise IndexError("too large, or unknown")
+
+    found = asked_of(call)
+    assert (found["height"], found["width"], found["num_frames"]) == (64, 64, 9)
+
+
+def test_a_model_that_never_meets_itself_says_so() -> None:
+    lines = verify.report("Pipe", verdict(share=0.0, reasons={"only one": 3}))
+    assert any("why not: the two were never at the same network at once" in line for line in lines)
+
+
+def test_batched_needs_no_reasons() -> None:
+    assert not any("why not" in line for line in verify.report("Pipe", verdict(reasons={"shapes differ": 1})))
+
+
+def test_unequal_says_what_to_do() -> None:
+    lines = verify.report("Pipe", verdict(distances=(float("inf"), 0.0)))
+    assert "another text, shape or kind of output" in lines[0]
+    assert "--dtype float32" in lines[1]
+
+
+def test_pictures_of_bytes_may_differ_by_one_level() -> None:
+    one = np.full((2, 2, 3), 7, np.uint8)
+    assert trial.distance([one + 1], [one]) == 0.0
+    assert trial.distance([one + 2], [one]) > TOLERANCE
+    assert trial.distance([np.array([1])], [np.array([2])]) == float("inf")

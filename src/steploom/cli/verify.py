@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from steploom.cli import arguments
-from steploom.errors import GenerationFailed
 
 if TYPE_CHECKING:
-    from steploom.requests import DiffusionRequest
     from steploom.worker.trial import Verdict
 
 _EXAMPLES = """
@@ -21,13 +19,17 @@ examples:
   what your application will ask for
     steploom verify ./my-flux --dtype bfloat16 --prompt "a lighthouse" --set guidance_scale=3.5
 
-Two requests that differ in prompt, seed, guidance and number of steps run alone with pipe(...), then together.
-The exit code is 1 if they do not come out equal.
+Two requests that differ in prompt, seed, guidance and number of steps run alone with pipe(...), then together. What
+the model needs besides (pictures, sizes, lengths) is found by asking it. The exit code is 1 if they do not come out
+equal, or if the model alone cannot do any of what it is asked for.
 """
 _FLAGS = {"prompt": "--prompt", "num_inference_steps": "--steps", "width": "--size", "height": "--size"}
 """Arguments of the pipeline that have an option of their own."""
 
-SMALL = 256
+_MEND = (
+    "  what to do: with half precision try --dtype float32, which rounds less; if it stays unequal, serve it with "
+    "max_batch=1, and report it"
+)
 PROMPTS = ("a lighthouse at dusk", "two green boats on a lake")
 
 
@@ -41,7 +43,7 @@ def add_parser(commands: arguments.Commands) -> None:
     parser.add_argument("--steps", type=arguments.count, default=3, metavar="N",
                         help="steps of the first request; the second has one more (default: %(default)s)")  # fmt: skip
     parser.add_argument("--size", type=arguments.count, metavar="PX",
-                        help=f"width and height in pixels (default: the model's, at most {SMALL})")  # fmt: skip
+                        help="width and height in pixels (default: small, as small as the model takes it)")  # fmt: skip
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="twice for two prompts (default: of our own)")
     parser.add_argument("--set", type=arguments.settings_beside(**_FLAGS), action="append", default=[],
                         metavar="KEY=VALUE", dest="extra",
@@ -61,54 +63,22 @@ def run(options: argparse.Namespace) -> int:
     """
     from rich.console import Console
 
-    from steploom.worker import loading, trial
+    from steploom.worker import candidates, loading, trial
 
     console = Console(highlight=False)
     config = arguments.engine_config(options)
     with Console(stderr=True).status("loading") as status:
         pipeline = loading.load(config, status.update)
         pipeline.set_progress_bar_config(disable=True)
-        requests = _requests(options, pipeline)
+        prompts = [*(options.prompt or PROMPTS[:1]), *PROMPTS[1:]]
+        wishes = candidates.Wishes(options.steps, options.size, prompts, dict(options.extra))
+        status.update("what it takes")
+        requests = candidates.two_requests(pipeline, wishes)
         status.update("two requests, alone and together")
-        try:
-            verdict = trial.trial(pipeline, requests, trial.tolerance_of(pipeline))
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise GenerationFailed(f"{type(pipeline).__name__} alone, without steploom: {error}") from error
+        verdict = trial.trial(pipeline, requests, trial.tolerance_of(pipeline))
     for line in report(type(pipeline).__name__, verdict):
         console.print(line, soft_wrap=True)
     return 0 if verdict.equal else 1
-
-
-def _requests(options: argparse.Namespace, pipeline: Any) -> list[DiffusionRequest]:
-    """Two requests that differ in whatever the pipeline lets a user vary."""
-    from steploom.requests import DiffusionRequest
-    from steploom.weave import untyped
-    from steploom.worker import loading
-
-    accepted = untyped.call_parameters(pipeline)
-    size = options.size or min(SMALL, (loading.describe(pipeline, in_process=True).default_size or (SMALL, SMALL))[0])
-    prompts = [*(options.prompt or PROMPTS[:1]), *PROMPTS[1:]]
-    guidance = getattr(accepted.get("guidance_scale"), "default", None)
-    requests: list[DiffusionRequest] = []
-    for i in range(2):
-        values: dict[str, Any] = {"num_inference_steps": options.steps + i, "width": size, "height": size}
-        if isinstance(guidance, (int, float)):
-            values["guidance_scale"] = guidance + 0.5 * i
-        if "image" in accepted and accepted["image"].default is accepted["image"].empty:
-            values["image"] = _picture(size, i)
-        values = {name: value for name, value in values.items() if name in accepted} | dict(options.extra)
-        prompt = prompts[i] if "prompt" in accepted else None
-        kind = "latent" if "output_type" in accepted else "pil"
-        requests.append(DiffusionRequest(prompt, request_id=f"r{i}", seed=i, output_type=kind, **values))
-    return requests
-
-
-def _picture(size: int, seed: int) -> Any:
-    import numpy as np
-    from PIL import Image
-
-    pixels = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    return Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
 
 
 def report(name: str, verdict: Verdict) -> list[str]:
@@ -116,19 +86,30 @@ def report(name: str, verdict: Verdict) -> list[str]:
     good, bad = "[green]✓[/]", "[bold red]✗[/]"
     if verdict.error is not None:
         return [f"{bad} {name}: a request failed together, though not alone", verdict.error]
-    worst = max(verdict.distances)
-    allowed = f"{worst:.1e} of the scale, {verdict.tolerance:.0e} allowed"
-    lines = [
-        f"{good if verdict.equal else bad} {'equal' if verdict.equal else 'NOT equal'} to pipe(...) alone: {allowed}"
-    ]
+    equal = f"{'equal' if verdict.equal else 'NOT equal'} to pipe(...) alone: {_apart(verdict)}"
     share = f"{verdict.share:.0%} of the denoiser calls carried both requests"
-    lines.append(
-        f"{good if verdict.batched else '[yellow]-[/]'} {'batched' if verdict.batched else 'not batched'}: {share}"
-    )
-    lines += [
-        f"  why not: {reason} ({count} calls)" for reason, count in verdict.reasons.items() if reason != "only one"
-    ]
+    batched = f"{'batched' if verdict.batched else 'not batched'}: {share}"
+    lines = [f"{good if verdict.equal else bad} {equal}"]
+    if not verdict.equal:
+        lines.append(_MEND)
+    lines.append(f"{good if verdict.batched else '[yellow]-[/]'} {batched}")
+    if not verdict.batched:
+        lines += [f"  why not: {reason}" for reason in _reasons(verdict)]
     speed = verdict.alone_s / verdict.together_s if verdict.together_s else 0.0
     apart = f"{verdict.alone_s:.2f} s one after the other with pipe(...)"
     lines.append(f"  {apart}, {verdict.together_s:.2f} s together: {speed:.2f}x")
     return lines
+
+
+def _apart(verdict: Verdict) -> str:
+    worst = max(verdict.distances, default=float("inf"))
+    if worst == float("inf"):
+        return "another text, shape or kind of output, or no numbers"
+    return f"{worst:.1e} of the scale, {verdict.tolerance:.0e} allowed"
+
+
+def _reasons(verdict: Verdict) -> list[str]:
+    """Why calls ran alone, the most frequent first."""
+    found = sorted(verdict.reasons.items(), key=lambda item: -item[1])
+    told = [f"{reason} ({count} calls)" for reason, count in found if reason != "only one"]
+    return told or ["the two were never at the same network at once, as in different stages of a cascade"]

@@ -22,6 +22,7 @@ from steploom.weave.calls import ModuleCall
 from steploom.weave.order import is_denoiser
 from steploom.weave.program import note_unshared, suspend, why_alone
 from steploom.weave.shared import HOOK_TABLES, METHODS, SharedModule, Target, clone_tree
+from steploom.weave.switches import Switches
 
 if TYPE_CHECKING:
     from steploom.weave.blend import View
@@ -53,6 +54,7 @@ class Woven:
         self._processors: list[tuple[str, nn.Module, Any]] = []
         self._scalings: list[tuple[str, Any, dict[str, float]]] = []
         self._attributes: dict[str, Any] = {}
+        self._switches: Switches | None = None
 
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Suspends the program until the hub has run this call; at once where it cannot be shared."""
@@ -99,13 +101,15 @@ class Woven:
         )
         attributes = tuple((name, _identity(value)) for name, value in sorted(self._attributes.items()))
         own = id(self.private) if self.unique or _hooks(self.private) != self._hooks_before else None
-        changed = processors or attributes or own
-        return (self._conversion, processors, attributes, own) if changed else self._conversion
+        switched = () if self._switches is None else self._switches.changed()
+        changed = processors or attributes or own or switched
+        return (self._conversion, processors, attributes, own, switched) if changed else self._conversion
 
     def privatize(self) -> nn.Module:
         """A clone of the module tree that this program may change."""
         if self.private is None:
             self.private = clone_tree(self.current)
+            self._switches = Switches(self.private)
             self._hooks_before = _hooks(self.private)
             self._processors = [
                 (name, module, module.__dict__["processor"])

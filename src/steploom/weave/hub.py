@@ -218,7 +218,10 @@ class Hub:
         if len(members) == 1:
             self._run_alone(members, reason)
             return
-        merged = MergedCall([call for _, call in members], self._axes.find(members[0][1]) or Axes())
+        merged = self._merged(members)
+        if merged is None:
+            self._run_alone(members, "the calls could not be put together")
+            return
         refusal = self.verdicts.refusal(merged)
         if refusal is not None and (merged.mixed or merged.uneven or merged.blended):
             for alike in merged.alike():
@@ -228,6 +231,16 @@ class Hub:
             self._run_alone(members, refusal)
             return
         self._run_merged(merged, [members[i] for i in merged.order])
+
+    def _merged(self, members: Group) -> MergedCall | None:
+        """The members' calls as one; None if they cannot be put together, which is no reason for anybody to fail."""
+        calls = [call for _, call in members]
+        axes = [self._axes.find(call) or Axes() for call in calls]
+        try:
+            return MergedCall(calls, axes[0], axes)
+        except Exception as fault:  # noqa: BLE001 - equal keys promised that it can be done: then call by call
+            log.warning("calls of %s cannot be put together: %s: %s", calls[0].target.name, type(fault).__name__, fault)
+            return None
 
     def _run_merged(self, merged: MergedCall, members: Group) -> None:
         try:

@@ -28,6 +28,11 @@ class Unsplittable(Exception):
 class MergedCall:
     """Several module calls as one.
 
+    Args:
+        calls: With equal merge keys.
+        axes: Of the first call's leaves and of the result.
+        each: The axes of each call, where they are not the first one's: padding gives a mask to those without one.
+
     Attributes:
         calls: In the order of their rows.
         rows: Rows of each call.
@@ -41,19 +46,24 @@ class MergedCall:
         forward_s: Seconds that the real module took when it ran last.
     """
 
-    def __init__(self, calls: Sequence[ModuleCall], axes: Axes) -> None:
-        self.axes = axes
+    def __init__(self, calls: Sequence[ModuleCall], axes: Axes, each: Sequence[Axes] | None = None) -> None:
         self.target = calls[0].target
         self.forward_s = 0.0
-        counted = sorted(((call_rows(call, axes), i) for i, call in enumerate(calls)), key=lambda c: (-c[0], c[1]))
+        by_call = [axes] * len(calls) if each is None else each
+        counted = sorted(
+            ((call_rows(call, own), i) for i, (call, own) in enumerate(zip(calls, by_call, strict=True))),
+            key=lambda c: (-c[0], c[1]),
+        )
         self.order = [i for _, i in counted]
         self.calls = [calls[i] for i in self.order]
+        self._each = [by_call[i] for i in self.order]
+        self.axes = self._each[0]
         self.rows = [rows for rows, _ in counted]
         self.mixed = len(set(self.rows)) > 1
         self.total_rows = sum(self.rows)
         self._blocks = [(rows, self.rows.count(rows)) for rows in dict.fromkeys(self.rows)]
         self.leaves, self.structure, self.input_axes = self._unify()
-        self.uneven = len({lengths(call, axes) for call in calls}) > 1
+        self.uneven = len({lengths(call, own) for call, own in zip(self.calls, self._each, strict=True)}) > 1
         adapted = [call.target.adapted for call in self.calls]
         self.adapters = [BASE if one is None else one.alias for one in adapted]
         self.blended = len(set(self.adapters)) > 1
@@ -90,11 +100,11 @@ class MergedCall:
         padded: list[list[Leaf]] = []
         structure: Structure = None
         axes: tuple[LeafAxis, ...] = ()
-        for call in self.calls:
+        for call, own in zip(self.calls, self._each, strict=True):
             mask = None if rule.mask is None else call.argument(rule.mask)
             changes = rule.padded(call.argument(rule.text), mask, length)
             leaves, structure = call.replaced(**changes)
-            pairs = zip(call.leaves, self.axes.inputs, strict=True)
+            pairs = zip(call.leaves, own.inputs, strict=True)
             known: dict[Hashable, LeafAxis] = {leaf_identity(leaf): axis for leaf, axis in pairs}
             known |= {id(padded): 0 for padded in changes.values()}
             axes = tuple([known[leaf_identity(leaf)] for leaf in leaves])
@@ -105,7 +115,7 @@ class MergedCall:
         """The calls' places as they were given, by adapters if these differ, else by row count and lengths."""
         groups: dict[Hashable, list[int]] = {}
         for i, place in enumerate(self.order):
-            sizes = (self.rows[i], lengths(self.calls[i], self.axes))
+            sizes = (self.rows[i], lengths(self.calls[i], self._each[i]))
             groups.setdefault(self.adapters[i] if self.blended else sizes, []).append(place)
         return list(groups.values())
 

@@ -168,7 +168,8 @@ class Runner:
         views = {} if selection is None else selection.views
         pipeline = self._loom.thread_pipeline(watcher, request.noise_scheduler, views, member)
         accepted = {parameter.name for parameter in info.parameters}
-        arguments = {**request.params, **({} if request.prompt is None else {"prompt": request.prompt}), **changes}
+        given = {**request.params, **({} if request.prompt is None else {"prompt": request.prompt}), **changes}
+        arguments = {n: list(v) if type(v) is list else v for n, v in given.items()}  # Z-Image writes into its prompts
         if "output_type" in accepted:
             arguments.setdefault("output_type", untyped.output_type(self.pipeline, request.output_type))
         if request.seed is not None and "generator" in accepted:

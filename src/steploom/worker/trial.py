@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from steploom.config import EngineConfig
+from steploom.errors import GenerationFailed
 from steploom.protocol import NewRequest, RequestReport, SchedulerOutput
 from steploom.requests import DiffusionRequest
 from steploom.weave import untyped
@@ -37,7 +39,7 @@ class Verdict:
         distances: Per request: largest difference between together and alone, as a share of the scale of the output.
         error: Why there is no output, where a request failed.
         share: Of the denoiser calls made while all requests ran, the share that carried all of them.
-        reasons: Why calls ran alone, and how many.
+        reasons: Why calls ran alone once everything was learned, and how many.
         alone_s: Seconds for all requests one after the other with ``pipe(...)``.
         together_s: Seconds for all requests at once.
         tolerance: What ``equal`` allows.
@@ -76,6 +78,7 @@ def run_alone(pipeline: Any, request: DiffusionRequest) -> Any:
     arguments: dict[str, Any] = dict(request.params)
     if request.prompt is not None:
         arguments["prompt"] = request.prompt
+    arguments = {n: list(v) if type(v) is list else v for n, v in arguments.items()}  # Z-Image writes into its prompts
     accepted = untyped.call_parameters(pipeline)
     if "output_type" in accepted:
         arguments["output_type"] = untyped.output_type(pipeline, request.output_type)
@@ -125,13 +128,21 @@ def trial(pipeline: Any, requests: Sequence[DiffusionRequest], tolerance: float 
         pipeline: A pipeline on its device; not modified.
         requests: Different in seed and steps, with ids of their own.
         tolerance: See :data:`TOLERANCE`.
+
+    Raises:
+        GenerationFailed: The pipeline cannot do one of them alone.
     """
     started = time.perf_counter()
-    expected = [run_alone(pipeline, request) for request in requests]
+    try:
+        expected = [run_alone(pipeline, request) for request in requests]
+    except Exception as fault:
+        words = f"{type(pipeline).__name__} alone, without steploom: {type(fault).__name__}: {fault}"
+        raise GenerationFailed(words, remote_traceback=traceback.format_exc()) from fault
     alone_s = time.perf_counter() - started
     runner = Runner.from_pipeline(pipeline, EngineConfig())
     together = Together(runner)
     first = together.run(requests)
+    learned = dict(runner.stats().alone_calls)
     started = time.perf_counter()
     second = together.run(requests)
     together_s = time.perf_counter() - started
@@ -145,16 +156,17 @@ def trial(pipeline: Any, requests: Sequence[DiffusionRequest], tolerance: float 
                 error = error or report.error.traceback or report.error.message
             else:
                 distances.append(distance(report.output, alone))
+    reasons = {reason: count - learned.get(reason, 0) for reason, count in runner.stats().alone_calls.items()}
     return Verdict(
-        tuple(distances), full / calls if calls else 0.0, runner.stats().alone_calls, alone_s, together_s, tolerance,
-        error,
+        tuple(distances), full / calls if calls else 0.0, {reason: n for reason, n in reasons.items() if n}, alone_s,
+        together_s, tolerance, error,
     )  # fmt: skip
 
 
 def distance(one: Any, other: Any) -> float:
     """Largest difference between two outputs as a share of the scale of the second; infinite if they differ in kind.
 
-    Text and tokens are equal (0) or not (infinite).
+    Text and tokens are equal (0) or not (infinite). Pictures of bytes may differ by one level, which is rounding.
     """
     ours, theirs = list(arrays(one)), list(arrays(other))
     if not theirs or len(ours) != len(theirs):
@@ -167,6 +179,9 @@ def _array_distance(one: Any, other: Any) -> float:
         return 0.0 if one == other else float("inf")
     if one.shape != other.shape:
         return float("inf")
+    if one.dtype == other.dtype == np.uint8:
+        levels = float(np.abs(one.astype(np.int16) - other).max(initial=0))
+        return levels / 255 if levels > 1 else 0.0
     if one.dtype.kind in "iub":
         return 0.0 if np.array_equal(one, other) else float("inf")
     scale = float(np.abs(other).max(initial=0.0)) or 1.0
@@ -175,7 +190,7 @@ def _array_distance(one: Any, other: Any) -> float:
 
 
 def arrays(output: Any) -> Iterator[Any]:
-    """The arrays and strings in a pipeline's output, in order: tensors and pictures as float64, tokens as integers."""
+    """The arrays and strings in a pipeline's output, in order; numbers as float64, bytes and tokens as they are."""
     if isinstance(output, torch.Tensor):
         value = output.detach().cpu()
         yield (value.double() if value.is_floating_point() else value).numpy()
@@ -184,7 +199,7 @@ def arrays(output: Any) -> Iterator[Any]:
     elif isinstance(output, str):
         yield output
     elif hasattr(output, "getdata") and hasattr(output, "mode"):  # a PIL image
-        yield np.asarray(output).astype(np.float64)
+        yield np.asarray(output)
     elif isinstance(output, Mapping):
         for value in output.values():  # pyright: ignore[reportUnknownVariableType]
             yield from arrays(value)

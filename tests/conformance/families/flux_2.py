@@ -10,6 +10,7 @@ from conformance.parts_flux import chat_tokenizer, picture, qwen3
 from diffusers import (
     AutoencoderKLFlux2,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinKVPipeline,
     Flux2KleinPipeline,
     Flux2Pipeline,
     Flux2Transformer2DModel,
@@ -88,3 +89,15 @@ def klein() -> Any:
 @case("Flux2KleinPipeline", FAMILY, "editing", _editing, variant="image")
 def klein_editing() -> Any:
     return _klein()
+
+
+def _cached_editing(i: int) -> dict[str, Any]:
+    return {name: value for name, value in _editing(i).items() if name != "guidance_scale"}
+
+
+@case(
+    "Flux2KleinKVPipeline", FAMILY, "editing", _cached_editing,
+    alone="not yet: each request brings its own key-value cache as an object",
+)  # fmt: skip
+def klein_cached_editing() -> Any:
+    return Flux2KleinKVPipeline(**_parts(guidance=False), text_encoder=qwen3(), tokenizer=chat_tokenizer())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import tiny
+import torch
 from conformance import parts_sd as parts
 from conformance.case import case
 from diffusers import (
@@ -12,6 +13,7 @@ from diffusers import (
     StableDiffusionAdapterPipeline,
     StableDiffusionControlNetImg2ImgPipeline,
     StableDiffusionControlNetPipeline,
+    StableDiffusionGLIGENPipeline,
     StableDiffusionPAGPipeline,
     StableDiffusionPanoramaPipeline,
     StableDiffusionSAGPipeline,
@@ -47,6 +49,21 @@ def t2i_adapter() -> Any:
 @case("StableDiffusionPAGPipeline", FAMILY, "text to image", parts.perturbed)
 def perturbed_attention() -> Any:
     return StableDiffusionPAGPipeline(**parts.parts(), pag_applied_layers="mid")
+
+
+def _grounded(i: int) -> dict[str, Any]:
+    boxes = {"gligen_phrases": [("a boat", "a red house", "one")[i]], "gligen_boxes": [[0.1, 0.1, 0.5 + 0.1 * i, 0.8]]}
+    return parts.sized(i) | boxes | {"gligen_scheduled_sampling_beta": 1.0}
+
+
+@case("StableDiffusionGLIGENPipeline", FAMILY, "control", _grounded)
+def grounded() -> Any:
+    """Its gates are opened: a new layer's are closed, and it looks at no box."""
+    pipeline = StableDiffusionGLIGENPipeline(**parts.parts(parts.ddim(), attention_type="gated"))
+    for name, gate in pipeline.unet.named_parameters():
+        if name.endswith(("alpha_attn", "alpha_dense")):
+            torch.nn.init.constant_(gate, 2.0)
+    return pipeline
 
 
 def _self_attended(i: int) -> dict[str, Any]:

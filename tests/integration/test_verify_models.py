@@ -1,0 +1,62 @@
+"""``steploom verify`` has a verdict for whatever loads: text, sound, video, cascades, and what needs pictures."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import conformance.families  # noqa: F401 - registers the cases
+import pytest
+import torch
+from conformance.case import CASES
+
+from steploom.cli import main
+
+
+def verify(name: str, monkeypatch, capsys, *options: str) -> tuple[int, str]:
+    """Exit code and report for a pipeline of the suite, loaded as a user's factory is."""
+
+    def make():
+        torch.manual_seed(0)
+        return CASES[name].build()
+
+    monkeypatch.setitem(sys.modules, "own_models", types.SimpleNamespace(make=make))
+    code = main.main(["verify", "own_models:make", "--device", "cpu", "--steps", "2", *options])
+    return code, capsys.readouterr().out
+
+
+def assert_told(code: int, report: str) -> None:
+    assert code == 0, report
+    assert "equal to pipe(...) alone" in report
+    assert "batched: 100% of the denoiser calls carried both requests" in report
+    assert " s together: " in report
+
+
+@pytest.mark.parametrize("name", ["LLaDA2Pipeline", "StableAudioPipeline"])
+def test_text_and_sound(name: str, monkeypatch, capsys) -> None:
+    assert_told(*verify(name, monkeypatch, capsys))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DiffusionGemmaPipeline",
+        "AnimateDiffVideoToVideoPipeline",  # which asks for a video
+        "KandinskyV22CombinedPipeline",
+        "StableCascadeDecoderPipeline",  # which asks for embeddings
+        "StableDiffusionInpaintPipeline",
+        "AuraFlowPipeline",  # whose positions end at 32 pixels
+        "AudioLDM2Pipeline",
+        "WanPipeline",
+    ],
+)
+def test_every_kind(name: str, monkeypatch, capsys) -> None:
+    assert_told(*verify(name, monkeypatch, capsys))
+
+
+def test_what_does_not_share_says_why(monkeypatch, capsys) -> None:
+    code, report = verify("AceStepPipeline", monkeypatch, capsys)
+    assert code == 0
+    assert "not batched: 0%" in report
+    assert "why not: nothing alike to share with" in report
