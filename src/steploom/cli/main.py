@@ -22,6 +22,7 @@ _EXAMPLES = """
 examples:
   steploom demo                                        see twelve images develop at once
   steploom generate "a small blue star on a black background" -o star.png
+  steploom serve                                       the OpenAI SDK at http://127.0.0.1:8000/v1
   steploom verify ./my-model                           equal to diffusers, and batched?
   steploom doctor                                      what is here, and what is wrong
 
@@ -32,7 +33,7 @@ examples:
 def build_parser() -> Parser:
     """The parser of the whole command. Cheap: no subcommand's machinery is imported."""
     from steploom import __version__
-    from steploom.cli import demo, doctor, generate, verify
+    from steploom.cli import demo, doctor, generate, serve, verify
     from steploom.cli.arguments import Parser
 
     parser = Parser(
@@ -42,7 +43,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"steploom {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="command")
-    for command in (demo, generate, verify, doctor):
+    for command in (demo, generate, serve, verify, doctor):
         command.add_parser(commands)
     return parser
 

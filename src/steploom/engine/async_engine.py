@@ -133,6 +133,14 @@ class AsyncDiffusionEngine:
     ) -> None:
         await self.close()
 
+    def check_serving(self) -> None:
+        """Returns if requests are taken, as far as is known here; :meth:`check_health` asks the workers too.
+
+        Raises:
+            EngineError: They are not; says why.
+        """
+        self._serving()
+
     @property
     def info(self) -> PipelineInfo:
         """The loaded pipeline.

@@ -1,0 +1,101 @@
+"""Who may come in, and with how much: API keys, the size of bodies, an id for each request. Bare ASGI."""
+
+from __future__ import annotations
+
+import hmac
+import uuid
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from steploom.server.errors import ApiError, response_of
+from steploom.server.settings import ServerSettings
+
+_PROTECTED = "/v1/"
+_LONGEST_ID = 128
+
+
+class Gate:
+    """Refuses requests without a key, and bodies that are too large, before anything is read.
+
+    Args:
+        app: What is behind it.
+        settings: Keys and sizes.
+    """
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        self._app = app
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        named = _Named(send, Headers(scope=scope).get("x-request-id"))
+        try:
+            self._check(scope)
+            await self._app(scope, _Bounded(receive, self._settings.max_body_bytes), named)
+        except ApiError as error:
+            if named.began:  # too late for another answer
+                raise
+            await response_of(error)(scope, receive, named)
+
+    def _check(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+        if self._settings.api_keys and path.startswith(_PROTECTED) and scope["method"] != "OPTIONS":
+            self._check_key(headers.get("authorization", ""))
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self._settings.max_body_bytes:
+            raise _too_large(self._settings.max_body_bytes)
+
+    def _check_key(self, authorization: str) -> None:
+        """In constant time: how long it takes says nothing about the keys."""
+        scheme, _, given = authorization.partition(" ")
+        found = False
+        for key in self._settings.api_keys:
+            found |= hmac.compare_digest(given.strip().encode(), key.encode())
+        if scheme.lower() != "bearer" or not found:
+            said = "is wrong" if authorization else "is missing"
+            raise ApiError(401, f"the API key {said}; send it as 'Authorization: Bearer KEY'", code="invalid_api_key")
+
+
+class _Bounded:
+    """``receive`` that gives no more than so many bytes of a body."""
+
+    def __init__(self, receive: Receive, most: int) -> None:
+        self._receive, self._most, self._left = receive, most, most
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._left -= len(message.get("body", b""))
+            if self._left < 0:
+                raise _too_large(self._most)
+        return message
+
+
+class _Named:
+    """``send`` that adds the id of the request, its client's own or a new one, and remembers whether it began."""
+
+    def __init__(self, send: Send, given: str | None) -> None:
+        self._send = send
+        fits = given is not None and given.isprintable() and len(given) <= _LONGEST_ID
+        self._id = given if given is not None and fits else f"req_{uuid.uuid4().hex}"
+        self.began = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.began = True
+            started: dict[str, Any] = {**message, "headers": list(message.get("headers", []))}
+            headers = MutableHeaders(raw=started["headers"])
+            headers["x-request-id"] = self._id
+            headers.setdefault("x-content-type-options", "nosniff")
+            message = started
+        await self._send(message)
+
+
+def _too_large(most: int) -> ApiError:
+    return ApiError(413, f"the body is larger than {most} bytes", code="request_too_large")

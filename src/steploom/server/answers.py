@@ -1,0 +1,165 @@
+"""Answers: how a generation reaches a client, whole or as server-sent events, and what a client that hangs up ends.
+
+One task serves an HTTP request from its start to its end, and owns all that it starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import anyio
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from steploom import AsyncDiffusionEngine
+from steploom.server.errors import ApiError, error_object, response_of
+from steploom.server.generation import Completed, Generation, Partial
+from steploom.server.running import Running
+from steploom.server.settings import ServerSettings
+from steploom.web import watch_disconnect
+
+KEEP_ALIVE_S = 15.0
+"""Seconds of silence after which a stream sends a comment, so that no proxy takes it for dead."""
+
+MOST_KEYS = 256
+
+Say = Callable[[Partial | Completed], dict[str, Any]]
+"""An entry of the log as the data of an event; it has a ``type``."""
+
+
+class Joins:
+    """Generations by ``Idempotency-Key``: those that run, and the newest of those that are done."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, tuple[str, Generation]] = OrderedDict()
+
+    def find(self, key: str, body: Mapping[str, Any]) -> Generation | None:
+        """The generation that was asked for with this key.
+
+        Raises:
+            ApiError: 422: it asked for something else.
+        """
+        known = self._known.get(key)
+        if known is None or known[1].error is not None:
+            return None
+        if known[0] != _fingerprint(body):
+            raise ApiError(
+                422, "Idempotency-Key: was used for another request; draw a new one", code="idempotency_key_reused"
+            )
+        return known[1]
+
+    def add(self, key: str, body: Mapping[str, Any], generation: Generation) -> None:
+        """Remembers a generation; of those that are done only the newest ones."""
+        self._known[key] = (_fingerprint(body), generation)
+        ended = [other for other, (_, one) in self._known.items() if one.ended]
+        for old in ended[: max(0, len(self._known) - MOST_KEYS)]:
+            del self._known[old]
+
+
+def _fingerprint(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(repr(sorted(body.items(), key=lambda item: item[0])).encode()).hexdigest()
+
+
+class Answer(Response):
+    """Runs a generation, or joins one that runs, and answers with it.
+
+    Args:
+        generation: What is made.
+        engine: Who makes it; None where somebody else runs the generation already.
+        running: Where its requests are listed.
+        settings: What happens when the client hangs up.
+        lingers: Whether it waits for a client that hung up to come back.
+        whole: The body of an answer in one piece.
+        say: The data of an event.
+    """
+
+    def __init__(
+        self,
+        generation: Generation,
+        *,
+        engine: AsyncDiffusionEngine | None,
+        running: Running,
+        settings: ServerSettings,
+        lingers: bool,
+        whole: Callable[[], dict[str, Any]],
+        say: Say,
+    ) -> None:
+        super().__init__()
+        self._generation, self._engine, self._running, self._settings = generation, engine, running, settings
+        self._lingers, self._whole, self._say = lingers, whole, say
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        generation = self._generation
+        generation.watchers += 1
+        async with anyio.create_task_group() as group:
+            if self._engine is not None:
+                group.start_soon(generation.run, self._engine, self._running)
+            try:
+                await self._answer(scope, receive, send)
+            finally:
+                generation.watchers -= 1
+                generation.notify()
+            if self._engine is not None:
+                await self._needed()
+            group.cancel_scope.cancel()
+
+    async def _needed(self) -> None:
+        """Returns when nobody needs the generation any more."""
+        generation = self._generation
+        while not generation.ended and (generation.watchers or self._settings.on_disconnect == "keep"):
+            await generation.changed()
+        if not generation.ended and self._lingers:
+            with anyio.move_on_after(self._settings.linger_s):
+                while not generation.ended and not generation.watchers:
+                    await generation.changed()
+            if generation.watchers:
+                await self._needed()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(watch_disconnect, receive, group.cancel_scope.cancel)
+            await self._respond(scope, receive, send)
+            group.cancel_scope.cancel()
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        generation = self._generation
+        begins = generation.fields.stream
+        while not generation.ended and not (begins and generation.accepted):
+            await generation.changed()
+        if generation.error is not None:
+            await response_of(generation.error)(scope, receive, send)
+        elif begins:
+            await self._stream(send)
+        else:
+            await JSONResponse(self._whole())(scope, receive, send)
+
+    async def _stream(self, send: Send) -> None:
+        """Server-sent events, each as soon as it is there and the client has taken the one before."""
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store"),
+                   (b"x-accel-buffering", b"no")]  # fmt: skip
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        generation, told = self._generation, 0
+        while True:
+            while told < len(generation.log):
+                data = self._say(generation.log[told])
+                told += 1
+                await _send_event(send, data["type"], data)
+            if generation.ended:
+                break
+            with anyio.move_on_after(KEEP_ALIVE_S) as silence:
+                await generation.changed()
+            if silence.cancelled_caught:
+                await send({"type": "http.response.body", "body": b": still here\n\n", "more_body": True})
+        if generation.error is not None:
+            await _send_event(send, "error", {"type": "error", "error": error_object(generation.error)})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _send_event(send: Send, kind: str, data: Mapping[str, Any]) -> None:
+    text = f"event: {kind}\ndata: {json.dumps(data)}\n\n"
+    await send({"type": "http.response.body", "body": text.encode(), "more_body": True})

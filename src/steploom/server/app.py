@@ -1,0 +1,74 @@
+"""create_app: the server as an ASGI application, to be run or to be mounted into another."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
+
+from steploom import AsyncDiffusionEngine, ConfigError, EngineNotRunning
+from steploom.server import images, status
+from steploom.server.access import Gate
+from steploom.server.errors import HANDLERS
+from steploom.server.settings import ServerSettings
+from steploom.server.state import ServerState
+
+ROUTES = [
+    Route("/v1/images/generations", images.generations, methods=["POST"]),
+    Route("/v1/images/edits", images.edits, methods=["POST"]),
+    Route("/v1/images/stored/{name}", images.stored, name="stored image"),
+    Route("/v1/models", status.models),
+    Route("/v1/models/{name:path}", status.model),
+    Route("/v1/requests", status.requests),
+    Route("/v1/requests/{request_id}", status.cancel, methods=["DELETE"]),
+    Route("/live", status.live),
+    Route("/ready", status.ready),
+    Route("/health", status.health),
+]
+
+
+def create_app(engine: AsyncDiffusionEngine, settings: ServerSettings | None = None, **overrides: Any) -> Starlette:
+    """The server over ``engine``.
+
+    Run as an application of its own, it starts the engine if that does not run, and closes what it has started.
+    Mounted into another (``Mount("/images", create_app(engine))``), it leaves that to the other application.
+
+    Args:
+        engine: Who makes everything.
+        settings: What is allowed; None takes the defaults.
+        overrides: Fields of :class:`~steploom.server.ServerSettings`.
+
+    Raises:
+        ConfigError: A setting is wrong.
+    """
+    try:
+        settings = settings or ServerSettings(**overrides)
+    except TypeError as error:
+        raise ConfigError(f"{error}; ServerSettings lists the fields") from None
+    state = ServerState(engine, settings)
+    middleware = [Middleware(Gate, settings)]
+    if settings.cors_origins:
+        middleware.insert(
+            0,
+            Middleware(CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]),
+        )
+    app = Starlette(routes=ROUTES, exception_handlers=HANDLERS, middleware=middleware, lifespan=_lifespan)
+    app.state.server = state
+    return app
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: Starlette) -> AsyncGenerator[None]:
+    state: ServerState = app.state.server
+    try:
+        state.engine.check_serving()
+    except EngineNotRunning:
+        async with state.engine:
+            yield
+    else:
+        yield

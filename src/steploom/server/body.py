@@ -1,0 +1,117 @@
+"""Bodies of requests: JSON, or a form with files; decoded into plain values and the bytes of pictures."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterable
+from typing import Any, cast
+
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+
+from steploom.server.errors import ApiError, invalid
+from steploom.server.settings import ServerSettings
+
+MAX_IMAGES = 16
+"""Pictures of one request, as OpenAI has it."""
+
+_MAX_FIELDS = 100
+
+
+async def read_body(request: Request, settings: ServerSettings) -> dict[str, Any]:
+    """The fields of a body by name. Files are bytes; what a form has several times is a list.
+
+    Raises:
+        ApiError: 400 where it cannot be decoded, 413 where it is too large, 415 where it is of another type.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind in ("application/json", ""):
+        return _object(await request.body())
+    if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
+        return await _form(request, settings)
+    raise ApiError(415, f"Content-Type={kind!r:.80}: must be application/json or multipart/form-data")
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(body, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"the body is no JSON: {error}", code="invalid_json") from None
+    if not isinstance(value, dict):
+        raise ApiError(400, "the body must be a JSON object", code="invalid_json")
+    return cast("dict[str, Any]", value)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+async def _form(request: Request, settings: ServerSettings) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    try:
+        async with request.form(
+            max_files=2 * MAX_IMAGES, max_fields=_MAX_FIELDS, max_part_size=settings.max_body_bytes
+        ) as form:
+            for name, value in form.multi_items():
+                read = await value.read() if isinstance(value, UploadFile) else value
+                listed = name.endswith("[]")
+                key = name.removesuffix("[]")
+                if listed or key in found:
+                    before = found.get(key, [])
+                    found[key] = [*(before if isinstance(before, list) else [before]), read]
+                else:
+                    found[key] = read
+    except MultiPartException as error:
+        raise ApiError(400, f"the form cannot be read: {error.message}", code="invalid_form") from None
+    return found
+
+
+def take_pictures(given: dict[str, Any], *names: str) -> list[bytes]:
+    """Takes the pictures of the fields ``names`` out of ``given``: files of a form, or base64 text of JSON.
+
+    Raises:
+        ApiError: 400: one is neither, or there are too many.
+    """
+    pictures = [
+        _picture(name, entry)
+        for name in names
+        if given.get(name) is not None
+        for entry in _entries(given[name])
+    ]  # fmt: skip
+    for name in names:
+        given.pop(name, None)
+    if len(pictures) > MAX_IMAGES:
+        raise invalid(f"{names[0]}: {len(pictures)} images, at most {MAX_IMAGES}", names[0])
+    return pictures
+
+
+def _entries(value: Any) -> Iterable[Any]:
+    return cast("list[Any]", value) if isinstance(value, list) else [value]
+
+
+def _picture(name: str, entry: Any) -> bytes:
+    if isinstance(entry, dict):  # {"image_url": "data:..."}, as OpenAI's JSON has it
+        links = cast("dict[str, Any]", entry)
+        entry = links.get("image_url", links.get("b64_json"))
+        entry = cast("dict[str, Any]", entry).get("url") if isinstance(entry, dict) else entry
+    if isinstance(entry, bytes):
+        if not entry:
+            raise invalid(f"{name}: the file is empty", name)
+        return entry
+    if not isinstance(entry, str):
+        raise invalid(f"{name}: must be a file, or base64 text", name, "invalid_type")
+    head, comma, data = entry.partition(",")
+    if not (comma and head.startswith("data:")):
+        data = entry
+        if "://" in entry[:20]:
+            raise invalid(f"{name}={entry!r:.80}: no address is fetched here; send the image itself", name)
+    try:
+        decoded = base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError):
+        raise invalid(f"{name}: is no base64 text", name) from None
+    if not decoded:
+        raise invalid(f"{name}: is empty", name)
+    return decoded

@@ -1,0 +1,205 @@
+"""Generation: the images of one HTTP request, each a request of the engine, and the log of what became of them.
+
+Whoever runs it fills the log; whoever answers a client reads it, from its beginning, at the client's own speed. So a
+request that is sent again with the same ``Idempotency-Key`` reads the log of the first one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+from PIL import Image
+
+from steploom import (
+    AsyncDiffusionEngine,
+    DiffusionOutput,
+    DiffusionRequest,
+    EngineError,
+    InvalidRequest,
+    RequestCancelled,
+    StepEvent,
+    SteploomError,
+)
+from steploom.requests import Event
+from steploom.server.errors import ApiError
+from steploom.server.fields import ImageFields, param_of
+from steploom.server.pictures import encode
+from steploom.server.running import Running
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Partial:
+    """A preview of one of the images.
+
+    Attributes:
+        image: Which of the images, from 0.
+        index: Which preview of it, from 0.
+        step: Steps done.
+        total: Steps in all, if known.
+        seed: Of the image.
+        data: The file.
+        size: Width and height.
+    """
+
+    image: int
+    index: int
+    step: int
+    total: int | None
+    seed: int | None
+    data: bytes
+    size: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Completed:
+    """One of the images, done; attributes as of :class:`Partial`. ``flagged``: the safety checker held it back."""
+
+    image: int
+    steps: int
+    seed: int | None
+    data: bytes
+    size: tuple[int, int]
+    flagged: bool = False
+
+
+class Generation:
+    """The images of one HTTP request.
+
+    Args:
+        fields: What was asked for.
+        requests: One request of the engine for each image.
+        size: Width and height that the images will have, as far as known: previews get that size.
+
+    Attributes:
+        log: What has happened so far, in order; at most ``partial_images + 1`` entries for each image.
+        created: Unix time.
+        error: Why it failed.
+        watchers: Clients that wait for it.
+    """
+
+    def __init__(self, fields: ImageFields, requests: Sequence[DiffusionRequest], size: tuple[int, int] | None) -> None:
+        self.fields = fields
+        self.requests = requests
+        self.log: list[Partial | Completed] = []
+        self.created = int(time.time())
+        self.error: Exception | None = None
+        self.watchers = 0
+        self._size = size
+        self._accepted = 0
+        self._ended = False
+        self._changed = anyio.Event()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the log grows no more."""
+        return self._ended
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the engine has accepted every one of its requests, so that a stream may begin."""
+        return self._accepted == len(self.requests)
+
+    async def changed(self) -> None:
+        """Returns when the log has grown, has ended, or a watcher came or went."""
+        await self._changed.wait()
+
+    def notify(self) -> None:
+        """Wakes all that wait for a change."""
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def run(self, engine: AsyncDiffusionEngine, running: Running) -> None:
+        """Makes the images, all at once. The first that fails ends the others; what it was is kept in ``error``."""
+        try:
+            async with anyio.create_task_group() as group:
+                for index, request in enumerate(self.requests):
+                    group.start_soon(self._guarded, engine, running, index, request, group.cancel_scope)
+        finally:
+            self._ended = True
+            self.notify()
+
+    async def _guarded(
+        self,
+        engine: AsyncDiffusionEngine,
+        running: Running,
+        index: int,
+        request: DiffusionRequest,
+        scope: anyio.CancelScope,
+    ) -> None:
+        try:
+            await self._one(engine, running, index, request)
+        except InvalidRequest as error:
+            self._fail(ApiError(error.status, str(error), param=param_of(error, self.fields), code="invalid_value"))
+            scope.cancel()
+        except RequestCancelled as error:
+            self._fail(_why_cancelled(engine, error))
+            scope.cancel()
+        except (SteploomError, ApiError) as error:
+            self._fail(error)
+            scope.cancel()
+
+    def _fail(self, error: Exception) -> None:
+        if self.error is None:
+            self.error = error.with_traceback(None)
+
+    async def _one(self, engine: AsyncDiffusionEngine, running: Running, index: int, request: DiffusionRequest) -> None:
+        previews = 0
+        with running.entered(request, self.fields) as entry:
+            async with engine.stream(request) as stream:
+                self._accepted += 1
+                self.notify()
+                async for event in stream:
+                    entry.see(event)
+                    if previews < self.fields.partial_images and _shows(event):
+                        await self._add_preview(index, previews, request, event)
+                        previews += 1
+                output = await stream.result()
+            entry.done(output)
+        self._add(await self._completed(index, output))
+
+    async def _add_preview(self, image: int, index: int, request: DiffusionRequest, event: Event) -> None:
+        assert isinstance(event, StepEvent)
+        picture: Image.Image = event.preview
+        size = self._size or picture.size
+        data = await encode(picture, self.fields, size)
+        seed = request.seed
+        step, total = event.step, event.total_steps
+        self._add(Partial(image=image, index=index, step=step, total=total, seed=seed, data=data, size=size))
+
+    async def _completed(self, index: int, output: DiffusionOutput) -> Completed:
+        picture = _first(output)
+        verdict = getattr(output.output, "nsfw_content_detected", None)
+        data = await encode(picture, self.fields)
+        return Completed(
+            image=index, steps=output.timings.steps, seed=output.seed, data=data, size=picture.size,
+            flagged=bool(verdict and verdict[0]),
+        )  # fmt: skip
+
+    def _add(self, entry: Partial | Completed) -> None:
+        self.log.append(entry)
+        self.notify()
+
+
+def _why_cancelled(engine: AsyncDiffusionEngine, error: RequestCancelled) -> Exception:
+    """A closed engine has cancelled everything: another server, or this one later, may do what was asked."""
+    try:
+        engine.check_serving()
+    except EngineError:
+        return ApiError(503, "the server was shut down before the request was done", code="draining")
+    return error
+
+
+def _shows(event: Event) -> bool:
+    """Whether the event has a preview that is not the finished image already."""
+    return isinstance(event, StepEvent) and event.preview is not None and event.step != event.total_steps
+
+
+def _first(output: DiffusionOutput) -> Image.Image:
+    if not output.has("images"):
+        raise ApiError(400, "this model makes no images", param="model", code="unsupported_model")
+    pictures: Any = output.images
+    return pictures[0]

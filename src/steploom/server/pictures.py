@@ -1,0 +1,79 @@
+"""Pictures on their way in and out; all of it is work for a thread."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+from anyio import to_thread
+from PIL import Image, ImageOps
+
+from steploom.server.errors import invalid
+from steploom.server.fields import ImageFields
+
+_QUALITY = 90
+
+
+async def encode(picture: Image.Image, fields: ImageFields, size: tuple[int, int] | None = None) -> bytes:
+    """``picture`` as a file of the format that was asked for, in a thread; brought to ``size`` if that is given."""
+    return await to_thread.run_sync(_encode, picture, fields.output_format, fields.output_compression, size)
+
+
+def _encode(picture: Image.Image, kind: str, compression: int | None, size: tuple[int, int] | None) -> bytes:
+    if size is not None and picture.size != size:
+        picture = picture.resize(size, Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {} if kind == "png" else {"quality": _QUALITY if compression is None else compression}
+    picture.convert("RGB").save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def text_of(data: bytes) -> str:
+    """``data`` in base64."""
+    return base64.b64encode(data).decode("ascii")
+
+
+async def mask_of(data: bytes, max_pixels: int, image: bytes | None = None) -> Image.Image:
+    """A mask as diffusers takes it, white where to paint, of one as OpenAI has it: transparent where to paint.
+
+    A picture without transparency is taken as it is: white where to paint.
+
+    Raises:
+        ApiError: 400: it cannot be read, is too large, or not as large as ``image``.
+    """
+    return await to_thread.run_sync(_mask, data, max_pixels, image)
+
+
+def _mask(data: bytes, max_pixels: int, image: bytes | None) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            _check_size("mask", opened.size, max_pixels)
+            picture = ImageOps.exif_transpose(opened)
+            see_through = picture.has_transparency_data
+            channel = picture.convert("RGBA").getchannel("A") if see_through else picture.convert("L")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise invalid(f"mask: the image cannot be read ({error}); give one that is whole", "mask") from None
+    size = _size(image) if image is not None else None
+    if size is not None and size != channel.size:
+        raise invalid(
+            f"mask: {channel.width}x{channel.height}, but image is {size[0]}x{size[1]}; make them equal", "mask"
+        )
+    return channel.point(_OPAQUE_TO_BLACK) if see_through else channel
+
+
+_OPAQUE_TO_BLACK = [255, *[0] * 255]
+"""Only what is fully transparent is painted."""
+
+
+def _size(data: bytes) -> tuple[int, int] | None:
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            return ImageOps.exif_transpose(picture).size if picture.getexif().get(0x0112, 1) >= 5 else picture.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None  # the engine says what is wrong with it
+
+
+def _check_size(name: str, size: tuple[int, int], max_pixels: int) -> None:
+    if size[0] * size[1] > max_pixels:
+        raise invalid(f"{name}: {size[0]}x{size[1]} is more than {max_pixels} pixels; make it smaller", name)

@@ -1,0 +1,50 @@
+"""ServerSettings: what a server allows, and whom."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from steploom.errors import ConfigError
+
+MIB = 1024 * 1024
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """Settings of :func:`steploom.server.create_app`.
+
+    Attributes:
+        api_keys: A request under ``/v1`` must bring one of these as ``Authorization: Bearer KEY``; none: anybody may.
+        model_names: What clients call the model; none: the name or path that the engine was given.
+        on_disconnect: What becomes of a request whose client has hung up: it is cancelled, or kept.
+        linger_s: Seconds that a request with an ``Idempotency-Key`` waits for its client to come back.
+        max_images: Images of one request (``n``), at most.
+        max_body_bytes: Size of a request's body, at most.
+        max_prompt_chars: Length of a prompt, at most.
+        default_timeout_s: ``timeout`` of requests that give none; None is no limit.
+        cors_origins: Web pages of these origins may use the server from a browser; ``"*"`` is any.
+        stored_images: Images that ``response_format="url"`` keeps in memory, at most, for ``stored_s``.
+        stored_s: Seconds.
+    """
+
+    api_keys: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    model_names: tuple[str, ...] = ()
+    on_disconnect: Literal["cancel", "keep"] = "cancel"
+    linger_s: float = 10.0
+    max_images: int = 10
+    max_body_bytes: int = 64 * MIB
+    max_prompt_chars: int = 32_000
+    default_timeout_s: float | None = None
+    cors_origins: tuple[str, ...] = ()
+    stored_images: int = 128
+    stored_s: float = 3600.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_images", "max_body_bytes", "max_prompt_chars", "stored_images", "stored_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: must be greater than 0")
+        if self.on_disconnect not in ("cancel", "keep"):
+            raise ConfigError(f"on_disconnect={self.on_disconnect!r}: must be 'cancel' or 'keep'")
+        if any(not key or key != key.strip() for key in self.api_keys):
+            raise ConfigError("api_keys: a key must not be empty, nor begin or end with white space")

@@ -1,0 +1,128 @@
+"""ServerState: what the routes of one server share."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import OrderedDict
+from pathlib import Path
+
+from steploom import AsyncDiffusionEngine, EngineError
+from steploom.server.answers import Joins
+from steploom.server.errors import ApiError, invalid
+from steploom.server.fields import ImageFields
+from steploom.server.running import Running
+from steploom.server.settings import ServerSettings
+
+
+class ServerState:
+    """What the routes of one server share.
+
+    Args:
+        engine: Who makes everything; the application, or whoever mounts it, starts and closes it.
+        settings: What is allowed.
+
+    Attributes:
+        running: What is being made.
+        joins: Generations by ``Idempotency-Key``.
+        stored: Images for ``response_format="url"``.
+        created: Unix time.
+        loading: What the engine is doing before it serves; None once it does.
+        draining: Whether nothing new is taken any more.
+    """
+
+    def __init__(self, engine: AsyncDiffusionEngine, settings: ServerSettings) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.running = Running()
+        self.joins = Joins()
+        self.stored = StoredImages(settings.stored_images, settings.stored_s)
+        self.created = int(time.time())
+        self.loading: str | None = None
+        self.draining = False
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """What clients may call the model itself."""
+        model = self.engine.config.model
+        return self.settings.model_names or (Path(model).name if Path(model).is_dir() else model,)
+
+    @property
+    def lora_names(self) -> tuple[str, ...]:
+        """The adapters that are models of their own name."""
+        return tuple(self.engine.config.loras or ())
+
+    def check_serving(self) -> None:
+        """Raises:
+        ApiError: 503: the engine is being loaded, or the server is being shut down.
+        """
+        if self.draining:
+            raise ApiError(503, "the server is being shut down", code="draining", headers={"Connection": "close"})
+        if self.loading is not None:
+            raise ApiError(503, f"the model is being loaded: {self.loading}", code="loading")
+
+    def adapters(self, fields: ImageFields) -> list[tuple[str, float]] | None:
+        """The adapters that a request wants, by the name of its model and by its field ``lora``.
+
+        Raises:
+            ApiError: 404: there is no such model; 400: there is no such adapter.
+        """
+        wanted: list[tuple[str, float]] = list(fields.own.get("lora") or ())
+        names = {*self.lora_names, *self.engine.info.loras}
+        for name, _ in wanted:
+            if name not in names:
+                known = f"there are {', '.join(sorted(names))}" if names else "this server has none"
+                raise invalid(f"lora={name!r:.80}: no such adapter; {known}", "lora")
+        if fields.model is None or fields.model in self.model_names:
+            return wanted or None
+        if fields.model in self.lora_names:
+            return [(fields.model, 1.0), *(entry for entry in wanted if entry[0] != fields.model)]
+        known = ", ".join((*self.model_names, *self.lora_names))
+        raise ApiError(
+            404, f"model={fields.model!r:.80}: no such model; there are {known}", param="model", code="model_not_found"
+        )
+
+    def not_ready(self) -> str | None:
+        """Why the server cannot take requests; None if it can."""
+        if self.draining:
+            return "draining"
+        if self.loading is not None:
+            return self.loading
+        try:
+            self.engine.check_serving()
+        except EngineError as error:
+            return str(error)
+        return None
+
+
+class StoredImages:
+    """Images under names that cannot be guessed: the newest ones, for a while.
+
+    Args:
+        most: How many, at most.
+        seconds: How long.
+    """
+
+    def __init__(self, most: int, seconds: float) -> None:
+        self._most, self._seconds = most, seconds
+        self._images: OrderedDict[str, tuple[float, bytes, str]] = OrderedDict()
+
+    def add(self, data: bytes, kind: str) -> str:
+        """Keeps ``data``, and returns its name."""
+        self._drop_old()
+        name = f"{secrets.token_urlsafe(24)}.{kind}"
+        self._images[name] = (time.monotonic(), data, kind)
+        while len(self._images) > self._most:
+            self._images.popitem(last=False)
+        return name
+
+    def find(self, name: str) -> tuple[bytes, str] | None:
+        """The image and its format, if it is still there."""
+        self._drop_old()
+        found = self._images.get(name)
+        return found[1:] if found else None
+
+    def _drop_old(self) -> None:
+        oldest = time.monotonic() - self._seconds
+        while self._images and next(iter(self._images.values()))[0] < oldest:
+            self._images.popitem(last=False)

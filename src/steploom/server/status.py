@@ -1,0 +1,75 @@
+"""What a server says of itself: models, health, and the requests that run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from steploom.server.errors import ApiError
+from steploom.server.state import ServerState
+
+
+def _state(request: Request) -> ServerState:
+    return request.app.state.server
+
+
+async def live(request: Request) -> Response:
+    """The process runs and its event loop turns."""
+    return JSONResponse({"status": "live"})
+
+
+async def ready(request: Request) -> Response:
+    """Requests are taken: the model is loaded and warm, its worker lives, and nothing is being shut down."""
+    why = _state(request).not_ready()
+    return JSONResponse({"status": "ready"}) if why is None else _not_ready(why)
+
+
+async def health(request: Request) -> Response:
+    """The workers answer, between two ticks."""
+    state = _state(request)
+    why = state.not_ready()
+    if why is not None:
+        return _not_ready(why)
+    await state.engine.check_health()
+    return JSONResponse({"status": "healthy", "requests": len(state.running)})
+
+
+def _not_ready(why: str) -> Response:
+    return JSONResponse({"status": "not ready", "why": why}, 503)
+
+
+async def models(request: Request) -> Response:
+    """OpenAI's list of models: the model, and each adapter that was registered at start."""
+    state = _state(request)
+    names = (*state.model_names, *state.lora_names)
+    return JSONResponse({"object": "list", "data": [_model(state, name) for name in names]})
+
+
+async def model(request: Request) -> Response:
+    """One of them."""
+    state, name = _state(request), request.path_params["name"]
+    if name not in (*state.model_names, *state.lora_names):
+        raise ApiError(404, f"model={name!r:.80}: no such model", param="model", code="model_not_found")
+    return JSONResponse(_model(state, name))
+
+
+def _model(state: ServerState, name: str) -> dict[str, Any]:
+    shown: dict[str, Any] = {"id": name, "object": "model", "created": state.created, "owned_by": "steploom"}
+    if name in state.lora_names:
+        shown["parent"] = state.model_names[0]
+    return shown
+
+
+async def requests(request: Request) -> Response:
+    """What waits and runs, at which step, oldest first."""
+    return JSONResponse({"object": "list", "data": _state(request).running.shown()})
+
+
+async def cancel(request: Request) -> Response:
+    """Ends one of them; its client gets an error."""
+    state, request_id = _state(request), request.path_params["request_id"]
+    if request_id not in state.running or not await state.engine.abort(request_id):
+        raise ApiError(404, f"no request {request_id!r:.80} waits or runs", code="not_found")
+    return JSONResponse({"id": request_id, "object": "request.cancelled", "cancelled": True})
