@@ -48,7 +48,7 @@ def test_the_kinds_are_those_of_the_annotations() -> None:
         ("clip_skip", "x", "a finite number"),
         ("max_sequence_length", -5, "an integer of at least 1"),
         ("max_sequence_length", 2.5, "an integer of at least 1"),
-        ("prompt", [], "not empty"),
+        ("prompt", [], "is empty"),
         ("prompt", 5, "a str, or a list of str"),
         ("prompt", ["a", None], "a str, or a list of str"),
         ("prompt", b"a", "a str, or a list of str"),

@@ -37,9 +37,9 @@ def examples(command: str | None) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in commands_shown]
 
 
-@pytest.mark.parametrize("command", [None, "demo", "generate", "verify", "doctor"])
+@pytest.mark.parametrize("command", [None, "demo", "generate", "serve", "verify", "doctor"])
 def test_every_help_teaches_by_examples_that_parse(command: str | None, tmp_path: pathlib.Path, monkeypatch) -> None:
-    for name in ("my-sd3", "my-flux", "my-model"):
+    for name in ("my-sd3", "my-flux", "my-model", "my-llada2"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model_index.json").touch()
     monkeypatch.chdir(tmp_path)

@@ -47,7 +47,7 @@ def test_what_is_not_in_this_version_is_not_advised(capsys, tmp_path: pathlib.Pa
     monkeypatch.syspath_prepend(tmp_path)
     assert main.main(["doctor", "--no-run"]) == 0
     found = report(capsys)
-    for name in ("executor ray", "extra server", "extra ray", "extra otel"):
+    for name in ("executor ray", "extra ray", "extra otel"):
         assert found[name].startswith("- not in this version")
         assert "pip install" not in found[name]
 
@@ -61,7 +61,7 @@ def test_it_knows_every_extra_and_every_name_of_an_executor() -> None:
     for name in checks.MEANINGS:
         resolve_executor(EngineConfig(distributed_executor_backend=name))
     used = " ".join(source.read_text() for source in (ROOT / "src").rglob("*.py"))
-    for module in ("starlette", "uvicorn", "ray", "opentelemetry"):
+    for module in ("ray", "opentelemetry"):
         assert f"import {module}" not in used
         assert f"from {module}" not in used
 

@@ -29,14 +29,15 @@ SIGNS: dict[State, str] = {"ok": "[green]✓[/]", "absent": "[dim]-[/]", "broken
 EXTRAS = {
     "lora": (("peft",), "requests may have LoRA adapters of their own"),
     "video": (("av",), "videos as .mp4 and .webm, compressed sound"),
+    "server": (("starlette", "uvicorn", "python-multipart"), "`steploom serve`"),
     "quantization": (("torchao", "gguf"), "quantized weights, as diffusers loads them"),
 }
 """Which modules each optional part of this version needs, and what for."""
 
-EXTRAS_TO_COME = ("server", "ray", "otel")
+EXTRAS_TO_COME = ("ray", "otel")
 """Optional parts that nothing in this version uses."""
 
-MODULES = {"pyzmq": "zmq", "pillow": "PIL"}
+MODULES = {"pyzmq": "zmq", "pillow": "PIL", "python-multipart": "python_multipart"}
 """The module of each package that has another name than its module."""
 
 DEEPER = {"diffusers": "DiffusionPipeline", "transformers": "PreTrainedModel"}
