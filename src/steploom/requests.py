@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import copy
 import dataclasses
+import operator
 import os
 import secrets
 import uuid
@@ -127,6 +128,8 @@ class DiffusionRequest:
             seed = secrets.randbits(SEED_BITS)
         if params.get("generator") is None:
             params.pop("generator", None)
+        if seed is not None and hasattr(seed, "__index__") and not isinstance(seed, bool):
+            seed = operator.index(seed)  # numpy's integers
         noise_scheduler = noise_schedulers.by_name(noise_scheduler)
         if request_id is None:
             request_id = uuid.uuid4().hex[:16]

@@ -7,6 +7,7 @@ import math
 import pathlib
 from typing import Any
 
+import numpy as np
 import pytest
 from fakes import fake_engine
 from hypothesis import given
@@ -161,3 +162,8 @@ def test_any_value_is_kept_or_refused_by_name(name: str, value: Any) -> None:
         assert refused == name
     else:
         assert getattr(request, name) == value or (value is None and name in ("request_id", "seed"))
+
+
+def test_a_seed_may_be_numpys() -> None:
+    seed = DiffusionRequest("a", seed=np.int64(3)).seed
+    assert (seed, type(seed)) == (3, int)
