@@ -153,6 +153,10 @@ def _check_sizes(request: DiffusionRequest, info: PipelineInfo) -> None:
             raise InvalidRequest(
                 f"{name}={value}: {info.pipeline_class} takes multiples of {of}; the nearest is {nearest}", field=name
             )
+        if value is not None and info.size_most is not None and value > info.size_most:
+            raise InvalidRequest(
+                f"{name}={value}: this {info.pipeline_class} has positions for at most {info.size_most}", field=name
+            )
 
 
 def _check_lora(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:
