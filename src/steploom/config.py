@@ -85,6 +85,8 @@ class EngineConfig:
             :class:`~steploom.errors.WorkerDied`.
         max_steps: Upper bound on ``num_inference_steps`` of a request.
         max_pixels: Upper bound on ``width * height`` of a request.
+        max_images: Upper bound on the images or videos of a request: prompts times ``num_images_per_prompt``.
+        max_frames: Upper bound on the frames of a request, those of all its videos together.
         preview_vae: A tiny autoencoder for previews: a folder or hub id of diffusers' ``AutoencoderTiny``; None shows
             them by a linear map that is fitted from the model's own VAE.
         encode_cache_bytes: Bytes of text-encoder outputs kept for identical calls; 0 keeps none.
@@ -126,6 +128,8 @@ class EngineConfig:
     max_retries: int = 2
     max_steps: int = 1000
     max_pixels: int = 4096 * 4096
+    max_images: int = 64
+    max_frames: int = 2048
     encode_cache_bytes: int = 64 * 1024 * 1024
     preview_vae: str | None = None
     loras: Mapping[str, str] | None = dataclasses.field(default=None, hash=False)

@@ -213,6 +213,7 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
         default_steps: Default of ``num_inference_steps``, if it has that argument.
         default_size: ``(width, height)`` used when none is given, if known.
         size_multiple: ``width`` and ``height`` must be multiples of this; 1 where the pipeline refuses no size.
+        size_most: Neither may be larger, since the model has positions for no more; None where it sets no bound.
         modules: Names of the woven components.
         device: Where the denoiser lives.
         dtype: Its dtype.
@@ -233,6 +234,7 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
     default_steps: int | None = None
     default_size: tuple[int, int] | None = None
     size_multiple: int = 1
+    size_most: int | None = None
     modules: list[str] = []
     device: str = "cpu"
     dtype: str = "float32"

@@ -9,7 +9,7 @@ import lora_files
 import pytest
 import tiny
 import torch
-from driving import Driver, assert_cares, config, distance, request
+from driving import Driver, alone, assert_cares, config, distance, request
 from peft.tuners.lora import LoraLayer
 
 from steploom.worker.runner import Runner
@@ -160,3 +160,20 @@ def test_attention_scale_multiplies_the_scale_and_leaves_no_trace(files: dict[st
         torch.equal(again.output[0], driver.finished["after"].output[0])
         or distance(again.output, driver.finished["after"].output) < 1e-5
     )
+
+
+@pytest.mark.parametrize("lora", [None, [("ink", 0.5)]])
+def test_requests_over_adapters_of_the_application_share_with_their_like(files: dict[str, str], lora: Any):
+    def build() -> Any:
+        pipe = tiny.sd3()
+        pipe.load_lora_weights(files["a"], adapter_name="ink")
+        return pipe
+
+    requests = [request(f"r{i}", f"a cat {i}", seed=i, **SMALL, **({"lora": lora} if lora else {})) for i in range(3)]
+    driver = Driver(Runner.from_pipeline(build(), config()))
+    finished = driver.drain(requests)
+    for one in requests:
+        assert driver.sharing(one.request_id)[1:] == [3.0] * (SMALL["num_inference_steps"] - 1)
+        pipe = build()
+        pipe.set_adapters(["ink"], [lora[0][1] if lora else 1.0])
+        assert distance(finished[one.request_id].output, alone(pipe, one)) <= 1e-4

@@ -16,7 +16,7 @@ from conformance import parts_sd
 from driving import Driver, alone, assert_cares, config, distance
 
 from steploom import AsyncDiffusionEngine, ConfigError, DiffusionRequest, InvalidRequest
-from steploom.worker import tasks
+from steploom.worker import loading, tasks
 from steploom.worker.family import Given
 from steploom.worker.runner import Runner
 
@@ -220,3 +220,13 @@ async def test_the_demo_model_makes_an_image_from_an_image_beside_one_from_text(
                 group.start_soon(lambda: one("image-to-image", num_inference_steps=16, strength=0.5, image=source))
         assert {out.timings.steps for out in results.values()} == {8}
         assert min(out.timings.mean_batch_requests for out in results.values()) >= 1.6
+
+
+def test_the_largest_size_is_what_the_model_has_positions_for() -> None:
+    pipe = tiny.sd3()
+    pipe.set_progress_bar_config(disable=True)
+    most = loading.describe(pipe, in_process=True).size_most
+    settings = {"num_inference_steps": 1, "guidance_scale": 1.0, "output_type": "latent", "height": 32}
+    pipe("a", width=most, **settings)
+    with pytest.raises(ValueError, match="pos_embed_max_size"):
+        pipe("a", width=most + 4, **settings)

@@ -87,6 +87,12 @@ def test_what_no_pipeline_of_the_family_takes_is_refused_with_the_mend(task, arg
     assert caught.value.field == field
 
 
+def test_a_size_for_which_the_model_has_no_positions_is_refused():
+    with pytest.raises(InvalidRequest, match="height=112: this P has positions for at most 96") as caught:
+        check_arguments(request(height=112, width=96), info("P", size_multiple=16, size_most=96), EngineConfig())
+    assert caught.value.field == "height"
+
+
 def test_a_size_that_one_task_refuses_may_suit_another():
     check_arguments(request("image-to-image", image=1, width=24), FAMILY, EngineConfig())
     check_arguments(request("inpainting", image=1, mask_image=1, width=25), FAMILY, EngineConfig())

@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Sized
 from typing import Any
 
 from steploom import lora
 from steploom.codec import check_request
 from steploom.config import EngineConfig
-from steploom.engine.arguments import STEP_LISTS, check_kinds
+from steploom.engine.arguments import check_kinds
+from steploom.engine.limits import FRAMES, PER_PROMPT, STEPS, check_limits
 from steploom.engine.pictures import check_pictures, is_picture_argument
 from steploom.errors import ConfigError, InvalidRequest
 from steploom.noise_schedulers import check_noise_scheduler
 from steploom.protocol import PipelineInfo
 from steploom.requests import OWN_FIELDS, DiffusionRequest
 
-COUNTS = ("num_inference_steps", "width", "height", "num_images_per_prompt", "num_videos_per_prompt", "num_frames",
-          "gen_length", "block_length", "max_sequence_length")  # fmt: skip
+COUNTS = ("width", "height", *PER_PROMPT, *FRAMES, "batch_size", "gen_length", "block_length",
+          "max_sequence_length")  # fmt: skip
 """Arguments that count something, wherever a pipeline has them."""
-STEPS = "num_inference_steps"
-"""How arguments end that say how many steps there are; cascades have one for each stage."""
 NEAREST = 3
 
 
@@ -84,7 +82,7 @@ def check_arguments(request: DiffusionRequest, info: PipelineInfo, config: Engin
     _check_counts(request)
     check_kinds(request, member)
     _check_sizes(request, member)
-    _check_limits(request, member, config)
+    check_limits(request, member, config)
 
 
 def _check_names(request: DiffusionRequest, info: PipelineInfo) -> None:
@@ -145,30 +143,6 @@ def _check_counts(request: DiffusionRequest) -> None:
             raise InvalidRequest(f"{name}={value!r}: must be an integer of at least 1", field=name)
 
 
-def _check_limits(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:
-    for field, steps in _steps(request, info):
-        if steps > config.max_steps:
-            raise InvalidRequest(f"{field}={steps}: at most {config.max_steps} (EngineConfig.max_steps)", field=field)
-    default = info.default_size or (1, 1)
-    width = request.params.get("width") or default[0]
-    height = request.params.get("height") or default[1]
-    if width * height > config.max_pixels:
-        raise InvalidRequest(
-            f"width={width}, height={height}: at most {config.max_pixels} pixels (EngineConfig.max_pixels)",
-            field="width",
-        )
-
-
-def _steps(request: DiffusionRequest, info: PipelineInfo) -> Iterator[tuple[str, int]]:
-    """All that says how many steps there will be, and how many that is."""
-    yield STEPS, request.params.get(STEPS) or info.default_steps or 1
-    for name, value in request.params.items():
-        if name.endswith(STEPS) and isinstance(value, int):
-            yield name, value
-        elif name.endswith(STEP_LISTS) and isinstance(value, Sized):
-            yield name, len(value)
-
-
 def _check_sizes(request: DiffusionRequest, info: PipelineInfo) -> None:
     of = info.size_multiple
     for name in ("width", "height"):
@@ -178,6 +152,10 @@ def _check_sizes(request: DiffusionRequest, info: PipelineInfo) -> None:
             nearest = f"{below} or {above}" if below else f"{above}"
             raise InvalidRequest(
                 f"{name}={value}: {info.pipeline_class} takes multiples of {of}; the nearest is {nearest}", field=name
+            )
+        if value is not None and info.size_most is not None and value > info.size_most:
+            raise InvalidRequest(
+                f"{name}={value}: this {info.pipeline_class} has positions for at most {info.size_most}", field=name
             )
 
 

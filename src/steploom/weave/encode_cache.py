@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from steploom.weave.calls import Leaf, ModuleCall, Structure, flatten, has_opaque, unflatten
+from steploom.weave.fingerprint import fingerprint
 from steploom.weave.merge_keys import digest
-from steploom.weave.shared import version
 
 
 class EncodeCache:
@@ -29,8 +29,13 @@ class EncodeCache:
         self._limit = limit_bytes
         self.bytes = 0
         self._entries: OrderedDict[Hashable, tuple[Structure, list[torch.Tensor]]] = OrderedDict()
+        self._fingerprints: dict[int, Hashable] = {}
         self.hits = 0
         self.misses = 0
+
+    def look_again(self) -> None:
+        """Looks at the weights of modules again, which it does once until this is called."""
+        self._fingerprints.clear()
 
     def key(self, call: ModuleCall) -> Hashable | None:
         """What identical calls share; None where the call cannot be cached."""
@@ -45,10 +50,16 @@ class EncodeCache:
         return (
             call.target.key,
             None if adapted is None else adapted.key,
-            version(getattr(call.target.module, "_orig_mod", call.target.module)),
+            self._fingerprint(getattr(call.target.module, "_orig_mod", call.target.module)),
             call.structure,
             tuple(digest(leaf) for leaf in call.leaves if isinstance(leaf, torch.Tensor)),
         )
+
+    def _fingerprint(self, module: Any) -> Hashable:
+        known = self._fingerprints.get(id(module))
+        if known is None:
+            known = self._fingerprints[id(module)] = fingerprint(module)
+        return known
 
     def get(self, key: Hashable) -> Any:
         """A copy of the kept result (the caller may update it in place); None if there is none."""
@@ -77,21 +88,17 @@ class EncodeCache:
         structure = flatten(result, leaves)
         if has_opaque(structure) or key in self._entries or any(isinstance(leaf, list) for leaf in leaves):
             return
-        kept = [leaf.clone() for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        size = _size(kept)
-        if size > self._limit:
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        size = sum(tensor.nbytes for tensor in tensors)
+        if not 0 < size <= self._limit:
             return
-        self._entries[key] = (structure, kept)
-        self.bytes += size
-        while self.bytes > self._limit:
+        while self.bytes + size > self._limit:
             _, (_, dropped) = self._entries.popitem(last=False)
-            self.bytes -= _size(dropped)
+            self.bytes -= sum(tensor.nbytes for tensor in dropped)
+        self._entries[key] = (structure, [tensor.clone() for tensor in tensors])
+        self.bytes += size
 
     def clear(self) -> None:
         """Drops everything (the weights changed)."""
         self._entries.clear()
         self.bytes = 0
-
-
-def _size(tensors: list[torch.Tensor]) -> int:
-    return sum(t.nbytes for t in tensors)

@@ -127,6 +127,7 @@ class Hub:
 
     def _run(self, group: Group) -> None:
         """Answers every call of the group; identical text-encoder calls are run once."""
+        self.cache.look_again()
         firsts: dict[Hashable, Program] = {}
         fresh: Group = []
         repeats: list[tuple[Hashable, Program, ModuleCall]] = []

@@ -177,6 +177,7 @@ def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
         default_steps=steps.default if steps is not None and isinstance(steps.default, int) else None,
         default_size=sizes.default(pipeline, denoiser),
         size_multiple=sizes.multiple(pipeline),
+        size_most=sizes.most(pipeline, denoiser),
         modules=list(untyped.modules_of(pipeline)),
         device=str(getattr(denoiser, "device", "cpu")),
         dtype=str(getattr(denoiser, "dtype", torch.float32)).removeprefix("torch."),

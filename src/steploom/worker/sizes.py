@@ -44,6 +44,16 @@ def _refuses(check: Any, arguments: dict[str, Any], size: int) -> bool:
     return False
 
 
+def most(pipeline: Any, denoiser: Any) -> int | None:
+    """The largest width or height for which the denoiser has learned positions (SD 3), if it sets a bound."""
+    embedding = getattr(denoiser, "pos_embed", None)
+    patches, patch = getattr(embedding, "pos_embed_max_size", None), getattr(embedding, "patch_size", None)
+    factor = getattr(pipeline, "vae_scale_factor", None)
+    if isinstance(patches, int) and isinstance(patch, int) and isinstance(factor, int):
+        return patches * patch * factor
+    return None
+
+
 def default(pipeline: Any, denoiser: Any) -> tuple[int, int] | None:
     """``(width, height)`` of what is made when no size is given, if that is known."""
     parameters = untyped.call_parameters(pipeline)

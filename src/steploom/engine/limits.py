@@ -1,0 +1,99 @@
+"""How much one request may ask for: steps, pixels, images, frames; the bounds are fields of ``EngineConfig``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+from typing import Any, cast
+
+from steploom.config import EngineConfig
+from steploom.engine.arguments import STEP_LISTS
+from steploom.errors import InvalidRequest
+from steploom.protocol import PipelineInfo
+from steploom.requests import DiffusionRequest
+
+STEPS = "num_inference_steps"
+"""How arguments end that say how many steps there are; cascades have one for each stage."""
+PER_PROMPT = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "ensemble_size")
+"""Arguments that say how many times each prompt, or image, is made."""
+FRAMES = ("num_frames", "video_length")
+"""Arguments that say how long a video is."""
+
+_ROWS = ("prompt_embeds", "class_labels")
+
+
+def check_limits(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:
+    """Refuses a request for more than ``config`` allows; its counts are known to be integers.
+
+    Raises:
+        InvalidRequest: Names the field, how much it comes to, and the limit.
+    """
+    for field, steps in _steps(request, info):
+        if steps > config.max_steps:
+            raise InvalidRequest(f"{field}={steps}: at most {config.max_steps} (EngineConfig.max_steps)", field=field)
+    default = info.default_size or (1, 1)
+    width = request.params.get("width") or default[0]
+    height = request.params.get("height") or default[1]
+    if width * height > config.max_pixels:
+        raise InvalidRequest(
+            f"width={width}, height={height}: at most {config.max_pixels} pixels (EngineConfig.max_pixels)",
+            field="width",
+        )
+    _check_images(request, config)
+
+
+def _check_images(request: DiffusionRequest, config: EngineConfig) -> None:
+    """The images or videos of all prompts together, and the frames of all these videos."""
+    said = _counts(request)
+    images = 1
+    for count in said.values():
+        images *= count
+    if images > config.max_images:
+        field = max(said, key=lambda name: said[name])
+        raise InvalidRequest(
+            f"{_told(said)}: at most {config.max_images} images of one request (EngineConfig.max_images)", field=field
+        )
+    for field in FRAMES:
+        frames = request.params.get(field) or 1
+        if frames * images > config.max_frames:
+            raise InvalidRequest(
+                f"{_told({field: frames} | said)}: at most {config.max_frames} frames of one request "
+                "(EngineConfig.max_frames)",
+                field=field,
+            )
+
+
+def _told(said: dict[str, int]) -> str:
+    """``num_frames=49, num_videos_per_prompt=64``; a list of prompts by its length."""
+    return ", ".join(
+        f"{name}: {count} of them" if name in ("prompt", *_ROWS) else f"{name}={count}" for name, count in said.items()
+    )
+
+
+def _counts(request: DiffusionRequest) -> dict[str, int]:
+    """What multiplies the images of the request, where it is more than one: argument and number."""
+    rows = {"prompt": request.prompt} | {name: request.params.get(name) for name in _ROWS}
+    said = {name: count for name, value in rows.items() if (count := _length(value)) > 1}
+    name = max(said, key=lambda name: said[name], default=None)
+    # Several ways to say how many rows there are say the same; the largest counts.
+    said = {} if name is None else {name: said[name]}
+    said |= {name: count for name in PER_PROMPT if (count := request.params.get(name) or 1) > 1}
+    batch = request.params.get("batch_size") or 1
+    return said if batch == 1 or said else {"batch_size": batch}  # beside others it says how to go about it
+
+
+def _length(value: Any) -> int:
+    """Rows of a list, or of a tensor of embeddings; 1 of anything else."""
+    shape = getattr(value, "shape", ())
+    if len(shape) > 2:  # rows, tokens, channels
+        return int(shape[0])
+    return len(cast("list[Any]", value)) if isinstance(value, (list, tuple)) else 1
+
+
+def _steps(request: DiffusionRequest, info: PipelineInfo) -> Iterator[tuple[str, int]]:
+    """All that says how many steps there will be, and how many that is."""
+    yield STEPS, request.params.get(STEPS) or info.default_steps or 1
+    for name, value in request.params.items():
+        if name.endswith(STEPS) and isinstance(value, int):
+            yield name, value
+        elif name.endswith(STEP_LISTS) and isinstance(value, Sized):
+            yield name, len(value)

@@ -1,0 +1,76 @@
+"""How many images and frames one request may ask for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import fake_engine
+
+from steploom import EngineConfig, InvalidRequest
+from steploom.engine.validation import check_arguments
+from steploom.protocol import Parameter, PipelineInfo
+from steploom.requests import DiffusionRequest
+
+TAKEN = ("prompt", "prompt_embeds", "num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt",
+         "num_frames", "video_length", "batch_size", "class_labels", "ensemble_size")  # fmt: skip
+INFO = PipelineInfo(pipeline_class="P", parameters=[Parameter(name) for name in TAKEN])
+LIMITS = EngineConfig(max_images=6, max_frames=100)
+EMBEDS = np.zeros((7, 1, 1))
+
+
+def check(prompt: Any = None, **params: Any) -> None:
+    check_arguments(DiffusionRequest(prompt, **params), INFO, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("params", "field", "message"),
+    [
+        ({"num_images_per_prompt": 10**6}, "num_images_per_prompt", "num_images_per_prompt=1000000: at most 6 images"),
+        ({"num_videos_per_prompt": 7}, "num_videos_per_prompt", "=7: at most 6 images"),
+        ({"num_waveforms_per_prompt": 7}, "num_waveforms_per_prompt", "EngineConfig.max_images"),
+        ({"ensemble_size": 7, "batch_size": 2}, "ensemble_size", "EngineConfig.max_images"),
+        ({"prompt": ["a"] * 7}, "prompt", "prompt: 7 of them: at most 6"),
+        ({"prompt": ["a"] * 4, "num_images_per_prompt": 2}, "prompt", "4 of them, num_images_per_prompt=2: at most 6"),
+        ({"prompt_embeds": EMBEDS}, "prompt_embeds", "prompt_embeds: 7 of them"),
+        ({"prompt_embeds": [EMBEDS[0]] * 7}, "prompt_embeds", "prompt_embeds: 7 of them"),
+        ({"batch_size": 10**6}, "batch_size", "batch_size=1000000"),
+        ({"class_labels": [1] * 7}, "class_labels", "class_labels: 7 of them"),
+        ({"num_frames": 10**6}, "num_frames", "num_frames=1000000: at most 100 frames .*EngineConfig.max_frames"),
+        ({"video_length": 101}, "video_length", "=101: at most 100"),
+        ({"num_frames": 60, "prompt": ["a"] * 2}, "num_frames", "num_frames=60, prompt: 2 of them: at most 100"),
+    ],
+)
+def test_more_images_or_frames_than_allowed_are_refused(params: dict[str, Any], field: str, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message) as caught:
+        check(**params)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"num_images_per_prompt": 6, "num_frames": None},
+        {"prompt": ["a"] * 3, "num_images_per_prompt": 2, "batch_size": 6},
+        {"prompt_embeds": EMBEDS[:6], "num_images_per_prompt": None},
+        {"prompt_embeds": EMBEDS[:, 0]},  # not rows of texts
+        {"num_frames": 50, "num_videos_per_prompt": 2},
+        {"ensemble_size": 6, "batch_size": 6},
+    ],
+)
+def test_as_many_as_allowed_pass(params: dict[str, Any]) -> None:
+    check(**params)
+
+
+@pytest.mark.parametrize("name", ["num_waveforms_per_prompt", "batch_size", "ensemble_size", "video_length"])
+def test_what_counts_is_an_integer(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"{name}='many': must be an integer"):
+        check(**{name: "many"})
+
+
+async def test_the_engine_refuses_a_million_prompts_before_any_work() -> None:
+    async with fake_engine() as (engine, executor):
+        with pytest.raises(InvalidRequest, match=r"1000000 of them: at most 64 images .*max_images"):
+            await engine.generate(["a cat"] * 10**6)
+        assert not executor.log
