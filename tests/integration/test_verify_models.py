@@ -11,6 +11,7 @@ import torch
 from conformance.case import CASES
 
 from steploom.cli import main
+from steploom.worker import candidates
 
 
 def verify(name: str, monkeypatch, capsys, *options: str) -> tuple[int, str]:
@@ -60,3 +61,16 @@ def test_what_does_not_share_says_why(monkeypatch, capsys) -> None:
     assert code == 0
     assert "not batched: 0%" in report
     assert "why not: nothing alike to share with" in report
+
+
+def test_what_a_pipeline_would_draw_without_a_seed_is_given(monkeypatch, capsys) -> None:
+    """Consistency models draw class labels from the global generator."""
+    assert_told(*verify("ConsistencyModelPipeline", monkeypatch, capsys))
+
+
+def test_a_pipeline_that_does_not_repeat_is_not_accused(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(candidates, "_DRAWN", ())
+    code, report = verify("ConsistencyModelPipeline", monkeypatch, capsys)
+    assert code == 1
+    assert "NOT equal" not in report
+    assert "not comparable: the pipeline itself does not repeat with the same seed" in report

@@ -156,3 +156,11 @@ def test_pictures_of_bytes_may_differ_by_one_level() -> None:
     assert trial.distance([one + 1], [one]) == 0.0
     assert trial.distance([one + 2], [one]) > TOLERANCE
     assert trial.distance([np.array([1])], [np.array([2])]) == float("inf")
+
+
+@pytest.mark.parametrize(("apart", "told"), [(0.5, "from itself by 5.0e-01 of the scale"), (float("inf"), "in kind")])
+def test_what_does_not_repeat_alone_is_not_called_unequal(apart: float, told: str) -> None:
+    first, second, *_ = verify.report("Pipe", verdict(distances=(0.5, 0.5), unrepeatable=apart))
+    assert "NOT equal" not in first
+    assert told in first
+    assert "--set" in second

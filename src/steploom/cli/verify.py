@@ -21,7 +21,8 @@ examples:
 
 Two requests that differ in prompt, seed, guidance and number of steps run alone with pipe(...), then together. What
 the model needs besides (pictures, sizes, lengths) is found by asking it. The exit code is 1 if they do not come out
-equal, or if the model alone cannot do any of what it is asked for.
+equal, if that cannot be judged since the model alone does not give the same twice with one seed, or if the model alone
+cannot do any of what it is asked for.
 """
 _FLAGS = {"prompt": "--prompt", "num_inference_steps": "--steps", "width": "--size", "height": "--size"}
 """Arguments of the pipeline that have an option of their own."""
@@ -29,6 +30,10 @@ _FLAGS = {"prompt": "--prompt", "num_inference_steps": "--steps", "width": "--si
 _MEND = (
     "  what to do: with half precision try --dtype float32, which rounds less; if it stays unequal, serve it with "
     "max_batch=1, and report it"
+)
+_REPEAT = (
+    "  what to do: it draws from torch's global generator, not from generator=; give what it draws with --set "
+    "(class_labels=1), then ask again"
 )
 PROMPTS = ("a lighthouse at dusk", "two green boats on a lake")
 
@@ -86,12 +91,9 @@ def report(name: str, verdict: Verdict) -> list[str]:
     good, bad = "[green]✓[/]", "[bold red]✗[/]"
     if verdict.error is not None:
         return [f"{bad} {name}: a request failed together, though not alone", verdict.error]
-    equal = f"{'equal' if verdict.equal else 'NOT equal'} to pipe(...) alone: {_apart(verdict)}"
+    lines = _equality(verdict, good, bad)
     share = f"{verdict.share:.0%} of the denoiser calls carried both requests"
     batched = f"{'batched' if verdict.batched else 'not batched'}: {share}"
-    lines = [f"{good if verdict.equal else bad} {equal}"]
-    if not verdict.equal:
-        lines.append(_MEND)
     lines.append(f"{good if verdict.batched else '[yellow]-[/]'} {batched}")
     if not verdict.batched:
         lines += [f"  why not: {reason}" for reason in _reasons(verdict)]
@@ -99,6 +101,15 @@ def report(name: str, verdict: Verdict) -> list[str]:
     apart = f"{verdict.alone_s:.2f} s one after the other with pipe(...)"
     lines.append(f"  {apart}, {verdict.together_s:.2f} s together: {speed:.2f}x")
     return lines
+
+
+def _equality(verdict: Verdict, good: str, bad: str) -> list[str]:
+    if verdict.unrepeatable is not None:
+        far = "in kind" if verdict.unrepeatable == float("inf") else f"by {verdict.unrepeatable:.1e} of the scale"
+        own = f"the pipeline itself does not repeat with the same seed: pipe(...) alone differs from itself {far}"
+        return [f"[yellow]-[/] not comparable: {own}", _REPEAT]
+    equal = f"{'equal' if verdict.equal else 'NOT equal'} to pipe(...) alone: {_apart(verdict)}"
+    return [f"{good} {equal}"] if verdict.equal else [f"{bad} {equal}", _MEND]
 
 
 def _apart(verdict: Verdict) -> str:

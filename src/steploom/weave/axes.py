@@ -69,7 +69,7 @@ def compare(one: Seen, two: Seen, leaves: Sequence[Leaf]) -> Axes:
         pairs = zip(one.inputs, two.inputs, leaves, strict=True)
         inputs: tuple[LeafAxis, ...] = tuple([_leaf_axis(a, b, isinstance(leaf, list)) for a, b, leaf in pairs])
         results = zip(one.outputs, two.outputs, strict=True)
-        outputs: tuple[LeafAxis, ...] = tuple([_leaf_axis(a, b, len(a) != 1) for a, b in results])
+        outputs: tuple[LeafAxis, ...] = tuple([_leaf_axis(a, b, len(a) != 1 or len(b) != 1) for a, b in results])
     except ValueError as unclear:
         return Axes(reason=str(unclear))
     if all(axis is SHARED for axis in inputs):

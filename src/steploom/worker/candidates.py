@@ -41,6 +41,9 @@ _PICTURES: Sequence[tuple[str, ...]] = (
 )  # fmt: skip
 """Pictures, and what goes with them, that are given besides what must be."""
 
+_DRAWN = ("class_labels",)
+"""Arguments in whose absence a pipeline draws from the global generator, so that it does not repeat."""
+
 _WIDTHS = ("encoder_hid_dim", "clip_image_in_channels", "cross_attention_dim", "embedding_dim", "caption_channels")
 """Where a denoiser's configuration says how wide the embeddings are that it takes."""
 
@@ -154,7 +157,8 @@ class _Asking:
         """The request, with these pictures and those that must be given."""
         values: dict[str, Any] = {**self._lengths(), **self._short, **{name: self._given(name) for name in pictures}}
         for name, parameter in self._accepted.items():
-            if parameter.default is inspect.Parameter.empty and name not in values:
+            needed = parameter.default is inspect.Parameter.empty or name in _DRAWN
+            if needed and name not in values:
                 values[name] = self._given(name)
         values = {name: value for name, value in values.items() if name in self._accepted and value is not None}
         values |= dict(self._wishes.extra)

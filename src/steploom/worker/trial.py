@@ -27,6 +27,9 @@ TOLERANCE = 1e-4
 TOLERANCES = {torch.float32: TOLERANCE, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """The same by dtype of the denoiser: at another number of rows a half-precision forward rounds otherwise."""
 
+_AGAIN = 2
+"""How often what does not come out equal runs alone again: what it draws may happen to be the same once."""
+
 BATCHED_SHARE = 0.8
 """Share of the denoiser calls, made while all requests ran, that carried all of them, from which we say "batched"."""
 
@@ -43,6 +46,8 @@ class Verdict:
         alone_s: Seconds for all requests one after the other with ``pipe(...)``.
         together_s: Seconds for all requests at once.
         tolerance: What ``equal`` allows.
+        unrepeatable: How far the pipeline alone is from itself with the same seed, where that is more than allowed
+            (it draws from the global generator): then equality cannot be judged. None if it repeats, or was equal.
     """
 
     distances: tuple[float, ...]
@@ -52,6 +57,7 @@ class Verdict:
     together_s: float
     tolerance: float = TOLERANCE
     error: str | None = None
+    unrepeatable: float | None = None
 
     @property
     def equal(self) -> bool:
@@ -157,10 +163,20 @@ def trial(pipeline: Any, requests: Sequence[DiffusionRequest], tolerance: float 
             else:
                 distances.append(distance(report.output, alone))
     reasons = {reason: count - learned.get(reason, 0) for reason, count in runner.stats().alone_calls.items()}
-    return Verdict(
+    verdict = Verdict(
         tuple(distances), full / calls if calls else 0.0, {reason: n for reason, n in reasons.items() if n}, alone_s,
         together_s, tolerance, error,
     )  # fmt: skip
+    if verdict.equal or error is not None:
+        return verdict
+    apart = _apart_from_itself(pipeline, requests, expected)
+    return dataclasses.replace(verdict, unrepeatable=apart) if apart > tolerance else verdict
+
+
+def _apart_from_itself(pipeline: Any, requests: Sequence[DiffusionRequest], expected: Sequence[Any]) -> float:
+    """How far the pipeline alone is from what it gave alone before, with the same seeds."""
+    pairs = list(zip(requests, expected, strict=True)) * _AGAIN
+    return max(distance(run_alone(pipeline, request), before) for request, before in pairs)
 
 
 def distance(one: Any, other: Any) -> float:

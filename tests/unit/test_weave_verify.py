@@ -1,0 +1,82 @@
+"""The check of a merge: no crosstalk passes, however faint; a module that pads to its longest row does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from steploom.weave.axes import Axes, Seen, compare
+from steploom.weave.calls import ModuleCall
+from steploom.weave.merging import MergedCall
+from steploom.weave.verify import check
+
+Module = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Target:
+    """Stands for a shared module."""
+
+    def __init__(self, module: Module) -> None:
+        self.invoke = module
+        self.name, self.key, self.method, self.module = "transformer", "own", "forward", self
+        self.group, self.ragged, self.adapted = "own", None, None
+
+
+def verdict(module: Module, *lengths: int) -> str | None:
+    """What the check says of calls of a module with masks of these lengths."""
+    noise = torch.Generator().manual_seed(0)
+    target: Any = Target(module)
+    masks = [(torch.arange(12) < length).long().unsqueeze(0) for length in lengths]
+    calls = [ModuleCall(target, (torch.randn(1, 12, generator=noise), mask), {}) for mask in masks]
+    merged = MergedCall(calls, Axes((0, 0), (0,)))
+    return check(merged, merged.run())
+
+
+def pads(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Its rounding depends on the longest row, as that of an attention over as many places does."""
+    return x * mask.sum(1, keepdim=True) * (1 + 2e-7 * mask.sum(1).max())
+
+
+def test_padding_to_the_longest_row_is_not_crosstalk() -> None:
+    assert verdict(pads, 3, 9, 5) is None
+
+
+def reads_row_zero(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return x * mask[:1].sum(1, keepdim=True)
+
+
+def takes_the_longest(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return x * (1 + 1e-4 * mask.sum(1).max())
+
+
+def leaks_like_rounding(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return pads(x, mask) + 1e-6 * x[:1]
+
+
+def leaks_the_last_row(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return pads(x, mask) + 1e-6 * x[-1:]
+
+
+def found(reason: str | None) -> bool:
+    return reason is not None and ("mates" in reason or "differs" in reason)
+
+
+@pytest.mark.parametrize(
+    "module", [reads_row_zero, leaks_like_rounding, leaks_the_last_row], ids=lambda module: module.__name__
+)
+@pytest.mark.parametrize("lengths", [(3, 9, 5), (12, 12), (5, 5)], ids=str)
+def test_crosstalk_is_found(module: Module, lengths: tuple[int, ...]) -> None:
+    assert found(verdict(module, *lengths))
+
+
+def test_a_length_that_changes_more_than_rounding_is_crosstalk() -> None:
+    assert found(verdict(takes_the_longest, 3, 9, 5))
+
+
+def test_a_list_of_one_result_per_row_is_learned_from_one_row() -> None:
+    """Z-Image without guidance: one entry in, one entry out."""
+    one, two = Seen((((4, 1),),), (((4, 1),),)), Seen((((4, 1), (4, 1)),), (((4, 1), (4, 1)),))
+    assert compare(one, two, [[torch.ones(4, 1)]]) == Axes(("rows",), ("rows",))
