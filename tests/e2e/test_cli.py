@@ -46,6 +46,7 @@ def test_an_argument_that_the_pipeline_does_not_know_is_one_line(tmp_path: pathl
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_cleanly_and_leaves_nothing(tmp_path: pathlib.Path) -> None:
     command = [*STEPLOOM, "generate", PROMPT, "--steps", "1000", "--verbose", "--save-steps", *QUICK]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

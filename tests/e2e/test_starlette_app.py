@@ -18,7 +18,7 @@ import uvicorn
 from fakes import assert_empty
 from PIL import Image
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "starlette_app.py"
 TRIES = 200
 

@@ -31,6 +31,7 @@ async def draw(executor: DiffusionExecutor) -> RunnerOutput:
     return answer
 
 
+@pytest.mark.slow
 async def test_a_process_and_a_thread_give_the_same_image() -> None:
     images = []
     for kind in (MultiprocExecutor, InprocExecutor):

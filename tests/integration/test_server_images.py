@@ -135,7 +135,7 @@ WRONG = [
     ({"prompt": "a", "true_cfg_scale": 4}, "true_cfg_scale"), ({"prompt": "a", "timeout": -1}, "timeout"),
     ({"prompt": "a", "guidance_scale": "NaN"}, "guidance_scale"), ({"prompt": ["a"]}, "prompt"),
     ({"prompt": "a", "lora": "/etc/passwd"}, "lora"), ({"prompt": "a", "lora": [{"path": "x"}]}, "lora"),
-    ({"prompt": "a" * 32_001}, "prompt"),
+    ({"prompt": "a" * 32_001}, "prompt"), ({"prompt": "a", "image": "x"}, "image"),
 ]  # fmt: skip
 
 
@@ -258,6 +258,7 @@ async def test_what_runs_is_listed_and_can_be_cancelled() -> None:
             await engine.held()
             (entry,) = (await client.get("/requests", cast_to=dict))["data"]
             assert (entry["status"], entry["step"], entry["num_inference_steps"]) == ("running", 1, 4)
+            assert (await client.get(f"/requests/{entry['id']}", cast_to=dict))["step"] == 1
             await client.delete(f"/requests/{entry['id']}", cast_to=dict)
             engine.release()
         with pytest.raises(openai.NotFoundError):
@@ -333,8 +334,9 @@ async def test_it_mounts_into_another_application() -> None:
         host = Starlette(routes=[Mount("/art", create_app(engine, api_keys=("k",)))])
         async with listening(host) as address, sdk(f"{address}/art", "k") as client:
             answer = await client.images.generate(prompt="a", response_format="url")
+            async with httpx2.AsyncClient() as plain:
+                assert (await plain.get(answer.data[0].url)).status_code == 200  # nobody can guess it
             async with httpx2.AsyncClient(headers={"Authorization": "Bearer k"}) as plain:
-                assert (await plain.get(answer.data[0].url)).status_code == 200
                 assert (await plain.get(f"{address}/art/v1/models")).status_code == 200
                 assert (await plain.get(f"{address}/art/v1/models", headers={"Authorization": ""})).status_code == 401
 

@@ -13,6 +13,9 @@ from steploom.server.errors import ApiError, response_of
 from steploom.server.settings import ServerSettings
 
 _PROTECTED = "/v1/"
+_UNGUESSABLE = "/v1/images/stored/"
+"""Whoever knows the name of an image that is kept may have it."""
+
 _LONGEST_ID = 128
 
 
@@ -45,7 +48,8 @@ class Gate:
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         path: str = scope["path"].removeprefix(scope.get("root_path", ""))
-        if self._settings.api_keys and path.startswith(_PROTECTED) and scope["method"] != "OPTIONS":
+        protected = path.startswith(_PROTECTED) and not path.startswith(_UNGUESSABLE)
+        if self._settings.api_keys and protected and scope["method"] != "OPTIONS":
             self._check_key(headers.get("authorization", ""))
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self._settings.max_body_bytes:

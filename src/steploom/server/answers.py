@@ -9,9 +9,10 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import anyio
+from anyio import to_thread
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
@@ -61,7 +62,25 @@ class Joins:
 
 
 def _fingerprint(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(repr(sorted(body.items(), key=lambda item: item[0])).encode()).hexdigest()
+    digest = hashlib.sha256()
+    _add(digest.update, body)
+    return digest.hexdigest()
+
+
+def _add(update: Callable[[bytes], None], value: Any) -> None:
+    """Feeds a decoded body to a hash; files as they are, which may be large."""
+    if isinstance(value, Mapping):
+        entries = cast("Mapping[str, Any]", value)
+        value = [part for name in sorted(entries) for part in (name, entries[name])]
+    if isinstance(value, list):
+        items = cast("list[Any]", value)
+        update(f"[{len(items)}".encode())
+        for item in items:
+            _add(update, item)
+    else:
+        data = value if isinstance(value, bytes) else repr(value).encode()
+        update(f"{type(value).__name__}{len(data)}:".encode())
+        update(data)
 
 
 class Answer(Response):
@@ -136,7 +155,8 @@ class Answer(Response):
         elif begins:
             await self._stream(send)
         else:
-            await JSONResponse(self._whole())(scope, receive, send)
+            answer = await to_thread.run_sync(lambda: JSONResponse(self._whole()))  # megabytes of text
+            await answer(scope, receive, send)
 
     async def _stream(self, send: Send) -> None:
         """Server-sent events, each as soon as it is there and the client has taken the one before."""
@@ -146,20 +166,26 @@ class Answer(Response):
         generation, told = self._generation, 0
         while True:
             while told < len(generation.log):
-                data = self._say(generation.log[told])
+                await _send(send, await to_thread.run_sync(self._event, generation.log[told]))
                 told += 1
-                await _send_event(send, data["type"], data)
             if generation.ended:
                 break
             with anyio.move_on_after(KEEP_ALIVE_S) as silence:
                 await generation.changed()
             if silence.cancelled_caught:
-                await send({"type": "http.response.body", "body": b": still here\n\n", "more_body": True})
+                await _send(send, b": still here\n\n")
         if generation.error is not None:
-            await _send_event(send, "error", {"type": "error", "error": error_object(generation.error)})
+            await _send(send, _text("error", {"type": "error", "error": error_object(generation.error)}))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
+    def _event(self, entry: Partial | Completed) -> bytes:
+        data = self._say(entry)
+        return _text(data["type"], data)
 
-async def _send_event(send: Send, kind: str, data: Mapping[str, Any]) -> None:
-    text = f"event: {kind}\ndata: {json.dumps(data)}\n\n"
-    await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+
+def _text(kind: str, data: Mapping[str, Any]) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps(data)}\n\n".encode()
+
+
+async def _send(send: Send, part: bytes) -> None:
+    await send({"type": "http.response.body", "body": part, "more_body": True})

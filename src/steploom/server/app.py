@@ -25,6 +25,7 @@ ROUTES = [
     Route("/v1/models", status.models),
     Route("/v1/models/{name:path}", status.model),
     Route("/v1/requests", status.requests),
+    Route("/v1/requests/{request_id}", status.request),
     Route("/v1/requests/{request_id}", status.cancel, methods=["DELETE"]),
     Route("/live", status.live),
     Route("/ready", status.ready),

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable
 from typing import Any, cast
 
+from anyio import to_thread
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
@@ -17,6 +18,9 @@ from steploom.server.settings import ServerSettings
 
 MAX_IMAGES = 16
 """Pictures of one request, as OpenAI has it."""
+
+LARGE = 256 * 1024
+"""Bytes from which on decoding is work for a thread."""
 
 _MAX_FIELDS = 100
 
@@ -29,7 +33,8 @@ async def read_body(request: Request, settings: ServerSettings) -> dict[str, Any
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in ("application/json", ""):
-        return _object(await request.body())
+        body = await request.body()
+        return _object(body) if len(body) < LARGE else await to_thread.run_sync(_object, body)
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
         return await _form(request, settings)
     raise ApiError(415, f"Content-Type={kind!r:.80}: must be application/json or multipart/form-data")

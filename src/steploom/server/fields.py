@@ -271,7 +271,9 @@ def _check(fields: ImageFields, sides: Mapping[str, int], settings: ServerSettin
 
 
 def _unknown(name: str) -> ApiError:
-    known = sorted({*OPENAI, *OWN, *PARAMS, *SIZES, *IGNORED, "image", "mask"})
+    known = sorted({*OPENAI, *OWN, *PARAMS, *SIZES, *IGNORED})
+    if name in ("image", "mask"):
+        return invalid(f"{name}: belongs to /v1/images/edits; send it there", name, "unknown_parameter")
     nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"there are {', '.join(known)}"
     return invalid(f"{name:.80}: unknown parameter; {hint}", name[:80], "unknown_parameter")

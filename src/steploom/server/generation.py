@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import anyio
+from anyio.abc import TaskGroup
+from anyio.streams.memory import MemoryObjectReceiveStream
 from PIL import Image
 
 from steploom import (
@@ -26,7 +28,7 @@ from steploom import (
 )
 from steploom.requests import Event
 from steploom.server.errors import ApiError
-from steploom.server.fields import ImageFields, param_of
+from steploom.server.fields import MAX_PARTIAL_IMAGES, ImageFields, param_of
 from steploom.server.pictures import encode
 from steploom.server.running import Running
 
@@ -117,58 +119,65 @@ class Generation:
         try:
             async with anyio.create_task_group() as group:
                 for index, request in enumerate(self.requests):
-                    group.start_soon(self._guarded, engine, running, index, request, group.cancel_scope)
+                    group.start_soon(self._guarded, engine, running, index, request, group)
         finally:
             self._ended = True
             self.notify()
 
     async def _guarded(
-        self,
-        engine: AsyncDiffusionEngine,
-        running: Running,
-        index: int,
-        request: DiffusionRequest,
-        scope: anyio.CancelScope,
+        self, engine: AsyncDiffusionEngine, running: Running, index: int, request: DiffusionRequest, group: TaskGroup
     ) -> None:
         try:
-            await self._one(engine, running, index, request)
+            await self._one(engine, running, index, request, group)
         except InvalidRequest as error:
             self._fail(ApiError(error.status, str(error), param=param_of(error, self.fields), code="invalid_value"))
-            scope.cancel()
+            group.cancel_scope.cancel()
         except RequestCancelled as error:
             self._fail(_why_cancelled(engine, error))
-            scope.cancel()
+            group.cancel_scope.cancel()
         except (SteploomError, ApiError) as error:
             self._fail(error)
-            scope.cancel()
+            group.cancel_scope.cancel()
 
     def _fail(self, error: Exception) -> None:
         if self.error is None:
             self.error = error.with_traceback(None)
 
-    async def _one(self, engine: AsyncDiffusionEngine, running: Running, index: int, request: DiffusionRequest) -> None:
-        previews = 0
-        with running.entered(request, self.fields) as entry:
+    async def _one(
+        self, engine: AsyncDiffusionEngine, running: Running, index: int, request: DiffusionRequest, group: TaskGroup
+    ) -> None:
+        """Makes one image. Its previews are encoded beside it, so that no event is missed meanwhile."""
+        sender, receiver = anyio.create_memory_object_stream[StepEvent](MAX_PARTIAL_IMAGES)
+        shown, previews = anyio.Event(), 0
+        group.start_soon(self._show, index, request, receiver, shown)
+        with sender, running.entered(request, self.fields) as entry:
             async with engine.stream(request) as stream:
                 self._accepted += 1
                 self.notify()
                 async for event in stream:
                     entry.see(event)
                     if previews < self.fields.partial_images and _shows(event):
-                        await self._add_preview(index, previews, request, event)
+                        sender.send_nowait(event)
                         previews += 1
                 output = await stream.result()
             entry.done(output)
+        await shown.wait()
         self._add(await self._completed(index, output))
 
-    async def _add_preview(self, image: int, index: int, request: DiffusionRequest, event: Event) -> None:
-        assert isinstance(event, StepEvent)
-        picture: Image.Image = event.preview
-        size = self._size or picture.size
-        data = await encode(picture, self.fields, size)
-        seed = request.seed
-        step, total = event.step, event.total_steps
-        self._add(Partial(image=image, index=index, step=step, total=total, seed=seed, data=data, size=size))
+    async def _show(
+        self, image: int, request: DiffusionRequest, events: MemoryObjectReceiveStream[StepEvent], shown: anyio.Event
+    ) -> None:
+        """Encodes the previews of one image, in order."""
+        with events:
+            index = 0
+            async for event in events:
+                size = self._size or event.preview.size
+                data = await encode(event.preview, self.fields, size)
+                step, total = event.step, event.total_steps
+                seed = request.seed
+                self._add(Partial(image=image, index=index, step=step, total=total, seed=seed, data=data, size=size))
+                index += 1
+        shown.set()
 
     async def _completed(self, index: int, output: DiffusionOutput) -> Completed:
         picture = _first(output)
@@ -193,7 +202,7 @@ def _why_cancelled(engine: AsyncDiffusionEngine, error: RequestCancelled) -> Exc
     return error
 
 
-def _shows(event: Event) -> bool:
+def _shows(event: Event) -> TypeGuard[StepEvent]:
     """Whether the event has a preview that is not the finished image already."""
     return isinstance(event, StepEvent) and event.preview is not None and event.step != event.total_steps
 

@@ -7,6 +7,7 @@ import uuid
 from functools import partial
 from typing import Any
 
+from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -47,14 +48,17 @@ async def _answer(request: Request, state: ServerState, body: dict[str, Any], ki
     if known is not None:
         return _respond(request, state, known, kind, leads=False, lingers=False)
     whole = dict(body)
-    pictures = take_pictures(body, "image", "images") if kind == "image_edit" else []
-    masks = take_pictures(body, "mask") if kind == "image_edit" else []
+    pictures, masks = await to_thread.run_sync(_take_pictures, body) if kind == "image_edit" else ([], [])
     fields = read_fields(body, state.settings)
     fields.images, fields.mask = pictures, masks[0] if masks else None
     generation = await _generation(state, fields, kind)
     if key:
         state.joins.add(key, whole, generation)
     return _respond(request, state, generation, kind, leads=True, lingers=bool(key))
+
+
+def _take_pictures(body: dict[str, Any]) -> tuple[list[bytes], list[bytes]]:
+    return take_pictures(body, "image", "images"), take_pictures(body, "mask")
 
 
 def _key(request: Request, kind: str) -> str | None:

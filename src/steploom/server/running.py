@@ -85,6 +85,11 @@ class Running:
     def __contains__(self, request_id: object) -> bool:
         return request_id in self._entries
 
+    def find(self, request_id: str) -> dict[str, Any] | None:
+        """One of them as JSON."""
+        entry = self._entries.get(request_id)
+        return entry.shown() if entry is not None else None
+
     def shown(self) -> list[dict[str, Any]]:
         """All of them as JSON, oldest first."""
         return [entry.shown() for entry in self._entries.values()]

@@ -67,9 +67,22 @@ async def requests(request: Request) -> Response:
     return JSONResponse({"object": "list", "data": _state(request).running.shown()})
 
 
+async def request(request: Request) -> Response:
+    """One of them."""
+    request_id = request.path_params["request_id"]
+    found = _state(request).running.find(request_id)
+    if found is None:
+        raise _no_such(request_id)
+    return JSONResponse(found)
+
+
 async def cancel(request: Request) -> Response:
     """Ends one of them; its client gets an error."""
     state, request_id = _state(request), request.path_params["request_id"]
     if request_id not in state.running or not await state.engine.abort(request_id):
-        raise ApiError(404, f"no request {request_id!r:.80} waits or runs", code="not_found")
+        raise _no_such(request_id)
     return JSONResponse({"id": request_id, "object": "request.cancelled", "cancelled": True})
+
+
+def _no_such(request_id: str) -> ApiError:
+    return ApiError(404, f"no request {request_id!r:.80} waits or runs", code="not_found")
