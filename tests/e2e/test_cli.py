@@ -64,7 +64,7 @@ def test_ctrl_c_ends_cleanly_and_leaves_nothing(tmp_path: pathlib.Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("delay", [0.3, 1.0])
+@pytest.mark.parametrize("delay", [0.3, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_ctrl_c_while_it_starts_is_one_line(tmp_path: pathlib.Path, delay: float) -> None:
     command = [*STEPLOOM, "generate", PROMPT, *QUICK]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:

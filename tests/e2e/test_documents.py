@@ -17,9 +17,7 @@ def programs() -> list[pytest.param]:
     found = []
     for document in ("README.md", "docs/index.md", "docs/tutorial.md"):
         for place, program in enumerate(FENCE.findall((ROOT / document).read_text()), start=1):
-            # The README's first runs every time; the others are variations of it.
-            quick = document == "README.md" and place == 1
-            marks = [pytest.mark.timeout(300)] + ([] if quick else [pytest.mark.slow])
+            marks = [pytest.mark.timeout(300), pytest.mark.slow]
             found.append(pytest.param(program, marks=marks, id=f"{document}-{place}"))
     return found
 

@@ -61,7 +61,7 @@ def application(
         app.stdout.close()
 
 
-@pytest.mark.parametrize("busy", [False, True], ids=["idle", "in a tick"])
+@pytest.mark.parametrize("busy", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["idle", "in a tick"])
 async def test_a_killed_application_takes_its_worker_along(temporary: Path, gate: Gate, busy: bool) -> None:
     script = f"hold {gate.path}" if busy else ""
     with application(script) as (app, worker):
@@ -72,6 +72,7 @@ async def test_a_killed_application_takes_its_worker_along(temporary: Path, gate
         assert content(temporary) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["asyncio.run(main())", "import uvloop; uvloop.run(main())"], ids=["asyncio", "uvloop"])
 async def test_ctrl_c_ends_everything_in_order(temporary: Path, run: str) -> None:
     with application(run=run) as (app, worker):
@@ -83,6 +84,7 @@ async def test_ctrl_c_ends_everything_in_order(temporary: Path, run: str) -> Non
         assert content(temporary) == []
 
 
+@pytest.mark.slow
 async def test_an_application_that_forgets_to_close_leaves_nothing(temporary: Path) -> None:
     run = "loop = asyncio.new_event_loop(); loop.create_task(main()); loop.call_later(1e9, print)\n" + (
         "import threading, signal\nsignal.signal(signal.SIGTERM, lambda *a: loop.stop())\n"

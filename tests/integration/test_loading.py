@@ -140,6 +140,7 @@ def test_a_factory_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "is a factory" in refusal("tiny_factories:plain", variant="fp16")
 
 
+@pytest.mark.slow
 def test_group_offloading_changes_nothing_but_where_weights_are(tiny_model: Path) -> None:
     pipe = checkpoints.load(tiny_model)
     for how in ("leaf_level", {"offload_type": "block_level", "num_blocks_per_group": 1, "exclude_modules": ["vae"]}):

@@ -82,6 +82,7 @@ def test_different_adapters_share_forwards(family, tmp_path: pathlib.Path, monke
     assert driver.runner.stats().lora_loads == 2
 
 
+@pytest.mark.slow
 def test_dora_and_equal_stacks_are_calls_of_their_own(files: dict[str, str]):
     stack = [(files["a"], 0.5), (files["b"], -0.5)]
     requests = [
@@ -143,6 +144,7 @@ def test_an_adapter_that_reaches_other_rows_is_noticed_however_weak(monkeypatch:
     assert any("an adapter reaches rows" in verdict for verdict in runner.stats().kinds.values())
 
 
+@pytest.mark.slow
 def test_attention_scale_multiplies_the_scale_and_leaves_no_trace(files: dict[str, str]):
     def scaled(name: str, scale: float, **more: Any) -> Any:
         return request(name, "a cat", 1, joint_attention_kwargs={"scale": scale}, **more, **TEXT)
