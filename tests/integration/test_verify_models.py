@@ -45,7 +45,6 @@ def test_text_and_sound(name: str, monkeypatch, capsys) -> None:
         "DiffusionGemmaPipeline",
         "AnimateDiffVideoToVideoPipeline",  # which asks for a video
         "KandinskyV22CombinedPipeline",
-        "StableCascadeDecoderPipeline",  # which asks for embeddings
         "StableDiffusionInpaintPipeline",
         "AuraFlowPipeline",  # whose positions end at 32 pixels
         "AudioLDM2Pipeline",
@@ -54,6 +53,14 @@ def test_text_and_sound(name: str, monkeypatch, capsys) -> None:
 )
 def test_every_kind(name: str, monkeypatch, capsys) -> None:
     assert_told(*verify(name, monkeypatch, capsys))
+
+
+@pytest.mark.slow
+def test_what_asks_for_embeddings_gets_some(monkeypatch, capsys) -> None:
+    """Of another shape than a row: the small latents of the cascade's stage before."""
+    code, report = verify("StableCascadeDecoderPipeline", monkeypatch, capsys)
+    assert code == 0, report
+    assert "equal to pipe(...) alone" in report
 
 
 def test_what_does_not_share_says_why(monkeypatch, capsys) -> None:

@@ -198,11 +198,11 @@ class _Asking:
 
     def _embedding(self, name: str) -> Any:
         settings = getattr(loading.denoiser_of(self._pipeline), "config", {})
-        width = next((settings[key] for key in _WIDTHS if isinstance(settings.get(key), int)), None)
-        if width is None:
-            return None
         noise = torch.Generator().manual_seed(self._i + sum(map(ord, name)))
-        return torch.randn((1, width), generator=noise)
+        if isinstance(settings.get("effnet_in_channels"), int):  # a cascade's second stage: small latents of the first
+            return torch.randn((1, settings["effnet_in_channels"], 3, 3), generator=noise)
+        width = next((settings[key] for key in _WIDTHS if isinstance(settings.get(key), int)), None)
+        return None if width is None else torch.randn((1, width), generator=noise)
 
 
 def _picture(size: int, seed: int) -> Image.Image:
