@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib
 import os
 import pkgutil
@@ -11,7 +12,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from steploom.cli import arguments
 from steploom.config import EngineConfig
@@ -20,6 +21,7 @@ from steploom.errors import ConfigError, SteploomError
 if TYPE_CHECKING:
     from steploom.protocol import PipelineInfo
 
+T = TypeVar("T")
 State = Literal["ok", "absent", "broken"]
 MEANINGS = {"mp": "a worker process", "inproc": "a thread"}
 """The executors of this version."""
@@ -47,6 +49,17 @@ def reason(error: BaseException) -> str:
     return text if isinstance(error, SteploomError) else f"{type(error).__name__}: {text}"
 
 
+def attempt(call: Callable[[], T]) -> tuple[T | None, str | None]:
+    """What ``call`` returns, or else why it failed: the boundary of whatever `steploom doctor` tries.
+
+    What it tries may be anybody's: damaged packages, classes of the user's, executors. Its failure is the finding.
+    """
+    try:
+        return call(), None
+    except Exception as error:  # noqa: BLE001 - recorded: it becomes the finding
+        return None, reason(error)
+
+
 def read_settings() -> EngineConfig | Finding:
     """The settings of the environment, or why they cannot be read."""
     try:
@@ -61,12 +74,10 @@ def settings(config: EngineConfig) -> Iterator[Finding]:
         value = getattr(config, field)
         variable = f"STEPLOOM_{field.upper()}"
         name = _SHORT.get(field, field)
-        try:
-            about = check(config)
-        except Exception as error:  # noqa: BLE001 - classes of the user's are imported and made: anything can happen
-            yield Finding("broken", f"setting {name}", f"{reason(error)}; correct or unset {variable}")
-            continue
-        if value is not None:
+        about, fault = attempt(functools.partial(check, config))
+        if fault is not None:
+            yield Finding("broken", f"setting {name}", f"{fault}; correct or unset {variable}")
+        elif value is not None:
             whence = f" ({variable})" if variable in os.environ else ""
             yield Finding("ok", f"setting {name}", f"{value}{about}{whence}")
     from steploom.worker import loading
@@ -188,10 +199,10 @@ def _try_executor(config: EngineConfig, backend: str, meaning: str) -> Finding:
 
     name = f"executor {backend}"
     start = time.perf_counter()
-    try:
-        lacking = loop.run(_draw(dataclasses.replace(config, distributed_executor_backend=backend)))
-    except Exception as error:  # noqa: BLE001 - whatever went wrong is the finding
-        return Finding("broken", name, f"{meaning}: {reason(error)}")
+    settings = dataclasses.replace(config, distributed_executor_backend=backend)
+    lacking, fault = attempt(lambda: loop.run(_draw(settings)))
+    if fault is not None:
+        return Finding("broken", name, f"{meaning}: {fault}")
     seconds = f"{time.perf_counter() - start:.1f} s from start to end"
     if lacking:
         why = f"not drawn, since {config.model} also needs {', '.join(lacking)}: see `steploom verify`"

@@ -110,14 +110,17 @@ def _package(name: str, wanted: str) -> Finding:
     least = re.search(r">=\s*([0-9.]+)", wanted)
     if least and _numbers(found) < _numbers(least[1]):
         return Finding("broken", name, f"{found} is too old; pip install '{name}{wanted}'")
-    try:
-        module = importlib.import_module(MODULES.get(name.lower(), name))
-        if name in DEEPER:
-            getattr(module, DEEPER[name])
-    except Exception as error:  # noqa: BLE001 - a damaged package fails in its own way
+    _, fault = checks.attempt(lambda: _import(name))
+    if fault is not None:
         mend = f"pip install --force-reinstall '{name}{wanted}'"
-        return Finding("broken", name, f"{found} is installed but does not import ({checks.reason(error)}); {mend}")
+        return Finding("broken", name, f"{found} is installed but does not import ({fault}); {mend}")
     return Finding("ok", name, found)
+
+
+def _import(name: str) -> None:
+    module = importlib.import_module(MODULES.get(name.lower(), name))
+    if name in DEEPER:
+        getattr(module, DEEPER[name])
 
 
 def _numbers(version: str) -> tuple[int, ...]:

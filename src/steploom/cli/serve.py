@@ -186,9 +186,8 @@ async def _hold(engine: AsyncDiffusionEngine, state: ServerState, server: uvicor
             await anyio.sleep_forever()
         finally:
             await engine.close()
-    except Exception:
+    finally:
         server.should_exit = True  # a model that cannot be loaded ends the server too
-        raise
 
 
 async def _drain(engine: AsyncDiffusionEngine, state: ServerState, draining: anyio.Event, timeout_s: float) -> None:

@@ -239,7 +239,7 @@ class Writer:
             return 0
         try:
             self._frames.append(payload())
-        except Exception as error:
+        except Exception as error:  # the process boundary: an image or tensor may raise anything when it is read
             raise Unfit(f"its content cannot be read: {type(error).__name__}: {error}") from error
         return len(self._frames) - 1
 

@@ -97,7 +97,7 @@ def _read(name: str, value: Any, max_pixels: int) -> Any:
         return reader(partial(_check_size, name, max_pixels=max_pixels))
     except InvalidRequest:
         raise
-    except Exception as error:
+    except Exception as error:  # the request's boundary: files, and objects of the caller's, raise anything when read
         why = f"{type(error).__name__}: {error}"
         raise InvalidRequest(
             f"{name}: the image cannot be read ({_brief(value)}: {why:.300}); give one that is whole", field=name

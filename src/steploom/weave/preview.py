@@ -132,10 +132,11 @@ class Previewer:
     def _decoder_call(self, program: Program, end: StepEnd, latents: torch.Tensor) -> ModuleCall | None:
         try:
             return decoder_call(program, end.result_with(latents.clone()))
-        except Exception:  # whatever the pipeline's code raises
+        except Exception as fault:  # whatever the pipeline's code raises
             guess = self._plain_call(latents)
             if guess is None:
                 raise
+            log.debug("the preview takes the latents as they are, since %s: %s", type(fault).__name__, fault)
             return guess
 
     def _plain_call(self, latents: torch.Tensor) -> ModuleCall | None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from steploom.weave import untyped
+
+log = logging.getLogger(__name__)
 
 _LARGEST = 512
 _REFUSED = re.compile(r"divisible|multiple", re.IGNORECASE)
@@ -39,8 +42,8 @@ def _refuses(check: Any, arguments: dict[str, Any], size: int) -> bool:
         check(**{**arguments, "height": size, "width": size})
     except ValueError as error:
         return _REFUSED.search(str(error)) is not None
-    except Exception:  # noqa: BLE001 - it goes on to the other arguments, most of which are missing here
-        return False
+    except Exception as fault:  # noqa: BLE001 - it goes on to the other arguments, most of which are missing here
+        log.debug("check_inputs with %d pixels came as far as %s: %s", size, type(fault).__name__, fault)
     return False
 
 
