@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import threading
+from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
@@ -167,21 +168,27 @@ async def test_collective_rpc_passes_everything_on() -> None:
         assert engine.info.pipeline_class == "FakePipeline"
 
 
+@contextlib.asynccontextmanager
+async def falling_asleep(engine: Any, executor: Any) -> AsyncIterator[None]:
+    """The engine is told to sleep while a request runs, which ends with the block."""
+    executor.held = True
+    async with anyio.create_task_group() as group, engine.stream("a cat") as run:
+        await executor.ticking()
+        group.start_soon(engine.sleep)
+        await anyio.wait_all_tasks_blocked()
+        yield
+        executor.let_go()
+        await run.result()
+    await settled(engine)
+    await anyio.wait_all_tasks_blocked()
+
+
 async def test_sleep_lets_the_running_end_and_refuses_the_new() -> None:
-    async with fake_engine() as (engine, executor), anyio.create_task_group() as group:
-        executor.held = True
-        async with engine.stream("a cat") as run:
-            await executor.ticking()
-            group.start_soon(engine.sleep)
-            await anyio.wait_all_tasks_blocked()
+    async with fake_engine() as (engine, executor):
+        async with falling_asleep(engine, executor):
             assert not executor.rpcs
             with pytest.raises(EngineNotRunning, match="wake_up"):
                 await engine.generate("new")
-            executor.held = False
-            executor.release()
-            await run.result()
-        await settled(engine)
-        await anyio.wait_all_tasks_blocked()
         assert [rpc[0] for rpc in executor.rpcs] == ["sleep"]
         await engine.wake_up()
         await engine.generate("new")
@@ -215,18 +222,9 @@ async def test_a_sleeper_that_fails_to_sleep_deeper_still_sleeps() -> None:
 
 
 async def test_woken_while_it_falls_asleep_it_stays_awake() -> None:
-    async with fake_engine() as (engine, executor), anyio.create_task_group() as group:
-        executor.held = True
-        async with engine.stream("a cat") as run:
-            await executor.ticking()
-            group.start_soon(engine.sleep)
-            await anyio.wait_all_tasks_blocked()
+    async with fake_engine() as (engine, executor):
+        async with falling_asleep(engine, executor):
             await engine.wake_up()
-            executor.held = False
-            executor.release()
-            await run.result()
-        await settled(engine)
-        await anyio.wait_all_tasks_blocked()
         assert [rpc[0] for rpc in executor.rpcs] == ["wake_up"]
         await engine.generate("new")
 
