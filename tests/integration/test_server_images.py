@@ -75,6 +75,9 @@ async def test_a_stream_has_previews_of_each_image_and_then_the_images() -> None
             assert same(image_of(own[-1].b64_json), image_of(whole.data[index].b64_json))
             assert len({event.b64_json for event in own}) == 4
             assert own[-1].usage.output_tokens == 16
+        short = {"num_inference_steps": 2}
+        stream = await client.images.generate(prompt="a cat", stream=True, partial_images=3, extra_body=short)
+        assert [event.step async for event in stream] == [1, 2]  # the last step's preview would be the image itself
 
 
 async def test_edits_take_files_lists_and_masks() -> None:
