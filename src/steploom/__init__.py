@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from steploom.config import EngineConfig as EngineConfig
     from steploom.engine.async_engine import AsyncDiffusionEngine as AsyncDiffusionEngine
     from steploom.engine.async_engine import RequestStream as RequestStream
+    from steploom.engine.observer import EngineObserver as EngineObserver
     from steploom.engine.sync import DiffusionEngine as DiffusionEngine
     from steploom.errors import ConfigError as ConfigError
     from steploom.errors import DeadlineExceeded as DeadlineExceeded
@@ -42,6 +43,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "steploom.config": ("EngineConfig",),
     "steploom.engine.async_engine": ("AsyncDiffusionEngine", "RequestStream"),
+    "steploom.engine.observer": ("EngineObserver",),
     "steploom.engine.sync": ("DiffusionEngine",),
     "steploom.errors": (
         "SteploomError", "ConfigError", "RequestError", "InvalidRequest", "QueueFull", "RequestCancelled",
@@ -67,6 +69,7 @@ __all__ = [  # a literal, for type checkers; a test holds it against the table a
     "EngineDead",
     "EngineError",
     "EngineNotRunning",
+    "EngineObserver",
     "Finished",
     "GenerationFailed",
     "InvalidRequest",

@@ -13,6 +13,7 @@ import anyio
 from steploom.config import EngineConfig
 from steploom.engine.core import EngineCore
 from steploom.engine.mailbox import fresh
+from steploom.engine.observer import Observers
 from steploom.engine.stream import RequestStream
 from steploom.engine.validation import make_config, make_request
 from steploom.errors import ConfigError, EngineError, EngineNotRunning, RequestCancelled
@@ -43,6 +44,9 @@ class AsyncDiffusionEngine:
         config: Settings; None takes the defaults.
         overrides: Fields of :class:`~steploom.EngineConfig` that differ from ``config``.
 
+    Attributes:
+        observers: Are told what the engine does; append your own :class:`~steploom.EngineObserver`.
+
     Raises:
         ConfigError: A setting is wrong.
     """
@@ -50,6 +54,7 @@ class AsyncDiffusionEngine:
     def __init__(self, config: EngineConfig | None = None, **overrides: Any) -> None:
         self.config = make_config(config, overrides)
         self._make_executor = resolve_executor(self.config)
+        self.observers = Observers()
         self._core: EngineCore | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._owner: asyncio.Task[None] | None = None
@@ -93,7 +98,7 @@ class AsyncDiffusionEngine:
         """
         if self._core is not None and not self._core.ended.is_set():
             raise EngineError("the engine runs already: close() it first, or use the running one")
-        core = self._core = EngineCore(self.config, self._make_executor(self.config), on_progress)
+        core = self._core = EngineCore(self.config, self._make_executor(self.config), on_progress, self.observers)
         self._loop = asyncio.get_running_loop()
         # The one task that is not started by a task group: it owns the engine's group, which has to be entered and left
         # in one task, while start() and close() may be called from different ones. It ends with close(), which waits

@@ -16,6 +16,7 @@ import anyio.lowlevel
 from steploom.config import EngineConfig
 from steploom.engine.generators import Borrowed
 from steploom.engine.mailbox import Mailbox, fresh
+from steploom.engine.observer import Observers
 from steploom.engine.validation import check_arguments, validate
 from steploom.engine.whole import WholeRequests
 from steploom.errors import (
@@ -28,7 +29,7 @@ from steploom.errors import (
 )
 from steploom.executor.abstract import DiffusionExecutor, ProgressCallback
 from steploom.protocol import PipelineInfo, RunnerOutput, SchedulerOutput
-from steploom.requests import DiffusionRequest, Event, Finished
+from steploom.requests import DiffusionRequest, Event, Failed, Finished
 from steploom.sched import build_scheduler
 
 T = TypeVar("T")
@@ -52,6 +53,7 @@ class EngineCore:
         config: Settings.
         executor: Not started yet; belongs to the core from now on.
         on_progress: Is told what is being loaded.
+        observers: Are told what it does.
 
     Attributes:
         scheduler: Who runs when.
@@ -62,7 +64,11 @@ class EngineCore:
     """
 
     def __init__(
-        self, config: EngineConfig, executor: DiffusionExecutor, on_progress: ProgressCallback | None = None
+        self,
+        config: EngineConfig,
+        executor: DiffusionExecutor,
+        on_progress: ProgressCallback | None = None,
+        observers: Observers | None = None,
     ) -> None:
         whole = executor.granularity == "request"
         if whole:  # A whole request cannot pause: everything resident runs.
@@ -70,6 +76,7 @@ class EngineCore:
         self.config = config
         self.executor = executor
         self._on_progress = on_progress
+        self._observers = Observers() if observers is None else observers
         self.scheduler = build_scheduler(config, time.monotonic)
         self.info: PipelineInfo | None = None
         self.failure: SteploomError | None = None
@@ -115,8 +122,9 @@ class EngineCore:
         scheduler, executor = self.scheduler, self._ticks
         while True:
             await self._wait_for_work()
-            output = scheduler.schedule()
+            output, began = scheduler.schedule(), time.monotonic()
             result = await executor.execute_step(output)
+            self._observers.on_tick(output, result, began, time.monotonic())
             for event in scheduler.update_from_output(output, result):
                 self._deliver(event)
 
@@ -162,14 +170,19 @@ class EngineCore:
         assert self.info is not None
         if self._asleep:
             raise EngineNotRunning("the engine sleeps: await wake_up() first")
-        validate(request, self.info, self.config)
-        borrowed = Borrowed(request)
-        queued = self.scheduler.add_request(borrowed.request.in_context())
+        try:
+            validate(request, self.info, self.config)
+            borrowed = Borrowed(request)
+            queued = self.scheduler.add_request(borrowed.request.in_context())
+        except RequestError as error:
+            self._observers.on_refused(request, error)
+            raise
         if request.timeout is not None:
             self._timers[request.request_id] = self._timer(request.request_id, request.timeout)
         self._borrowed[request.request_id] = borrowed
         mailbox = self._mailboxes[request.request_id] = Mailbox()
         mailbox.put(queued)
+        self._observers.on_queued(request)
         self._kick()
         return mailbox
 
@@ -206,6 +219,9 @@ class EngineCore:
         mailbox.put(event)
         if mailbox.settled:
             self._forget(event.request_id)
+            output = event.output if isinstance(event, Finished) else None
+            error = event.error if isinstance(event, Failed) else None
+            self._observers.on_end(event.request_id, output, error)
 
     def _forget(self, request_id: str) -> None:
         del self._mailboxes[request_id], self._borrowed[request_id]
@@ -298,5 +314,6 @@ class EngineCore:
         for request_id, mailbox in list(self._mailboxes.items()):
             mailbox.fail(error)
             self._forget(request_id)
+            self._observers.on_end(request_id, None, error)
         for scope in self._calls:
             scope.cancel()

@@ -1,0 +1,61 @@
+"""EngineObserver: who is told what an engine does, for metrics, traces and pictures of the batch."""
+
+from __future__ import annotations
+
+import logging
+
+from steploom.errors import RequestError, SteploomError
+from steploom.protocol import RunnerOutput, SchedulerOutput
+from steploom.requests import DiffusionOutput, DiffusionRequest
+
+log = logging.getLogger("steploom.engine")
+
+
+class EngineObserver:
+    """Override what you want to be told, and append an instance to ``engine.observers``.
+
+    Every method is called in the engine's event loop, between two ticks, and must return at once: the tick waits for
+    it. One that raises is logged and told nothing more; no request suffers from it.
+
+    Times are those of ``time.monotonic()``, in seconds.
+    """
+
+    def on_queued(self, request: DiffusionRequest) -> None:
+        """The engine has accepted ``request``, and it waits."""
+
+    def on_refused(self, request: DiffusionRequest, error: RequestError) -> None:
+        """The engine has not accepted ``request``: the queue is full, or it does not fit the pipeline."""
+
+    def on_tick(self, output: SchedulerOutput, result: RunnerOutput, began: float, ended: float) -> None:
+        """A tick is over: who was scheduled, and what that did for each; ``began`` to ``ended`` with the way there."""
+
+    def on_end(self, request_id: str, output: DiffusionOutput | None, error: SteploomError | None) -> None:
+        """A request that had been accepted has its outcome: one of both. Called once for each."""
+
+
+class Observers(list[EngineObserver], EngineObserver):
+    """The observers of an engine, told one after the other; who raises is dropped."""
+
+    def on_queued(self, request: DiffusionRequest) -> None:
+        """Tells each."""
+        self._tell("on_queued", request)
+
+    def on_refused(self, request: DiffusionRequest, error: RequestError) -> None:
+        """Tells each."""
+        self._tell("on_refused", request, error)
+
+    def on_tick(self, output: SchedulerOutput, result: RunnerOutput, began: float, ended: float) -> None:
+        """Tells each."""
+        self._tell("on_tick", output, result, began, ended)
+
+    def on_end(self, request_id: str, output: DiffusionOutput | None, error: SteploomError | None) -> None:
+        """Tells each."""
+        self._tell("on_end", request_id, output, error)
+
+    def _tell(self, method: str, *what: object) -> None:
+        for observer in list(self):
+            try:
+                getattr(observer, method)(*what)
+            except Exception:
+                log.exception("observer %r raised, and is told nothing more", observer)
+                self.remove(observer)
