@@ -24,6 +24,9 @@ ENVIRONMENT = ROOT / ".venv"
 SCRIPTS = ENVIRONMENT / "bin"
 PINS = ("-c", str(ROOT / "constraints.txt"))
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+NO_TESTS = 5
+"""pytest's exit status if there was nothing to run."""
+
 MODEL_LIMIT = 12_000_000
 """Bytes that the built-in model may add to the wheel."""
 
@@ -48,6 +51,17 @@ def run(session: nox.Session, program: str, *args: str) -> None:
     session.run(str(SCRIPTS / program), *args, external=True)
 
 
+def pytest(session: nox.Session, which: str) -> None:
+    """Runs tests in two processes, each with one thread; then by themselves those that need the machine for that."""
+    for marks, processes in ((f"{which} and not alone", "2"), (f"{which} and alone", "0")):
+        args = ("-n", processes, "--dist", "worksteal", "-m", marks, *session.posargs)
+        session.chdir(ROOT)
+        session.run(
+            str(SCRIPTS / "python"), "-m", "pytest", *args,
+            external=True, env={"OMP_NUM_THREADS": "1"}, success_codes=[0, NO_TESTS],
+        )  # fmt: skip
+
+
 @nox.session
 def demo(session: nox.Session) -> None:
     """The main job: many prompts at once on the built-in model, beside one-at-a-time."""
@@ -59,14 +73,14 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The fast path: everything that is not marked slow, in under five minutes on two cores."""
     prepare(session, "test")
-    run(session, "python", "-m", "pytest", *session.posargs)
+    pytest(session, "not slow")
 
 
 @nox.session
 def slow(session: nox.Session) -> None:
     """What needs longer than the fast path allows."""
     prepare(session, "test")
-    run(session, "python", "-m", "pytest", "-m", "slow", *session.posargs)
+    pytest(session, "slow")
 
 
 @nox.session

@@ -132,6 +132,7 @@ async def test_rpc_behind_generations(engine: Any) -> None:
         assert events.step < 250
 
 
+@pytest.mark.alone
 async def test_blocked_loop(mp_engine: Any) -> None:
     """With 16 requests over a worker process the event loop is never blocked for more than 50 ms.
 
