@@ -105,10 +105,15 @@ class SchedulerOutput(msgspec.Struct, frozen=True):
 
 
 class TextRows(msgspec.Struct, frozen=True):
-    """A piece of text, and the ids of its tokens, for each row; ``texts`` is None if the pipeline has no tokenizer."""
+    """A piece of text, and the ids of its tokens, for each row; ``texts`` is None if the pipeline has no tokenizer.
+
+    ``prompt_tokens`` come before it in each row, if that is known; ``ended``: each row has come to its end token.
+    """
 
     texts: list[str] | None
     tokens: list[list[int]]
+    prompt_tokens: int | None = None
+    ended: bool = False
 
 
 class RequestReport(msgspec.Struct, kw_only=True):
@@ -211,6 +216,7 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
         pipeline_class: Name of the pipeline's class.
         parameters: Names accepted by its ``__call__``; empty where that is not known, and anything is passed on.
         default_steps: Default of ``num_inference_steps``, if it has that argument.
+        default_length: Default of ``gen_length``, the tokens of a language model's text, if it has that argument.
         default_size: ``(width, height)`` used when none is given, if known.
         size_multiple: ``width`` and ``height`` must be multiples of this; 1 where the pipeline refuses no size.
         size_most: Neither may be larger, since the model has positions for no more; None where it sets no bound.
@@ -232,6 +238,7 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
     pipeline_class: str
     parameters: list[Parameter] = []
     default_steps: int | None = None
+    default_length: int | None = None
     default_size: tuple[int, int] | None = None
     size_multiple: int = 1
     size_most: int | None = None

@@ -240,11 +240,16 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True):
         request_id: The request's id.
         text: To be appended; of a request of several rows a list. None if the pipeline has no tokenizer.
         tokens: The ids that were settled, likewise; text may lag behind by the bytes of an unfinished character.
+        prompt_tokens: How many tokens a row's prompt has, padding included; None if that is not known.
+        ended: Whether the model has ended its text with this, by an end token in every row; else there was, or will
+            be, no more room.
     """
 
     request_id: str
     text: str | list[str] | None
     tokens: list[Any]
+    prompt_tokens: int | None = None
+    ended: bool = False
 
     def followed_by(self, later: Commit) -> Commit:
         """Both as one."""
@@ -255,7 +260,7 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True):
             text += later.text
         elif isinstance(text, list) and isinstance(later.text, list):
             text = [one + other for one, other in zip(text, later.text, strict=True)]
-        return Commit(request_id=self.request_id, text=text, tokens=tokens)
+        return msgspec.structs.replace(later, text=text, tokens=tokens)
 
 
 class Restarted(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
+from typing import Any
 
 from steploom.config import EngineConfig
 from steploom.errors import GenerationFailed, InvalidRequest, ProtocolError, QueueFull, RequestError
@@ -147,9 +148,9 @@ class BaseScheduler(SchedulerInterface):
                 ))
                 # fmt: on
             if report.commit is not None:
-                events.append(_grown(Commit, state.request_id, report.commit))
+                events.append(_committed(state.request_id, report.commit))
             if report.draft is not None:
-                events.append(_grown(Draft, state.request_id, report.draft))
+                events.append(_drafted(state.request_id, report.draft))
             if report.encode_s:
                 state.encode_s += report.encode_s
             if report.decode_s:
@@ -247,9 +248,21 @@ class BaseScheduler(SchedulerInterface):
             self.policy.withdraw(state)
 
 
-def _grown(kind: type[Draft | Commit], request_id: str, rows: TextRows) -> Event:
-    """Text of one row as it is, of several as lists."""
+def _committed(request_id: str, rows: TextRows) -> Commit:
+    text, tokens = _rows(rows)
+    return Commit(
+        request_id=request_id, text=text, tokens=tokens, prompt_tokens=rows.prompt_tokens, ended=rows.ended
+    )  # fmt: skip
+
+
+def _drafted(request_id: str, rows: TextRows) -> Draft:
+    text, tokens = _rows(rows)
+    return Draft(request_id=request_id, text=text, tokens=tokens)
+
+
+def _rows(rows: TextRows) -> tuple[str | list[str] | None, list[Any]]:
+    """Text and tokens of one row as they are, of several as lists."""
     texts, tokens = rows.texts, rows.tokens
     if len(tokens) == 1:
-        return kind(request_id=request_id, text=None if texts is None else texts[0], tokens=list(tokens[0]))
-    return kind(request_id=request_id, text=texts, tokens=list(tokens))
+        return None if texts is None else texts[0], list(tokens[0])
+    return texts, list(tokens)

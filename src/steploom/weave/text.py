@@ -29,6 +29,7 @@ class TextWatch:
         blocks: How many blocks were begun.
         settled: Tokens that are settled, per row; what follows a row's end is the reader's to drop.
         likely: What the last step made of the block in progress, per row.
+        prompt: Tokens of a row's prompt, padding included; None until that is known.
         inner: A component and the path of a module in it that is woven too, so that its calls are seen.
     """
 
@@ -39,6 +40,7 @@ class TextWatch:
         self.blocks = 0
         self.settled: Tokens = []
         self.likely: torch.Tensor | None = None
+        self.prompt: int | None = None
 
     @property
     def stage(self) -> str:
@@ -97,7 +99,7 @@ class SequenceText(TextWatch):
         start = self._width - block.shape[1]
         if self.blocks == 1 and not self.length:
             mask = end.given.get("prompt_mask")
-            self._prompt = start + (0 if mask is None else int(mask.sum()))
+            self._prompt = self.prompt = start + (0 if mask is None else int(mask.sum()))
         filled = torch.where(block == end.given.get("mask_token_id"), sampled, block)
         self.likely = filled[:, max(self._prompt - start, 0) : max(self._end - start, 0)]
 
@@ -118,8 +120,11 @@ class CanvasText(TextWatch):
         """A call of the encoder: what it reads is settled, if it is not the prompt."""
         if call.target.name != ".".join(self.ENCODER):
             return
+        ids = call.argument("input_ids")
         if self.blocks:
-            self._settle(call.argument("input_ids"))
+            self._settle(ids)
+        else:
+            self.prompt = ids.shape[1]
         self.blocks += 1
 
     def stepped(self, end: StepEnd) -> None:

@@ -57,12 +57,15 @@ class Transcript:
             return None
         self._told_tokens = [len(row) for row in rows]
         if self._decoder is None:
-            return TextRows(None, tokens) if any(tokens) else None
+            return self._piece(None, tokens, rows) if any(tokens) else None
         whole = self._decode(rows) if texts is None else texts
         self._told = self._told or [""] * len(rows)
         news = [self._news(text, i, last=last or self._over(rows[i])) for i, text in enumerate(whole)]
         self._told = [old + new for old, new in zip(self._told, news, strict=True)]
-        return TextRows(news, tokens) if any(news) or any(tokens) else None
+        return self._piece(news, tokens, rows) if any(news) or any(tokens) else None
+
+    def _piece(self, news: list[str] | None, tokens: Tokens, rows: Tokens) -> TextRows:
+        return TextRows(news, tokens, self._watch.prompt, all(map(self._over, rows)))
 
     @property
     def told(self) -> list[str] | None:

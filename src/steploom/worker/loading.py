@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -166,7 +167,7 @@ def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
     """What the engine needs to know about a loaded pipeline."""
     parameters = untyped.call_parameters(pipeline)
     kinds = annotations.kinds(type(pipeline))
-    steps = parameters.get("num_inference_steps")
+    steps, length = (_default(parameters.get(name)) for name in ("num_inference_steps", "gen_length"))
     denoiser, noise_scheduler = denoiser_of(pipeline), getattr(pipeline, "scheduler", None)
     return PipelineInfo(
         pipeline_class=type(pipeline).__name__,
@@ -174,7 +175,8 @@ def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
             *(Parameter(n, p.default is p.empty, kinds.get(n, "")) for n, p in parameters.items()),
             *(Parameter(n, False) for n in untyped.hidden_parameters(pipeline)),
         ],
-        default_steps=steps.default if steps is not None and isinstance(steps.default, int) else None,
+        default_steps=steps,
+        default_length=length,
         default_size=sizes.default(pipeline, denoiser),
         size_multiple=sizes.multiple(pipeline),
         size_most=sizes.most(pipeline, denoiser),
@@ -190,6 +192,11 @@ def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
         noise_scheduler=None if noise_scheduler is None else type(noise_scheduler).__name__,
         noise_schedulers={} if noise_scheduler is None else choices(noise_scheduler),
     )
+
+
+def _default(parameter: inspect.Parameter | None) -> int | None:
+    """The default of a parameter that counts."""
+    return parameter.default if parameter is not None and isinstance(parameter.default, int) else None
 
 
 def denoiser_of(pipeline: Any) -> Any:

@@ -149,8 +149,14 @@ def failure(error: BaseException, *, started: bool) -> ErrorInfo:
     """
     text = "".join(traceback.format_exception(error))
     info = ErrorInfo.of(error, text)
-    if not started and isinstance(error, (ValueError, TypeError)) and not isinstance(error, SteploomError):
+    if not started and _of_arguments(error) and not isinstance(error, SteploomError):
         info = ErrorInfo("InvalidRequest", str(error), text)
     traceback.clear_frames(error.__traceback__)
     error.__traceback__ = None
     return info
+
+
+def _of_arguments(error: BaseException) -> bool:
+    """Whether an exception is what pipelines raise about arguments, or chat templates (Jinja's) about messages."""
+    template = any(kind.__name__ == "TemplateError" for kind in type(error).__mro__)
+    return template or isinstance(error, (ValueError, TypeError))
