@@ -13,12 +13,13 @@ from typing import Any, cast
 
 import anyio
 from anyio import to_thread
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from steploom import AsyncDiffusionEngine
 from steploom.server.errors import ApiError, error_object, response_of
-from steploom.server.generation import Completed, Generation, Partial
+from steploom.server.generation import Generation
 from steploom.server.running import Running
 from steploom.server.settings import ServerSettings
 from steploom.web import watch_disconnect
@@ -28,8 +29,14 @@ KEEP_ALIVE_S = 15.0
 
 MOST_KEYS = 256
 
-Say = Callable[[Partial | Completed], dict[str, Any]]
-"""An entry of the log as the data of an event; it has a ``type``."""
+Say = Callable[[Any], dict[str, Any]]
+"""An entry of the log as the data of an event, which is named by its ``type`` if it has one."""
+
+
+def key_of(request: Request, kind: str) -> str | None:
+    """The ``Idempotency-Key``, told apart by route and by whose key it is."""
+    key = request.headers.get("idempotency-key")
+    return f"{kind}\n{request.headers.get('authorization', '')}\n{key:.256}" if key else None
 
 
 class Joins:
@@ -38,8 +45,8 @@ class Joins:
     def __init__(self) -> None:
         self._known: OrderedDict[str, tuple[str, Generation]] = OrderedDict()
 
-    def find(self, key: str, body: Mapping[str, Any]) -> Generation | None:
-        """The generation that was asked for with this key.
+    def find(self, key: str, body: Mapping[str, Any]) -> Any:
+        """The generation that was asked for with this key, of the class that was added with it; None if there is none.
 
         Raises:
             ApiError: 422: it asked for something else.
@@ -94,6 +101,7 @@ class Answer(Response):
         lingers: Whether it waits for a client that hung up to come back.
         whole: The body of an answer in one piece.
         say: The data of an event.
+        closing: What ends a stream that has not failed.
     """
 
     def __init__(
@@ -106,10 +114,11 @@ class Answer(Response):
         lingers: bool,
         whole: Callable[[], dict[str, Any]],
         say: Say,
+        closing: bytes = b"",
     ) -> None:
         super().__init__()
         self._generation, self._engine, self._running, self._settings = generation, engine, running, settings
-        self._lingers, self._whole, self._say = lingers, whole, say
+        self._lingers, self._whole, self._say, self._closing = lingers, whole, say, closing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -147,7 +156,7 @@ class Answer(Response):
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         generation = self._generation
-        begins = generation.fields.stream
+        begins = generation.stream
         while not generation.ended and not (begins and generation.accepted):
             await generation.changed()
         if generation.error is not None:
@@ -176,15 +185,17 @@ class Answer(Response):
                 await _send(send, b": still here\n\n")
         if generation.error is not None:
             await _send(send, _text("error", {"type": "error", "error": error_object(generation.error)}))
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        closing = self._closing if generation.error is None else b""
+        await send({"type": "http.response.body", "body": closing, "more_body": False})
 
-    def _event(self, entry: Partial | Completed) -> bytes:
+    def _event(self, entry: Any) -> bytes:
         data = self._say(entry)
-        return _text(data["type"], data)
+        return _text(data.get("type"), data)
 
 
-def _text(kind: str, data: Mapping[str, Any]) -> bytes:
-    return f"event: {kind}\ndata: {json.dumps(data)}\n\n".encode()
+def _text(kind: str | None, data: Mapping[str, Any]) -> bytes:
+    name = f"event: {kind}\n" if kind is not None else ""
+    return f"{name}data: {json.dumps(data)}\n\n".encode()
 
 
 async def _send(send: Send, part: bytes) -> None:

@@ -23,6 +23,7 @@ LARGE = 256 * 1024
 """Bytes from which on decoding is work for a thread."""
 
 _MAX_FIELDS = 100
+_JSON = ("application/json", "")
 
 
 async def read_body(request: Request, settings: ServerSettings) -> dict[str, Any]:
@@ -31,10 +32,9 @@ async def read_body(request: Request, settings: ServerSettings) -> dict[str, Any
     Raises:
         ApiError: 400 where it cannot be decoded, 413 where it is too large, 415 where it is of another type.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind in ("application/json", ""):
-        body = await request.body()
-        return _object(body) if len(body) < LARGE else await to_thread.run_sync(_object, body)
+    kind = _kind(request)
+    if kind in _JSON:
+        return await read_json(request)
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
         return await _form(request, settings)
     raise ApiError(415, f"Content-Type={kind!r:.80}: must be application/json or multipart/form-data")
@@ -52,6 +52,23 @@ def _object(body: bytes) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
+
+
+async def read_json(request: Request) -> dict[str, Any]:
+    """The fields of a JSON body by name.
+
+    Raises:
+        ApiError: 400 where it cannot be decoded, 413 where it is too large, 415 where it is of another type.
+    """
+    kind = _kind(request)
+    if kind not in _JSON:
+        raise ApiError(415, f"Content-Type={kind!r:.80}: must be application/json")
+    body = await request.body()
+    return _object(body) if len(body) < LARGE else await to_thread.run_sync(_object, body)
+
+
+def _kind(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 async def _form(request: Request, settings: ServerSettings) -> dict[str, Any]:

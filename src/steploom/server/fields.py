@@ -11,7 +11,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 from steploom.errors import InvalidRequest
@@ -271,11 +271,15 @@ def _check(fields: ImageFields, sides: Mapping[str, int], settings: ServerSettin
 
 
 def _unknown(name: str) -> ApiError:
-    known = sorted({*OPENAI, *OWN, *PARAMS, *SIZES, *IGNORED})
     if name in ("image", "mask"):
         return invalid(f"{name}: belongs to /v1/images/edits; send it there", name, "unknown_parameter")
-    nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"there are {', '.join(known)}"
+    return unknown(name, {*OPENAI, *OWN, *PARAMS, *SIZES, *IGNORED})
+
+
+def unknown(name: str, known: Iterable[str]) -> ApiError:
+    """The refusal of a field that is none of ``known``."""
+    nearest = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"there are {', '.join(sorted(known))}"
     return invalid(f"{name:.80}: unknown parameter; {hint}", name[:80], "unknown_parameter")
 
 

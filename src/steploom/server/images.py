@@ -13,11 +13,11 @@ from starlette.responses import Response
 
 from steploom import DiffusionRequest
 from steploom.protocol import PipelineInfo
-from steploom.server.answers import Answer
+from steploom.server.answers import Answer, key_of
 from steploom.server.body import read_body, take_pictures
 from steploom.server.errors import ApiError, invalid
 from steploom.server.fields import ImageFields, read_fields
-from steploom.server.generation import Completed, Generation, Partial
+from steploom.server.image_generation import Completed, ImageGeneration, Partial
 from steploom.server.pictures import mask_of, text_of
 from steploom.server.state import ServerState
 from steploom.server.usage import usage_of
@@ -43,7 +43,7 @@ async def edits(request: Request) -> Response:
 
 
 async def _answer(request: Request, state: ServerState, body: dict[str, Any], kind: str) -> Response:
-    key = _key(request, kind)
+    key = key_of(request, kind)
     known = state.joins.find(key, body) if key else None
     if known is not None:
         return _respond(request, state, known, kind, leads=False, lingers=False)
@@ -61,13 +61,7 @@ def _take_pictures(body: dict[str, Any]) -> tuple[list[bytes], list[bytes]]:
     return take_pictures(body, "image", "images"), take_pictures(body, "mask")
 
 
-def _key(request: Request, kind: str) -> str | None:
-    """The ``Idempotency-Key``, told apart by route and by whose key it is."""
-    key = request.headers.get("idempotency-key")
-    return f"{kind}\n{request.headers.get('authorization', '')}\n{key:.256}" if key else None
-
-
-async def _generation(state: ServerState, fields: ImageFields, kind: str) -> Generation:
+async def _generation(state: ServerState, fields: ImageFields, kind: str) -> ImageGeneration:
     info = state.engine.info
     if info.makes and "images" not in info.makes:
         raise invalid(f"model: makes {' and '.join(info.makes)}, no images", "model", "unsupported_model")
@@ -93,7 +87,7 @@ async def _generation(state: ServerState, fields: ImageFields, kind: str) -> Gen
     ]
     size = (fields.params.get("width"), fields.params.get("height"))
     width, height = (given or default for given, default in zip(size, info.default_size or (0, 0), strict=True))
-    return Generation(fields, requests, (width, height) if width and height else None)
+    return ImageGeneration(fields, requests, (width, height) if width and height else None)
 
 
 async def _pictures(state: ServerState, fields: ImageFields, info: PipelineInfo) -> dict[str, Any]:
@@ -110,7 +104,7 @@ async def _pictures(state: ServerState, fields: ImageFields, info: PipelineInfo)
 
 
 def _respond(
-    request: Request, state: ServerState, generation: Generation, kind: str, *, leads: bool, lingers: bool
+    request: Request, state: ServerState, generation: ImageGeneration, kind: str, *, leads: bool, lingers: bool
 ) -> Response:
     return Answer(
         generation,
@@ -123,7 +117,7 @@ def _respond(
     )
 
 
-def _whole(request: Request, state: ServerState, generation: Generation) -> dict[str, Any]:
+def _whole(request: Request, state: ServerState, generation: ImageGeneration) -> dict[str, Any]:
     """OpenAI's ``ImagesResponse``."""
     fields = generation.fields
     done = sorted((entry for entry in generation.log if isinstance(entry, Completed)), key=lambda entry: entry.image)
@@ -150,7 +144,7 @@ def _image(request: Request, state: ServerState, fields: ImageFields, entry: Com
     return {"url": str(request.url_for("stored image", name=name)), **extra}
 
 
-def _event(generation: Generation, kind: str, entry: Partial | Completed) -> dict[str, Any]:
+def _event(generation: ImageGeneration, kind: str, entry: Partial | Completed) -> dict[str, Any]:
     """OpenAI's events of a stream; ``step``, ``num_inference_steps``, ``seed`` and ``image_index`` are ours."""
     fields = generation.fields
     width, height = entry.size

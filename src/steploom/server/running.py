@@ -11,15 +11,13 @@ import anyio
 
 from steploom import DiffusionOutput, DiffusionRequest, Queued, Restarted, StepEvent
 from steploom.requests import Event
-from steploom.server.fields import ImageFields
 
 
 class Entry:
     """One request of the engine, as ``/v1/requests`` shows it."""
 
-    def __init__(self, request: DiffusionRequest, fields: ImageFields) -> None:
+    def __init__(self, request: DiffusionRequest) -> None:
         self.request = request
-        self.fields = fields
         self.created = time.time()
         self.state = "queued"
         self.position: int | None = None
@@ -63,9 +61,9 @@ class Running:
         self._emptied = anyio.Event()
 
     @contextlib.contextmanager
-    def entered(self, request: DiffusionRequest, fields: ImageFields) -> Generator[Entry]:
+    def entered(self, request: DiffusionRequest) -> Generator[Entry]:
         """The request is listed meanwhile."""
-        entry = self._entries[request.request_id] = Entry(request, fields)
+        entry = self._entries[request.request_id] = Entry(request)
         try:
             yield entry
         finally:

@@ -6,13 +6,20 @@ import secrets
 import time
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any, Protocol
 
 from steploom import AsyncDiffusionEngine, EngineError
 from steploom.server.answers import Joins
 from steploom.server.errors import ApiError, invalid
-from steploom.server.fields import ImageFields
 from steploom.server.running import Running
 from steploom.server.settings import ServerSettings
+
+
+class Asked(Protocol):
+    """What fields of requests have in common."""
+
+    model: str | None
+    own: dict[str, Any]
 
 
 class ServerState:
@@ -61,7 +68,7 @@ class ServerState:
         if self.loading is not None:
             raise ApiError(503, f"the model is being loaded: {self.loading}", code="loading")
 
-    def adapters(self, fields: ImageFields) -> list[tuple[str, float]] | None:
+    def adapters(self, fields: Asked) -> list[tuple[str, float]] | None:
         """The adapters that a request wants, by the name of its model and by its field ``lora``.
 
         Raises:

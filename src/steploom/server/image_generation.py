@@ -1,0 +1,129 @@
+"""ImageGeneration: the images of one HTTP request, each a request of the engine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, TypeGuard
+
+import anyio
+from anyio.abc import TaskGroup
+from anyio.streams.memory import MemoryObjectReceiveStream
+from PIL import Image
+
+from steploom import AsyncDiffusionEngine, DiffusionOutput, DiffusionRequest, InvalidRequest, StepEvent
+from steploom.requests import Event
+from steploom.server.errors import ApiError
+from steploom.server.fields import MAX_PARTIAL_IMAGES, ImageFields, param_of
+from steploom.server.generation import Generation
+from steploom.server.pictures import encode
+from steploom.server.running import Running
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Partial:
+    """A preview of one of the images.
+
+    Attributes:
+        image: Which of the images, from 0.
+        index: Which preview of it, from 0.
+        step: Steps done.
+        total: Steps in all, if known.
+        seed: Of the image.
+        data: The file.
+        size: Width and height.
+    """
+
+    image: int
+    index: int
+    step: int
+    total: int | None
+    seed: int | None
+    data: bytes
+    size: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Completed:
+    """One of the images, done; attributes as of :class:`Partial`. ``flagged``: the safety checker held it back."""
+
+    image: int
+    steps: int
+    seed: int | None
+    data: bytes
+    size: tuple[int, int]
+    flagged: bool = False
+
+
+class ImageGeneration(Generation):
+    """The images of one HTTP request. Its log has :class:`Partial` and :class:`Completed`.
+
+    Args:
+        fields: What was asked for.
+        requests: One request of the engine for each image.
+        size: Width and height that the images will have, as far as known: previews get that size.
+    """
+
+    def __init__(self, fields: ImageFields, requests: Sequence[DiffusionRequest], size: tuple[int, int] | None) -> None:
+        super().__init__(requests, stream=fields.stream)
+        self.fields = fields
+        self._size = size
+
+    def _param_of(self, error: InvalidRequest) -> str | None:
+        return param_of(error, self.fields)
+
+    async def _one(
+        self, engine: AsyncDiffusionEngine, running: Running, index: int, request: DiffusionRequest, group: TaskGroup
+    ) -> None:
+        """Makes one image. Its previews are encoded beside it, so that no event is missed meanwhile."""
+        sender, receiver = anyio.create_memory_object_stream[StepEvent](MAX_PARTIAL_IMAGES)
+        shown, previews = anyio.Event(), 0
+        group.start_soon(self._show, index, request, receiver, shown)
+        with sender, running.entered(request) as entry:
+            async with engine.stream(request) as stream:
+                self._accept()
+                async for event in stream:
+                    entry.see(event)
+                    if previews < self.fields.partial_images and _shows(event):
+                        sender.send_nowait(event)
+                        previews += 1
+                output = await stream.result()
+            entry.done(output)
+        await shown.wait()
+        self._add(await self._completed(index, output))
+
+    async def _show(
+        self, image: int, request: DiffusionRequest, events: MemoryObjectReceiveStream[StepEvent], shown: anyio.Event
+    ) -> None:
+        """Encodes the previews of one image, in order."""
+        with events:
+            index = 0
+            async for event in events:
+                size = self._size or event.preview.size
+                data = await encode(event.preview, self.fields, size)
+                step, total = event.step, event.total_steps
+                seed = request.seed
+                self._add(Partial(image=image, index=index, step=step, total=total, seed=seed, data=data, size=size))
+                index += 1
+        shown.set()
+
+    async def _completed(self, index: int, output: DiffusionOutput) -> Completed:
+        picture = _first(output)
+        verdict = getattr(output.output, "nsfw_content_detected", None)
+        data = await encode(picture, self.fields)
+        return Completed(
+            image=index, steps=output.timings.steps, seed=output.seed, data=data, size=picture.size,
+            flagged=bool(verdict and verdict[0]),
+        )  # fmt: skip
+
+
+def _shows(event: Event) -> TypeGuard[StepEvent]:
+    """Whether the event has a preview that is not the finished image already."""
+    return isinstance(event, StepEvent) and event.preview is not None and event.step != event.total_steps
+
+
+def _first(output: DiffusionOutput) -> Image.Image:
+    if not output.has("images"):
+        raise ApiError(400, "this model makes no images", param="model", code="unsupported_model")
+    pictures: Any = output.images
+    return pictures[0]
