@@ -27,6 +27,7 @@ import anyio
 import anyio.lowlevel
 from PIL import Image
 
+from steploom import _pretended_text
 from steploom.config import EngineConfig
 from steploom.engine.async_engine import AsyncDiffusionEngine
 from steploom.errors import ConfigError, EngineError, GenerationFailed
@@ -50,6 +51,7 @@ DEFAULT_STEPS = 8
 DEFAULT_SIZE = (64, 64)
 SIZE_MULTIPLE = 8
 _GRAIN = 8
+MAKES = ("images", "text")
 FAIL = "fail"
 """A prompt that begins so fails in its second step, as if the pipeline had raised."""
 
@@ -57,21 +59,25 @@ FAIL = "fail"
 class FakeEngine(AsyncDiffusionEngine):
     """An :class:`~steploom.AsyncDiffusionEngine` whose model is pretended.
 
-    It serves text-to-image, image-to-image and inpainting. A prompt that begins with ``"fail"`` fails.
+    It serves text-to-image, image-to-image and inpainting, or is a language model. A prompt that begins with ``"fail"``
+    fails; text that follows a prompt that begins with ``"short"`` ends by itself.
 
     Args:
+        makes: ``"images"`` or ``"text"``.
         config: Fields of :class:`~steploom.EngineConfig`; ``distributed_executor_backend`` is taken.
 
     Raises:
         ConfigError: A setting is wrong.
     """
 
-    def __init__(self, **config: Any) -> None:
+    def __init__(self, *, makes: str = "images", **config: Any) -> None:
         if "distributed_executor_backend" in config:
             raise ConfigError("distributed_executor_backend: FakeEngine has its own; leave it out")
+        if makes not in MAKES:
+            raise ConfigError(f"makes={makes!r}: must be one of {', '.join(map(repr, MAKES))}")
         self._gate = _Gate()
         super().__init__(**config, distributed_executor_backend=_FakeExecutor)
-        self._make_executor = partial(_FakeExecutor, pipeline=self._gate)
+        self._make_executor = partial(_FakeExecutor, pipeline=self._gate, makes=makes)
 
     def hold(self) -> None:
         """From the next tick on nothing goes on by itself."""
@@ -123,10 +129,11 @@ class _Gate:
 
 
 class _FakeExecutor(DiffusionExecutor):
-    """Counts steps, and draws pictures of coloured squares."""
+    """Counts steps, and draws pictures of coloured squares, or says words."""
 
-    def __init__(self, config: EngineConfig, pipeline: Any = None) -> None:
+    def __init__(self, config: EngineConfig, pipeline: Any = None, makes: str = "images") -> None:
         super().__init__(config, pipeline)
+        self._text = makes == "text"
         self._gate: _Gate = pipeline
         self._resident: dict[str, tuple[DiffusionRequest, int]] = {}
         self._stats = WorkerStats()
@@ -134,6 +141,8 @@ class _FakeExecutor(DiffusionExecutor):
 
     async def _init_executor(self, on_progress: ProgressCallback) -> PipelineInfo:
         on_progress("pretending to load a model")
+        if self._text:
+            return _pretended_text.info()
         tasks = {"text-to-image": TEXT_TO_IMAGE, "image-to-image": IMAGE_TO_IMAGE, "inpainting": INPAINTING}
         info = {task: _info(names) for task, names in tasks.items()}
         main = _info(TEXT_TO_IMAGE)
@@ -155,13 +164,16 @@ class _FakeExecutor(DiffusionExecutor):
     def _step(self, run: str, mates: int) -> RequestReport:
         request, done = self._resident[run]
         done, total = done + 1, request.params.get("num_inference_steps") or DEFAULT_STEPS
+        total = _pretended_text.total_steps(request) if self._text else total
         report = RequestReport(
             run_id=run, phase="denoise", stepped=True, step=done, total_steps=total, sigma=1 - done / total,
             batch_key="fake", batch_requests=float(mates), rows=2,
         )  # fmt: skip
-        if request.preview_every and done % request.preview_every == 0:
+        if self._text:
+            _pretended_text.tell(report, request, done)
+        elif request.preview_every and done % request.preview_every == 0:
             report.preview = _picture(request, 0, done / total)
-        if str(request.prompt).startswith(FAIL) and done == min(2, total):
+        if _pretended_text.said_to(request).startswith(FAIL) and done == min(2, total):
             report.error = ErrorInfo("GenerationFailed", f"ValueError: {request.prompt}")
         report.finished = report.error is not None or done == total
         if not report.finished:
@@ -169,7 +181,9 @@ class _FakeExecutor(DiffusionExecutor):
             return report
         del self._resident[run]
         report.phase = "done"
-        if report.error is None:
+        if report.error is None and self._text:
+            report.output = _pretended_text.output(request)
+        elif report.error is None:
             number = _rows(request) * (request.params.get("num_images_per_prompt") or 1)
             report.output = SimpleNamespace(images=[_picture(request, index, 1.0) for index in range(number)])
         return report

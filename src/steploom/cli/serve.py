@@ -209,10 +209,11 @@ async def _warm_up(engine: AsyncDiffusionEngine) -> None:
     required = {parameter.name for parameter in info.parameters if parameter.required}
     if not required <= {"prompt"}:
         return  # it needs a picture, and which one is not ours to say
-    steps = {"num_inference_steps": 2} if "num_inference_steps" in known else {}
+    short = {"num_inference_steps": 2, "gen_length": 8}
+    short = {name: value for name, value in short.items() if name in known}
     async with anyio.create_task_group() as group:
         for seed, prompt in enumerate(("warm-up", "another warm-up")):
-            group.start_soon(_one, engine, prompt if "prompt" in known else None, {"seed": seed, **steps})
+            group.start_soon(_one, engine, prompt if "prompt" in known else None, {"seed": seed, **short})
 
 
 async def _one(engine: AsyncDiffusionEngine, prompt: str | None, params: dict[str, Any]) -> None:

@@ -17,11 +17,14 @@ from steploom.server.access import Gate
 from steploom.server.errors import HANDLERS
 from steploom.server.settings import ServerSettings
 from steploom.server.state import ServerState
+from steploom.server.text import routes as text
 
 ROUTES = [
     Route("/v1/images/generations", images.generations, methods=["POST"]),
     Route("/v1/images/edits", images.edits, methods=["POST"]),
     Route("/v1/images/stored/{name}", images.stored, name="stored image"),
+    Route("/v1/completions", text.completions, methods=["POST"]),
+    Route("/v1/chat/completions", text.chat_completions, methods=["POST"]),
     Route("/v1/models", status.models),
     Route("/v1/models/{name:path}", status.model),
     Route("/v1/requests", status.requests),
