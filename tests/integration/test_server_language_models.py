@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -13,6 +14,7 @@ import tiny_language
 from serving import listening, sdk
 
 from steploom import AsyncDiffusionEngine, EngineObserver
+from steploom.cli.serve import _warm_up
 from steploom.server import create_app
 
 LLADA = {"block_length": 8, "num_inference_steps": 4, "threshold": 0.3}
@@ -105,3 +107,25 @@ async def test_what_the_pipeline_or_its_chat_template_refuses_is_the_clients_fau
             with pytest.raises(openai.BadRequestError) as caught:
                 await client.completions.create(**{**plain, **wrong})
             assert caught.value.param in ("top_p", "block_length")
+
+
+@pytest.mark.slow
+@MODELS
+async def test_over_a_process_boundary(name: str, own: dict[str, Any], tmp_path: Path) -> None:
+    """As ``steploom serve FOLDER`` has it: warmed up, with the tokenizer and its chat template in the worker alone."""
+    pipe = getattr(tiny_language, name)()
+    pipe.save_pretrained(tmp_path)
+    if name == "llada":  # diffusers leaves it out
+        pipe.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    async with AsyncDiffusionEngine(model=str(tmp_path), torch_threads=1) as engine:
+        await _warm_up(engine)
+        async with listening(create_app(engine)) as address, sdk(address) as client:
+            said: Any = [{"role": "system", "content": "a"}, {"role": "user", "content": "red circle"}]
+            asked: dict[str, Any] = {"model": tmp_path.name, "messages": said, "max_tokens": 16, "seed": 5}
+            asked |= {"temperature": 1.0, "extra_body": own}
+            whole = await client.chat.completions.create(**asked)
+            stream = await client.chat.completions.create(**asked, stream=True)
+            pieces = [chunk.choices[0].delta.content or "" async for chunk in stream]
+        alone = await engine.generate(messages=said, seed=5, gen_length=16, temperature=1.0, **own)
+        assert "".join(pieces) == whole.choices[0].message.content == alone.text
+        assert whole.usage.prompt_tokens == len("ared circle")

@@ -164,6 +164,7 @@ TEXT = [
     ({"prompt": "a", "stream": True, "stream_options": 1}, "stream_options"), ({"prompt": "a", "seed": "x"}, "seed"),
     ({"prompt": "a", "messages": SAID}, "messages"),
     ({"prompt": "a", "max_completion_tokens": 1}, "max_completion_tokens"),
+    ({"prompt": "a", "temperatur": None}, "temperatur"),
     ({"prompt": "a", "num_inference_steps": 10**6}, "num_inference_steps"), ({"prompt": "a", "timeout": 0}, "timeout"),
     ({"prompt": "a", "threshold": 0.5}, "threshold"), ({"prompt": "a", "lora": "ink"}, "lora"),
 ]  # fmt: skip

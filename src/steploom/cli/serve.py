@@ -1,4 +1,4 @@
-"""``steploom serve``: the model behind OpenAI's images API."""
+"""``steploom serve``: the model behind OpenAI's API."""
 
 from __future__ import annotations
 
@@ -77,6 +77,7 @@ def add_parser(commands: arguments.Commands) -> None:
                        help="finish requests whose client hung up, instead of cancelling them")  # fmt: skip
     group.add_argument("--timeout", type=arguments.rate, metavar="S", help="for requests that give none")
     group.add_argument("--max-queue", type=arguments.count, metavar="N", help="requests that wait, at most")
+    group.add_argument("--max-tokens", type=arguments.count, metavar="N", help="tokens of a text, at most")
     group.add_argument("--max-batch", type=arguments.count, metavar="N", help="requests that share a forward, at most")
     arguments.add_engine_options(parser)
 
@@ -115,6 +116,7 @@ def run(options: argparse.Namespace) -> int:
         on_disconnect="keep" if options.keep_abandoned else "cancel",
         default_timeout_s=options.timeout,
         cors_origins=tuple(options.cors_origin),
+        **({} if options.max_tokens is None else {"max_tokens": options.max_tokens}),
     )
     from steploom.cli import loop
     from steploom.engine.async_engine import AsyncDiffusionEngine

@@ -1,4 +1,4 @@
-"""An HTTP server over an engine: OpenAI's images API, streaming, health, what runs (extra ``server``)."""
+"""An HTTP server over an engine: OpenAI's APIs of images and text, streaming, health, what runs (extra ``server``)."""
 
 from __future__ import annotations
 

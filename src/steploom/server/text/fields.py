@@ -6,7 +6,7 @@ OpenAI's own fields have OpenAI's names and meanings; the others are called as t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 from steploom.errors import InvalidRequest
@@ -138,11 +138,11 @@ def read_fields(given: Mapping[str, Any], settings: ServerSettings, *, chat: boo
     """
     fields = TextFields()
     lengths = {name: given[name] for name in LENGTHS if given.get(name) is not None}
-    if not chat and "max_completion_tokens" in lengths:
-        raise unknown("max_completion_tokens", _known(chat=chat))
     _read_text(fields, given, settings, chat=chat)
     for name, value in given.items():
-        if value is None or name in ("prompt" if not chat else "messages", *lengths):
+        if name not in _known(chat=chat):
+            raise unknown(name, _known(chat=chat))
+        if value is None or name in ("prompt", "messages", *lengths):
             continue
         if name in OPENAI:
             setattr(fields, name, OPENAI[name](name, value))
@@ -152,7 +152,7 @@ def read_fields(given: Mapping[str, Any], settings: ServerSettings, *, chat: boo
             fields.params[name] = PARAMS[name](name, value)
         elif name == "stream_options":
             fields.include_usage = include_usage(name, value)
-        else:
+        elif name not in IGNORED:
             _refuse(name, value, chat=chat)
     _check(fields, given, settings)
     _read_lengths(fields, lengths, settings)
@@ -160,18 +160,15 @@ def read_fields(given: Mapping[str, Any], settings: ServerSettings, *, chat: boo
     return fields
 
 
-def _known(*, chat: bool) -> Iterable[str]:
-    source = ("messages", "max_completion_tokens") if chat else ("prompt",)
-    return {*OPENAI, *OWN, *PARAMS, *IGNORED, *INERT, *source, "logprobs", "max_tokens", "stream_options"}
+def _known(*, chat: bool) -> set[str]:
+    lengths = LENGTHS if chat else LENGTHS[1:]
+    source = "messages" if chat else "prompt"
+    return {*OPENAI, *OWN, *PARAMS, *IGNORED, *INERT, *lengths, source, "logprobs", "stream_options"}
 
 
 def _refuse(name: str, value: Any, *, chat: bool) -> None:
-    """Refuses a field that nothing here reads, unless it asks for nothing."""
-    if name in IGNORED or (name == "logprobs" and chat and value is False):
-        return
-    if name not in INERT and name != "logprobs":
-        raise unknown(name, _known(chat=chat))
-    inert = INERT.get(name, ())
+    """Refuses a field that nothing here reads, unless it asks for nothing; of prompts ``logprobs=0`` asks for some."""
+    inert = (False,) if name == "logprobs" and chat else INERT.get(name, ())
     if value not in inert:
         mend = f"leave it out, or give {' or '.join(map(repr, inert))}" if inert else "leave it out"
         raise invalid(f"{name}={value!r:.80}: cannot be done here; {mend}", name, "unsupported_parameter")
