@@ -10,27 +10,28 @@
             assert out.images[0].size == (64, 64)
 
 Requests are validated, queued, scheduled, streamed, cancelled and timed out by the real engine; only the model is not
-there. The same prompt, seed and size give the same picture. With ``engine.hold()`` nothing goes on until
-``engine.release(ticks)``: so a test says when a step happens, and sleeps for nothing.
+there. The same request and seed give the same picture. With ``engine.hold()`` nothing goes on until
+``engine.release(ticks)``: so a test says when a step happens, and sleeps for nothing. ``engine.die()`` is the worker's
+death. :class:`FakeDiffusionEngine` is the blocking twin.
 """
 
 from __future__ import annotations
 
-import hashlib
-import random
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import anyio
 import anyio.lowlevel
-from PIL import Image
 
 from steploom import _pretended_text
+from steploom._pretended_pictures import DEFAULT_SIZE, SIZE_MULTIPLE, floats, images, latents, picture
 from steploom.config import EngineConfig
 from steploom.engine.async_engine import AsyncDiffusionEngine
-from steploom.errors import ConfigError, EngineError, GenerationFailed
+from steploom.engine.sync import DiffusionEngine
+from steploom.errors import ConfigError, EngineError, GenerationFailed, WorkerDied
 from steploom.executor.abstract import DiffusionExecutor, ProgressCallback
 from steploom.protocol import (
     ErrorInfo,
@@ -48,9 +49,6 @@ TEXT_TO_IMAGE = ("prompt", "negative_prompt", "num_inference_steps", "guidance_s
 IMAGE_TO_IMAGE = (*TEXT_TO_IMAGE, "image", "strength")
 INPAINTING = (*IMAGE_TO_IMAGE, "mask_image")
 DEFAULT_STEPS = 8
-DEFAULT_SIZE = (64, 64)
-SIZE_MULTIPLE = 8
-_GRAIN = 8
 MAKES = ("images", "text")
 FAIL = "fail"
 """A prompt that begins so fails in its second step, as if the pipeline had raised."""
@@ -60,43 +58,96 @@ class FakeEngine(AsyncDiffusionEngine):
     """An :class:`~steploom.AsyncDiffusionEngine` whose model is pretended.
 
     It serves text-to-image, image-to-image and inpainting, or is a language model. A prompt that begins with ``"fail"``
-    fails; text that follows a prompt that begins with ``"short"`` ends by itself.
+    fails; text that follows a prompt that begins with ``"short"`` ends by itself. Latents are ``memoryview`` objects of
+    float32, of which ``numpy.asarray`` makes an array; ``output_type="np"`` needs numpy, ``"pt"`` torch.
 
     Args:
+        config: As the real engine's; ``distributed_executor_backend`` is taken.
         makes: ``"images"`` or ``"text"``.
-        config: Fields of :class:`~steploom.EngineConfig`; ``distributed_executor_backend`` is taken.
+        overrides: Fields of :class:`~steploom.EngineConfig` that differ from ``config``.
+
+    Attributes:
+        answers: What ``collective_rpc`` answers, by method, for those of a ``worker_extension``: a value, or a function
+            of the call's arguments.
 
     Raises:
         ConfigError: A setting is wrong.
     """
 
-    def __init__(self, *, makes: str = "images", **config: Any) -> None:
-        if "distributed_executor_backend" in config:
+    def __init__(self, config: EngineConfig | None = None, *, makes: str = "images", **overrides: Any) -> None:
+        if "distributed_executor_backend" in overrides:
             raise ConfigError("distributed_executor_backend: FakeEngine has its own; leave it out")
         if makes not in MAKES:
             raise ConfigError(f"makes={makes!r}: must be one of {', '.join(map(repr, MAKES))}")
         self._gate = _Gate()
-        super().__init__(**config, distributed_executor_backend=_FakeExecutor)
+        super().__init__(config, **overrides, distributed_executor_backend=_FakeExecutor)
         self._make_executor = partial(_FakeExecutor, pipeline=self._gate, makes=makes)
+        self.answers: dict[str, Any] = self._gate.answers
+
+    @classmethod
+    def from_pipeline(cls, pipe: Any, *, controlnet: Any = None, **config: Any) -> Self:
+        """A pretended engine; ``pipe`` and ``controlnet`` may be anything, and are not looked at."""
+        return cls(**config)
 
     def hold(self) -> None:
-        """From the next tick on nothing goes on by itself."""
+        """From the next tick on nothing goes on by itself. May be called from any thread."""
         self._gate.held = True
 
     def release(self, ticks: int | None = None) -> None:
-        """Lets so many ticks pass; with None holds no more."""
-        self._gate.release(ticks)
+        """Lets so many ticks pass; with None holds no more. May be called from any thread."""
+        self._in_loop(partial(self._gate.release, ticks))
+
+    def die(self) -> None:
+        """The worker dies: whatever runs fails with :class:`~steploom.WorkerDied`. May be called from any thread."""
+        self._in_loop(self._gate.die)
+
+    def _in_loop(self, change: Callable[[], None]) -> None:
+        """Tests of a blocking client have the engine's loop in another thread."""
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        if self._loop is None or self._loop.is_closed() or self._loop is here:
+            change()
+        else:
+            self._loop.call_soon_threadsafe(change)
 
     async def held(self) -> None:
         """Returns when a tick waits to be released."""
         await self._gate.waiting()
 
 
+class FakeDiffusionEngine(DiffusionEngine):
+    """The blocking twin: a :class:`~steploom.DiffusionEngine` whose model is pretended.
+
+    Args:
+        config: As :class:`FakeEngine` takes it.
+        overrides: Likewise.
+
+    Attributes:
+        fake: The :class:`FakeEngine` inside, to be held, released and let die.
+
+    Raises:
+        ConfigError: A setting is wrong.
+    """
+
+    def __init__(self, config: EngineConfig | None = None, **overrides: Any) -> None:
+        self.fake = FakeEngine(config, **overrides)
+        self._start(self.fake)
+
+    @classmethod
+    def from_pipeline(cls, pipe: Any, *, controlnet: Any = None, **config: Any) -> Self:
+        """A pretended engine; ``pipe`` and ``controlnet`` may be anything, and are not looked at."""
+        return cls(**config)
+
+
 class _Gate:
-    """Where ticks wait while they are held."""
+    """Where ticks wait while they are held, and what else a test says to the pretended worker."""
 
     def __init__(self) -> None:
         self.held = False
+        self.answers: dict[str, Any] = {}
+        self.dead = False
         self._permits = 0
         self._waiters = 0
         self._changed = anyio.Event()
@@ -105,6 +156,20 @@ class _Gate:
         self.held = self.held and ticks is not None
         self._permits = 0 if ticks is None else self._permits + ticks
         self._notify()
+
+    def die(self) -> None:
+        self.dead = True
+        self._notify()
+
+    def renew(self) -> None:
+        """Another start, perhaps in another event loop."""
+        self.dead, self._waiters = False, 0
+        self._notify()
+
+    async def died(self) -> None:
+        """Returns when the worker has died."""
+        while not self.dead:
+            await self._changed.wait()
 
     def _notify(self) -> None:
         self._changed.set()
@@ -137,10 +202,10 @@ class _FakeExecutor(DiffusionExecutor):
         self._gate: _Gate = pipeline
         self._resident: dict[str, tuple[DiffusionRequest, int]] = {}
         self._stats = WorkerStats()
-        self._failed = anyio.Event()
 
     async def _init_executor(self, on_progress: ProgressCallback) -> PipelineInfo:
         on_progress("pretending to load a model")
+        self._gate.renew()
         if self._text:
             return _pretended_text.info()
         tasks = {"text-to-image": TEXT_TO_IMAGE, "image-to-image": IMAGE_TO_IMAGE, "inpainting": INPAINTING}
@@ -172,7 +237,9 @@ class _FakeExecutor(DiffusionExecutor):
         if self._text:
             _pretended_text.tell(report, request, done)
         elif request.preview_every and done % request.preview_every == 0:
-            report.preview = _picture(request, 0, done / total)
+            report.preview = picture(request, 0, done / total)
+        if not self._text and request.latents_every and done % request.latents_every == 0:
+            report.latents = latents(request, [done], total)
         if _pretended_text.said_to(request).startswith(FAIL) and done == min(2, total):
             report.error = ErrorInfo("GenerationFailed", f"ValueError: {request.prompt}")
         report.finished = report.error is not None or done == total
@@ -184,8 +251,11 @@ class _FakeExecutor(DiffusionExecutor):
         if report.error is None and self._text:
             report.output = _pretended_text.output(request)
         elif report.error is None:
-            number = _rows(request) * (request.params.get("num_images_per_prompt") or 1)
-            report.output = SimpleNamespace(images=[_picture(request, index, 1.0) for index in range(number)])
+            report.output = SimpleNamespace(images=images(request, total))
+            if request.return_trajectory:
+                steps = range(1, total + 1)
+                report.trajectory_latents = latents(request, steps, total, trajectory=True)
+                report.trajectory_timesteps = floats([1000 * (1 - (step - 1) / total) for step in steps], [total])
         return report
 
     async def collective_rpc(
@@ -197,14 +267,19 @@ class _FakeExecutor(DiffusionExecutor):
         unique_reply_rank: int | None = None,
     ) -> Any:
         await anyio.lowlevel.checkpoint()
-        answers: dict[str, Any] = {"ping": "pong", "stats": self._stats, "sleep": None, "wake_up": None}
+        own: dict[str, Any] = {"ping": "pong", "stats": self._stats, "sleep": None, "wake_up": None}
+        answers = {**own, **self._gate.answers}
         if method not in answers:
-            raise GenerationFailed(f"AttributeError: the worker has no method {method!r}")
-        return answers[method] if unique_reply_rank is not None else [answers[method]]
+            mend = f"give it an answer: engine.answers[{method!r}] = ..."
+            raise GenerationFailed(f"AttributeError: the worker has no method {method!r}; {mend}")
+        answer = answers[method]
+        if callable(answer):
+            answer = answer(*args, **(kwargs or {}))
+        return answer if unique_reply_rank is not None else [answer]
 
     async def wait_failed(self) -> EngineError:
-        await self._failed.wait()
-        return EngineError("unreachable: a pretended worker does not fail")
+        await self._gate.died()
+        return WorkerDied(0, -9, "FakeEngine.die()")
 
     async def shutdown(self) -> None:
         self._resident.clear()
@@ -221,18 +296,3 @@ def _info(names: Sequence[str]) -> PipelineInfo:
         size_multiple=SIZE_MULTIPLE,
         makes=["images"],
     )
-
-
-def _rows(request: DiffusionRequest) -> int:
-    return len(request.prompt) if isinstance(request.prompt, list) else 1
-
-
-def _picture(request: DiffusionRequest, index: int, done: float) -> Image.Image:
-    """Squares whose colours come from prompt, seed and place; the less is ``done``, the more of them are grey."""
-    told = f"{request.prompt}|{request.seed}|{index}|{request.params.get('guidance_scale')}"
-    draw = random.Random(hashlib.sha256(told.encode()).digest())
-    colours = [tuple(int(128 + (draw.randrange(256) - 128) * done) for _ in range(3)) for _ in range(_GRAIN * _GRAIN)]
-    picture = Image.new("RGB", (_GRAIN, _GRAIN))
-    picture.putdata(colours)
-    width, height = (request.params.get(side) for side in ("width", "height"))
-    return picture.resize((width or DEFAULT_SIZE[0], height or DEFAULT_SIZE[1]), Image.Resampling.NEAREST)
