@@ -59,6 +59,7 @@ async def test_an_image_and_a_stream_that_develops(name: str, server: str) -> No
     assert_empty(engine)
 
 
+@pytest.mark.slow
 async def test_errors_have_their_status_on_both_routes(name: str, server: str) -> None:
     engine, _ = watched(max_waiting=1, max_batch=1, max_resident=1)
     async with application(name, server, engine) as client, client:
@@ -116,6 +117,7 @@ async def test_a_client_that_hangs_up_ends_its_request(name: str, server: str, r
         assert_empty(engine)
 
 
+@pytest.mark.slow
 async def test_who_is_late_for_the_end_leaves_nothing(name: str, server: str) -> None:
     """The application is shut down while somebody draws and somebody watches."""
     engine, ends = watched()

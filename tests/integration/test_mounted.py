@@ -63,9 +63,9 @@ def in_a_fastapi_that_knows_its_proxy(engine: FakeEngine, **settings: Any) -> An
 
 HOSTS = [
     (in_starlette, ""),
-    (in_fastapi, ""),
-    (in_starlette, "/proxy"),  # uvicorn --root-path
-    (in_fastapi, "/proxy"),
+    pytest.param(in_fastapi, "", marks=pytest.mark.slow),
+    pytest.param(in_starlette, "/proxy", marks=pytest.mark.slow),  # uvicorn --root-path
+    pytest.param(in_fastapi, "/proxy", marks=pytest.mark.slow),
     pytest.param(
         in_a_fastapi_that_knows_its_proxy, "", marks=pytest.mark.filterwarnings("ignore:The `root_path` parameter")
     ),
