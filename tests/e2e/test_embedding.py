@@ -37,7 +37,8 @@ async def test_an_application_on_the_built_in_model(name: str, server: str) -> N
     engine, ends = AsyncDiffusionEngine(model="demo", torch_threads=1), Ends()
     engine.observers.append(ends)
     async with application(name, server, engine) as client, client:
-        assert (await client.post("/draw", json={"prompt": "a", "num_inference_steps": 2})).status_code == 200  # the lifespan has begun
+        answer = await client.post("/draw", json={"prompt": "a", "num_inference_steps": 2})
+        assert answer.status_code == 200  # and the lifespan has begun
         workers = psutil.Process().children(recursive=True)
         assert workers
         alone = (await engine.generate(**WISH)).images[0]
