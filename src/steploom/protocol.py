@@ -304,6 +304,8 @@ class WorkerStats(msgspec.Struct, kw_only=True):
         loras: The LoRA adapters that are loaded, as they were asked for; least recently used first.
         lora_loads: How many were loaded.
         lora_evictions: How many were dropped to make room.
+        memory: Bytes by kind: ``"host"`` (resident memory of the worker's process, where the system says it), and on
+            CUDA ``"device_allocated"`` and ``"device_reserved"``.
     """
 
     ticks: int = 0
@@ -320,3 +322,4 @@ class WorkerStats(msgspec.Struct, kw_only=True):
     loras: list[str] = []
     lora_loads: int = 0
     lora_evictions: int = 0
+    memory: dict[str, int] = {}

@@ -43,6 +43,7 @@ from steploom.protocol import (
     WorkerStats,
 )
 from steploom.requests import DiffusionRequest
+from steploom.worker import memory
 
 TEXT_TO_IMAGE = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "width", "height",
                  "num_images_per_prompt")  # fmt: skip
@@ -267,6 +268,7 @@ class _FakeExecutor(DiffusionExecutor):
         unique_reply_rank: int | None = None,
     ) -> Any:
         await anyio.lowlevel.checkpoint()
+        self._stats.memory = memory.held()
         own: dict[str, Any] = {"ping": "pong", "stats": self._stats, "sleep": None, "wake_up": None}
         answers = {**own, **self._gate.answers}
         if method not in answers:

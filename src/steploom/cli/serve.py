@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import math
@@ -73,6 +74,10 @@ def add_parser(commands: arguments.Commands) -> None:
                        help="web pages of this origin may use the server; may be repeated (default: none)")  # fmt: skip
     group.add_argument("--drain-timeout", type=arguments.rate, default=30.0, metavar="S",
                        help="seconds that requests get to end when the server does (default: %(default)g)")  # fmt: skip
+    group.add_argument(
+        "--log-format", choices=("text", "json"), default="text", help="how to log (default: %(default)s)"
+    )
+    group.add_argument("--profile", metavar="FILE", help="write a Chrome trace of ticks and requests")
     group.add_argument("--keep-abandoned", action="store_true",
                        help="finish requests whose client hung up, instead of cancelling them")  # fmt: skip
     group.add_argument("--timeout", type=arguments.rate, metavar="S", help="for requests that give none")
@@ -108,6 +113,7 @@ def run(options: argparse.Namespace) -> int:
         import uvicorn
 
         from steploom.server import ServerSettings
+        from steploom.server.telemetry import logs, otlp
     except ImportError as error:
         raise ConfigError(f"serve: {error.name} is missing; pip install 'steploom[server]'") from None
     settings = ServerSettings(
@@ -122,7 +128,17 @@ def run(options: argparse.Namespace) -> int:
     from steploom.engine.async_engine import AsyncDiffusionEngine
 
     del uvicorn
-    return loop.run(_serve(options, AsyncDiffusionEngine(config), settings))
+    logs.configure(options.log_format)
+    engine = AsyncDiffusionEngine(config)
+    with contextlib.ExitStack() as ends:
+        if options.profile:
+            from steploom.telemetry import ProfileObserver
+
+            engine.observers.append(ends.enter_context(ProfileObserver(options.profile)))
+        end_of_traces = otlp.set_up(os.environ)
+        if end_of_traces is not None:
+            ends.callback(end_of_traces)
+        return loop.run(_serve(options, engine, settings))
 
 
 def _engine_config(options: argparse.Namespace) -> Any:
@@ -182,9 +198,10 @@ async def _hold(engine: AsyncDiffusionEngine, state: ServerState, server: uvicor
         await engine.start(on_progress)
         try:
             state.loading = "warming up"
-            await _warm_up(engine)
+            with state.telemetry.aside():
+                await _warm_up(engine)
             state.loading = None
-            sys.stderr.write(f"steploom: {', '.join(state.model_names)} is ready at {_address(server)}\n")
+            _say(f"{', '.join(state.model_names)} is ready at {_address(server)}")
             await anyio.sleep_forever()
         finally:
             await engine.close()
@@ -200,6 +217,16 @@ async def _drain(engine: AsyncDiffusionEngine, state: ServerState, draining: any
     with anyio.move_on_after(timeout_s):
         await state.running.emptied()
     await engine.close()
+
+
+def _say(line: str) -> None:
+    """Tells whoever has started the server."""
+    from steploom.server.telemetry import logs
+
+    if logs.writes_json():
+        log.info("%s", line)
+    else:
+        sys.stderr.write(f"steploom: {line}\n")
 
 
 async def _warm_up(engine: AsyncDiffusionEngine) -> None:
@@ -244,14 +271,14 @@ def _server(options: argparse.Namespace, app: Any, state: ServerState, draining:
             if self.should_exit:
                 self.force_exit = True
             elif len(state.running):
-                sys.stderr.write(f"steploom: finishing {len(state.running)} requests; once more to stop at once\n")
+                _say(f"finishing {len(state.running)} requests; once more to stop at once")
             state.draining = self.should_exit = True
             loop.call_soon_threadsafe(draining.set)
 
     tls = {"ssl_certfile": options.ssl_certfile, "ssl_keyfile": options.ssl_keyfile} if options.ssl_certfile else {}
     where = {"uds": options.uds} if options.uds else {"host": options.host, "port": options.port}
     config = uvicorn.Config(
-        app, **where, **tls, root_path=options.root_path, lifespan="off", log_config=None, access_log=options.verbose,
+        app, **where, **tls, root_path=options.root_path, lifespan="off", log_config=None, access_log=False,
         timeout_graceful_shutdown=math.ceil(options.drain_timeout) + _ANSWERING_S, server_header=False,
     )  # fmt: skip
     return Server(config)

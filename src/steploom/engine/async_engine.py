@@ -157,6 +157,21 @@ class AsyncDiffusionEngine:
             raise EngineNotRunning(_NOT_STARTED)
         return self._core.info
 
+    @property
+    def serves(self) -> bool:
+        """Whether it has started, and has neither been closed nor failed; :meth:`check_serving` says why not."""
+        return self._core is not None and self._core.serves
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that were accepted and wait for a worker; 0 while the engine does not serve."""
+        return self._core.scheduler.num_waiting if self._core is not None and self.serves else 0
+
+    @property
+    def num_running(self) -> int:
+        """Requests that a worker holds; 0 while the engine does not serve."""
+        return self._core.scheduler.num_running if self._core is not None and self.serves else 0
+
     async def generate(self, prompt: Prompt = None, **params: Any) -> DiffusionOutput:
         """Runs one request. Cancelling the awaiting task frees its slot by the next step.
 

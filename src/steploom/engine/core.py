@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -29,7 +30,7 @@ from steploom.errors import (
 )
 from steploom.executor.abstract import DiffusionExecutor, ProgressCallback
 from steploom.protocol import PipelineInfo, RunnerOutput, SchedulerOutput
-from steploom.requests import DiffusionRequest, Event, Failed, Finished
+from steploom.requests import DiffusionRequest, Event, Failed, Finished, Restarted
 from steploom.sched import build_scheduler
 
 T = TypeVar("T")
@@ -110,6 +111,7 @@ class EngineCore:
 
     async def _serve(self) -> None:
         self.info = await self.executor.start(self._on_progress)
+        self._observers.on_start(self.info)
         async with self._group as group:
             group.start_soon(self._guarded, self._tick_loop)
             group.start_soon(self._guarded, self._watch)
@@ -123,6 +125,7 @@ class EngineCore:
         while True:
             await self._wait_for_work()
             output, began = scheduler.schedule(), time.monotonic()
+            self._observers.on_schedule(output, began)
             result = await executor.execute_step(output)
             self._observers.on_tick(output, result, began, time.monotonic())
             for event in scheduler.update_from_output(output, result):
@@ -170,13 +173,10 @@ class EngineCore:
         assert self.info is not None
         if self._asleep:
             raise EngineNotRunning("the engine sleeps: await wake_up() first")
-        try:
+        with self.refusals(request):
             validate(request, self.info, self.config)
             borrowed = Borrowed(request)
             queued = self.scheduler.add_request(borrowed.request.in_context())
-        except RequestError as error:
-            self._observers.on_refused(request, error)
-            raise
         if request.timeout is not None:
             self._timers[request.request_id] = self._timer(request.request_id, request.timeout)
         self._borrowed[request.request_id] = borrowed
@@ -185,6 +185,15 @@ class EngineCore:
         self._observers.on_queued(request)
         self._kick()
         return mailbox
+
+    @contextlib.contextmanager
+    def refusals(self, request: DiffusionRequest) -> Generator[None]:
+        """Tells the observers when ``request`` is refused within."""
+        try:
+            yield
+        except RequestError as error:
+            self._observers.on_refused(request, error)
+            raise
 
     def _timer(self, request_id: str, timeout: float) -> asyncio.TimerHandle:
         """What ends the request after ``timeout`` seconds; anyio would need a task for each waiting request."""
@@ -217,6 +226,8 @@ class EngineCore:
         if isinstance(event, Finished):
             self._borrowed[event.request_id].give_back()
         mailbox.put(event)
+        if isinstance(event, Restarted):
+            self._observers.on_restarted(event.request_id, event.attempt)
         if mailbox.settled:
             self._forget(event.request_id)
             output = event.output if isinstance(event, Finished) else None
@@ -228,6 +239,11 @@ class EngineCore:
         timer = self._timers.pop(request_id, None)
         if timer is not None:
             timer.cancel()
+
+    @property
+    def serves(self) -> bool:
+        """Whether it has started, and neither ended nor failed."""
+        return self.info is not None and self.failure is None and not self._stopping
 
     def check_serving(self) -> None:
         """Raises:

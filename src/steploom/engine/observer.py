@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from steploom.errors import RequestError, SteploomError
-from steploom.protocol import RunnerOutput, SchedulerOutput
+from steploom.protocol import PipelineInfo, RunnerOutput, SchedulerOutput
 from steploom.requests import DiffusionOutput, DiffusionRequest
 
 log = logging.getLogger("steploom.engine")
@@ -20,14 +20,26 @@ class EngineObserver:
     Times are those of ``time.monotonic()``, in seconds.
     """
 
+    def on_start(self, info: PipelineInfo) -> None:
+        """The engine serves from now on: its workers are up. Again if it is started again."""
+
     def on_queued(self, request: DiffusionRequest) -> None:
-        """The engine has accepted ``request``, and it waits."""
+        """The engine has accepted ``request``, and it waits. Called in the task (and context) that submits it."""
 
     def on_refused(self, request: DiffusionRequest, error: RequestError) -> None:
-        """The engine has not accepted ``request``: the queue is full, or it does not fit the pipeline."""
+        """The engine has not accepted ``request``: the queue is full, or it does not fit the pipeline.
+
+        Called in the task that submits it.
+        """
+
+    def on_schedule(self, output: SchedulerOutput, at: float) -> None:
+        """A tick begins: who joins, who steps, and whom the workers forget."""
 
     def on_tick(self, output: SchedulerOutput, result: RunnerOutput, began: float, ended: float) -> None:
         """A tick is over: who was scheduled, and what that did for each; ``began`` to ``ended`` with the way there."""
+
+    def on_restarted(self, request_id: str, attempt: int) -> None:
+        """A worker has lost the request; it waits again, for its next attempt (from 1)."""
 
     def on_end(self, request_id: str, output: DiffusionOutput | None, error: SteploomError | None) -> None:
         """A request that had been accepted has its outcome: one of both. Called once for each."""
@@ -35,6 +47,10 @@ class EngineObserver:
 
 class Observers(list[EngineObserver], EngineObserver):
     """The observers of an engine, told one after the other; who raises is dropped."""
+
+    def on_start(self, info: PipelineInfo) -> None:
+        """Tells each."""
+        self._tell("on_start", info)
 
     def on_queued(self, request: DiffusionRequest) -> None:
         """Tells each."""
@@ -44,9 +60,17 @@ class Observers(list[EngineObserver], EngineObserver):
         """Tells each."""
         self._tell("on_refused", request, error)
 
+    def on_schedule(self, output: SchedulerOutput, at: float) -> None:
+        """Tells each."""
+        self._tell("on_schedule", output, at)
+
     def on_tick(self, output: SchedulerOutput, result: RunnerOutput, began: float, ended: float) -> None:
         """Tells each."""
         self._tell("on_tick", output, result, began, ended)
+
+    def on_restarted(self, request_id: str, attempt: int) -> None:
+        """Tells each."""
+        self._tell("on_restarted", request_id, attempt)
 
     def on_end(self, request_id: str, output: DiffusionOutput | None, error: SteploomError | None) -> None:
         """Tells each."""

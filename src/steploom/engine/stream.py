@@ -50,8 +50,9 @@ class RequestStream:
         if self._mailbox is not None:
             raise RuntimeError(f"the stream of request {self.request_id} was entered before: make a new one")
         core = self._serving()
-        core.check(self._request)
-        request = await load_pictures(self._request, core.config.max_pixels)
+        with core.refusals(self._request):
+            core.check(self._request)
+            request = await load_pictures(self._request, core.config.max_pixels)
         self._core = self._serving()
         self._mailbox = self._core.submit(request)
         return self

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import uuid
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,8 +14,6 @@ from steploom.server.settings import ServerSettings
 _PROTECTED = "/v1/"
 _UNGUESSABLE = "/v1/images/stored/"
 """Whoever knows the name of an image that is kept may have it."""
-
-_LONGEST_ID = 128
 
 
 class Gate:
@@ -37,7 +34,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         scope = _whole(scope)
-        named = _Named(send, Headers(scope=scope).get("x-request-id"))
+        named = _Named(send, scope["steploom.request_id"])
         try:
             self._check(scope)
             await self._app(scope, _Bounded(receive, self._settings.max_body_bytes), named)
@@ -98,12 +95,11 @@ class _Bounded:
 
 
 class _Named:
-    """``send`` that adds the id of the request, its client's own or a new one, and remembers whether it began."""
+    """``send`` that adds the id of the request, and remembers whether it began."""
 
-    def __init__(self, send: Send, given: str | None) -> None:
+    def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
-        fits = given is not None and given.isprintable() and len(given) <= _LONGEST_ID
-        self._id = given if given is not None and fits else f"req_{uuid.uuid4().hex}"
+        self._id = request_id
         self.began = False
 
     async def __call__(self, message: Message) -> None:

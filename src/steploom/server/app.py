@@ -17,6 +17,8 @@ from steploom.server.access import Gate
 from steploom.server.errors import HANDLERS
 from steploom.server.settings import ServerSettings
 from steploom.server.state import ServerState
+from steploom.server.telemetry.endpoint import metrics
+from steploom.server.telemetry.http import Observed
 from steploom.server.text import routes as text
 
 ROUTES = [
@@ -33,6 +35,7 @@ ROUTES = [
     Route("/live", status.live),
     Route("/ready", status.ready),
     Route("/health", status.health),
+    Route("/metrics", metrics),
 ]
 
 
@@ -61,6 +64,7 @@ def create_app(engine: AsyncDiffusionEngine, settings: ServerSettings | None = N
             0,
             Middleware(CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]),
         )
+    middleware.insert(0, Middleware(Observed, state.telemetry))
     app = Starlette(routes=ROUTES, exception_handlers=HANDLERS, middleware=middleware, lifespan=_lifespan)
     app.state.server = state
     return app

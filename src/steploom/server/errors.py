@@ -95,7 +95,8 @@ def response_of(error: Exception) -> Response:
 async def handle(request: Request, error: Exception) -> Response:
     """Starlette's exception handler for everything."""
     if status_of(error) >= 500 and not isinstance(error, SteploomError):
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        extra = {"request_id": request.scope.get("steploom.request_id")}
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error, extra=extra)
     elif isinstance(error, GenerationFailed):
         log.warning("a request failed: %s\n%s", error, error.remote_traceback)
     return response_of(error)

@@ -13,6 +13,7 @@ from steploom.server.answers import Joins
 from steploom.server.errors import ApiError, invalid
 from steploom.server.running import Running
 from steploom.server.settings import ServerSettings
+from steploom.server.telemetry import Telemetry
 
 
 class Asked(Protocol):
@@ -32,6 +33,7 @@ class ServerState:
     Attributes:
         running: What is being made.
         joins: Generations by ``Idempotency-Key``.
+        telemetry: Metrics, spans and log lines.
         stored: Images for ``response_format="url"``.
         created: Unix time.
         loading: What the engine is doing before it serves; None once it does.
@@ -42,6 +44,7 @@ class ServerState:
         self.engine = engine
         self.settings = settings
         self.running = Running()
+        self.telemetry = Telemetry(engine)
         self.joins = Joins()
         self.stored = StoredImages(settings.stored_images, settings.stored_s)
         self.created = int(time.time())

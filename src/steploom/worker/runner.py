@@ -29,7 +29,7 @@ from steploom.weave.hub import Hub
 from steploom.weave.pipelines import Loom, Watcher
 from steploom.weave.preview import Previewer, load_tiny
 from steploom.weave.program import Program
-from steploom.worker import loading
+from steploom.worker import loading, memory
 from steploom.worker.family import Family, Given
 from steploom.worker.loras import Counts, Loras
 from steploom.worker.residents import Resident, failure, show
@@ -238,6 +238,7 @@ class Runner:
             loras=[] if self._loras is None else self._loras.names,
             lora_loads=self._lora_counts.loads,
             lora_evictions=self._lora_counts.evictions,
+            memory=memory.held(),
         )
 
     def sleep(self, level: int = 1) -> None:

@@ -1,0 +1,67 @@
+"""What a server tells about itself: metrics, spans, and one log line for each request."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+from importlib.util import find_spec
+from typing import cast
+
+from prometheus_client import (
+    CollectorRegistry,
+    ProcessCollector,
+    make_asgi_app,  # pyright: ignore[reportUnknownVariableType] - half typed
+)
+from starlette.types import ASGIApp
+
+from steploom.engine.async_engine import AsyncDiffusionEngine
+from steploom.engine.observer import EngineObserver
+from steploom.server.telemetry.http import HttpMetrics
+from steploom.server.telemetry.requests import RequestLog
+from steploom.telemetry import TracingObserver
+from steploom.telemetry.metrics import EngineMetrics
+
+SCRAPE_WAITS_S = 0.2
+"""Seconds that ``/metrics`` waits for workers that are in a tick."""
+
+
+class Telemetry:
+    """What one application tells about its engine, which it watches from now on.
+
+    Spans are made where OpenTelemetry is installed and nobody else makes them; without an SDK they cost nothing.
+
+    Args:
+        engine: Who makes everything.
+
+    Attributes:
+        http: Of the HTTP requests.
+        traced: Whether ``traceparent`` is taken over.
+    """
+
+    def __init__(self, engine: AsyncDiffusionEngine) -> None:
+        self._engine = engine
+        registry = CollectorRegistry(auto_describe=True)  # not the process's own: it may have several applications
+        ProcessCollector(registry=registry)
+        self._metrics = EngineMetrics(engine, registry)
+        self.http = HttpMetrics(registry)
+        self._registry = registry
+        self._observers: list[EngineObserver] = [self._metrics, RequestLog()]
+        self.traced = find_spec("opentelemetry") is not None
+        if self.traced and not any(isinstance(observer, TracingObserver) for observer in engine.observers):
+            self._observers.append(TracingObserver())
+        engine.observers.extend(self._observers)
+
+    @contextlib.contextmanager
+    def aside(self) -> Generator[None]:
+        """Looks away meanwhile: warming up is nobody's request."""
+        for observer in self._observers:
+            self._engine.observers.remove(observer)
+        try:
+            yield
+        finally:
+            self._engine.observers.extend(self._observers)
+
+    async def exposition(self) -> ASGIApp:
+        """The metrics as of now, as an application that answers in the format that a client prefers."""
+        await self._metrics.refresh(SCRAPE_WAITS_S)
+        return cast("ASGIApp", make_asgi_app(self._registry))

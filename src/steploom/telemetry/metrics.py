@@ -1,0 +1,186 @@
+"""EngineMetrics: what an engine does, for Prometheus (needs ``prometheus-client``, of the extra ``server``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from steploom.engine.async_engine import AsyncDiffusionEngine
+from steploom.errors import RequestError, SteploomError
+from steploom.protocol import PipelineInfo, RequestReport, RunnerOutput, SchedulerOutput, WorkerStats
+from steploom.requests import DiffusionOutput, DiffusionRequest
+from steploom.telemetry.lives import Life, Lives
+from steploom.telemetry.outcomes import OUTCOMES, outcome_of, refusal_of
+from steploom.telemetry.reasons import VOCABULARY, fold
+from steploom.telemetry.tallies import REQUESTS, SECONDS, Tally
+
+_TALLIES = {
+    "request_seconds": ("Seconds from submission to output, of requests that completed", SECONDS),
+    "queue_seconds": ("Seconds that requests waited before they joined", SECONDS),
+    "time_to_first_preview_seconds": ("Seconds from submission to a request's first preview", SECONDS),
+    "step_seconds": ("Seconds of the tick in which a request's step was done, without warm-up", SECONDS),
+    "step_batch_requests": ("How many requests shared a step's denoiser calls", REQUESTS),
+    "encode_seconds": (
+        "Seconds of a request before its first denoiser call; shared calls count by rows",
+        SECONDS,
+    ),
+    "decode_seconds": ("Seconds of a request after its last step; shared calls count by rows", SECONDS),
+}
+_COUNTERS = {
+    "steps": "Steps done",
+    "ticks": "Ticks executed",
+    "tick_seconds": "Seconds in ticks, as the engine sees them",
+    "forward_seconds": "Seconds of ticks that workers spent in module forwards",
+    "warmup_seconds": "Seconds of ticks that workers spent in probing and verification",
+    "requests_restarted": "Requests that a worker had lost, and that waited again",
+    "worker_restarts": "How often the workers were started again",
+}
+_OF_WORKERS = {
+    "encode_cache_hits": ("cache_hits", "Text-encoder calls answered without running it"),
+    "encode_cache_misses": ("cache_misses", "Text-encoder calls that could have been, and were not"),
+    "adapter_loads": ("lora_loads", "LoRA adapters loaded"),
+    "adapter_evictions": ("lora_evictions", "LoRA adapters dropped to make room"),
+    "merged_calls": ("merged_calls", "Module calls answered by a shared forward"),
+}
+
+
+class EngineMetrics(Lives, Collector):
+    """Counts what an engine does, and says it to Prometheus.
+
+    ::
+
+        metrics = EngineMetrics(engine, registry)
+        engine.observers.append(metrics)
+
+    No label holds anything that a client sends. It belongs to the engine's event loop: collect there too.
+
+    Args:
+        engine: Whom it watches, once it is among ``engine.observers``.
+        registry: Where it is registered; None: nowhere.
+    """
+
+    def __init__(self, engine: AsyncDiffusionEngine, registry: CollectorRegistry | None = None) -> None:
+        super().__init__()
+        self._engine = engine
+        self._started = engine.serves
+        self._outcomes: dict[str, int] = dict.fromkeys(OUTCOMES, 0)
+        self._unmerged: dict[str, int] = dict.fromkeys(VOCABULARY, 0)
+        self._counts: dict[str, float] = dict.fromkeys(_COUNTERS, 0)
+        self._tallies = {name: Tally(bounds) for name, (_, bounds) in _TALLIES.items()}
+        self._tick_s = 0.0
+        self._stats: list[WorkerStats] = []
+        if registry is not None:
+            registry.register(self)
+
+    async def refresh(self, timeout_s: float = 0.2) -> None:
+        """Asks the workers for what only they know; one that is busy for longer is as it was when last asked.
+
+        Args:
+            timeout_s: Seconds to wait for them.
+        """
+        if not self._engine.serves:
+            return
+        try:
+            answers: Any = await self._engine.collective_rpc("stats", timeout=timeout_s)
+        except (SteploomError, TimeoutError, NotImplementedError):
+            return  # busy, dead, or of a kind that has no such numbers
+        answers = cast("list[Any]", answers) if isinstance(answers, list) else [answers]
+        found = [answer for answer in answers if isinstance(answer, WorkerStats)]
+        self._stats = found or self._stats
+
+    def on_start(self, info: PipelineInfo) -> None:
+        """Each start but the first restarts the workers."""
+        self._counts["worker_restarts"] += self._started
+        self._started = True
+        self._stats = []
+
+    def on_refused(self, request: DiffusionRequest, error: RequestError) -> None:
+        """Counts it."""
+        self._outcomes[refusal_of(error)] += 1
+
+    def on_tick(self, output: SchedulerOutput, result: RunnerOutput, began: float, ended: float) -> None:
+        """Counts it, and the steps in it."""
+        counts = self._counts
+        counts["ticks"] += 1
+        counts["tick_seconds"] += ended - began
+        counts["forward_seconds"] += result.forward_s
+        counts["warmup_seconds"] += result.warmup_s
+        for reason, calls in result.alone.items():
+            self._unmerged[fold(reason)] += calls
+        self._tick_s = max(0.0, ended - began - result.warmup_s)
+        super().on_tick(output, result, began, ended)
+
+    def reported(self, life: Life, report: RequestReport, began: float, ended: float) -> None:
+        """Counts a step, and looks for its first preview."""
+        if report.stepped:
+            self._counts["steps"] += 1
+            self._tallies["step_seconds"].add(self._tick_s)
+            if report.batch_requests:
+                self._tallies["step_batch_requests"].add(report.batch_requests)
+        if report.preview is not None and not life.previewed:
+            life.previewed = True
+            self._tallies["time_to_first_preview_seconds"].add(ended - life.submitted)
+
+    def passed(self, life: Life, phase: str, began: float, ended: float) -> None:
+        """Counts the wait of those that joined."""
+        if phase == "queued" and life.phase != "queued" and not life.attempt:
+            self._tallies["queue_seconds"].add(ended - began)
+
+    def lost(self, life: Life, at: float) -> None:
+        """Counts it."""
+        self._counts["requests_restarted"] += 1
+
+    def gone(self, life: Life, output: DiffusionOutput | None, error: SteploomError | None, at: float) -> None:
+        """Counts it, and where its time went."""
+        self._outcomes[outcome_of(error)] += 1
+        if output is not None:
+            for name in ("encode", "decode"):
+                self._tallies[f"{name}_seconds"].add(getattr(output.timings, f"{name}_s"))
+            self._tallies["request_seconds"].add(output.timings.total_s)
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric, as Prometheus' client wants it."""
+        yield _gauge("requests_running", "Requests that a worker holds", self._engine.num_running)
+        yield _gauge("requests_waiting", "Requests that wait for a worker", self._engine.num_waiting)
+        yield _gauge("queue_limit", "Requests that may wait", self._engine.config.max_waiting)
+        yield _labelled("requests", "Requests by outcome", "outcome", self._outcomes)
+        about = "Module calls that ran alone although others could have shared, by reason"
+        yield _labelled("unmerged_calls", about, "reason", self._unmerged)
+        for name, about in _COUNTERS.items():
+            yield CounterMetricFamily(f"steploom_{name}", about, value=self._counts[name])
+        for name, (about, _) in _TALLIES.items():
+            tally = self._tallies[name]
+            yield HistogramMetricFamily(f"steploom_{name}", about, buckets=tally.buckets, sum_value=tally.total)
+        yield from self._of_workers()
+
+    def _of_workers(self) -> Iterator[Metric]:
+        for name, (field, about) in _OF_WORKERS.items():
+            total = sum(getattr(stats, field) for stats in self._stats)
+            yield CounterMetricFamily(f"steploom_{name}", about, value=total)
+        adapters = max((len(stats.loras) for stats in self._stats), default=0)
+        yield _gauge("adapters_loaded", "LoRA adapters that are loaded", adapters)
+        held = sum(stats.cache_bytes for stats in self._stats)
+        yield _gauge("encode_cache_bytes", "What the cache of text-encoder results holds", held)
+        memory = GaugeMetricFamily(
+            "steploom_memory_bytes",
+            "Memory of workers: of the process (host) and on its device",
+            labels=("worker", "kind"),
+        )
+        for rank, stats in enumerate(self._stats):
+            for kind, size in stats.memory.items():
+                memory.add_metric((str(rank), kind), size)
+        yield memory
+
+
+def _gauge(name: str, about: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"steploom_{name}", about, value=value)
+
+
+def _labelled(name: str, about: str, label: str, values: dict[str, int]) -> Metric:
+    family = CounterMetricFamily(f"steploom_{name}", about, labels=(label,))
+    for value, count in values.items():
+        family.add_metric((value,), count)
+    return family
