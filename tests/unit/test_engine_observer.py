@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
-from steploom import EngineObserver, QueueFull, RequestCancelled, SteploomError
+from steploom import EngineObserver, InvalidRequest, QueueFull, RequestCancelled, SteploomError
 from steploom.testing import FakeEngine
 
 
@@ -63,6 +63,42 @@ async def test_an_observer_is_told_of_each_request_and_tick() -> None:
 async def _cancelled(engine: FakeEngine) -> None:
     with pytest.raises(RequestCancelled):
         await engine.generate("a", request_id="x")
+
+
+async def test_an_observer_is_told_of_starts_decisions_and_what_is_refused_before_its_pictures_are_read() -> None:
+    class Hears(EngineObserver):
+        def __init__(self) -> None:
+            self.said: list[Any] = []
+
+        def on_start(self, info):
+            self.said.append(info.pipeline_class)
+
+        def on_refused(self, request, error):
+            self.said.append((request.request_id, type(error)))
+
+        def on_schedule(self, output, at):
+            assert at <= time.monotonic()
+            self.said.append(output.tick)
+
+        def on_tick(self, output, result, began, ended):
+            self.said.append(-output.tick)
+
+    engine = FakeEngine()
+    engine.observers.append(hears := Hears())
+    assert not engine.serves
+    async with engine:
+        assert engine.serves
+        for wrong in ({"height": "tall"}, {"task": "image-to-image", "image": b"no picture"}):
+            with pytest.raises(InvalidRequest):
+                await engine.generate("a", request_id="w", **wrong)
+        engine.hold()
+        async with engine.stream("a", num_inference_steps=2), engine.stream("b") as other:
+            await engine.held()
+            assert (engine.num_running, engine.num_waiting) == (2, 0)
+            engine.release(1)
+            await anext(other)
+    assert hears.said[:5] == ["FakePipeline", ("w", InvalidRequest), ("w", InvalidRequest), 1, -1]
+    assert (engine.num_running, engine.num_waiting, engine.serves) == (0, 0, False)
 
 
 async def test_closing_tells_the_end_of_what_runs() -> None:

@@ -95,7 +95,7 @@ async def test_it_is_bounded(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyP
             engine.observers.append(profile)
             await engine.generate("a", num_inference_steps=50)
     events = loaded(path)
-    assert len(events) == 20
+    assert 18 <= len(events) <= 20
     assert events[-1]["name"] == "the trace is full"
     monkeypatch.setattr(trace_file, "MOST_WAITING", 10)
     monkeypatch.setattr(trace_file, "WRITE_EVERY_S", 3600)  # a slow disk

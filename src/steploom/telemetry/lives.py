@@ -22,10 +22,14 @@ class Life:
         since: When that phase began.
         run_id: Under which id a worker holds it; None while it waits.
         attempt: From 0; more if a worker has lost it.
+        steps: Steps done, of this attempt.
+        calls: Ticks with denoiser calls of it, of this attempt.
+        mates: How many requests shared these, summed.
         previewed: Whether a preview of it was there already.
     """
 
-    __slots__ = ("attempt", "phase", "previewed", "request_id", "run_id", "since", "submitted")
+    __slots__ = ("attempt", "calls", "mates", "phase", "previewed", "request_id", "run_id", "since", "steps",
+                 "submitted")  # fmt: skip
 
     def __init__(self, request_id: str, submitted: float) -> None:
         self.request_id = request_id
@@ -34,6 +38,17 @@ class Life:
         self.run_id: str | None = None
         self.attempt = 0
         self.previewed = False
+        self.begin_again()
+
+    def begin_again(self) -> None:
+        """Nothing was done for it yet."""
+        self.steps = self.calls = 0
+        self.mates = 0.0
+
+    @property
+    def mean_batch_requests(self) -> float:
+        """How many requests shared its denoiser calls on average, itself included; 0 before the first."""
+        return self.mates / self.calls if self.calls else 0.0
 
 
 class Lives(EngineObserver):
@@ -53,9 +68,6 @@ class Lives(EngineObserver):
 
     def passed(self, life: Life, phase: str, began: float, ended: float) -> None:
         """A phase is over."""
-
-    def reported(self, life: Life, report: RequestReport, began: float, ended: float) -> None:
-        """A tick from ``began`` to ``ended`` has done this for a request; told before :meth:`passed`."""
 
     def lost(self, life: Life, at: float) -> None:
         """A worker has lost the request, which waits again."""
@@ -82,14 +94,21 @@ class Lives(EngineObserver):
                 self._enter(life, "encode", at)
 
     def on_tick(self, output: SchedulerOutput, result: RunnerOutput, began: float, ended: float) -> None:
-        """Takes in every report of those who live."""
+        """Takes in every report of those who live. Called in every tick: what every step needs is inlined."""
         runs = self._runs
+        if not runs:
+            return
         for report in result.reports:
             life = runs.get(report.run_id)
-            if life is not None:
-                self.reported(life, report, began, ended)
-                if report.phase != life.phase:
-                    self._follow(life, report, began, ended)
+            if life is None:
+                continue
+            if report.stepped:
+                life.steps += 1
+            if report.batch_requests:
+                life.calls += 1
+                life.mates += report.batch_requests
+            if report.phase != life.phase:
+                self._follow(life, report, began, ended)
 
     def on_restarted(self, request_id: str, attempt: int) -> None:
         """It waits again."""
@@ -98,6 +117,7 @@ class Lives(EngineObserver):
             at = time.monotonic()
             self._leave(life)
             life.attempt = attempt
+            life.begin_again()
             self._enter(life, "queued", at)
             self.lost(life, at)
 

@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from steploom.engine.async_engine import AsyncDiffusionEngine
 from steploom.errors import RequestError, SteploomError
-from steploom.protocol import PipelineInfo, RequestReport, RunnerOutput, SchedulerOutput, WorkerStats
+from steploom.protocol import PipelineInfo, RunnerOutput, SchedulerOutput, WorkerStats
 from steploom.requests import DiffusionOutput, DiffusionRequest
 from steploom.telemetry.lives import Life, Lives
 from steploom.telemetry.outcomes import OUTCOMES, outcome_of, refusal_of
@@ -70,7 +70,6 @@ class EngineMetrics(Lives, Collector):
         self._unmerged: dict[str, int] = dict.fromkeys(VOCABULARY, 0)
         self._counts: dict[str, float] = dict.fromkeys(_COUNTERS, 0)
         self._tallies = {name: Tally(bounds) for name, (_, bounds) in _TALLIES.items()}
-        self._tick_s = 0.0
         self._stats: list[WorkerStats] = []
         if registry is not None:
             registry.register(self)
@@ -110,19 +109,30 @@ class EngineMetrics(Lives, Collector):
         counts["warmup_seconds"] += result.warmup_s
         for reason, calls in result.alone.items():
             self._unmerged[fold(reason)] += calls
-        self._tick_s = max(0.0, ended - began - result.warmup_s)
+        self._count(result, began, ended)
         super().on_tick(output, result, began, ended)
 
-    def reported(self, life: Life, report: RequestReport, began: float, ended: float) -> None:
-        """Counts a step, and looks for its first preview."""
-        if report.stepped:
-            self._counts["steps"] += 1
-            self._tallies["step_seconds"].add(self._tick_s)
-            if report.batch_requests:
-                self._tallies["step_batch_requests"].add(report.batch_requests)
-        if report.preview is not None and not life.previewed:
-            life.previewed = True
-            self._tallies["time_to_first_preview_seconds"].add(ended - life.submitted)
+    def _count(self, result: RunnerOutput, began: float, ended: float) -> None:
+        """Counts the steps of a tick, at once where they are alike, and looks for first previews."""
+        runs, steps = self._runs, 0
+        shared: dict[float, int] = {}
+        for report in result.reports:
+            life = runs.get(report.run_id)
+            if life is None:
+                continue
+            if report.stepped:
+                steps += 1
+                mates = report.batch_requests
+                shared[mates] = shared.get(mates, 0) + 1
+            if report.preview is not None and not life.previewed:
+                life.previewed = True
+                self._tallies["time_to_first_preview_seconds"].add(ended - life.submitted)
+        if steps:
+            self._counts["steps"] += steps
+            self._tallies["step_seconds"].add(max(0.0, ended - began - result.warmup_s), steps)
+            for mates, times in shared.items():
+                if mates:
+                    self._tallies["step_batch_requests"].add(mates, times)
 
     def passed(self, life: Life, phase: str, began: float, ended: float) -> None:
         """Counts the wait of those that joined."""

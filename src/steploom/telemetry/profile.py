@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any, cast
 
 from steploom.errors import SteploomError
-from steploom.protocol import RequestReport, RunnerOutput, SchedulerOutput
+from steploom.protocol import RunnerOutput, SchedulerOutput
 from steploom.requests import DiffusionOutput, DiffusionRequest
 from steploom.telemetry.lives import Life, Lives
 from steploom.telemetry.outcomes import outcome_of
-from steploom.telemetry.trace_file import Field, TraceFile
+from steploom.telemetry.trace_file import Field, TraceEvent, TraceFile
 
 ENGINE, REQUESTS = 1, 2
 """The two groups of tracks."""
@@ -73,30 +74,43 @@ class ProfileObserver(Lives):
             self._instant("join", self._runs.get(new.run_id), at, tick=output.tick)
 
     def on_tick(self, output: SchedulerOutput, result: RunnerOutput, began: float, ended: float) -> None:
-        """The tick, with what it was made of."""
-        steps = sum(report.stepped for report in result.reports)
-        self._span(
-            f"tick {output.tick}", ENGINE, 0, began, ended, tick=output.tick, worker_s=result.seconds,
-            forward_s=result.forward_s, warmup_s=result.warmup_s, scheduled=len(result.reports), steps=steps,
-            alone=sum(result.alone.values()),
+        """The tick, with what it was made of, and the steps of requests."""
+        steps: list[_Step] = []
+        for report in result.reports:
+            life = self._runs.get(report.run_id)
+            if life is not None and report.stepped:
+                assert isinstance(life, _Tracked)
+                begin = began + report.encode_s if life.phase == "encode" else began
+                steps.append((life.track, begin, report.decode_s, report.step, report.total_steps,
+                              report.batch_requests, report.rows))  # fmt: skip
+        alone = sum(result.alone.values())
+        seconds = (result.seconds, result.forward_s, result.warmup_s)
+        self._file.add(
+            1 + len(steps), self._tick, output.tick, began, ended, seconds, len(result.reports), alone, steps
         )  # fmt: skip
         super().on_tick(output, result, began, ended)
 
-    def reported(self, life: Life, report: RequestReport, began: float, ended: float) -> None:
-        """A step of it."""
-        if report.stepped:
-            assert isinstance(life, _Tracked)
-            begin = began + report.encode_s if life.phase == "encode" else began
-            self._span(
-                f"step {report.step}", REQUESTS, life.track, min(begin, ended),
-                max(ended - report.decode_s, min(begin, ended)), step=report.step, total_steps=report.total_steps,
-                batch_requests=report.batch_requests, rows=report.rows,
-            )  # fmt: skip
+    def _tick(
+        self, tick: int, began: float, ended: float, seconds: tuple[float, ...], scheduled: int, alone: int,
+        steps: list[_Step],
+    ) -> list[TraceEvent]:  # fmt: skip
+        """The events of a tick; made in the file's thread."""
+        worker_s, forward_s, warmup_s = seconds
+        args: dict[str, Field] = {
+            "tick": tick, "worker_s": worker_s, "forward_s": forward_s, "warmup_s": warmup_s, "scheduled": scheduled,
+            "steps": len(steps), "alone": alone,
+        }  # fmt: skip
+        events = [self._span(f"tick {tick}", ENGINE, 0, began, ended, args)[0]]
+        for track, begin, decode_s, step, total, mates, rows in steps:
+            begin = min(begin, ended)
+            told: dict[str, Field] = {"step": step, "total_steps": total, "batch_requests": mates, "rows": rows}
+            events += self._span(f"step {step}", REQUESTS, track, begin, max(ended - decode_s, begin), told)
+        return events
 
     def passed(self, life: Life, phase: str, began: float, ended: float) -> None:
         """A phase of it."""
         assert isinstance(life, _Tracked)
-        self._span(phase, REQUESTS, life.track, began, ended)
+        self._file.add(1, self._span, phase, REQUESTS, life.track, began, ended, {})
 
     def lost(self, life: Life, at: float) -> None:
         """An instant."""
@@ -108,17 +122,27 @@ class ProfileObserver(Lives):
 
     def _instant(self, name: str, life: Life | None, at: float, **args: Field) -> None:
         if isinstance(life, _Tracked):
-            self._file.add(("i", name, REQUESTS, life.track, self._micros(at), None, args))
+            self._file.add(1, _event, "i", name, REQUESTS, life.track, self._micros(at), None, args)
 
-    def _span(self, name: str, group: int, track: int, began: float, ended: float, **args: Field) -> None:
+    def _span(
+        self, name: str, group: int, track: int, began: float, ended: float, args: dict[str, Field]
+    ) -> list[TraceEvent]:
         start = self._micros(began)
-        self._file.add(("X", name, group, track, start, max(0.0, self._micros(ended) - start), args))
+        return [("X", name, group, track, start, max(0.0, self._micros(ended) - start), args)]
 
     def _name(self, what: str, group: int, track: int, name: str) -> None:
-        self._file.add(("M", what, group, track, 0.0, None, {"name": name}))
+        self._file.add(1, _event, "M", what, group, track, 0.0, None, {"name": name})
 
     def _micros(self, at: float) -> float:
         return (at - self._zero) * 1e6
+
+
+def _event(*event: Any) -> list[TraceEvent]:
+    return [cast("TraceEvent", event)]
+
+
+_Step = tuple[int, float, float, int, int | None, float, int]
+"""Track, begin, seconds of decoding, step, steps in all, requests that shared it, rows."""
 
 
 class _Tracked(Life):

@@ -26,10 +26,10 @@ class Tally:
         self._counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
-    def add(self, value: float) -> None:
-        """Counts ``value``."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self.total += value
+    def add(self, value: float, times: int = 1) -> None:
+        """Counts ``value`` so many times."""
+        self._counts[bisect_left(self._bounds, value)] += times
+        self.total += value * times
 
     @property
     def buckets(self) -> list[tuple[str, float]]:

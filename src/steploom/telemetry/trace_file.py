@@ -6,18 +6,23 @@ import json
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable, Sequence
 from io import BufferedIOBase
 from pathlib import Path
+from typing import Any
 
 log = logging.getLogger(__name__)
 
 WRITE_EVERY_S = 1.0
 MOST_WAITING = 65_536
-"""Events that may wait for a slow disk; what comes then is dropped, and counted."""
+"""Notes (a tick is one) that may wait for a slow disk; what comes then is dropped, and counted."""
 
 Field = str | int | float | None
 TraceEvent = tuple[str, str, int, int, float, float | None, dict[str, Field]]
 """Phase, name, process, thread, microseconds, duration in microseconds or None, arguments."""
+
+Maker = Callable[..., Sequence[TraceEvent]]
+"""Makes events of what was noted; called in the thread."""
 
 _END = b"\n]\n"
 
@@ -42,24 +47,25 @@ class TraceFile:
         self._left = max_events
         self._written = False
         self._dropped = 0
-        self._waiting: deque[TraceEvent] = deque()
+        self._waiting: deque[tuple[Maker, tuple[Any, ...]]] = deque()
         self._filled = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="steploom-profile", daemon=True)
         self._thread.start()
 
-    def add(self, event: TraceEvent) -> None:
-        """Has ``event`` written soon; never waits."""
+    def add(self, count: int, make: Maker, *noted: Any) -> None:
+        """Has the ``count`` events that ``make(*noted)`` will be written soon; never waits."""
         if self._left <= 0 or self._closing.is_set():
             return
         if len(self._waiting) >= MOST_WAITING:
-            self._dropped += 1
+            self._dropped += count
             return
-        self._left -= 1
-        if self._left == 0:
-            event = ("i", "the trace is full", event[2], event[3], event[4], None, {"s": "g"})
+        self._left -= count
+        if self._left <= 0:
+            self._left = 0
             log.warning("%s: the trace is full", self._path)
-        self._waiting.append(event)
+            make, noted = _full, (make, noted)
+        self._waiting.append((make, noted))
         if not self._filled.is_set():
             self._filled.set()
 
@@ -88,7 +94,8 @@ class TraceFile:
             self._closing.set()
 
     def _write(self) -> None:
-        waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        noted = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        waiting = [event for make, what in noted for event in make(*what)]
         if self._dropped and waiting:
             last = waiting[-1]
             waiting.append(("i", f"{self._dropped} events dropped", last[2], last[3], last[4], None, {}))
@@ -102,6 +109,12 @@ class TraceFile:
         self._file.write((b",\n" if self._written else b"[\n") + text + (_END if rewinds else b""))
         self._file.flush()
         self._written = True
+
+
+def _full(make: Maker, noted: tuple[Any, ...]) -> Sequence[TraceEvent]:
+    """Instead of the events for which there is no place."""
+    _, _, group, track, at, _, _ = make(*noted)[0]
+    return [("i", "the trace is full", group, track, at, None, {})]
 
 
 def _json(event: TraceEvent) -> str:

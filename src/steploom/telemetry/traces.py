@@ -6,7 +6,6 @@ import time
 from typing import TYPE_CHECKING
 
 from steploom.errors import ConfigError, RequestError, SteploomError
-from steploom.protocol import RequestReport
 from steploom.requests import DiffusionOutput, DiffusionRequest
 from steploom.telemetry.lives import Life, Lives
 from steploom.telemetry.outcomes import kind_of, outcome_of, refusal_of
@@ -77,14 +76,6 @@ class TracingObserver(Lives):
         self._fail(span, error)
         span.end()
 
-    def reported(self, life: Life, report: RequestReport, began: float, ended: float) -> None:
-        """Counts its steps, which those that fail have no timings of."""
-        assert isinstance(life, _Traced)
-        life.steps += report.stepped
-        if report.batch_requests:
-            life.calls += 1
-            life.mates += report.batch_requests
-
     def passed(self, life: Life, phase: str, began: float, ended: float) -> None:
         """The phase is a span."""
         assert isinstance(life, _Traced)
@@ -95,8 +86,6 @@ class TracingObserver(Lives):
         """An event of its span."""
         assert isinstance(life, _Traced)
         life.span.add_event("restarted", {"steploom.attempt": life.attempt}, life.wall(at))
-        life.steps = life.calls = 0
-        life.mates = 0.0
 
     def gone(self, life: Life, output: DiffusionOutput | None, error: SteploomError | None, at: float) -> None:
         """Ends its span."""
@@ -104,7 +93,7 @@ class TracingObserver(Lives):
         span = life.span
         span.set_attribute("steploom.outcome", outcome_of(error))
         span.set_attribute("steploom.steps", life.steps)
-        span.set_attribute("steploom.batch_requests.mean", life.mates / life.calls if life.calls else 0.0)
+        span.set_attribute("steploom.batch_requests.mean", life.mean_batch_requests)
         if life.attempt:
             span.set_attribute("steploom.attempt", life.attempt)
         if error is not None:
@@ -120,13 +109,11 @@ class TracingObserver(Lives):
 class _Traced(Life):
     """A request whose span is being recorded."""
 
-    __slots__ = ("_zero", "calls", "context", "mates", "span", "steps")
+    __slots__ = ("_zero", "context", "span")
 
     def __init__(self, request_id: str, submitted: float, span: Span, context: Context, zero: int) -> None:
         super().__init__(request_id, submitted)
         self.span, self.context, self._zero = span, context, zero
-        self.steps = self.calls = 0
-        self.mates = 0.0
 
     def wall(self, at: float) -> int:
         """A time of the monotonic clock as Unix time in nanoseconds."""

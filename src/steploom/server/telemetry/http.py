@@ -108,8 +108,9 @@ class Observed:
         record.ended = True
         status = record.status or _GONE
         self._telemetry.http.count(method, route, status, seconds)
+        expected = (200, 503) if route in _PROBES else ()  # asked every few seconds, also while the model is loaded
         failed = status >= 500 or record.outcome == "failed"
-        level = logging.WARNING if failed else logging.DEBUG if route in _PROBES else logging.INFO
+        level = logging.DEBUG if status in expected else logging.WARNING if failed else logging.INFO
         fields = {"method": method, "route": route, "status": status, "seconds": round(seconds, 6), **record.fields()}
         ids = {"request_id": record.request_id, "trace_id": record.trace_id}
         lines.log(level, "%s %s %d", method, route, status, extra={**fields, **ids})

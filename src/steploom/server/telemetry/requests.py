@@ -6,7 +6,6 @@ import logging
 from typing import Any
 
 from steploom.errors import GenerationFailed, RequestError, SteploomError
-from steploom.protocol import RequestReport
 from steploom.requests import DiffusionOutput, DiffusionRequest
 from steploom.server.telemetry.record import RECORD, Record
 from steploom.telemetry.lives import Life, Lives
@@ -32,14 +31,6 @@ class RequestLog(Lives):
         if record is not None:
             record.add({"outcome": refusal_of(error), "error": kind_of(error)})
 
-    def reported(self, life: Life, report: RequestReport, began: float, ended: float) -> None:
-        """Counts its steps."""
-        assert isinstance(life, _Logged)
-        life.steps += report.stepped
-        if report.batch_requests:
-            life.calls += 1
-            life.mates += report.batch_requests
-
     def passed(self, life: Life, phase: str, began: float, ended: float) -> None:
         """Notes how long it waited."""
         assert isinstance(life, _Logged)
@@ -51,7 +42,7 @@ class RequestLog(Lives):
         assert isinstance(life, _Logged)
         part: dict[str, Any] = {
             "outcome": outcome_of(error), "queued_s": life.queued_s, "steps": life.steps,
-            "batch_requests": life.mates / life.calls if life.calls else 0,
+            "batch_requests": life.mean_batch_requests,
         }  # fmt: skip
         if error is not None:
             part["error"] = kind_of(error)
@@ -68,10 +59,9 @@ class RequestLog(Lives):
 class _Logged(Life):
     """A request, and whose it is."""
 
-    __slots__ = ("calls", "mates", "queued_s", "record", "steps")
+    __slots__ = ("queued_s", "record")
 
     def __init__(self, request_id: str, submitted: float, record: Record | None) -> None:
         super().__init__(request_id, submitted)
         self.record = record
-        self.steps = self.calls = 0
-        self.mates = self.queued_s = 0.0
+        self.queued_s = 0.0

@@ -1,0 +1,166 @@
+"""The server's log: one line for each request, with its ids, as text or as JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+import pytest
+from exposition import local
+
+from steploom.server import create_app
+from steploom.server.telemetry import logs, otlp
+from steploom.server.telemetry.record import RECORD
+from steploom.testing import FakeEngine
+
+PATH = "/v1/images/generations"
+BODY = {"prompt": "a secret hat", "num_inference_steps": 3}
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+
+
+class Log(io.StringIO):
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.getvalue().splitlines()]
+
+    @property
+    def requests(self) -> list[dict[str, Any]]:
+        return [line for line in self.lines if line["logger"] == "steploom.access"]
+
+
+@pytest.fixture
+def log() -> Iterator[Log]:
+    """What goes to the process's log, which is as it was afterwards."""
+    root, log = logging.getLogger(), Log()
+    handlers, level = root.handlers, root.level
+    root.handlers, root.level = [logging.StreamHandler(log)], logging.WARNING
+    names = ("steploom.access", "steploom.serve")
+    try:
+        yield log
+    finally:
+        root.handlers, root.level = handlers, level
+        logging.captureWarnings(False)
+        for name in names:
+            logging.getLogger(name).setLevel(logging.NOTSET)
+
+
+async def test_a_request_is_one_line_with_what_the_engine_did(log: Log) -> None:
+    logs.configure("json")
+    async with FakeEngine() as engine, local(create_app(engine)) as client:
+        headers = {"x-request-id": "mine", "traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
+        answer = await client.post(PATH, json={**BODY, "n": 2}, headers=headers)
+        assert answer.headers["x-request-id"] == "mine"
+        other = await client.get("/v1/models")
+        await client.get("/live")
+    line, models = log.requests
+    assert line.pop("time").endswith("Z")
+    assert 0 <= line.pop("queued_s") < line.pop("seconds")
+    assert line == {
+        "level": "info", "logger": "steploom.access", "message": f"POST {PATH} 200", "method": "POST", "route": PATH,
+        "status": 200, "outcome": "completed", "requests": 2, "steps": 6, "batch_requests": 2.0,
+        "request_id": "mine", "trace_id": TRACE,
+    }  # fmt: skip
+    assert models["request_id"] == other.headers["x-request-id"]
+    assert "outcome" not in models
+    assert "hat" not in log.getvalue()
+
+
+async def test_what_goes_wrong_says_so_without_a_prompt(log: Log) -> None:
+    logs.configure("json")
+    async with FakeEngine(max_waiting=1, max_batch=1, max_resident=1) as engine, local(create_app(engine)) as client:
+        await client.post(PATH, json={**BODY, "prompt": "fail: a secret hat"})
+        await client.post(PATH, json={**BODY, "width": 13})
+        engine.hold()
+        await client.post(PATH, json={**BODY, "timeout": 0.01})
+        engine.release()
+        await engine.generate("a")  # the tick that was held is over
+        engine.hold()
+        async with anyio.create_task_group() as group:
+            group.start_soon(lambda: client.post(PATH, json=BODY))
+            await engine.held()
+            async with engine.stream("a"):
+                await client.post(PATH, json=BODY)
+            group.cancel_scope.cancel()
+        engine.release()
+    found = [(line["status"], line.get("outcome"), line["steps"], line.get("error"), line["level"]) for line in
+             log.requests if "route" in line]  # fmt: skip
+    assert found == [
+        (500, "failed", 2, "ValueError", "warning"),
+        (400, "invalid", 0, "InvalidRequest", "info"),
+        (504, "timed_out", 0, "DeadlineExceeded", "warning"),
+        (429, "refused", 0, "QueueFull", "info"),
+        (499, "cancelled", 0, "RequestCancelled", "info"),
+    ]
+    assert "hat" not in log.getvalue()
+
+
+async def test_a_request_of_the_application_has_a_line_of_its_own(log: Log) -> None:
+    logs.configure("json")
+    async with FakeEngine() as engine:
+        create_app(engine)
+        await engine.generate("a", request_id="own", num_inference_steps=3)
+    (line,) = log.requests
+    assert (line["request_id"], line["outcome"], line["steps"]) == ("own", "completed", 3)
+    assert line["seconds"] > 0
+
+
+async def test_lines_within_a_request_carry_its_id(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs.configure("json")
+    async with FakeEngine() as engine, local(create_app(engine)) as client:
+
+        def broken() -> None:
+            logging.getLogger("anybody").warning("about to break")
+            raise ValueError("broken")
+
+        monkeypatch.setattr(engine, "check_serving", broken)
+        answer = await client.get("/ready", headers={"x-request-id": "mine"})
+        assert answer.status_code == 500
+    assert {line["request_id"] for line in log.lines} == {"mine"}
+    warned, own, failed = sorted(log.lines, key=lambda line: "exception" in line)
+    assert (warned["logger"], own["status"]) == ("anybody", 500)
+    assert failed["exception"].endswith("ValueError: broken")
+    assert RECORD.get() is None
+
+
+async def test_an_id_that_cannot_be_logged_is_replaced(log: Log) -> None:
+    logs.configure("text")
+    async with FakeEngine() as engine, local(create_app(engine)) as client:
+        for given in ("", "x" * 129, "a\tb"):
+            answer = await client.get("/v1/models", headers={"x-request-id": given})
+            assert answer.headers["x-request-id"].startswith("req_")
+    assert len(log.getvalue().splitlines()) == 3
+    assert all(" INFO steploom.access: GET /v1/models 200 " in line for line in log.getvalue().splitlines())
+
+
+def test_whatever_is_logged_is_one_line_of_json(log: Log) -> None:
+    logs.configure("json")
+    anybody = logging.getLogger("uvicorn.error")
+    anybody.warning("two\nlines", extra={"place": object(), "half": "\ud800", "number": float("nan"), "none": None})
+    try:
+        raise ValueError("a\nb")
+    except ValueError:
+        anybody.exception("%s of %d", "one", 2, stack_info=True)
+    first, second = log.lines
+    assert (first["message"], first["logger"], "none" in first) == ("two\nlines", "uvicorn.error", False)
+    assert (second["message"], second["level"]) == ("one of 2", "error")
+    assert "ValueError" in second["exception"]
+    assert logs.writes_json()
+    logs.configure("text")
+    anybody.warning("plain", extra={"steps": 3})
+    assert log.getvalue().endswith("WARNING uvicorn.error: plain steps=3\n")
+    assert not logs.writes_json()
+
+
+def test_a_collector_without_the_extra_is_told_and_none_is_nothing(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert otlp.set_up({}) is None
+    endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
+    assert otlp.set_up({**endpoint, "OTEL_SDK_DISABLED": "true"}) is None
+    assert log.getvalue() == ""
+    monkeypatch.setitem(__import__("sys").modules, "opentelemetry.sdk.trace", None)
+    assert otlp.set_up(endpoint) is None
+    assert "pip install 'steploom[otel]'" in log.getvalue()
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT is set" in log.getvalue()
