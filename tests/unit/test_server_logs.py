@@ -14,7 +14,7 @@ from exposition import local
 
 from steploom.server import create_app
 from steploom.server.telemetry import logs, otlp
-from steploom.server.telemetry.record import RECORD
+from steploom.server.telemetry.record import RECORD, Record
 from steploom.testing import FakeEngine
 
 PATH = "/v1/images/generations"
@@ -103,7 +103,13 @@ async def test_a_request_of_the_application_has_a_line_of_its_own(log: Log) -> N
     async with FakeEngine() as engine:
         create_app(engine)
         await engine.generate("a", request_id="own", num_inference_steps=3)
-    (line,) = log.requests
+        asked = Record("asked")
+        asked.ended = True  # a job's: it was answered long ago
+        token = RECORD.set(asked)
+        await engine.generate("a", request_id="job")
+        RECORD.reset(token)
+    line, job = log.requests
+    assert (job["request_id"], job["engine_request_id"]) == ("asked", "job")
     assert (line["request_id"], line["outcome"], line["steps"]) == ("own", "completed", 3)
     assert line["seconds"] > 0
 
