@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import stat
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,36 @@ async def test_a_worker_that_cannot_even_begin(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(WorkerDied, match="not that zmq"):
         await Scripted(EngineConfig()).start()
+
+
+@pytest.mark.parametrize("spawned", [False, True])
+async def test_a_start_that_is_cancelled_from_outside_of_anyio_leaves_no_process(
+    spawned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a loop does that ends: ``Task.cancel`` reaches even what is shielded, and the spawn goes on in its thread."""
+    executor, began, release, done = Scripted(EngineConfig()), anyio.Event(), threading.Event(), anyio.Event()
+    spawn, loop = process.WorkerProcess.spawn, asyncio.get_running_loop()
+
+    def slowly(self: process.WorkerProcess) -> None:
+        if spawned:
+            spawn(self)
+        loop.call_soon_threadsafe(began.set)
+        release.wait()
+        if not spawned:
+            spawn(self)
+        loop.call_soon_threadsafe(done.set)
+
+    monkeypatch.setattr(process.WorkerProcess, "spawn", slowly)
+    starting = loop.create_task(executor.start())
+    await began.wait()
+    starting.cancel()
+    with anyio.fail_after(10):
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        await executor.shutdown()
+        release.set()
+        await done.wait()
+    assert not psutil.Process().children(recursive=True)
 
 
 async def test_the_socket_is_private_and_the_command_line_tells_nothing(temporary: Path) -> None:

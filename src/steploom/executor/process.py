@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,9 @@ class WorkerProcess:
         self._partial = b""
         self._process: subprocess.Popen[bytes] | None = None
         self._end_fd = -1
+        self._watched = False
+        self._unwanted = False
+        self._spawning = threading.Lock()  # held for the milliseconds of a spawn, never across an await
 
     @property
     def last_lines(self) -> str:
@@ -70,6 +74,11 @@ class WorkerProcess:
         environment = worker_environment()
         environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
         command = [sys.executable, "-P", "-m", "steploom.worker", self._address, "--runner", self._runner]
+        with self._spawning:
+            if not self._unwanted:  # else whoever asked for it was cancelled meanwhile, and nobody would end it
+                self._popen(command, environment)
+
+    def _popen(self, command: list[str], environment: dict[str, str]) -> None:
         alive: int | None = None
         if not hasattr(os, "pidfd_open"):
             self._end_fd, alive = os.pipe()
@@ -92,6 +101,7 @@ class WorkerProcess:
         """Begins to listen to its output, and calls ``on_exit`` as soon as it has ended."""
         assert self._process is not None
         assert self._process.stdout is not None
+        self._watched = True
         loop = asyncio.get_running_loop()
         output = self._process.stdout.fileno()
         os.set_blocking(output, False)
@@ -148,7 +158,9 @@ class WorkerProcess:
             self._signal(signal.SIGKILL)
 
     def abandon(self) -> None:
-        """Ends it at once, without the event loop, and leaves nothing of it behind."""
+        """Ends it at once, without the event loop, and leaves nothing of it behind; from now on none is started."""
+        with self._spawning:
+            self._unwanted = True
         if self._process is None or self.exited.is_set():
             return
         self._signal(signal.SIGKILL)
@@ -166,7 +178,8 @@ class WorkerProcess:
 
     async def end(self, grace_s: float) -> None:
         """Returns when it is gone: by itself within ``grace_s``, else by SIGTERM, else by SIGKILL."""
-        if self._process is None:
+        if not self._watched:  # its start was cancelled: nobody would learn of its end
+            self.abandon()
             return
         for seconds, number in ((grace_s, signal.SIGTERM), (TERM_S, signal.SIGKILL)):
             with anyio.move_on_after(seconds):
