@@ -29,7 +29,7 @@ SIGNS: dict[State, str] = {"ok": "[green]✓[/]", "absent": "[dim]-[/]", "broken
 EXTRAS = {
     "lora": (("peft",), "requests may have LoRA adapters of their own"),
     "video": (("av",), "videos as .mp4 and .webm, compressed sound"),
-    "server": (("starlette", "uvicorn", "python-multipart"), "`steploom serve`"),
+    "server": (("starlette", "uvicorn", "python-multipart", "prometheus-client"), "`steploom serve`"),
     "quantization": (("torchao", "gguf"), "quantized weights, as diffusers loads them"),
 }
 """Which modules each optional part of this version needs, and what for."""
@@ -37,7 +37,8 @@ EXTRAS = {
 EXTRAS_TO_COME = ("ray", "otel")
 """Optional parts that nothing in this version uses."""
 
-MODULES = {"pyzmq": "zmq", "pillow": "PIL", "python-multipart": "python_multipart"}
+MODULES = {"pyzmq": "zmq", "pillow": "PIL", "python-multipart": "python_multipart",
+           "prometheus-client": "prometheus_client"}  # fmt: skip
 """The module of each package that has another name than its module."""
 
 DEEPER = {"diffusers": "DiffusionPipeline", "transformers": "PreTrainedModel"}
@@ -142,7 +143,7 @@ def demo_model() -> Finding:
 def extras() -> Iterator[Finding]:
     """The optional parts: whether they are there, and which of them would do nothing yet."""
     for extra, (modules, purpose) in EXTRAS.items():
-        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        missing = [module for module in modules if importlib.util.find_spec(MODULES.get(module, module)) is None]
         if missing:
             mend = f"pip install 'steploom[{extra}]' if you need it (lacks {', '.join(missing)})"
             yield Finding("absent", f"extra {extra}", f"{purpose}; {mend}")

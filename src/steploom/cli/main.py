@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from steploom.cli.arguments import Parser
 
 EXIT_FAILED = 1
+EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 """What shells expect of a program that Ctrl-C ended: 128 + SIGINT."""
 
@@ -24,6 +25,7 @@ examples:
   steploom generate "a small blue star on a black background" -o star.png
   steploom serve                                       the OpenAI SDK at http://127.0.0.1:8000/v1
   steploom verify ./my-model                           equal to diffusers, and batched?
+  steploom config show                                 the settings of `steploom serve`, and where each came from
   steploom doctor                                      what is here, and what is wrong
 
 `steploom COMMAND --help` says more.
@@ -33,7 +35,7 @@ examples:
 def build_parser() -> Parser:
     """The parser of the whole command. Cheap: no subcommand's machinery is imported."""
     from steploom import __version__
-    from steploom.cli import demo, doctor, generate, serve, verify
+    from steploom.cli import demo, doctor, generate, serve, show, verify
     from steploom.cli.arguments import Parser
 
     parser = Parser(
@@ -43,7 +45,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"steploom {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="command")
-    for command in (demo, generate, serve, verify, doctor):
+    for command in (demo, generate, serve, show, verify, doctor):
         command.add_parser(commands)
     return parser
 
@@ -105,11 +107,20 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
     """The parsed arguments, with logging set up as they say."""
     import logging
 
-    arguments = build_parser().parse_args(argv)
+    from steploom.cli import settings
+    from steploom.errors import ConfigError
+
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    try:
+        settings.complete(arguments)
+    except ConfigError as error:
+        parser.exit(EXIT_USAGE, f"steploom: {' '.join(str(error).split())}\n")
     logging.basicConfig(
         level=logging.INFO if arguments.verbose else logging.WARNING,
         format="%(levelname)s %(name)s: %(message)s",
     )
+    settings.warn_of_unknown(arguments)
     return arguments
 
 

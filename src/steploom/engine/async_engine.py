@@ -16,7 +16,7 @@ from steploom.engine.mailbox import fresh
 from steploom.engine.observer import Observers
 from steploom.engine.stream import RequestStream
 from steploom.engine.validation import make_config, make_request
-from steploom.errors import ConfigError, EngineError, EngineNotRunning, RequestCancelled
+from steploom.errors import ConfigError, EngineError, EngineNotRunning, RequestCancelled, SteploomError
 from steploom.executor import resolve_executor
 from steploom.executor.abstract import ProgressCallback
 from steploom.protocol import PipelineInfo
@@ -137,6 +137,13 @@ class AsyncDiffusionEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def wait_ended(self) -> SteploomError | None:
+        """Returns once it serves no more: the fault that ended it, or None if it was closed, or never started."""
+        if self._core is None:
+            return None
+        await self._core.ended.wait()
+        return self._core.failure
 
     def check_serving(self) -> None:
         """Returns if requests are taken, as far as is known here; :meth:`check_health` asks the workers too.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -72,9 +73,16 @@ def status_of(error: Exception) -> int:
     return error.status_code if isinstance(error, HTTPException) else 500
 
 
+def outward(error: EngineError) -> str:
+    """What everybody may know of a fault: not what the worker printed last, which is for the log."""
+    return re.sub(r"(died with exit code [^\s:]+):.*", r"\1", str(error), flags=re.DOTALL).partition("\n")[0]
+
+
 def _message(error: Exception) -> str:
     if isinstance(error, GenerationFailed):
         return f"the pipeline failed: {error}"
+    if isinstance(error, EngineError):
+        return outward(error)
     if isinstance(error, (ApiError, SteploomError)):
         return str(error)
     return error.detail if isinstance(error, HTTPException) else "internal error; the server's log has more"
@@ -94,7 +102,7 @@ def response_of(error: Exception) -> Response:
 
 async def handle(request: Request, error: Exception) -> Response:
     """Starlette's exception handler for everything."""
-    if status_of(error) >= 500 and not isinstance(error, SteploomError):
+    if status_of(error) >= 500 and not isinstance(error, (SteploomError, ApiError, HTTPException)):
         extra = {"request_id": request.scope.get("steploom.request_id")}
         log.error("%s %s failed", request.method, request.url.path, exc_info=error, extra=extra)
     elif isinstance(error, GenerationFailed):

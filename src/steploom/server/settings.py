@@ -21,9 +21,11 @@ class ServerSettings:
         linger_s: Seconds that a request with an ``Idempotency-Key`` waits for its client to come back.
         max_images: Images of one request (``n``), at most.
         max_body_bytes: Size of a request's body, at most.
+        body_timeout_s: Seconds in which a body must arrive.
         max_prompt_chars: Length of a prompt, or of all messages together, at most.
         max_choices: Texts of one request (``n`` times its prompts), at most.
         max_tokens: Tokens of one text (``max_tokens``), at most.
+        previews: Whether streams have previews; without them they have the finished images only.
         default_timeout_s: ``timeout`` of requests that give none; None is no limit.
         cors_origins: Web pages of these origins may use the server from a browser; ``"*"`` is any.
         stored_images: Images that ``response_format="url"`` keeps in memory, at most, for ``stored_s``.
@@ -36,17 +38,19 @@ class ServerSettings:
     linger_s: float = 10.0
     max_images: int = 10
     max_body_bytes: int = 64 * MIB
+    body_timeout_s: float = 120.0
     max_prompt_chars: int = 32_000
     max_choices: int = 32
     max_tokens: int = 4096
+    previews: bool = True
     default_timeout_s: float | None = None
     cors_origins: tuple[str, ...] = ()
     stored_images: int = 128
     stored_s: float = 3600.0
 
     def __post_init__(self) -> None:
-        for name in ("max_images", "max_body_bytes", "max_prompt_chars", "max_choices", "max_tokens", "stored_images",
-                     "stored_s"):  # fmt: skip
+        for name in ("max_images", "max_body_bytes", "body_timeout_s", "max_prompt_chars", "max_choices", "max_tokens",
+                     "stored_images", "stored_s"):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: must be greater than 0")
         if self.on_disconnect not in ("cancel", "keep"):

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from steploom import AsyncDiffusionEngine, EngineError
 from steploom.server.answers import Joins
-from steploom.server.errors import ApiError, invalid
+from steploom.server.errors import ApiError, invalid, outward
 from steploom.server.running import Running
 from steploom.server.settings import ServerSettings
 from steploom.server.telemetry import Telemetry
@@ -101,7 +101,7 @@ class ServerState:
         try:
             self.engine.check_serving()
         except EngineError as error:
-            return str(error)
+            return outward(error)
         return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import sys
 from typing import Any, Literal
 
 import msgspec
@@ -32,6 +33,14 @@ def configure(kind: Literal["text", "json"]) -> None:
 def writes_json() -> bool:
     """Whether what is told to whoever has started the server has to be an object too."""
     return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers)
+
+
+def say(line: str) -> None:
+    """Tells whoever has started the server."""
+    if writes_json():
+        logging.getLogger("steploom.serve").info("%s", line)
+    else:
+        sys.stderr.write(f"steploom: {line}\n")
 
 
 def _extras(record: logging.LogRecord) -> dict[str, Any]:
