@@ -1,10 +1,11 @@
-"""Who may come in, and with how much: API keys, the size of bodies, an id for each request. Bare ASGI."""
+"""Who may come in, with how much and how slowly: API keys, bodies, an id for each request. Bare ASGI."""
 
 from __future__ import annotations
 
 import hmac
 from typing import Any
 
+import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -14,6 +15,10 @@ from steploom.server.settings import ServerSettings
 _PROTECTED = "/v1/"
 _UNGUESSABLE = "/v1/images/stored/"
 """Whoever knows the name of an image that is kept may have it."""
+
+_READING = ("GET", "HEAD", "OPTIONS")
+_HARMLESS = "default-src 'none'; frame-ancestors 'none'"
+"""What browsers may do with an answer that is no page: nothing."""
 
 
 class Gate:
@@ -37,7 +42,8 @@ class Gate:
         named = _Named(send, scope["steploom.request_id"])
         try:
             self._check(scope)
-            await self._app(scope, _Bounded(receive, self._settings.max_body_bytes), named)
+            bounded = _Bounded(receive, self._settings.max_body_bytes, self._settings.body_timeout_s)
+            await self._app(scope, bounded, named)
         except ApiError as error:
             if named.began:  # too late for another answer
                 raise
@@ -49,16 +55,25 @@ class Gate:
         protected = path.startswith(_PROTECTED) and not path.startswith(_UNGUESSABLE)
         if self._settings.api_keys and protected and scope["method"] != "OPTIONS":
             self._check_key(headers.get("authorization", ""))
+        self._check_page(scope["method"], headers)
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self._settings.max_body_bytes:
             raise _too_large(self._settings.max_body_bytes)
+
+    def _check_page(self, method: str, headers: Headers) -> None:
+        """A form of somebody else's page may post to us without asking: CORS alone only hides the answer from it."""
+        site, origin = headers.get("sec-fetch-site"), headers.get("origin", "")
+        allowed = {"*", origin} & set(self._settings.cors_origins)
+        if method not in _READING and site in ("cross-site", "same-site") and not allowed:
+            raise ApiError(403, f"origin {origin!r:.80}: pages of it may not use this server (see cors_origins)",
+                           code="origin_not_allowed")  # fmt: skip
 
     def _check_key(self, authorization: str) -> None:
         """In constant time: how long it takes says nothing about the keys."""
         scheme, _, given = authorization.partition(" ")
         found = False
         for key in self._settings.api_keys:
-            found |= hmac.compare_digest(given.strip().encode(), key.encode())
+            found |= hmac.compare_digest(given.strip().encode("latin-1"), key.encode())
         if scheme.lower() != "bearer" or not found:
             said = "is wrong" if authorization else "is missing"
             raise ApiError(401, f"the API key {said}; send it as 'Authorization: Bearer KEY'", code="invalid_api_key")
@@ -80,18 +95,26 @@ def _route_path(scope: Scope) -> str:
 
 
 class _Bounded:
-    """``receive`` that gives no more than so many bytes of a body."""
+    """``receive`` that gives no more than so many bytes of a body, and no longer than so many seconds."""
 
-    def __init__(self, receive: Receive, most: int) -> None:
+    def __init__(self, receive: Receive, most: int, timeout_s: float) -> None:
         self._receive, self._most, self._left = receive, most, most
+        self._timeout_s, self._deadline = timeout_s, anyio.current_time() + timeout_s
+        self._whole = False
 
     async def __call__(self) -> Message:
-        message = await self._receive()
-        if message["type"] == "http.request":
-            self._left -= len(message.get("body", b""))
-            if self._left < 0:
-                raise _too_large(self._most)
-        return message
+        if self._whole:
+            return await self._receive()
+        with anyio.CancelScope(deadline=self._deadline):
+            message = await self._receive()
+            if message["type"] == "http.request":
+                self._whole = not message.get("more_body", False)
+                self._left -= len(message.get("body", b""))
+                if self._left < 0:
+                    raise _too_large(self._most)
+            return message
+        raise ApiError(408, f"the body has not arrived in {self._timeout_s:g} seconds", code="request_timeout",
+                       headers={"Connection": "close"})  # fmt: skip
 
 
 class _Named:
@@ -109,6 +132,9 @@ class _Named:
             headers = MutableHeaders(raw=started["headers"])
             headers["x-request-id"] = self._id
             headers.setdefault("x-content-type-options", "nosniff")
+            headers.setdefault("referrer-policy", "no-referrer")
+            if not headers.get("content-type", "").startswith("text/html"):  # a page has a policy of its own
+                headers.setdefault("content-security-policy", _HARMLESS)
             message = started
         await self._send(message)
 

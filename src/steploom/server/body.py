@@ -22,6 +22,9 @@ MAX_IMAGES = 16
 LARGE = 256 * 1024
 """Bytes from which on decoding is work for a thread."""
 
+MAX_COMMAS = 200_000
+"""Of a JSON body, those of its prompt among them; base64 has none."""
+
 _MAX_FIELDS = 100
 _JSON = ("application/json", "")
 
@@ -41,6 +44,8 @@ async def read_body(request: Request, settings: ServerSettings) -> dict[str, Any
 
 
 def _object(body: bytes) -> dict[str, Any]:
+    if body.count(b",") > MAX_COMMAS:  # decoding them all would stall every thread, and fill the memory
+        raise ApiError(400, f"the body has more than {MAX_COMMAS} values or commas", code="invalid_json")
     try:
         value = json.loads(body, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:

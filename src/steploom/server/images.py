@@ -18,6 +18,7 @@ from steploom.server.body import read_body, take_pictures
 from steploom.server.errors import ApiError, invalid
 from steploom.server.fields import ImageFields, read_fields
 from steploom.server.image_generation import Completed, ImageGeneration, Partial
+from steploom.server.picture_files import check_files
 from steploom.server.pictures import mask_of, text_of
 from steploom.server.state import ServerState
 from steploom.server.usage import usage_of
@@ -71,6 +72,8 @@ async def _generation(state: ServerState, fields: ImageFields, kind: str) -> Ima
     base["user"] = fields.user
     if kind == "image_edit":
         base |= await _pictures(state, fields, info)
+    if not state.settings.previews:
+        fields.partial_images = 0
     if fields.stream and fields.partial_images:
         steps = fields.params.get("num_inference_steps") or info.default_steps or 1
         base["preview_every"] = max(1, steps // (fields.partial_images + 1))
@@ -94,9 +97,11 @@ async def _pictures(state: ServerState, fields: ImageFields, info: PipelineInfo)
     """The arguments that pictures become, and the task that takes them."""
     if not fields.images:
         raise invalid("image: must be given", "image", "missing_required_parameter")
+    most = state.engine.config.max_pixels
+    await to_thread.run_sync(check_files, "image", fields.images, most)
     given: dict[str, Any] = {"image": fields.images[0] if len(fields.images) == 1 else fields.images}
     if fields.mask is not None:
-        given["mask_image"] = await mask_of(fields.mask, state.engine.config.max_pixels, fields.images[0])
+        given["mask_image"] = await mask_of(fields.mask, most, fields.images[0])
     own = {parameter.name for parameter in info.parameters}
     if not given.keys() <= own:  # the model's own pipeline takes none: another of its family does
         given["task"] = "inpainting" if fields.mask is not None else "image-to-image"

@@ -9,6 +9,7 @@ from typing import Any
 from anyio import to_thread
 from PIL import Image, ImageOps
 
+from steploom.server import picture_files
 from steploom.server.errors import invalid
 from steploom.server.fields import ImageFields
 
@@ -47,12 +48,12 @@ async def mask_of(data: bytes, max_pixels: int, image: bytes | None = None) -> I
 
 def _mask(data: bytes, max_pixels: int, image: bytes | None) -> Image.Image:
     try:
-        with Image.open(io.BytesIO(data)) as opened:
-            _check_size("mask", opened.size, max_pixels)
-            picture = ImageOps.exif_transpose(opened)
+        with picture_files.opened(data) as file:
+            picture_files.check_size("mask", file.size, max_pixels)
+            picture = ImageOps.exif_transpose(file)
             see_through = picture.has_transparency_data
             channel = picture.convert("RGBA").getchannel("A") if see_through else picture.convert("L")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except picture_files.FAULTS as error:
         raise invalid(f"mask: the image cannot be read ({error}); give one that is whole", "mask") from None
     size = _size(image) if image is not None else None
     if size is not None and size != channel.size:
@@ -68,12 +69,8 @@ _OPAQUE_TO_BLACK = [255, *[0] * 255]
 
 def _size(data: bytes) -> tuple[int, int] | None:
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return ImageOps.exif_transpose(picture).size if picture.getexif().get(0x0112, 1) >= 5 else picture.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        with picture_files.opened(data) as picture:
+            turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            return (picture.height, picture.width) if turned else picture.size
+    except picture_files.FAULTS:
         return None  # the engine says what is wrong with it
-
-
-def _check_size(name: str, size: tuple[int, int], max_pixels: int) -> None:
-    if size[0] * size[1] > max_pixels:
-        raise invalid(f"{name}: {size[0]}x{size[1]} is more than {max_pixels} pixels; make it smaller", name)
