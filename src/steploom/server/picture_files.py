@@ -44,7 +44,7 @@ def check_files(name: str, files: Sequence[bytes], max_pixels: int) -> None:
             with opened(data) as picture:
                 size = picture.size
         except FAULTS as error:
-            raise _unreadable(name, error) from None
+            raise unreadable(name, error) from None
         check_size(name, size, max_pixels)
         pixels += size[0] * size[1]
     if pixels > TOGETHER * max_pixels:
@@ -65,7 +65,8 @@ def check_size(name: str, size: tuple[int, int], max_pixels: int) -> None:
         raise invalid(f"{name}: {size[0]}x{size[1]} is more than {max_pixels} pixels; make it smaller", name)
 
 
-def _unreadable(name: str, error: BaseException) -> ApiError:
+def unreadable(name: str, error: BaseException) -> ApiError:
+    """Says what one of ``FAULTS`` means."""
     known = "PNG, JPEG, WebP, GIF and BMP are read"
     why = "it is no image" if isinstance(error, Image.UnidentifiedImageError) else f"{error}"
     return invalid(f"{name}: the image cannot be read ({why:.200}); {known}; give one that is whole", name)

@@ -54,7 +54,7 @@ def _mask(data: bytes, max_pixels: int, image: bytes | None) -> Image.Image:
             see_through = picture.has_transparency_data
             channel = picture.convert("RGBA").getchannel("A") if see_through else picture.convert("L")
     except picture_files.FAULTS as error:
-        raise invalid(f"mask: the image cannot be read ({error}); give one that is whole", "mask") from None
+        raise picture_files.unreadable("mask", error) from None
     size = _size(image) if image is not None else None
     if size is not None and size != channel.size:
         raise invalid(
