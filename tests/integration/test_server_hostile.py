@@ -102,6 +102,7 @@ async def test_bodies_that_go_on_are_refused() -> None:
                 answer = await client.post(f"/v1/images/{route}", content=body, headers=head)
                 assert answer.status_code == status, (kind, body[:40], answer.text)
                 assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+                assert (b"1,1,1" in body) == ("200000 values" in answer.text)  # not even decoded
 
 
 async def test_what_asks_for_too_much_is_refused_before_any_work() -> None:
