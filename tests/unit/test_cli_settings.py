@@ -18,6 +18,7 @@ EXAMPLES: dict[str, tuple[str, str, str]] = {
     "dtype": ("float32", "bfloat16", "float16"),
     "lora_model": ("a=./a", "b=./b", "c=./c"),
     "root_path": ("/a", "/b", "/c"),
+    "log_format": ("text", "json", "text"),
 }
 """Three values of options that do not take any number."""
 

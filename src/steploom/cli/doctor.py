@@ -30,15 +30,17 @@ EXTRAS = {
     "lora": (("peft",), "requests may have LoRA adapters of their own"),
     "video": (("av",), "videos as .mp4 and .webm, compressed sound"),
     "server": (("starlette", "uvicorn", "python-multipart", "prometheus-client"), "`steploom serve`"),
+    "otel": (("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"), "traces of requests"),
     "quantization": (("torchao", "gguf"), "quantized weights, as diffusers loads them"),
 }
 """Which modules each optional part of this version needs, and what for."""
 
-EXTRAS_TO_COME = ("ray", "otel")
+EXTRAS_TO_COME = ("ray",)
 """Optional parts that nothing in this version uses."""
 
 MODULES = {"pyzmq": "zmq", "pillow": "PIL", "python-multipart": "python_multipart",
-           "prometheus-client": "prometheus_client"}  # fmt: skip
+           "prometheus-client": "prometheus_client", "opentelemetry-sdk": "opentelemetry.sdk",
+           "opentelemetry-exporter-otlp-proto-http": "opentelemetry.exporter.otlp.proto.http"}  # fmt: skip
 """The module of each package that has another name than its module."""
 
 DEEPER = {"diffusers": "DiffusionPipeline", "transformers": "PreTrainedModel"}
@@ -140,10 +142,17 @@ def demo_model() -> Finding:
     return Finding("ok", "built-in model", f"{size / 1e6:.1f} MB in {folder}")
 
 
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even what it is a part of
+        return False
+
+
 def extras() -> Iterator[Finding]:
     """The optional parts: whether they are there, and which of them would do nothing yet."""
     for extra, (modules, purpose) in EXTRAS.items():
-        missing = [module for module in modules if importlib.util.find_spec(MODULES.get(module, module)) is None]
+        missing = [module for module in modules if not _is_there(MODULES.get(module, module))]
         if missing:
             mend = f"pip install 'steploom[{extra}]' if you need it (lacks {', '.join(missing)})"
             yield Finding("absent", f"extra {extra}", f"{purpose}; {mend}")
