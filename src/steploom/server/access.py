@@ -20,6 +20,14 @@ _READING = ("GET", "HEAD", "OPTIONS")
 _HARMLESS = "default-src 'none'; frame-ancestors 'none'"
 """What browsers may do with an answer that is no page: nothing."""
 
+_DIGITS = 18
+"""Of a length that is worth reading: Python refuses integers of thousands of them."""
+
+
+def is_protected(path: str) -> bool:
+    """Whether ``path`` needs a key, where there are keys."""
+    return path.startswith(_PROTECTED) and not path.startswith(_UNGUESSABLE)
+
 
 class Gate:
     """Refuses requests without a key, and bodies that are too large, before anything is read.
@@ -51,13 +59,11 @@ class Gate:
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
-        path = _route_path(scope)
-        protected = path.startswith(_PROTECTED) and not path.startswith(_UNGUESSABLE)
-        if self._settings.api_keys and protected and scope["method"] != "OPTIONS":
+        if self._settings.api_keys and is_protected(_route_path(scope)) and scope["method"] != "OPTIONS":
             self._check_key(headers.get("authorization", ""))
         self._check_page(scope["method"], headers)
         length = headers.get("content-length", "")
-        if length.isdecimal() and int(length) > self._settings.max_body_bytes:
+        if length.isdecimal() and (len(length) > _DIGITS or int(length) > self._settings.max_body_bytes):
             raise _too_large(self._settings.max_body_bytes)
 
     def _check_page(self, method: str, headers: Headers) -> None:

@@ -15,6 +15,7 @@ from steploom import AsyncDiffusionEngine, ConfigError, EngineNotRunning
 from steploom.server import images, status
 from steploom.server.access import Gate
 from steploom.server.errors import HANDLERS
+from steploom.server.openapi import openapi
 from steploom.server.settings import ServerSettings
 from steploom.server.state import ServerState
 from steploom.server.telemetry.endpoint import metrics
@@ -36,6 +37,7 @@ ROUTES = [
     Route("/ready", status.ready),
     Route("/health", status.health),
     Route("/metrics", metrics),
+    Route("/openapi.json", openapi),
 ]
 
 

@@ -14,6 +14,7 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
 from steploom.server.errors import ApiError, invalid
+from steploom.server.kinds import FormText
 from steploom.server.settings import ServerSettings
 
 MAX_IMAGES = 16
@@ -27,6 +28,7 @@ MAX_COMMAS = 200_000
 
 _MAX_FIELDS = 100
 _JSON = ("application/json", "")
+_MAX_DEPTH = 32
 
 
 async def read_body(request: Request, settings: ServerSettings) -> dict[str, Any]:
@@ -47,12 +49,37 @@ def _object(body: bytes) -> dict[str, Any]:
     if body.count(b",") > MAX_COMMAS:  # decoding them all would stall every thread, and fill the memory
         raise ApiError(400, f"the body has more than {MAX_COMMAS} values or commas", code="invalid_json")
     try:
-        value = json.loads(body, parse_constant=_no_constant)
+        value = json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is no JSON: {error}", code="invalid_json") from None
     if not isinstance(value, dict):
         raise ApiError(400, "the body must be a JSON object", code="invalid_json")
-    return cast("dict[str, Any]", value)
+    fields = cast("dict[str, Any]", value)
+    for name, entry in fields.items():
+        _check_sound(name.encode("ascii", "backslashreplace").decode(), name, 0)
+        _check_sound(name, entry, 0)
+    return fields
+
+
+def _check_sound(name: str, value: Any, depth: int) -> None:
+    """JSON can say what nothing behind it can: halves of characters, and lists in lists without end.
+
+    Raises:
+        ApiError: 400 with the field's name in ``param``.
+    """
+    if depth > _MAX_DEPTH:
+        raise invalid(f"{name:.80}: is nested more than {_MAX_DEPTH} deep", name[:80])
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise invalid(f"{name:.80}: has half of a surrogate pair; send whole characters", name[:80]) from None
+    elif isinstance(value, dict):
+        for part in cast("dict[str, Any]", value).items():
+            _check_sound(name, list(part), depth + 1)
+    elif isinstance(value, list):
+        for part in cast("list[Any]", value):
+            _check_sound(name, part, depth + 1)
 
 
 def _no_constant(name: str) -> Any:
@@ -83,9 +110,10 @@ async def _form(request: Request, settings: ServerSettings) -> dict[str, Any]:
             max_files=2 * MAX_IMAGES, max_fields=_MAX_FIELDS, max_part_size=settings.max_body_bytes
         ) as form:
             for name, value in form.multi_items():
-                read = await value.read() if isinstance(value, UploadFile) else value
+                read = await value.read() if isinstance(value, UploadFile) else FormText(value)
                 listed = name.endswith("[]")
                 key = name.removesuffix("[]")
+                _check_sound(key.encode("ascii", "backslashreplace").decode(), [key, read], 0)
                 if listed or key in found:
                     before = found.get(key, [])
                     found[key] = [*(before if isinstance(before, list) else [before]), read]
@@ -122,7 +150,7 @@ def _entries(value: Any) -> Iterable[Any]:
 def _picture(name: str, entry: Any) -> bytes:
     if isinstance(entry, dict):  # {"image_url": "data:..."}, as OpenAI's JSON has it
         links = cast("dict[str, Any]", entry)
-        entry = links.get("image_url", links.get("b64_json"))
+        entry = links.get("image_url") or links.get("b64_json")
         entry = cast("dict[str, Any]", entry).get("url") if isinstance(entry, dict) else entry
     if isinstance(entry, bytes):
         if not entry:

@@ -10,6 +10,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match, Route
 
 from steploom.errors import EngineError, GenerationFailed, InvalidRequest, QueueFull, SteploomError
 
@@ -107,7 +108,17 @@ async def handle(request: Request, error: Exception) -> Response:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error, extra=extra)
     elif isinstance(error, GenerationFailed):
         log.warning("a request failed: %s\n%s", error, error.remote_traceback)
-    return response_of(error)
+    response = response_of(error)
+    if response.status_code == 405:
+        response.headers["Allow"] = ", ".join(sorted(_allowed(request)))
+    return response
+
+
+def _allowed(request: Request) -> set[str]:
+    """The methods of all routes of this path: Starlette names those of the first one."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    found = [route.methods or set[str]() for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return set[str]().union(*found)
 
 
 HANDLERS: dict[Any, Any] = dict.fromkeys((ApiError, SteploomError, HTTPException, Exception), handle)

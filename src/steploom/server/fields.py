@@ -5,36 +5,32 @@ OpenAI's own fields have OpenAI's names and meanings; the others are called as v
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
-import json
-import math
-import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from steploom.errors import InvalidRequest
 from steploom.server.errors import ApiError, invalid
+from steploom.server.kinds import Kind, adapters, choice, flag, number, seconds, size, text, texts, whole
 from steploom.server.settings import ServerSettings
 
 FORMATS = ("png", "webp", "jpeg")
 MAX_PARTIAL_IMAGES = 3
-_SIZE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})")
-_TRUTH = {"true": True, "false": False, "1": True, "0": False}
 
 IGNORED = ("quality", "style", "moderation", "input_fidelity", "complexity")
 """OpenAI's fields that mean nothing here: any value is taken."""
 
-_IMPOSSIBLE = {
+IMPOSSIBLE = {
     "frame_count": "belongs to output_format=gif, which cannot be made here; leave it out",
     "frame_duration_ms": "belongs to output_format=gif, which cannot be made here; leave it out",
     "svg": "belongs to output_format=svg, which cannot be made here; leave it out",
     "markup": "an overlay cannot be used here; draw it into the image, or give a mask",
+    "image": "belongs to /v1/images/edits; send it there",
+    "images": "belongs to /v1/images/edits; send it there",
+    "mask": "belongs to /v1/images/edits; send it there",
 }
-
-Reader = Callable[[str, Any], Any]
-"""Takes a field's name and raw value, returns the value, or raises what is wrong with it."""
+"""Fields that can only be null, and why."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -80,108 +76,10 @@ class ImageFields:
     mask: bytes | None = None
 
 
-def text(name: str, value: Any) -> str:
-    """A str."""
-    if not isinstance(value, str):
-        raise invalid(f"{name}={value!r:.80}: must be a string", name, "invalid_type")
-    return value
-
-
-def whole(least: int, most: int | None = None) -> Reader:
-    """An integer between bounds."""
-
-    def read(name: str, value: Any) -> int:
-        if isinstance(value, str):
-            with contextlib.suppress(ValueError):
-                value = int(value)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise invalid(f"{name}={value!r:.80}: must be an integer", name, "invalid_type")
-        if value < least or (most is not None and value > most):
-            bounds = f"between {least} and {most}" if most is not None else f"of at least {least}"
-            raise invalid(f"{name}={value}: must be an integer {bounds}", name)
-        return value
-
-    return read
-
-
-def number(name: str, value: Any) -> float:
-    """A finite number."""
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            value = float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise invalid(f"{name}={value!r:.80}: must be a finite number", name, "invalid_type")
-    return float(value)
-
-
-def seconds(name: str, value: Any) -> float:
-    """A number greater than 0."""
-    found = number(name, value)
-    if found <= 0:
-        raise invalid(f"{name}={value!r}: must be greater than 0 seconds", name)
-    return found
-
-
-def flag(name: str, value: Any) -> bool:
-    """True or false."""
-    if isinstance(value, str):
-        value = _TRUTH.get(value.lower(), value)
-    if not isinstance(value, bool):
-        raise invalid(f"{name}={value!r:.80}: must be true or false", name, "invalid_type")
-    return value
-
-
-def choice(*known: str, mend: str = "") -> Reader:
-    """One of some words."""
-
-    def read(name: str, value: Any) -> str:
-        if not isinstance(value, str) or value not in known:
-            raise invalid(f"{name}={value!r:.80}: must be one of {', '.join(known)}{mend}", name)
-        return value
-
-    return read
-
-
-def size(name: str, value: Any) -> tuple[int, int] | None:
-    """``WIDTHxHEIGHT``; None for ``auto``."""
-    found = _SIZE.fullmatch(value) if isinstance(value, str) else None
-    if found is None and value != "auto":
-        raise invalid(f"{name}={value!r:.80}: must read WIDTHxHEIGHT, for example 512x768, or auto", name)
-    return (int(found[1]), int(found[2])) if found else None
-
-
-def adapters(name: str, value: Any) -> list[tuple[str, float]]:
-    """LoRA adapters by name: ``"ink"``, ``{"name": "ink", "scale": 0.8}``, ``["ink", 0.8]``, or a list of such."""
-    if isinstance(value, str) and value[:1] in ("[", "{"):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise invalid(f"{name}={value!r:.80}: is no JSON", name) from None
-    entries: list[Any] = cast("list[Any]", value) if isinstance(value, list) else [value]
-    if len(entries) == 2 and isinstance(entries[0], str) and isinstance(entries[1], (int, float)):
-        entries = [entries]
-    return [_adapter(name, entry) for entry in entries]
-
-
-def _adapter(name: str, entry: Any) -> tuple[str, float]:
-    found: Any = entry
-    if isinstance(entry, dict):
-        given = cast("dict[str, Any]", entry)
-        known = {"name", "scale"}
-        if set(given) <= known and "name" in given:
-            found = (given["name"], given.get("scale", 1.0))
-    pair = (found, 1.0) if isinstance(found, str) else found
-    if not isinstance(pair, (list, tuple)) or len(cast("list[Any]", pair)) != 2 or not isinstance(pair[0], str):
-        raise invalid(f'{name}={entry!r:.80}: must be a name, or {{"name": ..., "scale": ...}}', name)
-    return (pair[0], number(name, pair[1]))
-
-
 _FORMAT = choice(*FORMATS, mend="; other formats cannot be made here")
 _BACKGROUND = choice("auto", "opaque", mend="; the model paints no transparency")
 
-OPENAI: dict[str, Reader] = {
+OPENAI: dict[str, Kind] = {
     "prompt": text,
     "model": text,
     "n": whole(1),
@@ -197,7 +95,7 @@ OPENAI: dict[str, Reader] = {
 }
 """Fields of OpenAI's, by name."""
 
-OWN: dict[str, Reader] = {
+OWN: dict[str, Kind] = {
     "seed": whole(-(2**63), 2**64 - 1),
     "priority": whole(-(2**31), 2**31 - 1),
     "timeout": seconds,
@@ -206,7 +104,7 @@ OWN: dict[str, Reader] = {
 }
 """Fields of :class:`~steploom.DiffusionRequest`."""
 
-PARAMS: dict[str, Reader] = {
+PARAMS: dict[str, Kind] = {
     "negative_prompt": text,
     "num_inference_steps": whole(1),
     "guidance_scale": number,
@@ -215,7 +113,13 @@ PARAMS: dict[str, Reader] = {
 }
 """Arguments of the pipeline."""
 
-SIZES: dict[str, Reader] = {"width": whole(1), "height": whole(1)}
+SIZES: dict[str, Kind] = {"width": whole(1), "height": whole(1)}
+
+
+def known_fields(settings: ServerSettings) -> dict[str, Kind]:
+    """Every field that is read, with the bounds of this server."""
+    bounded = {"prompt": texts(1, settings.max_prompt_chars), "n": whole(1, settings.max_images)}
+    return OPENAI | OWN | PARAMS | SIZES | bounded
 
 
 def read_fields(given: Mapping[str, Any], settings: ServerSettings) -> ImageFields:
@@ -224,25 +128,26 @@ def read_fields(given: Mapping[str, Any], settings: ServerSettings) -> ImageFiel
     Raises:
         ApiError: 400 with the field's name in ``param``.
     """
-    fields = ImageFields()
+    fields, kinds = ImageFields(), known_fields(settings)
     sides: dict[str, int] = {}
     for name, value in given.items():
-        if name in _IMPOSSIBLE and value is not None:
-            raise invalid(f"{name}: {_IMPOSSIBLE[name]}", name, "unsupported_parameter")
-        if value is None or name in _IMPOSSIBLE:
+        if name in IGNORED or (name in IMPOSSIBLE and value is None):
             continue
-        if name in OPENAI:
-            setattr(fields, name, OPENAI[name](name, value))
-        elif name in OWN:
-            fields.own[name] = OWN[name](name, value)
-        elif name in PARAMS:
-            fields.params[name] = PARAMS[name](name, value)
-        elif name in SIZES:
-            sides[name] = SIZES[name](name, value)
-        elif name not in IGNORED:
+        if name in IMPOSSIBLE:
+            raise invalid(f"{name}: {IMPOSSIBLE[name]}", name, "unsupported_parameter")
+        if name not in kinds:
             raise _unknown(name)
-    fields.quality = given["quality"] if isinstance(given.get("quality"), str) else "auto"
-    _check(fields, sides, settings)
+        if value is None:
+            continue
+        found = kinds[name](name, value)
+        if name in SIZES:
+            sides[name] = found
+        elif name in OPENAI:
+            setattr(fields, name, found)
+        else:
+            (fields.own if name in OWN else fields.params)[name] = found
+    fields.quality = str(given["quality"]) if isinstance(given.get("quality"), str) else "auto"
+    _check(fields, sides)
     fields.params.update(sides or (_sides(fields.size)))
     fields.user = fields.safety_identifier or fields.user
     return fields
@@ -252,13 +157,9 @@ def _sides(found: tuple[int, int] | None) -> dict[str, int]:
     return {"width": found[0], "height": found[1]} if found else {}
 
 
-def _check(fields: ImageFields, sides: Mapping[str, int], settings: ServerSettings) -> None:
+def _check(fields: ImageFields, sides: Mapping[str, int]) -> None:
     if not fields.prompt:
         raise invalid("prompt: must be given, and not empty", "prompt", "missing_required_parameter")
-    if len(fields.prompt) > settings.max_prompt_chars:
-        raise invalid(f"prompt: {len(fields.prompt)} characters, at most {settings.max_prompt_chars}", "prompt")
-    if fields.n > settings.max_images:
-        raise invalid(f"n={fields.n}: must be at most {settings.max_images}", "n")
     if sides and fields.size is not None and sides != _sides(fields.size):
         raise invalid("size: give either size or width and height", "size")
     if fields.output_format == "png" and fields.output_compression not in (None, 100):
@@ -271,8 +172,6 @@ def _check(fields: ImageFields, sides: Mapping[str, int], settings: ServerSettin
 
 
 def _unknown(name: str) -> ApiError:
-    if name in ("image", "mask"):
-        return invalid(f"{name}: belongs to /v1/images/edits; send it there", name, "unknown_parameter")
     return unknown(name, {*OPENAI, *OWN, *PARAMS, *SIZES, *IGNORED})
 
 

@@ -18,6 +18,8 @@ from steploom.server.body import read_body, take_pictures
 from steploom.server.errors import ApiError, invalid
 from steploom.server.fields import ImageFields, read_fields
 from steploom.server.image_generation import Completed, ImageGeneration, Partial
+from steploom.server.openapi.images import STORED, edits_body, generations_body, images_answer
+from steploom.server.openapi.operation import operation
 from steploom.server.picture_files import check_files
 from steploom.server.pictures import mask_of, text_of
 from steploom.server.state import ServerState
@@ -25,8 +27,11 @@ from steploom.server.usage import usage_of
 
 _QUALITIES = ("low", "medium", "high", "xhigh", "max", "auto")
 _SEEDS = 2**64
+_ERRORS = (404, 413, 415, 422, 429, 499, 503, 504)
+_HEADERS = {"Idempotency-Key": "The same request with the same key joins the first one."}
 
 
+@operation(body=generations_body, answers={200: images_answer("image_generation")}, errors=_ERRORS, headers=_HEADERS)
 async def generations(request: Request) -> Response:
     """Images from a prompt."""
     state: ServerState = request.app.state.server
@@ -35,6 +40,7 @@ async def generations(request: Request) -> Response:
     return await _answer(request, state, body, "image_generation")
 
 
+@operation(body=edits_body, answers={200: images_answer("image_edit")}, errors=_ERRORS, headers=_HEADERS)
 async def edits(request: Request) -> Response:
     """Images from images and a prompt; with a mask, only what is transparent there is painted."""
     state: ServerState = request.app.state.server
@@ -51,6 +57,8 @@ async def _answer(request: Request, state: ServerState, body: dict[str, Any], ki
     whole = dict(body)
     pictures, masks = await to_thread.run_sync(_take_pictures, body) if kind == "image_edit" else ([], [])
     fields = read_fields(body, state.settings)
+    if len(masks) > 1:
+        raise invalid(f"mask: {len(masks)} pictures; give one", "mask")
     fields.images, fields.mask = pictures, masks[0] if masks else None
     generation = await _generation(state, fields, kind)
     if key:
@@ -169,6 +177,7 @@ def _event(generation: ImageGeneration, kind: str, entry: Partial | Completed) -
     return event | {"step": step, "num_inference_steps": total}
 
 
+@operation(answers={200: STORED}, errors=(404,))
 async def stored(request: Request) -> Response:
     """An image that ``response_format="url"`` has left here."""
     state: ServerState = request.app.state.server

@@ -8,6 +8,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from steploom.server.errors import ApiError
+from steploom.server.openapi.components import ERROR
+from steploom.server.openapi.operation import as_json, operation
+from steploom.server.openapi.status import (
+    CANCELLED,
+    HEALTHY,
+    LIVE,
+    MODEL,
+    MODELS,
+    NOT_READY,
+    READY,
+    REQUEST,
+    REQUESTS,
+)
 from steploom.server.state import ServerState
 
 
@@ -15,17 +28,20 @@ def _state(request: Request) -> ServerState:
     return request.app.state.server
 
 
+@operation(answers={200: as_json(LIVE)})
 async def live(request: Request) -> Response:
     """The process runs and its event loop turns."""
     return JSONResponse({"status": "live"})
 
 
+@operation(answers={200: as_json(READY), 503: as_json(NOT_READY)})
 async def ready(request: Request) -> Response:
     """Requests are taken: the model is loaded and warm, its worker lives, and nothing is being shut down."""
     why = _state(request).not_ready()
     return JSONResponse({"status": "ready"}) if why is None else _not_ready(why)
 
 
+@operation(answers={200: as_json(HEALTHY), 503: as_json({"anyOf": [NOT_READY, ERROR]})})
 async def health(request: Request) -> Response:
     """The workers answer, between two ticks."""
     state = _state(request)
@@ -40,6 +56,7 @@ def _not_ready(why: str) -> Response:
     return JSONResponse({"status": "not ready", "why": why}, 503)
 
 
+@operation(answers={200: as_json(MODELS)})
 async def models(request: Request) -> Response:
     """OpenAI's list of models: the model, and each adapter that was registered at start."""
     state = _state(request)
@@ -47,6 +64,7 @@ async def models(request: Request) -> Response:
     return JSONResponse({"object": "list", "data": [_model(state, name) for name in names]})
 
 
+@operation(answers={200: as_json(MODEL)}, errors=(404,))
 async def model(request: Request) -> Response:
     """One of them."""
     state, name = _state(request), request.path_params["name"]
@@ -62,11 +80,13 @@ def _model(state: ServerState, name: str) -> dict[str, Any]:
     return shown
 
 
+@operation(answers={200: as_json(REQUESTS)})
 async def requests(request: Request) -> Response:
     """What waits and runs, at which step, oldest first."""
     return JSONResponse({"object": "list", "data": _state(request).running.shown()})
 
 
+@operation(answers={200: as_json(REQUEST)}, errors=(404,))
 async def request(request: Request) -> Response:
     """One of them."""
     request_id = request.path_params["request_id"]
@@ -76,6 +96,7 @@ async def request(request: Request) -> Response:
     return JSONResponse(found)
 
 
+@operation(answers={200: as_json(CANCELLED)}, errors=(404, 503))
 async def cancel(request: Request) -> Response:
     """Ends one of them; its client gets an error."""
     state, request_id = _state(request), request.path_params["request_id"]

@@ -12,7 +12,8 @@ from typing import Any, cast
 from steploom.errors import InvalidRequest
 from steploom.server.errors import invalid
 from steploom.server.fields import OWN as OWN_OF_IMAGES
-from steploom.server.fields import Reader, choice, flag, number, seconds, text, unknown, whole
+from steploom.server.fields import unknown
+from steploom.server.kinds import Reader, choice, flag, number, seconds, text, whole
 from steploom.server.settings import ServerSettings
 from steploom.server.text.messages import Message, length_of, messages_of, prompts_of
 
