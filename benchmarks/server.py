@@ -90,9 +90,8 @@ class Load:
             "worker": sum(one.user + one.system for one in worker),
         }
 
-    async def direct(self) -> dict[str, Any]:
+    async def direct(self, steps: int) -> dict[str, Any]:
         """``engine.generate`` in the server's process."""
-        steps = self.options.steps
         asked = [
             {"prompt": prompt, "seed": seed, "num_inference_steps": steps}
             for seed, prompt in enumerate(prompts(self.options.requests, self.drawn))
@@ -101,7 +100,7 @@ class Load:
         found = (await self.plain.post("/probe/direct", json=asked)).raise_for_status().json()
         return {"per_s": self.options.requests / found["seconds"], "cpu_s": spent(before, self.cpu())}
 
-    async def http(self) -> dict[str, Any]:
+    async def http(self, steps: int) -> dict[str, Any]:
         """The same by as many clients."""
         asked = prompts(self.options.requests, self.drawn)
         before = self.cpu()
@@ -109,7 +108,7 @@ class Load:
         started = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             for seed, (client, prompt) in enumerate(zip(self.clients, asked, strict=False)):
-                body = {"seed": seed, "num_inference_steps": self.options.steps}
+                body = {"seed": seed, "num_inference_steps": steps}
                 group.create_task(client.images.generate(prompt=prompt, extra_body=body))
         seconds = time.perf_counter() - started
         lag = (await self.plain.get("/probe/lag")).json()
@@ -181,14 +180,14 @@ def idle(address: str, count: int) -> Iterator[None]:
 
 async def measure(load: Load) -> dict[str, Any]:
     options = load.options
-    await load.direct()  # connections, probing and verification
-    await load.http()
+    await load.direct(2)  # probing and verification
+    await load.http(1)  # connections
     rounds: list[dict[str, Any]] = []
     for number in range(options.rounds):
         row: dict[str, Any] = {}
         for what in ("direct", "http", "idle")[:: 1 if number % 2 == 0 else -1]:
             with idle(load.address, options.idle) if what == "idle" else contextlib.nullcontext():
-                row[what] = await (load.direct() if what == "direct" else load.http())
+                row[what] = await (load.direct if what == "direct" else load.http)(options.steps)
         for what in ("http", "idle"):
             row[what]["share"] = row[what]["per_s"] / row["direct"]["per_s"]
         rounds.append(row)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -116,9 +117,14 @@ PARAMS: dict[str, Kind] = {
 SIZES: dict[str, Kind] = {"width": whole(1), "height": whole(1)}
 
 
-def known_fields(settings: ServerSettings) -> dict[str, Kind]:
+def known_fields(settings: ServerSettings) -> Mapping[str, Kind]:
     """Every field that is read, with the bounds of this server."""
-    bounded = {"prompt": texts(1, settings.max_prompt_chars), "n": whole(1, settings.max_images)}
+    return _known(settings.max_prompt_chars, settings.max_images)
+
+
+@functools.lru_cache(maxsize=16)
+def _known(max_prompt_chars: int, max_images: int) -> Mapping[str, Kind]:
+    bounded = {"prompt": texts(1, max_prompt_chars), "n": whole(1, max_images)}
     return OPENAI | OWN | PARAMS | SIZES | bounded
 
 
