@@ -17,6 +17,8 @@ from steploom.server.errors import ApiError
 from steploom.server.fields import IGNORED, IMPOSSIBLE, OPENAI, OWN, PARAMS, SIZES, known_fields
 from steploom.server.kinds import FormText
 from steploom.server.openapi import as_json, component, document, operation
+from steploom.server.text.fields import PARAMS as PARAMS_OF_TEXT
+from steploom.server.text.fields import _known
 from steploom.testing import FakeEngine
 
 FIELDS = {*OPENAI, *OWN, *PARAMS, *SIZES, *IGNORED}
@@ -76,6 +78,16 @@ def test_bounds_are_those_of_the_server(app: Starlette) -> None:
     assert fields["stream"]["type"] == "boolean"
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_every_field_of_text_is_in_it_and_no_other(app: Starlette, chat: bool) -> None:
+    path = "/v1/chat/completions" if chat else "/v1/completions"
+    body = described(app)["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert set(body["properties"]) == _known(chat=chat)
+    assert body["required"] == ["messages" if chat else "prompt"]
+    for name in PARAMS_OF_TEXT:
+        assert body["properties"][name]["anyOf"][0]["type"]
+
+
 def test_what_a_kind_says_is_what_it_takes(app: Starlette) -> None:
     types = {"integer": 1.5, "number": "1", "string": 1, "boolean": "true"}
     for name, kind in known_fields(app.state.server.settings).items():
@@ -83,7 +95,7 @@ def test_what_a_kind_says_is_what_it_takes(app: Starlette) -> None:
         for bound, outside in (("minimum", -1), ("maximum", 1)):
             if bound in schema:
                 assert kind(name, schema[bound]) == schema[bound]
-                with pytest.raises(ApiError, match="between"):
+                with pytest.raises(ApiError, match=r"between|of at least"):
                     kind(name, schema[bound] + outside)
         if "type" in schema:
             with pytest.raises(ApiError) as caught:

@@ -19,7 +19,7 @@ from steploom.server.errors import ApiError, invalid
 from steploom.server.fields import ImageFields, read_fields
 from steploom.server.image_generation import Completed, ImageGeneration, Partial
 from steploom.server.openapi.images import STORED, edits_body, generations_body, images_answer
-from steploom.server.openapi.operation import operation
+from steploom.server.openapi.operation import ERRORS, HEADERS, operation
 from steploom.server.picture_files import check_files
 from steploom.server.pictures import mask_of, text_of
 from steploom.server.state import ServerState
@@ -27,11 +27,9 @@ from steploom.server.usage import usage_of
 
 _QUALITIES = ("low", "medium", "high", "xhigh", "max", "auto")
 _SEEDS = 2**64
-_ERRORS = (404, 413, 415, 422, 429, 499, 503, 504)
-_HEADERS = {"Idempotency-Key": "The same request with the same key joins the first one."}
 
 
-@operation(body=generations_body, answers={200: images_answer("image_generation")}, errors=_ERRORS, headers=_HEADERS)
+@operation(body=generations_body, answers={200: images_answer("image_generation")}, errors=ERRORS, headers=HEADERS)
 async def generations(request: Request) -> Response:
     """Images from a prompt."""
     state: ServerState = request.app.state.server
@@ -40,7 +38,7 @@ async def generations(request: Request) -> Response:
     return await _answer(request, state, body, "image_generation")
 
 
-@operation(body=edits_body, answers={200: images_answer("image_edit")}, errors=_ERRORS, headers=_HEADERS)
+@operation(body=edits_body, answers={200: images_answer("image_edit")}, errors=ERRORS, headers=HEADERS)
 async def edits(request: Request) -> Response:
     """Images from images and a prompt; with a mask, only what is transparent there is painted."""
     state: ServerState = request.app.state.server

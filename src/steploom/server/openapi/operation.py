@@ -43,6 +43,12 @@ class Operation:
     query: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
 
 
+ERRORS = (404, 413, 415, 422, 429, 499, 503, 504)
+"""Of routes whose requests the engine works on."""
+
+HEADERS = {"Idempotency-Key": "The same request with the same key joins the first one."}
+"""Of the same."""
+
 UNDESCRIBED = Operation()
 _OPERATIONS: dict[Any, Operation] = {}
 

@@ -13,7 +13,7 @@ from steploom.errors import InvalidRequest
 from steploom.server.errors import invalid
 from steploom.server.fields import OWN as OWN_OF_IMAGES
 from steploom.server.fields import unknown
-from steploom.server.kinds import Reader, choice, flag, number, seconds, text, whole
+from steploom.server.kinds import Kind, choice, flag, number, seconds, text, whole
 from steploom.server.settings import ServerSettings
 from steploom.server.text.messages import Message, length_of, messages_of, prompts_of
 
@@ -58,7 +58,7 @@ class TextFields:
     length_name: str = "max_tokens"
 
 
-def between(least: float, most: float, *, above: bool = False) -> Reader:
+def between(least: float, most: float, *, above: bool = False) -> Kind:
     """A finite number between bounds; ``above``: it must not be the lower one."""
 
     def read(name: str, value: Any) -> float:
@@ -68,11 +68,10 @@ def between(least: float, most: float, *, above: bool = False) -> Reader:
             raise invalid(f"{name}={found:g}: must be {bounds}", name)
         return found
 
-    return read
+    return Kind(read, {"type": "number", "exclusiveMinimum" if above else "minimum": least, "maximum": most})
 
 
-def stops(name: str, value: Any) -> tuple[str, ...]:
-    """A string, or up to four of them; none may be empty."""
+def _stops(name: str, value: Any) -> tuple[str, ...]:
     entries: list[Any] = cast("list[Any]", value) if isinstance(value, list) else [value]
     if len(entries) > MAX_STOPS:
         raise invalid(f"{name}: {len(entries)} sequences, at most {MAX_STOPS}", name)
@@ -80,6 +79,11 @@ def stops(name: str, value: Any) -> tuple[str, ...]:
         if not 0 < len(text(name, entry)) <= MAX_STOP_CHARS:
             raise invalid(f"{name}={entry!r:.80}: must have 1 to {MAX_STOP_CHARS} characters", name)
     return tuple(entries)
+
+
+_STOP = {**text.schema, "minLength": 1, "maxLength": MAX_STOP_CHARS}
+stops = Kind(_stops, {"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": MAX_STOPS}]})
+"""A string, or up to four of them; none may be empty."""
 
 
 def include_usage(name: str, value: Any) -> bool:
@@ -95,18 +99,18 @@ def include_usage(name: str, value: Any) -> bool:
     return bool(options.get("include_usage"))
 
 
-OPENAI: dict[str, Reader] = {
+OPENAI: dict[str, Kind] = {
     "model": text, "n": whole(1), "stream": flag, "stop": stops, "user": text, "safety_identifier": text,
 }  # fmt: skip
 """Fields of OpenAI's, by name; besides prompts, lengths, options of streams, and those of :data:`PARAMS`."""
 
-OWN: dict[str, Reader] = {
+OWN: dict[str, Kind] = {
     **{name: OWN_OF_IMAGES[name] for name in ("seed", "priority", "lora")}, "timeout": seconds, "deadline": seconds,
 }  # fmt: skip
 """Fields of :class:`~steploom.DiffusionRequest`."""
 
 _COUNT = whole(1, 1000)
-PARAMS: dict[str, Reader] = {
+PARAMS: dict[str, Kind] = {
     "temperature": between(0, 2), "top_p": between(0, 1, above=True), "top_k": whole(-1, 2**31 - 1),
     "num_inference_steps": whole(1), "block_length": whole(1), "threshold": between(0, 2),
     "editing_threshold": between(-1, 2), "max_post_steps": whole(0, 1000), "minimal_topk": whole(1),

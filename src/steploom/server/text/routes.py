@@ -14,6 +14,8 @@ from steploom.protocol import PipelineInfo
 from steploom.server.answers import Answer, key_of
 from steploom.server.body import read_json
 from steploom.server.errors import invalid
+from steploom.server.openapi.operation import ERRORS, HEADERS, operation
+from steploom.server.openapi.text import text_answer, text_body
 from steploom.server.state import ServerState
 from steploom.server.text.fields import NEUTRAL, TextFields, read_fields
 from steploom.server.text.generation import TextGeneration
@@ -22,11 +24,13 @@ from steploom.server.text.wire import CLOSING, chunk, whole
 _SEEDS = 2**64
 
 
+@operation(body=partial(text_body, chat=False), answers={200: text_answer(chat=False)}, errors=ERRORS, headers=HEADERS)
 async def completions(request: Request) -> Response:
     """Texts that follow prompts."""
     return await _answer(request, chat=False)
 
 
+@operation(body=partial(text_body, chat=True), answers={200: text_answer(chat=True)}, errors=ERRORS, headers=HEADERS)
 async def chat_completions(request: Request) -> Response:
     """Texts that answer the messages of a chat."""
     return await _answer(request, chat=True)
