@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 from collections.abc import AsyncIterator
@@ -86,7 +87,7 @@ ODD_PICTURES = [
     ({"image": {"file_id": "f"}}, "image"), ({"image": {"image_url": None}}, "image"), ({"image": ""}, "image"),
     ({"image": "data:image/png;base64,"}, "image"), ({"image": "file:///etc/passwd"}, "image"),
     ({"image": "é"}, "image"), ({"image": ["QUJD"] * 17}, "image"), ({"image": "QUJD"}, "image"),
-    ({"images": [{"image_url": {"url": 5}}]}, "images"), ({"image": "QUJD", "mask": "QUJD"}, "mask"),
+    ({"images": [{"image_url": {"url": 5}}]}, "images"), ({"image": base64.b64encode(PNG).decode(), "mask": "QUJD"}, "mask"),
     ({"image": "QUJD", "mask": ["QUJD", "QUJD"]}, "mask"), ({"image": None}, "image"),
 ]  # fmt: skip
 
