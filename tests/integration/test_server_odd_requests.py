@@ -19,6 +19,7 @@ from steploom.testing import FakeEngine
 IMAGES = "/v1/images/generations"
 EDITS = "/v1/images/edits"
 PNG = file_of(Image.new("RGB", (8, 8)))
+WHOLE = base64.b64encode(PNG).decode()
 JSON = {"content-type": "application/json"}
 FORM = {"content-type": "multipart/form-data; boundary=x"}
 
@@ -87,7 +88,7 @@ ODD_PICTURES = [
     ({"image": {"file_id": "f"}}, "image"), ({"image": {"image_url": None}}, "image"), ({"image": ""}, "image"),
     ({"image": "data:image/png;base64,"}, "image"), ({"image": "file:///etc/passwd"}, "image"),
     ({"image": "é"}, "image"), ({"image": ["QUJD"] * 17}, "image"), ({"image": "QUJD"}, "image"),
-    ({"images": [{"image_url": {"url": 5}}]}, "images"), ({"image": base64.b64encode(PNG).decode(), "mask": "QUJD"}, "mask"),
+    ({"images": [{"image_url": {"url": 5}}]}, "images"), ({"image": WHOLE, "mask": "QUJD"}, "mask"),
     ({"image": "QUJD", "mask": ["QUJD", "QUJD"]}, "mask"), ({"image": None}, "image"),
 ]  # fmt: skip
 
