@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import pathlib
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
@@ -42,6 +43,15 @@ async def openai_client(**settings: Any) -> AsyncIterator[tuple[openai.AsyncOpen
         sdk(address) as client,
     ):
         yield client, engine
+
+
+@contextlib.asynccontextmanager
+async def video_client(folder: pathlib.Path, **settings: Any) -> AsyncIterator[tuple[openai.AsyncOpenAI, Any]]:
+    """The same over an engine that makes videos, which are stored in ``folder``."""
+    async with FakeEngine(makes="videos", **settings.pop("engine", {})) as engine:
+        app = create_app(engine, video_dir=folder, **settings)
+        async with app.state.server, listening(app) as address, sdk(address) as client:
+            yield client, engine
 
 
 def sdk(address: str, key: str = "none") -> openai.AsyncOpenAI:

@@ -20,7 +20,8 @@ _GRAIN = 8
 
 def _rows(request: DiffusionRequest) -> int:
     prompts = len(request.prompt) if isinstance(request.prompt, list) else 1
-    return prompts * (request.params.get("num_images_per_prompt") or 1)
+    names = ("num_images_per_prompt", "num_videos_per_prompt")
+    return prompts * next((count for name in names if (count := request.params.get(name))), 1)
 
 
 def _size(request: DiffusionRequest) -> tuple[int, int]:
@@ -38,6 +39,12 @@ def images(request: DiffusionRequest, total: int) -> Any:
     numpy: Any = importlib.import_module("numpy")
     arrays = numpy.stack([numpy.asarray(picture, dtype="float32") / 255 for picture in pictures])
     return arrays if request.output_type == "np" else importlib.import_module("torch").tensor(arrays).movedim(-1, 1)
+
+
+def films(request: DiffusionRequest, frames: int) -> list[list[Image.Image]]:
+    """Videos of so many frames, or of as many as are asked for; each frame is another picture."""
+    frames = request.params.get("num_frames") or frames
+    return [[picture(request, row * frames + place, 1.0) for place in range(frames)] for row in range(_rows(request))]
 
 
 def latents(request: DiffusionRequest, steps: Sequence[int], total: int, trajectory: bool = False) -> memoryview[Any]:

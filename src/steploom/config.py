@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pathlib
 from collections.abc import Callable, Mapping
 from types import NoneType
 from typing import Any, Literal, Protocol, cast, get_args
@@ -269,3 +270,10 @@ def _entries(raw: str) -> dict[str, str]:
 def worker_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment that a worker process inherits, as a plain copy."""
     return dict(os.environ if env is None else env)
+
+
+def state_folder(env: Mapping[str, str] | None = None) -> pathlib.Path:
+    """Where this user's programs keep what has to outlive them: ``$XDG_STATE_HOME/steploom``, or its default."""
+    env = os.environ if env is None else env
+    given = pathlib.Path(env.get("XDG_STATE_HOME") or "")
+    return (given if given.is_absolute() else pathlib.Path.home() / ".local" / "state") / "steploom"

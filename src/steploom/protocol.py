@@ -228,6 +228,8 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
             the first that takes the request's arguments does it.
         makes: What it makes, of ``"images"``, ``"videos"``, ``"audios"`` and ``"text"``; empty where that is not known.
         frame_rate: Frames per second that its videos are meant for, if it has a say in that.
+        default_frames: Frames of its videos where ``num_frames`` is not given, if known.
+        frame_multiple: ``num_frames`` should be a multiple of this and one more; others are rounded by the pipeline.
         sampling_rate: Samples per second of its sound, if it makes any.
         loras: Names of adapters that were loaded with the pipeline.
         no_lora: Why requests cannot have adapters; None if they can.
@@ -248,6 +250,8 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
     in_process: bool = False
     makes: list[str] = []
     frame_rate: float | None = None
+    default_frames: int | None = None
+    frame_multiple: int = 1
     sampling_rate: int | None = None
     loras: list[str] = []
     no_lora: str | None = None

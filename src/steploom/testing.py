@@ -27,7 +27,7 @@ import anyio
 import anyio.lowlevel
 
 from steploom import _pretended_text
-from steploom._pretended_pictures import DEFAULT_SIZE, SIZE_MULTIPLE, floats, images, latents, picture
+from steploom._pretended_pictures import DEFAULT_SIZE, SIZE_MULTIPLE, films, floats, images, latents, picture
 from steploom.config import EngineConfig
 from steploom.engine.async_engine import AsyncDiffusionEngine
 from steploom.engine.sync import DiffusionEngine
@@ -49,8 +49,11 @@ TEXT_TO_IMAGE = ("prompt", "negative_prompt", "num_inference_steps", "guidance_s
                  "num_images_per_prompt")  # fmt: skip
 IMAGE_TO_IMAGE = (*TEXT_TO_IMAGE, "image", "strength")
 INPAINTING = (*IMAGE_TO_IMAGE, "mask_image")
+TEXT_TO_VIDEO = (*TEXT_TO_IMAGE[:-1], "num_frames", "num_videos_per_prompt", "image")
 DEFAULT_STEPS = 8
-MAKES = ("images", "text")
+MAKES = ("images", "videos", "text")
+DEFAULT_FRAMES = 17
+FRAME_MULTIPLE = 4
 FAIL = "fail"
 """A prompt that begins so fails in its second step, as if the pipeline had raised."""
 
@@ -58,13 +61,14 @@ FAIL = "fail"
 class FakeEngine(AsyncDiffusionEngine):
     """An :class:`~steploom.AsyncDiffusionEngine` whose model is pretended.
 
-    It serves text-to-image, image-to-image and inpainting, or is a language model. A prompt that begins with ``"fail"``
-    fails; text that follows a prompt that begins with ``"short"`` ends by itself. Latents are ``memoryview`` objects of
-    float32, of which ``numpy.asarray`` makes an array; ``output_type="np"`` needs numpy, ``"pt"`` torch.
+    It serves text-to-image, image-to-image and inpainting; or it makes videos, from a prompt and, if given, a picture;
+    or it is a language model. A prompt that begins with ``"fail"`` fails; text that follows a prompt that begins with
+    ``"short"`` ends by itself. Latents are ``memoryview`` objects of float32, of which ``numpy.asarray`` makes an
+    array; ``output_type="np"`` needs numpy, ``"pt"`` torch.
 
     Args:
         config: As the real engine's; ``distributed_executor_backend`` is taken.
-        makes: ``"images"`` or ``"text"``.
+        makes: ``"images"``, ``"videos"`` or ``"text"``.
         overrides: Fields of :class:`~steploom.EngineConfig` that differ from ``config``.
 
     Attributes:
@@ -199,7 +203,7 @@ class _FakeExecutor(DiffusionExecutor):
 
     def __init__(self, config: EngineConfig, pipeline: Any = None, makes: str = "images") -> None:
         super().__init__(config, pipeline)
-        self._text = makes == "text"
+        self._text, self._videos = makes == "text", makes == "videos"
         self._gate: _Gate = pipeline
         self._resident: dict[str, tuple[DiffusionRequest, int]] = {}
         self._stats = WorkerStats()
@@ -209,6 +213,10 @@ class _FakeExecutor(DiffusionExecutor):
         self._gate.renew()
         if self._text:
             return _pretended_text.info()
+        if self._videos:
+            info = _info(TEXT_TO_VIDEO, required=("prompt",))
+            info.makes, info.default_frames, info.frame_multiple = ["videos"], DEFAULT_FRAMES, FRAME_MULTIPLE
+            return info
         tasks = {"text-to-image": TEXT_TO_IMAGE, "image-to-image": IMAGE_TO_IMAGE, "inpainting": INPAINTING}
         info = {task: _info(names) for task, names in tasks.items()}
         main = _info(TEXT_TO_IMAGE)
@@ -253,6 +261,8 @@ class _FakeExecutor(DiffusionExecutor):
             report.output = _pretended_text.output(request)
         elif report.error is None:
             report.output = SimpleNamespace(images=images(request, total))
+            if self._videos:
+                report.output = SimpleNamespace(frames=films(request, DEFAULT_FRAMES))
             if request.return_trajectory:
                 steps = range(1, total + 1)
                 report.trajectory_latents = latents(request, steps, total, trajectory=True)
@@ -288,8 +298,7 @@ class _FakeExecutor(DiffusionExecutor):
         await anyio.lowlevel.checkpoint()
 
 
-def _info(names: Sequence[str]) -> PipelineInfo:
-    required = {"prompt", "image", "mask_image"}
+def _info(names: Sequence[str], required: Sequence[str] = ("prompt", "image", "mask_image")) -> PipelineInfo:
     return PipelineInfo(
         pipeline_class="FakePipeline",
         parameters=[Parameter(name, name in required) for name in names],

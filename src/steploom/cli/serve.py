@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("steploom.serve")
 
-LIMITS = ("max_images", "max_tokens", "max_prompt_chars", "max_body_bytes")
+LIMITS = ("max_images", "max_tokens", "max_prompt_chars", "max_body_bytes", "max_videos", "max_video_bytes",
+          "max_unfinished_videos")  # fmt: skip
 """Options that are fields of ``ServerSettings`` of the same name."""
 
 PREVIEWS = ("auto", "off")
@@ -87,6 +88,8 @@ def run(options: argparse.Namespace) -> int:
         cors_origins=tuple(options.cors_origin),
         **{name: getattr(options, name) for name in LIMITS},
         body_timeout_s=options.body_timeout,
+        video_dir=options.video_dir,
+        video_ttl_s=options.video_ttl,
     )
     with listening.listening(options) as sockets:  # first of all: a port in use is known at once
         from steploom.cli import loop
@@ -195,12 +198,13 @@ async def _hold(engine: AsyncDiffusionEngine, state: ServerState, server: Server
             state.loading = "warming up"
             with state.telemetry.aside():
                 await _warm_up(engine)
-            state.loading = None
-            logs.say(f"{', '.join(state.model_names)} is ready at {address}")
-            fault = await engine.wait_ended()
-            if fault is not None:  # and then the server says so at /ready
-                log.error("%s", fault)
-            await anyio.sleep_forever()
+            async with state:
+                state.loading = None
+                logs.say(f"{', '.join(state.model_names)} is ready at {address}")
+                fault = await engine.wait_ended()
+                if fault is not None:  # and then the server says so at /ready
+                    log.error("%s", fault)
+                await anyio.sleep_forever()
         finally:
             await engine.close()
     finally:
@@ -216,11 +220,11 @@ async def _warm_up(engine: AsyncDiffusionEngine) -> None:
     required = {parameter.name for parameter in info.parameters if parameter.required}
     if not required <= {"prompt"}:
         return  # it needs a picture, and which one is not ours to say
-    short = {"num_inference_steps": 2, "gen_length": 8}
-    short = {name: value for name, value in short.items() if name in known}
+    short = {"num_inference_steps": 2, "gen_length": 8, "num_frames": 1 + info.frame_multiple}
+    params = {name: value for name, value in short.items() if name in known}
     async with anyio.create_task_group() as group:
         for seed, prompt in enumerate(("warm-up", "another warm-up")):
-            group.start_soon(_one, engine, prompt if "prompt" in known else None, {"seed": seed, **short})
+            group.start_soon(_one, engine, prompt if "prompt" in known else None, {"seed": seed, **params})
 
 
 async def _one(engine: AsyncDiffusionEngine, prompt: str | None, params: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _add_work(parser.add_argument_group("work"))
     _add_telemetry(parser.add_argument_group("telemetry"))
     _add_limits(parser.add_argument_group("limits of one request"))
+    _add_videos(parser.add_argument_group("videos"))
     arguments.add_engine_options(parser)
     settings.layer(parser)
 
@@ -70,6 +71,19 @@ def _add_telemetry(group: arguments.Options) -> None:
         "--log-format", choices=("text", "json"), default="text", help="how to log (default: %(default)s)"
     )
     group.add_argument("--profile", metavar="FILE", help="write a Chrome trace of ticks and requests")
+
+
+def _add_videos(group: arguments.Options) -> None:
+    group.add_argument("--video-dir", metavar="FOLDER",
+                       help="where they are stored (default: one for this model in your state folder)")  # fmt: skip
+    group.add_argument("--video-ttl", type=arguments.rate, default=24 * 3600.0, metavar="S",
+                       help="seconds that one stays once it is done (default: %(default)g)")  # fmt: skip
+    group.add_argument("--max-videos", type=arguments.count, default=1000, metavar="N",
+                       help="stored videos; the oldest make room (default: %(default)s)")  # fmt: skip
+    group.add_argument("--max-video-bytes", type=arguments.count, default=20 * 1024**3, metavar="N",
+                       help="size of all of them, likewise (default: %(default)s)")  # fmt: skip
+    group.add_argument("--max-unfinished-videos", type=arguments.count, default=100, metavar="N",
+                       help="videos that wait or run (default: %(default)s)")  # fmt: skip
 
 
 def _add_limits(group: arguments.Options) -> None:

@@ -54,7 +54,7 @@ class Joins:
         known = self._known.get(key)
         if known is None or known[1].error is not None:
             return None
-        if known[0] != _fingerprint(body):
+        if known[0] != fingerprint(body):
             raise ApiError(
                 422, "Idempotency-Key: was used for another request; draw a new one", code="idempotency_key_reused"
             )
@@ -62,13 +62,14 @@ class Joins:
 
     def add(self, key: str, body: Mapping[str, Any], generation: Generation) -> None:
         """Remembers a generation; of those that are done only the newest ones."""
-        self._known[key] = (_fingerprint(body), generation)
+        self._known[key] = (fingerprint(body), generation)
         ended = [other for other, (_, one) in self._known.items() if one.ended]
         for old in ended[: max(0, len(self._known) - MOST_KEYS)]:
             del self._known[old]
 
 
-def _fingerprint(body: Mapping[str, Any]) -> str:
+def fingerprint(body: Mapping[str, Any]) -> str:
+    """What tells a decoded body from another one; files are part of it."""
     digest = hashlib.sha256()
     _add(digest.update, body)
     return digest.hexdigest()

@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
-from steploom import AsyncDiffusionEngine, ConfigError, EngineNotRunning
+from steploom import AsyncDiffusionEngine, ConfigError
 from steploom.server import images, status
 from steploom.server.access import Gate
 from steploom.server.errors import HANDLERS
@@ -21,6 +21,7 @@ from steploom.server.state import ServerState
 from steploom.server.telemetry.endpoint import metrics
 from steploom.server.telemetry.http import Observed
 from steploom.server.text import routes as text
+from steploom.server.videos import routes as videos
 
 ROUTES = [
     Route("/v1/images/generations", images.generations, methods=["POST"]),
@@ -28,6 +29,7 @@ ROUTES = [
     Route("/v1/images/stored/{name}", images.stored, name="stored image"),
     Route("/v1/completions", text.completions, methods=["POST"]),
     Route("/v1/chat/completions", text.chat_completions, methods=["POST"]),
+    *videos.ROUTES,
     Route("/v1/models", status.models),
     Route("/v1/models/{name:path}", status.model),
     Route("/v1/requests", status.requests),
@@ -45,7 +47,8 @@ def create_app(engine: AsyncDiffusionEngine, settings: ServerSettings | None = N
     """The server over ``engine``.
 
     Run as an application of its own, it starts the engine if that does not run, and closes what it has started.
-    Mounted into another (``Mount("/images", create_app(engine))``), it leaves that to the other application.
+    Mounted into another (``Mount("/images", create_app(engine))``), it leaves that to the other application; where the
+    model makes videos, that one has to hold ``async with app.state.server`` meanwhile, which starts the engine, too.
 
     Args:
         engine: Who makes everything.
@@ -74,11 +77,5 @@ def create_app(engine: AsyncDiffusionEngine, settings: ServerSettings | None = N
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: Starlette) -> AsyncGenerator[None]:
-    state: ServerState = app.state.server
-    try:
-        state.engine.check_serving()
-    except EngineNotRunning:
-        async with state.engine:
-            yield
-    else:
+    async with app.state.server:
         yield

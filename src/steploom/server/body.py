@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -29,6 +30,7 @@ MAX_COMMAS = 200_000
 _MAX_FIELDS = 100
 _JSON = ("application/json", "")
 _MAX_DEPTH = 32
+_NESTED = re.compile(r"([^\[\]]+)(\[\])?\[([^\[\]]+)\]")
 
 
 async def read_body(request: Request, settings: ServerSettings) -> dict[str, Any]:
@@ -111,17 +113,34 @@ async def _form(request: Request, settings: ServerSettings) -> dict[str, Any]:
         ) as form:
             for name, value in form.multi_items():
                 read = await value.read() if isinstance(value, UploadFile) else FormText(value)
-                listed = name.endswith("[]")
-                key = name.removesuffix("[]")
-                _check_sound(key.encode("ascii", "backslashreplace").decode(), [key, read], 0)
-                if listed or key in found:
-                    before = found.get(key, [])
-                    found[key] = [*(before if isinstance(before, list) else [before]), read]
-                else:
-                    found[key] = read
+                key = name.partition("[")[0]
+                _check_sound(key.encode("ascii", "backslashreplace").decode(), [name, read], 0)
+                _put(found, name, read)
     except MultiPartException as error:
         raise ApiError(400, f"the form cannot be read: {error.message}", code="invalid_form") from None
     return found
+
+
+def _put(found: dict[str, Any], name: str, value: Any) -> None:
+    """Takes in one part of a form: ``a``, ``a[]`` of a list, ``a[b]`` of an object, ``a[][b]`` of a list of objects."""
+    nested = _NESTED.fullmatch(name)
+    if nested:
+        key, listed, inner = nested.groups()
+        before: Any = found.setdefault(key, [] if listed else {})
+        fits = isinstance(before, list if listed else dict)
+        entries = cast("list[Any]", before if listed and fits else [before])
+        if fits and listed and (not entries or inner in entries[-1]):
+            entries.append({})
+        if not fits or not isinstance(entries[-1], dict):
+            raise invalid(f"{name:.80}: the form has {key:.80} in another shape, too", key[:80], "invalid_form")
+        cast("dict[str, Any]", entries[-1])[inner] = value
+        return
+    key = name.removesuffix("[]")
+    if name != key or key in found:
+        before = found.get(key, [])
+        found[key] = [*(cast("list[Any]", before) if isinstance(before, list) else [before]), value]
+    else:
+        found[key] = value
 
 
 def take_pictures(given: dict[str, Any], *names: str) -> list[bytes]:

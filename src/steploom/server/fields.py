@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from steploom.errors import InvalidRequest
@@ -35,13 +35,34 @@ IMPOSSIBLE = {
 
 
 @dataclasses.dataclass(kw_only=True)
-class ImageFields:
-    """A request for images, read and typed. None is "not given".
+class CommonFields:
+    """What requests for images and for videos have in common, read and typed. None is "not given".
 
     Attributes:
         prompt: What to draw.
-        n: How many images, each with a seed of its own.
         size: ``(width, height)`` in pixels.
+        model: What the client calls the model.
+        user: Whom to charge: ``safety_identifier``, or else ``user``.
+        safety_identifier: As given.
+        own: Fields of ours, for :class:`~steploom.DiffusionRequest`.
+        params: Arguments of the pipeline.
+    """
+
+    prompt: str = ""
+    size: tuple[int, int] | None = None
+    model: str | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    own: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+    params: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+
+
+@dataclasses.dataclass(kw_only=True)
+class ImageFields(CommonFields):
+    """A request for images.
+
+    Attributes:
+        n: How many images, each with a seed of its own.
         output_format: ``png``, ``webp`` or ``jpeg``.
         output_compression: Quality of ``webp`` and ``jpeg``, 0 to 100.
         response_format: ``b64_json`` or ``url``.
@@ -49,18 +70,11 @@ class ImageFields:
         quality: As asked for; without effect.
         stream: Whether to answer with server-sent events.
         partial_images: Previews of each image, at most.
-        model: What the client calls the model.
-        user: Whom to charge: ``safety_identifier``, or else ``user``.
-        safety_identifier: As given.
-        own: Fields of ours, for :class:`~steploom.DiffusionRequest`.
-        params: Arguments of the pipeline.
         images: Pictures to start from, as bytes of files.
         mask: Bytes of a picture.
     """
 
-    prompt: str = ""
     n: int = 1
-    size: tuple[int, int] | None = None
     output_format: str = "png"
     output_compression: int | None = None
     response_format: str = "b64_json"
@@ -68,11 +82,6 @@ class ImageFields:
     quality: str = "auto"
     stream: bool = False
     partial_images: int = 0
-    model: str | None = None
-    user: str | None = None
-    safety_identifier: str | None = None
-    own: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
-    params: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
     images: list[bytes] = dataclasses.field(default_factory=list[bytes])
     mask: bytes | None = None
 
@@ -134,40 +143,64 @@ def read_fields(given: Mapping[str, Any], settings: ServerSettings) -> ImageFiel
     Raises:
         ApiError: 400 with the field's name in ``param``.
     """
-    fields, kinds = ImageFields(), known_fields(settings)
+    fields = ImageFields()
+    fill(fields, given, known_fields(settings), OPENAI, IMPOSSIBLE, IGNORED)
+    fields.quality = str(given["quality"]) if isinstance(given.get("quality"), str) else "auto"
+    _check(fields)
+    return fields
+
+
+def fill(
+    fields: CommonFields,
+    given: Mapping[str, Any],
+    kinds: Mapping[str, Kind],
+    openai: Collection[str],
+    impossible: Mapping[str, str],
+    ignored: Collection[str] = (),
+) -> None:
+    """Reads ``given`` into ``fields``.
+
+    Args:
+        fields: What is filled.
+        given: A decoded body. Null is "not given".
+        kinds: Every field that is read.
+        openai: Those that are attributes of ``fields``; others are ours, or arguments of the pipeline.
+        impossible: Names that can only be null, and why.
+        ignored: Names of which any value is taken.
+
+    Raises:
+        ApiError: 400 with the field's name in ``param``.
+    """
     sides: dict[str, int] = {}
     for name, value in given.items():
-        if name in IGNORED or (name in IMPOSSIBLE and value is None):
+        if name in ignored or (name in impossible and value is None):
             continue
-        if name in IMPOSSIBLE:
-            raise invalid(f"{name}: {IMPOSSIBLE[name]}", name, "unsupported_parameter")
+        if name in impossible:
+            raise invalid(f"{name}: {impossible[name]}", name, "unsupported_parameter")
         if name not in kinds:
-            raise _unknown(name)
+            raise unknown(name, {*kinds, *ignored})
         if value is None:
             continue
         found = kinds[name](name, value)
         if name in SIZES:
             sides[name] = found
-        elif name in OPENAI:
+        elif name in openai:
             setattr(fields, name, found)
         else:
             (fields.own if name in OWN else fields.params)[name] = found
-    fields.quality = str(given["quality"]) if isinstance(given.get("quality"), str) else "auto"
-    _check(fields, sides)
-    fields.params.update(sides or (_sides(fields.size)))
+    if not fields.prompt:
+        raise invalid("prompt: must be given, and not empty", "prompt", "missing_required_parameter")
+    if sides and fields.size is not None and sides != _sides(fields.size):
+        raise invalid("size: give either size or width and height", "size")
+    fields.params.update(sides or _sides(fields.size))
     fields.user = fields.safety_identifier or fields.user
-    return fields
 
 
 def _sides(found: tuple[int, int] | None) -> dict[str, int]:
     return {"width": found[0], "height": found[1]} if found else {}
 
 
-def _check(fields: ImageFields, sides: Mapping[str, int]) -> None:
-    if not fields.prompt:
-        raise invalid("prompt: must be given, and not empty", "prompt", "missing_required_parameter")
-    if sides and fields.size is not None and sides != _sides(fields.size):
-        raise invalid("size: give either size or width and height", "size")
+def _check(fields: ImageFields) -> None:
     if fields.output_format == "png" and fields.output_compression not in (None, 100):
         raise invalid(
             f"output_compression={fields.output_compression}: png loses nothing; use output_format webp or jpeg",
@@ -175,10 +208,6 @@ def _check(fields: ImageFields, sides: Mapping[str, int]) -> None:
         )
     if fields.stream and fields.response_format == "url":
         raise invalid("response_format='url': a stream carries the images themselves; use b64_json", "response_format")
-
-
-def _unknown(name: str) -> ApiError:
-    return unknown(name, {*OPENAI, *OWN, *PARAMS, *SIZES, *IGNORED})
 
 
 def unknown(name: str, known: Iterable[str]) -> ApiError:

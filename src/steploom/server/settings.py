@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Literal
 
 from steploom.errors import ConfigError
@@ -30,6 +31,12 @@ class ServerSettings:
         cors_origins: Web pages of these origins may use the server from a browser; ``"*"`` is any.
         stored_images: Images that ``response_format="url"`` keeps in memory, at most, for ``stored_s``.
         stored_s: Seconds.
+        video_dir: Folder of ``/v1/videos``; None is one for this model among the user's states
+            (``$XDG_STATE_HOME/steploom/videos``). One server at a time may use it.
+        video_ttl_s: Seconds that a video stays once it is done.
+        max_videos: Videos that are stored, at most; the oldest finished ones make room.
+        max_video_bytes: Size of all their files, likewise.
+        max_unfinished_videos: Videos that wait or run, at most; one more is a 429.
     """
 
     api_keys: tuple[str, ...] = dataclasses.field(default=(), repr=False)
@@ -47,10 +54,16 @@ class ServerSettings:
     cors_origins: tuple[str, ...] = ()
     stored_images: int = 128
     stored_s: float = 3600.0
+    video_dir: str | Path | None = None
+    video_ttl_s: float = 24 * 3600.0
+    max_videos: int = 1000
+    max_video_bytes: int = 20 * 1024 * MIB
+    max_unfinished_videos: int = 100
 
     def __post_init__(self) -> None:
         for name in ("max_images", "max_body_bytes", "body_timeout_s", "max_prompt_chars", "max_choices", "max_tokens",
-                     "stored_images", "stored_s"):  # fmt: skip
+                     "stored_images", "stored_s", "video_ttl_s", "max_videos", "max_video_bytes",
+                     "max_unfinished_videos"):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: must be greater than 0")
         if self.on_disconnect not in ("cancel", "keep"):

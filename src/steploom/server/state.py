@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Protocol, Self
 
-from steploom import AsyncDiffusionEngine, EngineError
+from steploom import AsyncDiffusionEngine, EngineError, EngineNotRunning
 from steploom.server.answers import Joins
 from steploom.server.errors import ApiError, invalid, outward
 from steploom.server.running import Running
 from steploom.server.settings import ServerSettings
 from steploom.server.telemetry import Telemetry
+from steploom.server.videos.store import folder_for
+from steploom.server.videos.work import VideoJobs
 
 
 class Asked(Protocol):
@@ -24,7 +28,9 @@ class Asked(Protocol):
 
 
 class ServerState:
-    """What the routes of one server share.
+    """What the routes of one server share. An async context manager: it owns what outlives a request.
+
+    Entering it starts the engine, if that does not run, and the jobs of ``/v1/videos``; leaving it ends both.
 
     Args:
         engine: Who makes everything; the application, or whoever mounts it, starts and closes it.
@@ -34,6 +40,7 @@ class ServerState:
         running: What is being made.
         joins: Generations by ``Idempotency-Key``.
         telemetry: Metrics, spans and log lines.
+        videos: Jobs of ``/v1/videos``.
         stored: Images for ``response_format="url"``.
         created: Unix time.
         loading: What the engine is doing before it serves; None once it does.
@@ -47,9 +54,34 @@ class ServerState:
         self.telemetry = Telemetry(engine)
         self.joins = Joins()
         self.stored = StoredImages(settings.stored_images, settings.stored_s)
+        folder = Path(settings.video_dir) if settings.video_dir is not None else folder_for(engine.config.model)
+        self.videos = VideoJobs(engine, self.running, settings, folder, self._served)
+        self._held = contextlib.AsyncExitStack()
         self.created = int(time.time())
         self.loading: str | None = None
         self.draining = False
+
+    async def __aenter__(self) -> Self:
+        """Raises:
+        ConfigError: The folder of the videos cannot be used.
+        EngineError: The engine cannot be started.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                self.engine.check_serving()
+            except EngineNotRunning:
+                await stack.enter_async_context(self.engine)
+            await stack.enter_async_context(self.videos)
+            self._held = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._held.__aexit__(kind, error, traceback)
+
+    def _served(self) -> tuple[str, ...]:
+        return (*self.model_names, *self.lora_names)
 
     @property
     def model_names(self) -> tuple[str, ...]:

@@ -186,6 +186,8 @@ def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
         in_process=in_process,
         makes=products.makes(pipeline),
         frame_rate=products.frame_rate(pipeline),
+        default_frames=products.default_frames(pipeline),
+        frame_multiple=products.frame_multiple(pipeline),
         sampling_rate=products.sampling_rate(pipeline),
         loras=adapters.own_names(untyped.modules_of(pipeline)),
         no_lora=adapters.refusal(pipeline),

@@ -12,6 +12,9 @@ from steploom.weave import untyped
 _FIELDS = {"images": "images", "frames": "videos", "videos": "videos", "video": "videos", "audios": "audios",
            "audio": "audios", "sound": "audios", "texts": "text", "text": "text"}  # fmt: skip
 _RATE_NAMES = ("frame_rate", "fps")
+_FRAMES = ("num_frames", "video_length")
+_COMPRESSION = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor")
+"""Where pipelines keep how many frames become one in the latents; the first frame stands for itself."""
 _SAMPLING = (
     ("vocoder", "output_sampling_rate"), ("vocoder", "sampling_rate"), ("sound_tokenizer", "sampling_rate"),
     ("audio_vae", "sample_rate"), ("vae", "sampling_rate"), ("vae", "sample_rate"),
@@ -47,6 +50,18 @@ def frame_rate(pipeline: Any) -> float | None:
 def asked_frame_rate(request: DiffusionRequest) -> float | None:
     """Frames per second that the request asks for."""
     return next(filter(None, (_rate(request.params.get(name)) for name in _RATE_NAMES)), None)
+
+
+def default_frames(pipeline: Any) -> int | None:
+    """Frames of a video whose length is not given."""
+    parameters = untyped.call_parameters(pipeline)
+    defaults = (parameters[name].default for name in _FRAMES if name in parameters)
+    return next((value for value in defaults if _rate(value) and isinstance(value, int)), None)
+
+
+def frame_multiple(pipeline: Any) -> int:
+    """What ``num_frames - 1`` should be a multiple of."""
+    return next((int(rate) for name in _COMPRESSION if (rate := _rate(getattr(pipeline, name, None)))), 1)
 
 
 def sampling_rate(pipeline: Any) -> int | None:
