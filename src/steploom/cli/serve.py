@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from steploom import AsyncDiffusionEngine
     from steploom.cli.shutdown import Server
+    from steploom.protocol import PipelineInfo
     from steploom.server import ServerSettings
     from steploom.server.state import ServerState
 
@@ -33,6 +34,8 @@ LIMITS = ("max_images", "max_tokens", "max_prompt_chars", "max_body_bytes", "max
 
 PREVIEWS = ("auto", "off")
 """What ``--preview`` takes beside a tiny autoencoder."""
+_SMALL = 256
+"""Pixels of a side of the video that warms up, at most."""
 
 _EXAMPLES = """
 examples:
@@ -220,12 +223,25 @@ async def _warm_up(engine: AsyncDiffusionEngine) -> None:
     required = {parameter.name for parameter in info.parameters if parameter.required}
     if not required <= {"prompt"}:
         return  # it needs a picture, and which one is not ours to say
-    short = {"num_inference_steps": 2, "gen_length": 8, "num_frames": 1 + info.frame_multiple}
-    params = {name: value for name, value in short.items() if name in known}
+    params = {name: value for name, value in _short(info).items() if name in known}
     async with anyio.create_task_group() as group:
         for seed, prompt in enumerate(("warm-up", "another warm-up")):
             group.start_soon(_one, engine, prompt if "prompt" in known else None, {"seed": seed, **params})
 
 
+def _short(info: PipelineInfo) -> dict[str, int]:
+    """Arguments of a short request: few steps; of a video few and small frames, since a whole one takes minutes."""
+    if "videos" not in info.makes:
+        return {"num_inference_steps": 2, "gen_length": 8}
+    side = max(_SMALL // info.size_multiple, 1) * info.size_multiple
+    width, height = (min(side, most) for most in info.default_size or (side, side))
+    return {"num_inference_steps": 2, "num_frames": 1 + info.frame_multiple, "width": width, "height": height}
+
+
 async def _one(engine: AsyncDiffusionEngine, prompt: str | None, params: dict[str, Any]) -> None:
-    await engine.generate(prompt, **params)
+    from steploom import GenerationFailed
+
+    try:
+        await engine.generate(prompt, **params)
+    except GenerationFailed as error:  # others may ask for something else
+        log.warning("warming up failed: %s", error)
