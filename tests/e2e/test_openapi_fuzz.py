@@ -49,11 +49,11 @@ expected-statuses = ["2xx", "3xx", "4xx", 504]
 """
 
 
-@pytest.mark.parametrize("makes", ["images", "text"])
+@pytest.mark.parametrize("makes", ["images", "text", "videos"])
 def test_whatever_is_sent_the_answer_is_as_described(tmp_path: Path, makes: str) -> None:
     (tmp_path / "schemathesis.toml").write_text(CONFIG)
     engine = FakeEngine(makes=makes, max_pixels=128 * 128, max_steps=20)  # what is allowed is quick
-    with serving(create_app(engine, api_keys=("k",), max_images=3)) as address:
+    with serving(create_app(engine, api_keys=("k",), max_images=3, video_dir=str(tmp_path))) as address:
         run = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()", "run"]
         done = subprocess.run(
             [*run, f"{address}/openapi.json", "-H", "Authorization: Bearer k", "--checks", ",".join(CHECKS),

@@ -19,6 +19,8 @@ from steploom.server.kinds import FormText
 from steploom.server.openapi import as_json, component, document, operation
 from steploom.server.text.fields import PARAMS as PARAMS_OF_TEXT
 from steploom.server.text.fields import _known
+from steploom.server.videos.fields import IMPOSSIBLE as IMPOSSIBLE_OF_VIDEOS
+from steploom.server.videos.fields import known_fields as known_fields_of_videos
 from steploom.testing import FakeEngine
 
 FIELDS = {*OPENAI, *OWN, *PARAMS, *SIZES, *IGNORED}
@@ -41,7 +43,7 @@ def test_every_route_is_in_it_with_all_its_methods(app: Starlette) -> None:
     entries = {
         (re.sub(r":\w+}", "}", route.path), method.lower())
         for route in app.routes
-        if isinstance(route, Route)
+        if isinstance(route, Route) and route.include_in_schema
         for method in route.methods or ()
         if method != "HEAD"
     }
@@ -86,6 +88,14 @@ def test_every_field_of_text_is_in_it_and_no_other(app: Starlette, chat: bool) -
     assert body["required"] == ["messages" if chat else "prompt"]
     for name in PARAMS_OF_TEXT:
         assert body["properties"][name]["anyOf"][0]["type"]
+
+
+def test_every_field_of_videos_is_in_it_and_no_other(app: Starlette) -> None:
+    for path in ("/v1/videos", "/v1/videos/{video_id}/remix"):
+        content = described(app)["paths"][path]["post"]["requestBody"]["content"]
+        read = {*known_fields_of_videos(app.state.server.settings), "input_reference"}
+        assert set(content["multipart/form-data"]["schema"]["properties"]) == read
+        assert set(content["application/json"]["schema"]["properties"]) == read | set(IMPOSSIBLE_OF_VIDEOS)
 
 
 def test_what_a_kind_says_is_what_it_takes(app: Starlette) -> None:

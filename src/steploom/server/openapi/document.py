@@ -55,9 +55,9 @@ _DESCRIPTION = "Diffusion models whose requests share forwards, behind OpenAI's 
 
 def _entry(route: Route, known: Operation, state: ServerState) -> dict[str, Any]:
     described = (route.endpoint.__doc__ or route.name).strip()
-    home = str(route.endpoint.__module__).rpartition(".")[2]
+    home = str(route.endpoint.__module__).removesuffix(".routes").rpartition(".")[2]
     entry: dict[str, Any] = {
-        "operationId": f"{home}.{getattr(route.endpoint, '__name__', route.name)}",
+        "operationId": f"{home}.{route.name.replace(' ', '_')}",
         "summary": described.partition("\n")[0],
         "parameters": _parameters(route, known),
         "responses": _responses(route, known, state),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _EDITS_OWN = ("image", "images", "mask")
 _LINK = {"anyOf": [TEXT, {"type": "object", "properties": {"url": TEXT}, "required": ["url"]}]}
-_PICTURE = component(
+PICTURE = component(
     "Picture",
     {
         "description": "A file in base64 or as a data: URL. No address is fetched.",
@@ -34,9 +34,9 @@ _PICTURE = component(
         ],
     },
 )
-_PICTURES = {"anyOf": [_PICTURE, {"type": "array", "items": _PICTURE, "minItems": 1, "maxItems": MAX_IMAGES}]}
-_FILE = {"type": "string", "format": "binary"}
-_FILES = {"type": "array", "items": _FILE, "minItems": 1, "maxItems": MAX_IMAGES}
+_PICTURES = {"anyOf": [PICTURE, {"type": "array", "items": PICTURE, "minItems": 1, "maxItems": MAX_IMAGES}]}
+FILE = {"type": "string", "format": "binary"}
+_FILES = {"type": "array", "items": FILE, "minItems": 1, "maxItems": MAX_IMAGES}
 
 
 def _fields(state: ServerState) -> dict[str, Any]:
@@ -77,9 +77,9 @@ def generations_body(state: ServerState) -> Content:
 def edits_body(state: ServerState) -> Content:
     """Of ``/v1/images/edits``."""
     impossible = {name: why for name, why in IMPOSSIBLE.items() if name not in _EDITS_OWN}
-    pictures = {"image": _PICTURES, "images": _PICTURES, "mask": _PICTURE}
+    pictures = {"image": _PICTURES, "images": _PICTURES, "mask": PICTURE}
     given = [{"required": [name], "properties": {name: {"not": {"type": "null"}}}} for name in ("image", "images")]
-    files = {"image": _FILE, "image[]": _FILES, "mask": _FILE}
+    files = {"image": FILE, "image[]": _FILES, "mask": FILE}
     sent = [{"required": ["image"]}, {"required": ["image[]"]}]
     return {
         **as_json({**_as_json(state, pictures, impossible), "anyOf": given}),
@@ -153,4 +153,4 @@ _FAILED = component(
     "ErrorEvent",
     exactly({"type": constant("error"), "error": {"$ref": "#/components/schemas/Error/properties/error"}}),
 )
-STORED: Content = {f"image/{kind}": _FILE for kind in FORMATS}
+STORED: Content = {f"image/{kind}": FILE for kind in FORMATS}

@@ -77,7 +77,7 @@ OPENAI: dict[str, Kind] = {
 PARAMS: dict[str, Kind] = {**common.PARAMS, "guidance_scale_2": number}
 """Arguments of the pipeline."""
 
-IMPOSSIBLE = dict.fromkeys(("image", "image_reference"), "is called input_reference here")
+IMPOSSIBLE: dict[str, str] = dict.fromkeys(("image", "image_reference"), "is called input_reference here")
 """Fields that can only be null, and why."""
 
 

@@ -18,6 +18,8 @@ from steploom.server.answers import fingerprint
 from steploom.server.body import read_body, take_pictures
 from steploom.server.errors import ApiError, invalid
 from steploom.server.kinds import FormText, choice, text, whole
+from steploom.server.openapi.operation import ERRORS, HEADERS, as_json, operation
+from steploom.server.openapi.videos import DELETED, FILES, PART, VIDEO, VIDEOS, video_body
 from steploom.server.state import ServerState
 from steploom.server.videos.fields import VideoFields, length_of, param_of, read_fields
 from steploom.server.videos.job import Job
@@ -57,6 +59,7 @@ def _find(request: Request) -> Job:
     return _state(request).videos.find(request.path_params["video_id"], _owner(request))
 
 
+@operation(body=video_body, answers={200: as_json(VIDEO)}, errors=ERRORS, headers=HEADERS)
 async def create(request: Request) -> Response:
     """Takes on a job."""
     _check_serving(_state(request))
@@ -64,6 +67,7 @@ async def create(request: Request) -> Response:
     return await _once(request, body, None)
 
 
+@operation(body=video_body, answers={200: as_json(VIDEO)}, errors=ERRORS, headers=HEADERS)
 async def remix(request: Request) -> Response:
     """Takes on a job that is like a finished one, its seed included, but for its prompt and whatever else is given."""
     _check_serving(_state(request))
@@ -149,6 +153,11 @@ def _fill(state: ServerState, job: Job, fields: VideoFields, given: dict[str, An
     job.seconds, job.fps, job.frames = length.seconds, length.fps, length.frames
 
 
+@operation(
+    answers={200: as_json(VIDEOS)},
+    errors=(503,),
+    query={"limit": whole(1, MOST_LISTED).schema, "order": choice("asc", "desc").schema, "after": text.schema},
+)
 async def listing(request: Request) -> Response:
     """Jobs, the newest first, a page at a time."""
     state, query = _state(request), request.query_params
@@ -170,6 +179,7 @@ async def listing(request: Request) -> Response:
     })  # fmt: skip
 
 
+@operation(answers={200: as_json(VIDEO)}, errors=(404, 503))
 async def retrieve(request: Request) -> Response:
     """A job, and how far it is."""
     job = _find(request)
@@ -177,6 +187,7 @@ async def retrieve(request: Request) -> Response:
     return JSONResponse(_state(request).videos.shown(job), headers=headers)
 
 
+@operation(answers={200: as_json(DELETED)}, errors=(404, 503))
 async def delete(request: Request) -> Response:
     """Ends a job that is not done, and deletes it with its files."""
     job = _find(request)
@@ -184,6 +195,11 @@ async def delete(request: Request) -> Response:
     return JSONResponse({"id": job.id, "object": "video.deleted", "deleted": True})
 
 
+@operation(
+    answers={200: FILES, 206: PART, 416: {"text/plain": {"type": "string"}}},
+    errors=(404, 503),
+    query={"variant": choice(*VARIANTS).schema},
+)
 async def content(request: Request) -> Response:
     """The video, its thumbnail, or a sheet of its frames; also a range of it."""
     variant = choice(*VARIANTS)("variant", request.query_params.get("variant", "video"))
@@ -207,6 +223,9 @@ def _status(request: Request, job: Job) -> str:
     return text("status", _state(request).videos.shown(job)["status"])
 
 
+_NOT_MADE = ("edits", "extensions", "characters")
+
+
 async def not_made(request: Request) -> Response:
     """What OpenAI makes of videos and this server does not."""
     raise ApiError(
@@ -218,7 +237,7 @@ async def not_made(request: Request) -> Response:
 ROUTES = [
     Route("/v1/videos", create, methods=["POST"]),
     Route("/v1/videos", listing),
-    *(Route(f"/v1/videos/{name}", not_made, methods=["POST"]) for name in ("edits", "extensions", "characters")),
+    *(Route(f"/v1/videos/{name}", not_made, methods=["POST"], include_in_schema=False) for name in _NOT_MADE),
     Route("/v1/videos/{video_id}", retrieve),
     Route("/v1/videos/{video_id}", delete, methods=["DELETE"]),
     Route("/v1/videos/{video_id}/content", content),
