@@ -8,6 +8,7 @@ changed since the last time, and not otherwise.
 from __future__ import annotations
 
 import hashlib
+import os
 import pathlib
 import shutil
 import sys
@@ -78,9 +79,21 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """What needs longer than the fast path allows."""
+    """What needs longer than the fast path allows. The page is looked at in a browser, which root gets from Debian."""
     prepare(session, "test")
+    _browser(session)
     pytest(session, "slow")
+
+
+def _browser(session: nox.Session) -> None:
+    """Installs Debian's Chromium where no browser is, if that can be done; else tests/browser.py says what to do."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+    if os.environ.get("STEPLOOM_BROWSER") or any(map(shutil.which, names)):
+        return
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        quiet = {"DEBIAN_FRONTEND": "noninteractive"}
+        session.run("apt-get", "update", "-q", external=True, env=quiet)
+        session.run("apt-get", "install", "-y", "-q", "--no-install-recommends", "chromium", external=True, env=quiet)
 
 
 @nox.session
@@ -154,7 +167,8 @@ def _inspect(session: nox.Session, wheel: pathlib.Path) -> None:
     """Fails the session unless the wheel holds the type marker and the built-in model, within its limit."""
     with zipfile.ZipFile(wheel) as archive:
         sizes = {entry.filename: entry.compress_size for entry in archive.infolist()}
-    for needed in ("steploom/py.typed", "steploom/demo/model/model_index.json"):
+    page = ("steploom/server/page/static/index.html", "steploom/server/page/static/main.js")
+    for needed in ("steploom/py.typed", "steploom/demo/model/model_index.json", *page):
         if needed not in sizes:
             session.error(f"{wheel.name} lacks {needed}")
     model = sum(size for name, size in sizes.items() if name.startswith("steploom/demo/model/"))

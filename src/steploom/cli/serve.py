@@ -93,6 +93,7 @@ def run(options: argparse.Namespace) -> int:
         body_timeout_s=options.body_timeout,
         video_dir=options.video_dir,
         video_ttl_s=options.video_ttl,
+        page=not options.no_page,
     )
     with listening.listening(options) as sockets:  # first of all: a port in use is known at once
         from steploom.cli import loop

@@ -56,6 +56,7 @@ def _add_clients(group: arguments.Options) -> None:
     group.add_argument("--preview", default="auto", metavar="auto|off|VAE",
                        help="previews: auto makes them with what the model has, off sends none, a folder or hub id "
                        "of diffusers' AutoencoderTiny decodes them (default: %(default)s)")  # fmt: skip
+    group.add_argument("--no-page", action="store_true", help="no page at /, and nothing of what feeds it")
 
 
 def _add_work(group: arguments.Options) -> None:

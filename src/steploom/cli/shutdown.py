@@ -54,6 +54,7 @@ async def drain(engine: AsyncDiffusionEngine, state: ServerState, server: Server
     await server.draining.wait()
     with anyio.move_on_after(timeout_s):
         await state.running.emptied()
+    state.channels.feed.close()  # pages that watch are connections that would not end
     if len(state.running):
         await engine.close()
     server.should_exit = True

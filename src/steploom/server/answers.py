@@ -176,8 +176,10 @@ class Answer(Response):
         generation, told = self._generation, 0
         while True:
             while told < len(generation.log):
-                await _send(send, await to_thread.run_sync(self._event, generation.log[told]))
+                entry = generation.log[told]
                 told += 1
+                if entry is not None:
+                    await _send(send, await to_thread.run_sync(self._event, entry))
             if generation.ended:
                 break
             with anyio.move_on_after(KEEP_ALIVE_S) as silence:

@@ -16,6 +16,7 @@ from steploom.server import images, status
 from steploom.server.access import Gate
 from steploom.server.errors import HANDLERS
 from steploom.server.openapi import openapi
+from steploom.server.page import routes as page
 from steploom.server.settings import ServerSettings
 from steploom.server.state import ServerState
 from steploom.server.telemetry.endpoint import metrics
@@ -70,7 +71,10 @@ def create_app(engine: AsyncDiffusionEngine, settings: ServerSettings | None = N
             Middleware(CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]),
         )
     middleware.insert(0, Middleware(Observed, state.telemetry))
-    app = Starlette(routes=ROUTES, exception_handlers=HANDLERS, middleware=middleware, lifespan=_lifespan)
+    routes = [*ROUTES, *page.ROUTES] if settings.page else ROUTES
+    if settings.page:
+        engine.observers.append(state.channels.feed)
+    app = Starlette(routes=routes, exception_handlers=HANDLERS, middleware=middleware, lifespan=_lifespan)
     app.state.server = state
     return app
 

@@ -70,6 +70,8 @@ class ImageFields(CommonFields):
         quality: As asked for; without effect.
         stream: Whether to answer with server-sent events.
         partial_images: Previews of each image, at most.
+        preview_every: A preview every so many steps instead, as small as it is made; 0 is never.
+        metadata: Whether a PNG file says how it was made.
         images: Pictures to start from, as bytes of files.
         mask: Bytes of a picture.
     """
@@ -82,6 +84,8 @@ class ImageFields(CommonFields):
     quality: str = "auto"
     stream: bool = False
     partial_images: int = 0
+    preview_every: int = 0
+    metadata: bool = False
     images: list[bytes] = dataclasses.field(default_factory=list[bytes])
     mask: bytes | None = None
 
@@ -104,6 +108,9 @@ OPENAI: dict[str, Kind] = {
     "safety_identifier": text,
 }
 """Fields of OpenAI's, by name."""
+
+ANSWER: dict[str, Kind] = {"preview_every": whole(0), "metadata": flag}
+"""Fields of ours about the answer."""
 
 OWN: dict[str, Kind] = {
     "seed": whole(-(2**63), 2**64 - 1),
@@ -134,7 +141,7 @@ def known_fields(settings: ServerSettings) -> Mapping[str, Kind]:
 @functools.lru_cache(maxsize=16)
 def _known(max_prompt_chars: int, max_images: int) -> Mapping[str, Kind]:
     bounded = {"prompt": texts(1, max_prompt_chars), "n": whole(1, max_images)}
-    return OPENAI | OWN | PARAMS | SIZES | bounded
+    return OPENAI | ANSWER | OWN | PARAMS | SIZES | bounded
 
 
 def read_fields(given: Mapping[str, Any], settings: ServerSettings) -> ImageFields:
@@ -144,7 +151,7 @@ def read_fields(given: Mapping[str, Any], settings: ServerSettings) -> ImageFiel
         ApiError: 400 with the field's name in ``param``.
     """
     fields = ImageFields()
-    fill(fields, given, known_fields(settings), OPENAI, IMPOSSIBLE, IGNORED)
+    fill(fields, given, known_fields(settings), {*OPENAI, *ANSWER}, IMPOSSIBLE, IGNORED)
     fields.quality = str(given["quality"]) if isinstance(given.get("quality"), str) else "auto"
     _check(fields)
     return fields
@@ -206,6 +213,8 @@ def _check(fields: ImageFields) -> None:
             f"output_compression={fields.output_compression}: png loses nothing; use output_format webp or jpeg",
             "output_compression",
         )
+    if fields.metadata and fields.output_format != "png":
+        raise invalid(f"metadata=True: {fields.output_format} carries none here; use output_format png", "metadata")
     if fields.stream and fields.response_format == "url":
         raise invalid("response_format='url': a stream carries the images themselves; use b64_json", "response_format")
 

@@ -33,7 +33,8 @@ class Generation:
         stream: Whether the client wants events as they come.
 
     Attributes:
-        log: What has happened so far, in order. Entries are the subclass', and bounded by what was asked for.
+        log: What has happened so far, in order. Entries are the subclass', and bounded by what was asked for; None
+            stands where one was that later ones have replaced.
         created: Unix time.
         error: Why it failed.
         watchers: Clients that wait for it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, TypeGuard
@@ -14,10 +15,14 @@ from PIL import Image
 from steploom import AsyncDiffusionEngine, DiffusionOutput, DiffusionRequest, InvalidRequest, StepEvent
 from steploom.requests import Event
 from steploom.server.errors import ApiError
-from steploom.server.fields import MAX_PARTIAL_IMAGES, ImageFields, param_of
+from steploom.server.fields import ImageFields, param_of
 from steploom.server.generation import Generation
-from steploom.server.pictures import encode
+from steploom.server.notes import notes_of
+from steploom.server.pictures import encode, encode_small
 from steploom.server.running import Running
+
+KEPT_PREVIEWS = 8
+"""Previews of each image that wait for a slow client, at most."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,7 @@ class Partial:
         total: Steps in all, if known.
         seed: Of the image.
         data: The file.
+        kind: Its format.
         size: Width and height.
     """
 
@@ -40,6 +46,7 @@ class Partial:
     total: int | None
     seed: int | None
     data: bytes
+    kind: str
     size: tuple[int, int]
 
 
@@ -56,7 +63,7 @@ class Completed:
 
 
 class ImageGeneration(Generation):
-    """The images of one HTTP request. Its log has :class:`Partial` and :class:`Completed`.
+    """The images of one HTTP request. Its log has the newest :class:`Partial` of each, and :class:`Completed`.
 
     Args:
         fields: What was asked for.
@@ -76,7 +83,7 @@ class ImageGeneration(Generation):
         self, engine: AsyncDiffusionEngine, running: Running, index: int, request: DiffusionRequest, group: TaskGroup
     ) -> None:
         """Makes one image. Its previews are encoded beside it, so that no event is missed meanwhile."""
-        sender, receiver = anyio.create_memory_object_stream[StepEvent](MAX_PARTIAL_IMAGES)
+        sender, receiver = anyio.create_memory_object_stream[StepEvent](KEPT_PREVIEWS)
         shown, previews = anyio.Event(), 0
         group.start_soon(self._show, index, request, receiver, shown)
         with sender, running.entered(request) as entry:
@@ -84,9 +91,10 @@ class ImageGeneration(Generation):
                 self._accept()
                 async for event in stream:
                     entry.see(event)
-                    if previews < self.fields.partial_images and _shows(event):
-                        sender.send_nowait(event)
-                        previews += 1
+                    if (self.fields.preview_every or previews < self.fields.partial_images) and _shows(event):
+                        with contextlib.suppress(anyio.WouldBlock):  # steps are faster than pictures are encoded
+                            sender.send_nowait(event)
+                            previews += 1
                 output = await stream.result()
             entry.done(output)
         await shown.wait()
@@ -99,18 +107,35 @@ class ImageGeneration(Generation):
         with events:
             index = 0
             async for event in events:
-                size = self._size or event.preview.size
-                data = await encode(event.preview, self.fields, size)
-                step, total = event.step, event.total_steps
-                seed = request.seed
-                self._add(Partial(image=image, index=index, step=step, total=total, seed=seed, data=data, size=size))
+                data, kind, size = await self._preview(event.preview)
+                self._forget_preview(image, index - KEPT_PREVIEWS)
+                self._add(
+                    Partial(
+                        image=image, index=index, step=event.step, total=event.total_steps, seed=request.seed,
+                        data=data, kind=kind, size=size,
+                    )
+                )  # fmt: skip
                 index += 1
         shown.set()
+
+    async def _preview(self, picture: Image.Image) -> tuple[bytes, str, tuple[int, int]]:
+        """A preview as file, its format and size: those of the image, unless there is one every few steps."""
+        if self.fields.preview_every:
+            return *await encode_small(picture), picture.size
+        size = self._size or picture.size
+        return await encode(picture, self.fields, size), self.fields.output_format, size
+
+    def _forget_preview(self, image: int, index: int) -> None:
+        """Lets go of a preview that newer ones have replaced; a client that has not read it by now is too slow."""
+        for place, entry in enumerate(self.log if index >= 0 else ()):
+            if isinstance(entry, Partial) and (entry.image, entry.index) == (image, index):
+                self.log[place] = None
 
     async def _completed(self, index: int, output: DiffusionOutput) -> Completed:
         picture = _first(output)
         verdict = getattr(output.output, "nsfw_content_detected", None)
-        data = await encode(picture, self.fields)
+        notes = notes_of(self.fields, output.seed, picture.size) if self.fields.metadata else None
+        data = await encode(picture, self.fields, notes=notes)
         return Completed(
             image=index, steps=output.timings.steps, seed=output.seed, data=data, size=picture.size,
             flagged=bool(verdict and verdict[0]),

@@ -20,6 +20,7 @@ from steploom.server.fields import ImageFields, read_fields
 from steploom.server.image_generation import Completed, ImageGeneration, Partial
 from steploom.server.openapi.images import STORED, edits_body, generations_body, images_answer
 from steploom.server.openapi.operation import ERRORS, HEADERS, operation
+from steploom.server.page.channels import HEADER
 from steploom.server.picture_files import check_files
 from steploom.server.pictures import mask_of, text_of
 from steploom.server.state import ServerState
@@ -61,6 +62,9 @@ async def _answer(request: Request, state: ServerState, body: dict[str, Any], ki
     generation = await _generation(state, fields, kind)
     if key:
         state.joins.add(key, whole, generation)
+    channel = request.headers.get(HEADER)
+    if channel is not None:
+        return await state.channels.hand_over(channel, generation, partial(_event, generation, kind))
     return _respond(request, state, generation, kind, leads=True, lingers=bool(key))
 
 
@@ -79,8 +83,10 @@ async def _generation(state: ServerState, fields: ImageFields, kind: str) -> Ima
     if kind == "image_edit":
         base |= await _pictures(state, fields, info)
     if not state.settings.previews:
-        fields.partial_images = 0
-    if fields.stream and fields.partial_images:
+        fields.partial_images = fields.preview_every = 0
+    if fields.stream and fields.preview_every:
+        base["preview_every"] = fields.preview_every
+    elif fields.stream and fields.partial_images:
         steps = fields.params.get("num_inference_steps") or info.default_steps or 1
         base["preview_every"] = max(1, steps // (fields.partial_images + 1))
     seed: int | None = base.pop("seed", None)
@@ -156,17 +162,18 @@ def _image(request: Request, state: ServerState, fields: ImageFields, entry: Com
 
 
 def _event(generation: ImageGeneration, kind: str, entry: Partial | Completed) -> dict[str, Any]:
-    """OpenAI's events of a stream; ``step``, ``num_inference_steps``, ``seed`` and ``image_index`` are ours."""
+    """OpenAI's events of a stream; ``step``, ``num_inference_steps``, ``seed``, ``image_index`` and ids are ours."""
     fields = generation.fields
     width, height = entry.size
     event: dict[str, Any] = {
         "b64_json": text_of(entry.data), "background": fields.background, "created_at": int(time.time()),
         "output_format": fields.output_format, "size": f"{width}x{height}", "seed": entry.seed,
         "quality": fields.quality if fields.quality in _QUALITIES else "auto", "image_index": entry.image,
+        "request_id": generation.requests[entry.image].request_id,
     }  # fmt: skip
     if isinstance(entry, Partial):
         index, step, total = entry.index, entry.step, entry.total
-        event |= {"type": f"{kind}.partial_image", "partial_image_index": index}
+        event |= {"type": f"{kind}.partial_image", "partial_image_index": index, "output_format": entry.kind}
     else:
         step = total = entry.steps
         event |= {"type": f"{kind}.completed", "usage": usage_of(fields, [entry.size])}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from typing import Any
 
 from anyio import to_thread
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from steploom.server import picture_files
 from steploom.server.errors import invalid
@@ -16,16 +18,44 @@ from steploom.server.fields import ImageFields
 _QUALITY = 90
 
 
-async def encode(picture: Image.Image, fields: ImageFields, size: tuple[int, int] | None = None) -> bytes:
-    """``picture`` as a file of the format that was asked for, in a thread; brought to ``size`` if that is given."""
-    return await to_thread.run_sync(_encode, picture, fields.output_format, fields.output_compression, size)
+_SMALL = 256 * 256
+"""Pixels up to which a PNG is made as fast as a JPEG, and looks better."""
 
 
-def _encode(picture: Image.Image, kind: str, compression: int | None, size: tuple[int, int] | None) -> bytes:
+async def encode(
+    picture: Image.Image,
+    fields: ImageFields,
+    size: tuple[int, int] | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> bytes:
+    """``picture`` as a file of the format that was asked for, in a thread; brought to ``size`` if that is given.
+
+    ``notes`` are texts by keyword that a PNG carries.
+    """
+    return await to_thread.run_sync(_encode, picture, fields.output_format, fields.output_compression, size, notes)
+
+
+async def encode_small(picture: Image.Image) -> tuple[bytes, str]:
+    """``picture`` as a file that is quickly made, and its format; in a thread."""
+    kind = "png" if picture.width * picture.height <= _SMALL else "jpeg"
+    return await to_thread.run_sync(_encode, picture, kind, None, None, None), kind
+
+
+def _encode(
+    picture: Image.Image,
+    kind: str,
+    compression: int | None,
+    size: tuple[int, int] | None,
+    notes: Mapping[str, str] | None,
+) -> bytes:
     if size is not None and picture.size != size:
         picture = picture.resize(size, Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     options: dict[str, Any] = {} if kind == "png" else {"quality": _QUALITY if compression is None else compression}
+    if notes and kind == "png":
+        options["pnginfo"] = info = PngInfo()
+        for keyword, text in notes.items():
+            info.add_itxt(keyword, text)
     picture.convert("RGB").save(buffer, kind, **options)
     return buffer.getvalue()
 

@@ -37,6 +37,8 @@ class ServerSettings:
         max_videos: Videos that are stored, at most; the oldest finished ones make room.
         max_video_bytes: Size of all their files, likewise.
         max_unfinished_videos: Videos that wait or run, at most; one more is a 429.
+        page: Whether there is a page at ``/``, and what feeds it.
+        max_watchers: Pages that are open at once, at most.
     """
 
     api_keys: tuple[str, ...] = dataclasses.field(default=(), repr=False)
@@ -59,11 +61,13 @@ class ServerSettings:
     max_videos: int = 1000
     max_video_bytes: int = 20 * 1024 * MIB
     max_unfinished_videos: int = 100
+    page: bool = True
+    max_watchers: int = 64
 
     def __post_init__(self) -> None:
         for name in ("max_images", "max_body_bytes", "body_timeout_s", "max_prompt_chars", "max_choices", "max_tokens",
                      "stored_images", "stored_s", "video_ttl_s", "max_videos", "max_video_bytes",
-                     "max_unfinished_videos"):  # fmt: skip
+                     "max_unfinished_videos", "max_watchers"):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: must be greater than 0")
         if self.on_disconnect not in ("cancel", "keep"):

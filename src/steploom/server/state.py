@@ -13,6 +13,7 @@ from typing import Any, Protocol, Self
 from steploom import AsyncDiffusionEngine, EngineError, EngineNotRunning
 from steploom.server.answers import Joins
 from steploom.server.errors import ApiError, invalid, outward
+from steploom.server.page.channels import Channels
 from steploom.server.running import Running
 from steploom.server.settings import ServerSettings
 from steploom.server.telemetry import Telemetry
@@ -41,6 +42,7 @@ class ServerState:
         joins: Generations by ``Idempotency-Key``.
         telemetry: Metrics, spans and log lines.
         videos: Jobs of ``/v1/videos``.
+        channels: Connections of pages that watch, and the ticks that they see.
         stored: Images for ``response_format="url"``.
         created: Unix time.
         loading: What the engine is doing before it serves; None once it does.
@@ -53,6 +55,7 @@ class ServerState:
         self.running = Running()
         self.telemetry = Telemetry(engine)
         self.joins = Joins()
+        self.channels = Channels(engine, self.running, settings)
         self.stored = StoredImages(settings.stored_images, settings.stored_s)
         folder = Path(settings.video_dir) if settings.video_dir is not None else folder_for(engine.config.model)
         self.videos = VideoJobs(engine, self.running, settings, folder, self._served)

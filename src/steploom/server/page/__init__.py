@@ -1,0 +1,1 @@
+"""The page at ``/``: one watches images develop, and the batch that they share."""
