@@ -4,6 +4,7 @@ import { ask } from "./api.js";
 import { blobOf, byId, company, duration, dye, el } from "./dom.js";
 
 const FILMS = 24; // finished cards that keep the previews of their steps, for the viewer
+const GALLERY = 200; // finished cards that stay
 const EARLY = 200; // events that came before the answer that says whose they are
 
 export class Cards {
@@ -70,18 +71,24 @@ export class Cards {
   find(id) { return this.#byId.get(id); }
 
   clear() {
-    for (const card of this.#all.filter((one) => !one.live)) {
+    this.#drop(this.#all.filter((one) => !one.live));
+    this.#on.changed();
+  }
+
+  #drop(cards) {
+    for (const card of cards) {
       card.release();
       card.element.remove();
       this.#byId.delete(card.id);
     }
-    this.#all = this.live;
-    this.#on.changed();
+    this.#all = this.#all.filter((one) => !cards.includes(one));
   }
 
   /** Lets go of the oldest films: pictures are memory until they are revoked. */
   #trim() {
-    for (const card of this.#all.filter((one) => !one.live).slice(FILMS)) card.releaseFilm();
+    const finished = this.#all.filter((one) => !one.live);
+    for (const card of finished.slice(FILMS)) card.releaseFilm();
+    this.#drop(finished.slice(GALLERY));
   }
 }
 
