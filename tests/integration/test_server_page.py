@@ -237,6 +237,12 @@ def test_who_reads_slowly_misses_the_oldest() -> None:
     ]  # fmt: skip
     assert last == 8
     assert feed.read(feed.count, 3) == (b"", feed.count)
+    feed.forget()
+    assert feed.read(0, 3) == (b"", 0)
+    feed.on_queued(DiffusionRequest("a", request_id="r"))
+    text, last = feed.read(0, 3)
+    assert '"number":1' in text.decode()
+    assert last == feed.count
 
 
 async def test_a_png_says_how_it_was_made_if_asked_to() -> None:

@@ -202,6 +202,7 @@ async def _hold(engine: AsyncDiffusionEngine, state: ServerState, server: Server
             state.loading = "warming up"
             with state.telemetry.aside():
                 await _warm_up(engine)
+            state.channels.feed.forget()
             async with state:
                 state.loading = None
                 logs.say(f"{', '.join(state.model_names)} is ready at {address}")
