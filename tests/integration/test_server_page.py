@@ -103,7 +103,7 @@ async def test_without_the_page_there_is_nothing_of_it() -> None:
     async with served(page=False) as (client, engine):
         for name in ("", "page/main.js", "v1/info", "v1/ticks"):
             assert (await client.get(name)).status_code == 404
-        assert not engine.observers
+        assert not any(isinstance(one, ticks.TickFeed) for one in engine.observers)
 
 
 async def test_the_key_protects_what_feeds_the_page_but_not_the_page() -> None:

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from steploom.server import create_app
 from steploom.server.errors import ApiError
-from steploom.server.fields import IGNORED, IMPOSSIBLE, OPENAI, OWN, PARAMS, SIZES, known_fields
+from steploom.server.fields import ANSWER, IGNORED, IMPOSSIBLE, OPENAI, OWN, PARAMS, SIZES, known_fields
 from steploom.server.kinds import FormText
 from steploom.server.openapi import as_json, component, document, operation
 from steploom.server.text.fields import PARAMS as PARAMS_OF_TEXT
@@ -23,7 +23,7 @@ from steploom.server.videos.fields import IMPOSSIBLE as IMPOSSIBLE_OF_VIDEOS
 from steploom.server.videos.fields import known_fields as known_fields_of_videos
 from steploom.testing import FakeEngine
 
-FIELDS = {*OPENAI, *OWN, *PARAMS, *SIZES, *IGNORED}
+FIELDS = {*OPENAI, *ANSWER, *OWN, *PARAMS, *SIZES, *IGNORED}
 
 
 @pytest.fixture

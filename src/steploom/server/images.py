@@ -18,8 +18,9 @@ from steploom.server.body import read_body, take_pictures
 from steploom.server.errors import ApiError, invalid
 from steploom.server.fields import ImageFields, read_fields
 from steploom.server.image_generation import Completed, ImageGeneration, Partial
+from steploom.server.openapi import page
 from steploom.server.openapi.images import STORED, edits_body, generations_body, images_answer
-from steploom.server.openapi.operation import ERRORS, HEADERS, operation
+from steploom.server.openapi.operation import ERRORS, HEADERS, Content, as_json, operation
 from steploom.server.page.channels import HEADER
 from steploom.server.picture_files import check_files
 from steploom.server.pictures import mask_of, text_of
@@ -30,7 +31,14 @@ _QUALITIES = ("low", "medium", "high", "xhigh", "max", "auto")
 _SEEDS = 2**64
 
 
-@operation(body=generations_body, answers={200: images_answer("image_generation")}, errors=ERRORS, headers=HEADERS)
+_HEADERS = {**HEADERS, **page.HEADERS}
+
+
+def _answers(kind: str) -> dict[int, Content]:
+    return {200: images_answer(kind), 202: as_json(page.TAKEN)}
+
+
+@operation(body=generations_body, answers=_answers("image_generation"), errors=(*ERRORS, 409), headers=_HEADERS)
 async def generations(request: Request) -> Response:
     """Images from a prompt."""
     state: ServerState = request.app.state.server
@@ -39,7 +47,7 @@ async def generations(request: Request) -> Response:
     return await _answer(request, state, body, "image_generation")
 
 
-@operation(body=edits_body, answers={200: images_answer("image_edit")}, errors=ERRORS, headers=HEADERS)
+@operation(body=edits_body, answers=_answers("image_edit"), errors=(*ERRORS, 409), headers=_HEADERS)
 async def edits(request: Request) -> Response:
     """Images from images and a prompt; with a mask, only what is transparent there is painted."""
     state: ServerState = request.app.state.server

@@ -14,6 +14,9 @@ import steploom
 from steploom.protocol import PipelineInfo
 from steploom.server.errors import ApiError
 from steploom.server.kinds import FormText, whole
+from steploom.server.openapi.components import TEXT
+from steploom.server.openapi.operation import as_json, operation
+from steploom.server.openapi.page import INFO, TICKS
 from steploom.server.state import ServerState
 
 _CSP = "; ".join(
@@ -31,6 +34,7 @@ _HEADERS = {
 }
 """Nothing but our own files, and asked again each time whether they are still the same."""
 
+_PLACE = whole(0, 2**53)
 _INDEX = "index.html"
 _KINDS = {".js": "text/javascript", ".css": "text/css", ".html": "text/html", ".svg": "image/svg+xml"}
 _DEMO = {
@@ -60,11 +64,13 @@ def _files() -> dict[str, tuple[bytes, str, str]]:
 _FILES = _files()
 
 
+@operation(answers={200: {"text/html": {}}, 304: {}})
 async def index(request: Request) -> Response:
     """The page."""
     return _answer(request, _INDEX)
 
 
+@operation(answers={200: {kind: {} for kind in _KINDS.values()}, 304: {}}, errors=(404,))
 async def asset(request: Request) -> Response:
     """A file of the page."""
     name = request.path_params["name"]
@@ -81,6 +87,7 @@ def _answer(request: Request, name: str) -> Response:
     return Response(data, media_type=kind, headers=headers)
 
 
+@operation(answers={200: as_json(INFO)}, errors=(503,))
 async def info(request: Request) -> Response:
     """What can be asked for: the fields that the model takes, its defaults and bounds."""
     state: ServerState = request.app.state.server
@@ -115,11 +122,14 @@ def _image_parameters(info: PipelineInfo) -> list[str] | None:
     return next((_names(one) for one in members if "image" in _names(one)), None)
 
 
+@operation(
+    answers={200: TICKS}, errors=(409, 429, 503), query={"after": whole(0, 2**53).schema, "feed": TEXT, "channel": TEXT}
+)
 async def ticks(request: Request) -> Response:
     """Server-sent events: what each tick does, and the images that were handed over to this connection."""
     state: ServerState = request.app.state.server
     query = request.query_params
-    after = whole(0, 2**53)("after", FormText(query.get("after", "0")))
+    after = _PLACE("after", FormText(query.get("after", "0")))
     known = query.get("feed", state.channels.feed.name) == state.channels.feed.name
     return state.channels.open(query.get("channel"), after if known else 0)
 
