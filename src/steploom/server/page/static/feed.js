@@ -80,8 +80,7 @@ export class Feed {
   async post(path, body) {
     for (let attempt = 0; ; attempt++) {
       await this.#opened.promise;
-      const json = typeof body === "string";
-      const headers = { "steploom-channel": this.#channel, ...(json ? { "Content-Type": "application/json" } : {}) };
+      const headers = { "steploom-channel": this.#channel };
       try {
         const answer = await (await ask(path, { method: "POST", headers, body })).json();
         return answer.data[0];

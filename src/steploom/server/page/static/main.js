@@ -52,11 +52,12 @@ async function submit() {
   if (refused) form.refuse(refused.refused);
 }
 
+/** As a form, whose values are text: a seed may have more digits than a number of JavaScript's holds. */
 function send(fields, picture) {
   const body = { ...fields, stream: true, preview_every: 1, metadata: true };
-  if (!picture) return feed.post("v1/images/generations", JSON.stringify(body));
   const data = new FormData();
   for (const [name, value] of Object.entries(body)) data.append(name, value);
+  if (!picture) return feed.post("v1/images/generations", data);
   data.append("image", picture, "image.png");
   return feed.post("v1/images/edits", data);
 }
