@@ -245,6 +245,23 @@ def test_who_reads_slowly_misses_the_oldest() -> None:
     assert last == feed.count
 
 
+async def test_who_is_cancelled_while_a_tick_runs_has_no_more_columns_and_leaves_nothing() -> None:
+    async with FakeEngine() as engine:
+        engine.observers.append(feed := ticks.TickFeed())
+        engine.hold()
+        async with anyio.create_task_group() as group:
+            group.start_soon(engine.generate, "a")
+            await engine.held()
+            group.cancel_scope.cancel()
+        engine.release()
+        await engine.generate("b", **STEPS)
+        told = feed.read(0, 100)[0].decode()
+        assert told.count("event: ended") == 2
+        assert '"number":2' in told
+        assert '"number":3' not in told
+        assert feed._numbers == {}
+
+
 async def test_a_png_says_how_it_was_made_if_asked_to() -> None:
     async with openai_client() as (client, _):
         own = {"seed": 2**63 + 5, "negative_prompt": "blur\u00e9", "metadata": True, **STEPS}

@@ -50,8 +50,9 @@ class TickFeed(EngineObserver):
     def on_queued(self, request: DiffusionRequest) -> None:
         """A lane begins."""
         self._waiting[request.request_id] = None
-        number = self._number(request.request_id)
-        self._add("queued", {"id": request.request_id, "number": number, "waiting": len(self._waiting)})
+        self._numbered += 1
+        self._numbers[request.request_id] = self._numbered
+        self._add("queued", {"id": request.request_id, "number": self._numbered, "waiting": len(self._waiting)})
 
     def on_tick(self, output: SchedulerOutput, result: RunnerOutput, began: float, ended: float) -> None:
         """A column. Takes numbers and names out of the reports, and holds nothing else of them."""
@@ -59,7 +60,11 @@ class TickFeed(EngineObserver):
         for run in joined:
             self._waiting.pop(request_id_of(run), None)
         groups: dict[str, int] = {}
-        cells = [self._cell(report, groups, report.run_id in joined) for report in result.reports]
+        cells = [
+            self._cell(report, groups, report.run_id in joined)
+            for report in result.reports
+            if request_id_of(report.run_id) in self._numbers  # else it was cancelled while the tick ran
+        ]
         tick = {"tick": output.tick, "seconds": round(ended - began, 4), "waiting": len(self._waiting)}
         self._add("tick", {**tick, "groups": [name[:LONGEST_NAME] for name in groups], "requests": cells})
 
@@ -70,17 +75,11 @@ class TickFeed(EngineObserver):
         if number is not None:
             self._add("ended", {"id": request_id, "number": number, "outcome": _outcome(error)})
 
-    def _number(self, request_id: str) -> int:
-        if request_id not in self._numbers:
-            self._numbered += 1
-            self._numbers[request_id] = self._numbered
-        return self._numbers[request_id]
-
     def _cell(self, report: RequestReport, groups: dict[str, int], joined: bool) -> dict[str, Any]:
         key, request_id = report.batch_key, request_id_of(report.run_id)
         group = None if key is None or not report.batch_requests else groups.setdefault(key, len(groups))
         return {
-            "id": request_id, "number": self._number(request_id), "step": report.step, "total": report.total_steps,
+            "id": request_id, "number": self._numbers[request_id], "step": report.step, "total": report.total_steps,
             "phase": report.phase, "stepped": report.stepped, "joined": joined, "group": group,
             "batch_requests": round(report.batch_requests, 2), "rows": report.rows,
         }  # fmt: skip
