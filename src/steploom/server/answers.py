@@ -135,6 +135,7 @@ class Answer(Response):
                 generation.notify()
             if self._engine is not None:
                 await self._needed()
+                generation.abandon()
             group.cancel_scope.cancel()
 
     async def _needed(self) -> None:

@@ -6,6 +6,7 @@ request that is sent again with the same ``Idempotency-Key`` reads the log of th
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +25,8 @@ from steploom import (
 from steploom.server.errors import ApiError
 from steploom.server.running import Running
 
+log = logging.getLogger(__name__)
+
 
 class Generation:
     """What one HTTP request asks for. A subclass says how one request of the engine fills the log.
@@ -37,6 +40,7 @@ class Generation:
             stands where one was that later ones have replaced.
         created: Unix time.
         error: Why it failed.
+        abandoned: Whether it was given up, since nobody waited any more.
         watchers: Clients that wait for it.
     """
 
@@ -46,6 +50,7 @@ class Generation:
         self.log: list[Any] = []
         self.created = int(time.time())
         self.error: Exception | None = None
+        self.abandoned = False
         self.watchers = 0
         self._accepted = 0
         self._ended = False
@@ -72,13 +77,23 @@ class Generation:
 
     async def run(self, engine: AsyncDiffusionEngine, running: Running) -> None:
         """Makes it all, at once. The first request that fails ends the others; why is kept in ``error``."""
+        whole = False
         try:
             async with anyio.create_task_group() as group:
                 for index, request in enumerate(self.requests):
                     group.start_soon(self._guarded, engine, running, index, request, group)
+            whole = True
         finally:
+            if not whole:
+                self.abandon()
             self._ended = True
             self.notify()
+
+    def abandon(self) -> None:
+        """Says that what is not made yet never will be: who asks again begins anew."""
+        if not self._ended:
+            self.abandoned = True
+            self._fail(ApiError(499, "the request was given up: its client had hung up", code="request_cancelled"))
 
     async def _guarded(
         self, engine: AsyncDiffusionEngine, running: Running, index: int, request: DiffusionRequest, group: TaskGroup
@@ -92,6 +107,10 @@ class Generation:
             self._fail(_why_cancelled(engine, error))
             group.cancel_scope.cancel()
         except (SteploomError, ApiError) as error:
+            self._fail(error)
+            group.cancel_scope.cancel()
+        except Exception as error:  # whoever waits is told that it failed, and nothing more
+            log.exception("request %s failed", request.request_id)
             self._fail(error)
             group.cancel_scope.cancel()
 

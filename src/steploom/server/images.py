@@ -68,6 +68,9 @@ async def _answer(request: Request, state: ServerState, body: dict[str, Any], ki
         raise invalid(f"mask: {len(masks)} pictures; give one", "mask")
     fields.images, fields.mask = pictures, masks[0] if masks else None
     generation = await _generation(state, fields, kind)
+    known = state.joins.find(key, whole) if key else None  # of one that came while the pictures were looked at
+    if known is not None:
+        return _respond(request, state, known, kind, leads=False, lingers=False)
     if key:
         state.joins.add(key, whole, generation)
     channel = request.headers.get(HEADER)

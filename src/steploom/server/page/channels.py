@@ -95,7 +95,7 @@ class Channels:
         channel.follow(generation, say)
         while not generation.accepted and not generation.ended:
             await generation.changed()
-        if generation.error is not None and not generation.accepted:
+        if generation.error is not None and not generation.accepted and not generation.abandoned:
             return response_of(generation.error)
         if not generation.accepted:
             raise ApiError(409, f"{HEADER}: the channel was closed meanwhile", code="no_channel")
