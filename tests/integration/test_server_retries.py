@@ -80,3 +80,18 @@ async def test_a_fault_of_ours_is_an_error_object_too(monkeypatch: pytest.Monkey
             [event async for event in stream]
         assert "secret" not in f"{whole.value}{streamed.value}"
         assert (await client.models.list()).data  # the connection is as good as before
+
+
+async def test_what_would_fail_again_is_not_asked_again() -> None:
+    async with openai_client() as (client, engine):
+        submitted = []
+        stream = engine.stream
+        engine.stream = lambda request: submitted.append(request) or stream(request)
+        retrying = client.with_options(max_retries=2)
+        with pytest.raises(openai.InternalServerError, match="fail now"):
+            await retrying.images.generate(prompt="fail now")
+        engine.hold()
+        with pytest.raises(openai.InternalServerError, match=r"timeout=0\.01"):
+            await retrying.images.generate(prompt="a", extra_body={"timeout": 0.01})
+        engine.release()
+        assert len(submitted) == 2

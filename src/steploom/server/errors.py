@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 
-from steploom.errors import EngineError, GenerationFailed, InvalidRequest, QueueFull, SteploomError
+from steploom.errors import DeadlineExceeded, EngineError, GenerationFailed, InvalidRequest, QueueFull, SteploomError
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +96,8 @@ def response_of(error: Exception) -> Response:
     if status in (429, 503):
         after = getattr(error, "retry_after_s", None) if isinstance(error, QueueFull) else None
         headers.setdefault("Retry-After", str(max(RETRY_AFTER_S, math.ceil(after or RETRY_AFTER_S))))
+    if isinstance(error, (DeadlineExceeded, GenerationFailed)):
+        headers.setdefault("X-Should-Retry", "false")  # the SDK would ask twice more, for the same to happen again
     if status == 401:
         headers.setdefault("WWW-Authenticate", "Bearer")
     return JSONResponse({"error": error_object(error)}, status, headers)
