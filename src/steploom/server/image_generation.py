@@ -12,9 +12,16 @@ from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream
 from PIL import Image
 
-from steploom import AsyncDiffusionEngine, DiffusionOutput, DiffusionRequest, InvalidRequest, StepEvent
+from steploom import (
+    AsyncDiffusionEngine,
+    DiffusionOutput,
+    DiffusionRequest,
+    GenerationFailed,
+    InvalidRequest,
+    StepEvent,
+)
 from steploom.requests import Event
-from steploom.server.errors import ApiError
+from steploom.server.errors import ApiError, invalid
 from steploom.server.fields import ImageFields, param_of
 from steploom.server.generation import Generation
 from steploom.server.notes import notes_of
@@ -78,6 +85,13 @@ class ImageGeneration(Generation):
 
     def _param_of(self, error: InvalidRequest) -> str | None:
         return param_of(error, self.fields)
+
+    def _fail(self, error: Exception) -> None:
+        """A pipeline that begins with the picture takes several for a batch of several prompts; its own words vary."""
+        count = len(self.fields.images)
+        if count > 1 and isinstance(error, GenerationFailed) and self.requests[0].task is not None:
+            error = invalid(f"image: the pipeline failed with {count} images ({error!s:.200}); send one", "image")
+        super()._fail(error)
 
     async def _one(
         self, engine: AsyncDiffusionEngine, running: Running, index: int, request: DiffusionRequest, group: TaskGroup
@@ -151,4 +165,6 @@ def _first(output: DiffusionOutput) -> Image.Image:
     if not output.has("images"):
         raise ApiError(400, "this model makes no images", param="model", code="unsupported_model")
     pictures: Any = output.images
+    if not len(pictures):
+        raise GenerationFailed("the pipeline made no image")
     return pictures[0]

@@ -111,6 +111,19 @@ number = Kind(_number, {"type": "number"})
 """A finite number."""
 
 
+def between(least: float, most: float, *, above: bool = False) -> Kind:
+    """A finite number between bounds; ``above``: it must not be the lower one."""
+
+    def read(name: str, value: Any) -> float:
+        found = number(name, value)
+        if not least <= found <= most or (above and found == least):
+            bounds = f"greater than {least:g} and at most {most:g}" if above else f"between {least:g} and {most:g}"
+            raise invalid(f"{name}={found:g}: must be {bounds}", name)
+        return found
+
+    return Kind(read, {"type": "number", "exclusiveMinimum" if above else "minimum": least, "maximum": most})
+
+
 def _seconds(name: str, value: Any) -> float:
     found = number(name, value)
     if found <= 0:

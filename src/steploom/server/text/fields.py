@@ -13,7 +13,7 @@ from steploom.errors import InvalidRequest
 from steploom.server.errors import invalid
 from steploom.server.fields import OWN as OWN_OF_IMAGES
 from steploom.server.fields import unknown
-from steploom.server.kinds import Kind, choice, flag, number, seconds, text, whole
+from steploom.server.kinds import Kind, between, choice, flag, seconds, text, whole
 from steploom.server.settings import ServerSettings
 from steploom.server.text.messages import Message, length_of, messages_of, prompts_of
 
@@ -56,19 +56,6 @@ class TextFields:
     own: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
     params: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
     length_name: str = "max_tokens"
-
-
-def between(least: float, most: float, *, above: bool = False) -> Kind:
-    """A finite number between bounds; ``above``: it must not be the lower one."""
-
-    def read(name: str, value: Any) -> float:
-        found = number(name, value)
-        if not least <= found <= most or (above and found == least):
-            bounds = f"greater than {least:g} and at most {most:g}" if above else f"between {least:g} and {most:g}"
-            raise invalid(f"{name}={found:g}: must be {bounds}", name)
-        return found
-
-    return Kind(read, {"type": "number", "exclusiveMinimum" if above else "minimum": least, "maximum": most})
 
 
 def _stops(name: str, value: Any) -> tuple[str, ...]:

@@ -1,0 +1,51 @@
+"""Edits over a pretended engine: how far from the picture, from how many, and what a client is told that asks for less
+than nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import openai
+import pytest
+from PIL import Image
+from serving import file_of, openai_client
+
+from steploom import testing
+
+PICTURE = file_of(Image.new("RGB", (64, 64), "red"))
+
+
+@pytest.mark.parametrize("strength", [0, -0.5, 1.5])
+async def test_strength_is_a_share(strength: float) -> None:
+    async with openai_client() as (client, _):
+        with pytest.raises(openai.BadRequestError, match="at most 1") as caught:
+            await client.images.edit(image=PICTURE, prompt="a", extra_body={"strength": strength})
+        assert caught.value.param == "strength"
+
+
+@pytest.mark.parametrize(
+    ("asked", "steps"), [({"strength": 1.0}, [2, 4, 6]), ({"strength": 0.5}, [1, 2, 3]), ({"strength": 0.1}, [1, 2, 3])]
+)
+async def test_previews_are_of_the_steps_that_strength_leaves(asked: dict[str, Any], steps: list[int]) -> None:
+    async with openai_client() as (client, _):
+        stream = await client.images.edit(
+            image=PICTURE, prompt="a", stream=True, partial_images=3, extra_body={"num_inference_steps": 8, **asked}
+        )
+        assert [event.step async for event in stream][:-1] == steps
+
+
+async def test_several_images_where_the_pipeline_takes_one() -> None:
+    async with openai_client() as (client, _):
+        with pytest.raises(openai.BadRequestError, match=r"2 images .*; send one") as caught:
+            await client.images.edit(image=[PICTURE, PICTURE], prompt="fail")
+        assert caught.value.param == "image"
+        with pytest.raises(openai.InternalServerError):
+            await client.images.edit(image=PICTURE, prompt="fail")
+
+
+async def test_a_pipeline_that_makes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(testing, "images", lambda *_: [])
+    async with openai_client() as (client, _):
+        with pytest.raises(openai.InternalServerError, match="made no image") as caught:
+            await client.images.generate(prompt="a")
+        assert caught.value.code == "generation_failed"
