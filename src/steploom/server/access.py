@@ -7,6 +7,7 @@ from typing import Any
 
 import anyio
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from steploom.server.errors import ApiError, response_of
@@ -52,6 +53,8 @@ class Gate:
             self._check(scope)
             bounded = _Bounded(receive, self._settings.max_body_bytes, self._settings.body_timeout_s)
             await self._app(scope, bounded, named)
+        except ClientDisconnect:  # while its body was read: there is nobody to tell
+            return
         except ApiError as error:
             if named.began:  # too late for another answer
                 raise
