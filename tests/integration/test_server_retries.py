@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from serving import file_of, openai_client
 
-from steploom.server import image_generation
+from steploom.server import answers, create_app, image_generation
+from steploom.testing import FakeEngine
 
 KEY = {"Idempotency-Key": "k"}
 CHAT = {"messages": [{"role": "user", "content": "a"}]}
@@ -95,3 +96,46 @@ async def test_what_would_fail_again_is_not_asked_again() -> None:
             await retrying.images.generate(prompt="a", extra_body={"timeout": 0.01})
         engine.release()
         assert len(submitted) == 2
+
+
+async def test_what_is_kept_for_retries_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with openai_client() as (client, _):
+
+        async def seeds(*keys: str) -> list[int]:
+            asked = [{"prompt": "a", "extra_headers": {"Idempotency-Key": key}} for key in keys]
+            return [(await client.images.generate(**one)).data[0].seed for one in asked]
+
+        first, second = await seeds("k" * 300, "k" * 300 + "l")
+        assert first != second  # long keys are told apart
+        assert await seeds("k" * 300, "k" * 300 + "l") == [first, second]
+        monkeypatch.setattr(answers, "MOST_BYTES", 0)
+        third, _, again = await seeds("x", "y", "x")
+        assert third != again
+
+
+class Gone:
+    """A client that hangs up in the middle of its body."""
+
+    def __init__(self, part: bytes) -> None:
+        self.messages = [{"type": "http.request", "body": part, "more_body": True}, {"type": "http.disconnect"}]
+        self.sent: list[Any] = []
+
+    async def receive(self) -> Any:
+        return self.messages.pop(0)
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+
+@pytest.mark.parametrize("path", ["images/generations", "images/edits", "completions", "chat/completions"])
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=b"])
+async def test_who_hangs_up_while_asking_is_no_fault_of_ours(
+    path: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    gone = Gone(b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n')
+    head = [(b"content-type", kind.encode())]
+    scope = {"type": "http", "method": "POST", "path": f"/v1/{path}", "headers": head, "query_string": b""}
+    await create_app(FakeEngine())(scope, gone.receive, gone.send)
+    refused = "completions" in path and "form" in kind  # before the body is read
+    assert [message["status"] for message in gone.sent if "status" in message] == [415] * refused
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]

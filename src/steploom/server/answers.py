@@ -28,6 +28,8 @@ KEEP_ALIVE_S = 15.0
 """Seconds of silence after which a stream sends a comment, so that no proxy takes it for dead."""
 
 MOST_KEYS = 256
+MOST_BYTES = 64 * 1024 * 1024
+"""Of images that are kept for retries."""
 
 Say = Callable[[Any], dict[str, Any]]
 """An entry of the log as the data of an event, which is named by its ``type`` if it has one."""
@@ -36,7 +38,7 @@ Say = Callable[[Any], dict[str, Any]]
 def key_of(request: Request, kind: str) -> str | None:
     """The ``Idempotency-Key``, told apart by route and by whose key it is."""
     key = request.headers.get("idempotency-key")
-    return f"{kind}\n{request.headers.get('authorization', '')}\n{key:.256}" if key else None
+    return f"{kind}\n{request.headers.get('authorization', '')}\n{key}" if key else None
 
 
 class Joins:
@@ -63,9 +65,12 @@ class Joins:
     def add(self, key: str, body: Mapping[str, Any], generation: Generation) -> None:
         """Remembers a generation; of those that are done only the newest ones."""
         self._known[key] = (fingerprint(body), generation)
-        ended = [other for other, (_, one) in self._known.items() if one.ended]
-        for old in ended[: max(0, len(self._known) - MOST_KEYS)]:
-            del self._known[old]
+        done = [(other, one) for other, (_, one) in reversed(self._known.items()) if one.ended]
+        places, room = MOST_KEYS - len(self._known) + len(done), MOST_BYTES
+        for place, (old, one) in enumerate(done):
+            room -= one.weight
+            if place >= places or room < 0:
+                del self._known[old]
 
 
 def fingerprint(body: Mapping[str, Any]) -> str:

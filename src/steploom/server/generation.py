@@ -66,6 +66,11 @@ class Generation:
         """Whether the engine has accepted every one of its requests, so that a stream may begin."""
         return self._accepted == len(self.requests)
 
+    @property
+    def weight(self) -> int:
+        """Bytes of the files in the log."""
+        return 0
+
     async def changed(self) -> None:
         """Returns when the log has grown, has ended, or a watcher came or went."""
         await self._changed.wait()

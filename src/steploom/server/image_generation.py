@@ -83,6 +83,11 @@ class ImageGeneration(Generation):
         self.fields = fields
         self._size = size
 
+    @property
+    def weight(self) -> int:
+        """Bytes of the files in the log."""
+        return sum(len(entry.data) for entry in self.log)
+
     def _param_of(self, error: InvalidRequest) -> str | None:
         return param_of(error, self.fields)
 
