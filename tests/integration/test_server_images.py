@@ -41,6 +41,16 @@ async def test_formats(kind: str, compression: int | None) -> None:
         assert (answer.output_format, answer.quality) == (kind, "high")
 
 
+async def test_compression_that_is_not_given_is_the_best() -> None:
+    async with openai_client() as (client, _):
+        asked = {"prompt": "a", "output_format": "jpeg", "size": "256x256", "extra_body": {"seed": 1, **STEPS}}
+        best, worse, plain = [
+            (await client.images.generate(**asked, output_compression=given)).data[0].b64_json
+            for given in (100, 90, None)
+        ]
+        assert plain == best != worse
+
+
 async def test_an_address_instead_of_the_image() -> None:
     async with openai_client(stored_images=1) as (client, _):
         first, second = [

@@ -15,7 +15,8 @@ from steploom.server import picture_files
 from steploom.server.errors import invalid
 from steploom.server.fields import ImageFields
 
-_QUALITY = 90
+_QUALITY = 100
+"""Of OpenAI, where ``output_compression`` is not given."""
 
 
 _SMALL = 256 * 256
