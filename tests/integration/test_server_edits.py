@@ -49,3 +49,18 @@ async def test_a_pipeline_that_makes_nothing(monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(openai.InternalServerError, match="made no image") as caught:
             await client.images.generate(prompt="a")
         assert caught.value.code == "generation_failed"
+
+
+@pytest.mark.parametrize(
+    ("shown", "asked", "size"),
+    [((48, 32), {}, "96x64"), ((8, 8), {}, "64x64"), ((10, 30), {}, "10x30"), ((48, 32), {"size": "32x32"}, "32x32")],
+)
+async def test_previews_have_the_shape_of_the_image_that_they_become(
+    shown: tuple[int, int], asked: dict[str, Any], size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(testing, "picture", lambda *_: Image.new("RGB", shown))
+    async with openai_client() as (client, _):
+        wide = file_of(Image.new("RGB", (96, 64)))
+        stream = await client.images.edit(image=wide, prompt="a", stream=True, partial_images=1, **asked)
+        sizes = [event.size async for event in stream]
+        assert sizes[0] == size

@@ -31,6 +31,9 @@ from steploom.server.running import Running
 KEPT_PREVIEWS = 8
 """Previews of each image that wait for a slow client, at most."""
 
+_SAME_SHAPE = 0.03
+"""What the ratios of two sizes may differ by: pipelines round sizes."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Partial:
@@ -75,18 +78,20 @@ class ImageGeneration(Generation):
     Args:
         fields: What was asked for.
         requests: One request of the engine for each image.
-        size: Width and height that the images will have, as far as known: previews get that size.
+        sizes: Widths and heights that the images may have, as far as known: previews get the first of their shape.
     """
 
-    def __init__(self, fields: ImageFields, requests: Sequence[DiffusionRequest], size: tuple[int, int] | None) -> None:
+    def __init__(
+        self, fields: ImageFields, requests: Sequence[DiffusionRequest], sizes: Sequence[tuple[int, int]]
+    ) -> None:
         super().__init__(requests, stream=fields.stream)
         self.fields = fields
-        self._size = size
+        self._sizes = sizes
 
     @property
     def weight(self) -> int:
         """Bytes of the files in the log."""
-        return sum(len(entry.data) for entry in self.log)
+        return sum(len(entry.data) for entry in self.log if entry is not None)
 
     def _param_of(self, error: InvalidRequest) -> str | None:
         return param_of(error, self.fields)
@@ -141,7 +146,7 @@ class ImageGeneration(Generation):
         """A preview as file, its format and size: those of the image, unless there is one every few steps."""
         if self.fields.preview_every:
             return *await encode_small(picture), picture.size
-        size = self._size or picture.size
+        size = _fitting(picture.size, self._sizes)
         return await encode(picture, self.fields, size), self.fields.output_format, size
 
     def _forget_preview(self, image: int, index: int) -> None:
@@ -159,6 +164,14 @@ class ImageGeneration(Generation):
             image=index, steps=output.timings.steps, seed=output.seed, data=data, size=picture.size,
             flagged=bool(verdict and verdict[0]),
         )  # fmt: skip
+
+
+def _fitting(shape: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The size that a preview is brought to: a pipeline may have a size of its own, or take that of the picture."""
+    if len(sizes) == 1:
+        return sizes[0]
+    near = (size for size in sizes if abs(size[0] * shape[1] / (size[1] * shape[0]) - 1) < _SAME_SHAPE)
+    return next(near, shape)
 
 
 def _shows(event: Event) -> TypeGuard[StepEvent]:

@@ -23,7 +23,7 @@ from steploom.server.openapi.images import STORED, edits_body, generations_body,
 from steploom.server.openapi.operation import ERRORS, HEADERS, Content, as_json, operation
 from steploom.server.page.channels import HEADER
 from steploom.server.picture_files import check_files
-from steploom.server.pictures import mask_of, text_of
+from steploom.server.pictures import mask_of, size_of, text_of
 from steploom.server.state import ServerState
 from steploom.server.usage import usage_of
 
@@ -112,9 +112,18 @@ async def _generation(state: ServerState, fields: ImageFields, kind: str) -> Ima
         )
         for index in range(fields.n)
     ]
-    size = (fields.params.get("width"), fields.params.get("height"))
-    width, height = (given or default for given, default in zip(size, info.default_size or (0, 0), strict=True))
-    return ImageGeneration(fields, requests, (width, height) if width and height else None)
+    return ImageGeneration(fields, requests, await _sizes(fields, info))
+
+
+async def _sizes(fields: ImageFields, info: PipelineInfo) -> list[tuple[int, int]]:
+    """What size the images may have, as far as known: the one that is asked for, or the pipeline's or the picture's."""
+    asked = fields.params.get("width"), fields.params.get("height")
+    width, height = (given or default for given, default in zip(asked, info.default_size or (0, 0), strict=True))
+    sizes = [(width, height)] if width and height else []
+    if fields.images and not any(asked):
+        picture = await to_thread.run_sync(size_of, fields.images[0])
+        sizes += [picture] if picture is not None else []
+    return sizes
 
 
 def _steps(fields: ImageFields, info: PipelineInfo, task: str | None) -> int:

@@ -86,7 +86,7 @@ def _mask(data: bytes, max_pixels: int, image: bytes | None) -> Image.Image:
             channel = picture.convert("RGBA").getchannel("A") if see_through else picture.convert("L")
     except picture_files.FAULTS as error:
         raise picture_files.unreadable("mask", error) from None
-    size = _size(image) if image is not None else None
+    size = size_of(image) if image is not None else None
     if size is not None and size != channel.size:
         raise invalid(
             f"mask: {channel.width}x{channel.height}, but image is {size[0]}x{size[1]}; make them equal", "mask"
@@ -98,7 +98,8 @@ _OPAQUE_TO_BLACK = [255, *[0] * 255]
 """Only what is fully transparent is painted."""
 
 
-def _size(data: bytes) -> tuple[int, int] | None:
+def size_of(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a picture as it is looked at; None of one that cannot be read. Work for a thread."""
     try:
         with picture_files.opened(data) as picture:
             turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
