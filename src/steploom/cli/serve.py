@@ -13,7 +13,7 @@ from steploom.cli import arguments, listening
 from steploom.cli.option import MASK
 from steploom.cli.serve_options import add_options
 from steploom.config import EngineConfig
-from steploom.errors import ConfigError
+from steploom.errors import ConfigError, InvalidRequest, QueueFull
 
 if TYPE_CHECKING:
     import socket
@@ -217,7 +217,10 @@ async def _hold(engine: AsyncDiffusionEngine, state: ServerState, server: Server
 
 
 async def _warm_up(engine: AsyncDiffusionEngine) -> None:
-    """Two short requests at once: what is compiled, probed and verified at first use is so before anybody waits."""
+    """Two short requests at once: what is compiled, probed and verified at first use is so before anybody waits.
+
+    They are within the limits: whoever allows one step, or one request to wait, is served as well.
+    """
     import anyio
 
     info = engine.info
@@ -225,19 +228,20 @@ async def _warm_up(engine: AsyncDiffusionEngine) -> None:
     required = {parameter.name for parameter in info.parameters if parameter.required}
     if not required <= {"prompt"}:
         return  # it needs a picture, and which one is not ours to say
-    params = {name: value for name, value in _short(info).items() if name in known}
+    params = {name: value for name, value in _short(info, engine.config.max_steps).items() if name in known}
     async with anyio.create_task_group() as group:
         for seed, prompt in enumerate(("warm-up", "another warm-up")):
             group.start_soon(_one, engine, prompt if "prompt" in known else None, {"seed": seed, **params})
 
 
-def _short(info: PipelineInfo) -> dict[str, int]:
+def _short(info: PipelineInfo, max_steps: int) -> dict[str, int]:
     """Arguments of a short request: few steps; of a video few and small frames, since a whole one takes minutes."""
+    steps = min(2, max_steps)
     if "videos" not in info.makes:
-        return {"num_inference_steps": 2, "gen_length": 8}
+        return {"num_inference_steps": steps, "gen_length": 8}
     side = max(_SMALL // info.size_multiple, 1) * info.size_multiple
     width, height = (min(side, most) for most in info.default_size or (side, side))
-    return {"num_inference_steps": 2, "num_frames": 1 + info.frame_multiple, "width": width, "height": height}
+    return {"num_inference_steps": steps, "num_frames": 1 + info.frame_multiple, "width": width, "height": height}
 
 
 async def _one(engine: AsyncDiffusionEngine, prompt: str | None, params: dict[str, Any]) -> None:
@@ -245,5 +249,7 @@ async def _one(engine: AsyncDiffusionEngine, prompt: str | None, params: dict[st
 
     try:
         await engine.generate(prompt, **params)
+    except (InvalidRequest, QueueFull) as error:  # the pipeline's own size is beyond --max-pixels, or --max-queue is 1
+        log.info("a request less to warm up with: %s", error)
     except GenerationFailed as error:  # others may ask for something else
         log.warning("warming up failed: %s", error)
