@@ -126,3 +126,26 @@ async def test_a_key_is_asked_for_whatever_the_root_path_is() -> None:
                 transport = httpx2.ASGITransport(create_app(engine, api_keys=("secret",)), root_path=root_path)
                 async with httpx2.AsyncClient(transport=transport, base_url="http://host") as client:
                     assert (await client.get(path)).status_code in (401, 404), (root_path, path)
+
+
+@pytest.mark.parametrize("prefix", ["", "/proxy"], ids=["strips", "does not strip"])
+@pytest.mark.parametrize("root_path", ["/proxy", "/v1", "/a/b"])
+async def test_by_itself_behind_a_proxy(root_path: str, prefix: str) -> None:
+    """uvicorn --root-path: it puts that before the path whatever the proxy does."""
+    prefix = prefix and root_path
+    app = create_app(FakeEngine(), api_keys=("secret",))
+    async with (
+        served(app, root_path=root_path) as address,
+        openai.AsyncOpenAI(base_url=f"{address}{prefix}/v1", api_key="secret", max_retries=0) as client,
+        httpx2.AsyncClient() as plain,
+    ):
+        drawn = (await client.images.generate(prompt="a", size="32x32", response_format="url")).data
+        assert drawn is not None
+        url = str(drawn[0].url)
+        assert url.startswith(f"{address}{root_path}/v1/images/stored/")
+        inner = url.replace(root_path, prefix, 1)
+        assert (await plain.get(inner)).status_code == 200
+        assert (await plain.get(f"{address}{prefix}/v1/models")).status_code == 401
+        counted = (await plain.get(f"{address}{prefix}/metrics")).text
+        assert 'route="/v1/images/stored/{name}",status="200"} 1.0' in counted
+        assert "unmatched" not in counted

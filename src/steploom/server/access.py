@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from steploom.server.errors import ApiError, response_of
+from steploom.server.places import route_path
 from steploom.server.settings import ServerSettings
 
 _PROTECTED = "/v1/"
@@ -47,7 +48,6 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope = _whole(scope)
         named = _Named(send, scope["steploom.request_id"])
         try:
             self._check(scope)
@@ -62,7 +62,7 @@ class Gate:
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
-        if self._settings.api_keys and is_protected(_route_path(scope)) and scope["method"] != "OPTIONS":
+        if self._settings.api_keys and is_protected(route_path(scope)) and scope["method"] != "OPTIONS":
             self._check_key(headers.get("authorization", ""))
         self._check_page(scope["method"], headers)
         length = headers.get("content-length", "")
@@ -86,21 +86,6 @@ class Gate:
         if scheme.lower() != "bearer" or not found:
             said = "is wrong" if authorization else "is missing"
             raise ApiError(401, f"the API key {said}; send it as 'Authorization: Bearer KEY'", code="invalid_api_key")
-
-
-def _whole(scope: Scope) -> Scope:
-    """``scope`` with the whole path: a host behind a proxy that strips its prefix mounts us with a path without it."""
-    root, above = scope.get("root_path", ""), scope.get("app_root_path", "")
-    if scope["path"].startswith(root) or not scope["path"].startswith(root.removeprefix(above)):
-        return scope
-    return {**scope, "path": above + scope["path"]}
-
-
-def _route_path(scope: Scope) -> str:
-    """The path that routes are matched with; exactly as Starlette has it, or who is let in were not who is served."""
-    path, root = scope["path"], scope.get("root_path", "")
-    below = path[len(root) :] if path.startswith(root) else path
-    return below if below.startswith("/") or path == root else path
 
 
 class _Bounded:

@@ -8,14 +8,14 @@ import logging
 import re
 import time
 from collections.abc import Generator, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 from starlette.datastructures import Headers
-from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from steploom.server.places import place
 from steploom.server.telemetry.record import RECORD, Record
 from steploom.telemetry.tallies import SECONDS, Tally
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from steploom.server.telemetry import Telemetry
 
 lines = logging.getLogger("steploom.access")
-
-UNMATCHED = "unmatched"
-"""The route of what fits none."""
 
 _GONE = 499
 _METHODS = {str(method) for method in http.HTTPMethod}
@@ -84,8 +81,8 @@ class Observed:
             return
         headers = Headers(scope=scope)
         record = Record(headers.get("x-request-id"))
+        scope, route = place(scope)
         scope["steploom.request_id"] = record.request_id
-        route = route_of(scope)
         began, token = time.monotonic(), RECORD.set(record)
 
         async def watched(message: Message) -> None:
@@ -136,12 +133,3 @@ def _traced(record: Record, headers: Mapping[str, str], *, taken_over: bool) -> 
         yield
     finally:
         context.detach(token)
-
-
-def route_of(scope: Scope) -> str:
-    """The path of the route that serves ``scope``, as it is declared: with names of parameters for their values."""
-    for route in scope["app"].routes:
-        path: Any = getattr(route, "path", None)
-        if path is not None and route.matches(scope)[0] != Match.NONE:
-            return f"{path}/*" if isinstance(route, Mount) else path
-    return UNMATCHED
