@@ -43,10 +43,10 @@ class Server:
             return http.client.HTTPSConnection(parts.hostname, parts.port, context=context)
         return http.client.HTTPConnection(parts.hostname, parts.port)
 
-    def ask(self, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any, str | None]:
+    def ask(self, path: str, body: dict[str, Any] | None = None, **headers: str) -> tuple[int, Any, str | None]:
         """Status, answer, and whether the connection is closed."""
         with contextlib.closing(self.connection()) as connection:
-            head = {"content-type": "application/json"} if body else {}
+            head = {"content-type": "application/json", **headers} if body else headers
             connection.request("POST" if body else "GET", path, json.dumps(body) if body else None, head)
             answer = connection.getresponse()
             return answer.status, json.loads(answer.read()), answer.getheader("connection")
@@ -133,6 +133,10 @@ def test_a_unix_socket_is_there_as_long_as_the_server(tmp_path: pathlib.Path) ->
     with served("--uds", str(place), "--uds-mode", "600", "--root-path", "/images") as server:
         assert stat.S_IMODE(place.stat().st_mode) == 0o600
         assert server.ask("/v1/models")[0] == 200
+        proxied = {"host": "a.example", "x-forwarded-proto": "https"}
+        kept = {"prompt": "a", "size": "64x64", "num_inference_steps": 1, "response_format": "url"}
+        status, answer, _ = server.ask("/v1/images/generations", kept, **proxied)
+        assert (status, answer["data"][0]["url"].partition("/v1/")[0]) == (200, "https://a.example/images")
         other = subprocess.run([*SERVE, "--uds", str(place)], capture_output=True, text=True, timeout=120, check=False)
         assert (other.returncode, other.stderr.count("\n")) == (1, 1)
         assert "another program listens there" in other.stderr

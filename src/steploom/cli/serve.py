@@ -183,6 +183,7 @@ def _server_config(options: argparse.Namespace, app: Any) -> uvicorn.Config:
         app, **tls, http=listening.protocol(most), ws="none", root_path=options.root_path, lifespan="off",
         log_config=None, access_log=False, server_header=False, timeout_keep_alive=options.keep_alive,
         timeout_graceful_shutdown=ANSWERING_S,
+        forwarded_allow_ips="*" if options.uds is not None else None,  # only a proxy that the file's mode lets in
     )  # fmt: skip
 
 
