@@ -161,6 +161,25 @@ async def test_pages_of_others_may_not_use_it() -> None:
         assert allowed.headers["access-control-allow-origin"] == "http://evil.example"
 
 
+@pytest.mark.parametrize(
+    ("origin", "host", "status"),
+    [
+        ("http://evil.example", "192.168.1.5:8000", 403),
+        ("http://192.168.1.5:9000", "192.168.1.5:8000", 403),
+        ("null", "192.168.1.5:8000", 403),
+        ("http://192.168.1.5:8000", "192.168.1.5:8000", 200),
+        ("http://box", "Box:80", 200),
+        ("https://box", "box", 200),
+    ],
+)
+async def test_pages_are_known_where_browsers_send_no_site(origin: str, host: str, status: int) -> None:
+    """As in a network at home: plain HTTP, at another machine than the browser's."""
+    async with plain() as client:
+        headers = {"origin": origin, "host": host}
+        answer = await client.post("/v1/images/generations", headers=headers, data={"prompt": "a"})
+        assert answer.status_code == status
+
+
 async def test_methods_are_what_http_says() -> None:
     async with plain() as client:
         for path in ("/live", "/ready", "/health", "/v1/models"):

@@ -71,7 +71,8 @@ class Gate:
 
     def _check_page(self, method: str, headers: Headers) -> None:
         """A form of somebody else's page may post to us without asking: CORS alone only hides the answer from it."""
-        site, origin = headers.get("sec-fetch-site"), headers.get("origin", "")
+        origin = headers.get("origin", "")
+        site = headers.get("sec-fetch-site") or _site(origin, headers.get("host", ""))
         allowed = {"*", origin} & set(self._settings.cors_origins)
         if method not in _READING and site in ("cross-site", "same-site") and not allowed:
             raise ApiError(403, f"origin {origin!r:.80}: pages of it may not use this server (see cors_origins)",
@@ -86,6 +87,15 @@ class Gate:
         if scheme.lower() != "bearer" or not found:
             said = "is wrong" if authorization else "is missing"
             raise ApiError(401, f"the API key {said}; send it as 'Authorization: Bearer KEY'", code="invalid_api_key")
+
+
+def _site(origin: str, host: str) -> str | None:
+    """What ``Sec-Fetch-Site`` would say: browsers send it to HTTPS and to their own machine only, ``Origin`` always."""
+    if not origin:
+        return None  # no browser
+    scheme, _, given = origin.lower().partition("://")
+    port = {"http": ":80", "https": ":443"}.get(scheme, "")
+    return "same-origin" if given and given == host.lower().removesuffix(port) else "cross-site"
 
 
 class _Bounded:
