@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import pathlib
 import re
 import signal
@@ -71,3 +72,16 @@ def test_what_cannot_be_served_is_one_line() -> None:
         assert done.returncode in (1, 2), done.stderr
         assert why in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_the_last_words_are_json_too(tmp_path: pathlib.Path) -> None:
+    for options, why in (
+        (["--profile", str(tmp_path / "nowhere" / "trace.json")], "--profile"),
+        (["--host", "203.0.113.1"], "--host"),
+        (["--model", "nowhere:make"], "nowhere"),
+    ):
+        command = [*SERVE, "--log-format", "json", *options]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        last = [json.loads(line) for line in done.stderr.splitlines()][-1]
+        assert (done.returncode, last["level"]) == (1, "critical")
+        assert why in last["message"]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import logging
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import anyio
 import pytest
 from exposition import local
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from steploom.server import create_app
 from steploom.server.telemetry import logs, otlp
@@ -170,3 +172,15 @@ def test_a_collector_without_the_extra_is_told_and_none_is_nothing(log: Log, mon
     assert otlp.set_up(endpoint) is None
     assert "pip install 'steploom[otel]'" in log.getvalue()
     assert "OTEL_EXPORTER_OTLP_ENDPOINT is set" in log.getvalue()
+
+
+def test_the_end_waits_for_a_collector_that_hangs_no_longer_than_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, ended = threading.Event(), []
+    monkeypatch.setattr(otlp, "LAST_SPANS_S", 0.01)
+    monkeypatch.setattr("opentelemetry.trace.set_tracer_provider", lambda provider: None)
+    monkeypatch.setattr(BatchSpanProcessor, "shutdown", lambda processor: ended.append(answers.wait(5)))
+    end = otlp.set_up({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"})
+    assert end is not None
+    end()
+    assert not ended
+    answers.set()

@@ -13,7 +13,7 @@ from steploom.cli import arguments, listening
 from steploom.cli.option import MASK
 from steploom.cli.serve_options import add_options
 from steploom.config import EngineConfig
-from steploom.errors import ConfigError, InvalidRequest, QueueFull
+from steploom.errors import ConfigError, InvalidRequest, QueueFull, SteploomError
 
 if TYPE_CHECKING:
     import socket
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from steploom.server.state import ServerState
 
 log = logging.getLogger("steploom.serve")
+
+EXIT_FAILED = 1
 
 LIMITS = ("max_images", "max_tokens", "max_prompt_chars", "max_body_bytes", "max_videos", "max_video_bytes",
           "max_unfinished_videos")  # fmt: skip
@@ -78,10 +80,11 @@ def run(options: argparse.Namespace) -> int:
         import uvicorn
 
         from steploom.server import ServerSettings
-        from steploom.server.telemetry import logs, otlp
+        from steploom.server.telemetry import logs
     except ImportError as error:
         raise ConfigError(f"serve: {error.name} is missing; pip install 'steploom[server]'") from None
     del uvicorn
+    logs.configure(options.log_format)
     server_settings = ServerSettings(
         api_keys=keys,
         model_names=tuple(options.served_model_name),
@@ -95,21 +98,37 @@ def run(options: argparse.Namespace) -> int:
         video_ttl_s=options.video_ttl,
         page=not options.no_page,
     )
+    try:
+        return _listen(options, config, server_settings)
+    except (SteploomError, OSError) as error:
+        if not logs.writes_json():
+            raise
+        log.critical("%s", " ".join(str(error).split()))  # whoever reads the log is told why it ends
+        return EXIT_FAILED
+
+
+def _listen(options: argparse.Namespace, config: EngineConfig, settings: ServerSettings) -> int:
+    """Serves until told to end; returns the exit code."""
+    from steploom.server.telemetry import otlp
+
     with listening.listening(options) as sockets:  # first of all: a port in use is known at once
         from steploom.cli import loop
         from steploom.engine.async_engine import AsyncDiffusionEngine
 
         engine = AsyncDiffusionEngine(config)
-        logs.configure(options.log_format)
         with contextlib.ExitStack() as ends:
             if options.profile:
                 from steploom.telemetry import ProfileObserver
 
-                engine.observers.append(ends.enter_context(ProfileObserver(options.profile)))
+                try:
+                    engine.observers.append(ends.enter_context(ProfileObserver(options.profile)))
+                except OSError as error:
+                    raise ConfigError(f"--profile {options.profile}: cannot be written: {error.strerror}") from None
             end_of_traces = otlp.set_up(os.environ)
-            if end_of_traces is not None:
-                ends.callback(end_of_traces)
-            return loop.run(_serve(options, engine, server_settings, sockets))
+            code = loop.run(_serve(options, engine, settings, sockets))
+            if end_of_traces is not None and code == 0:  # a second signal waits for no collector
+                end_of_traces()
+            return code
 
 
 def engine_config(options: argparse.Namespace) -> EngineConfig:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 
 log = logging.getLogger("steploom.serve")
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+
+
+LAST_SPANS_S = 5.0
+"""Seconds in which a collector must have taken the last spans; whoever ends the server does not wait longer."""
 
 
 def set_up(env: Mapping[str, str]) -> Callable[[], object] | None:
@@ -37,7 +42,14 @@ def set_up(env: Mapping[str, str]) -> Callable[[], object] | None:
         log.warning("OTEL_EXPORTER_OTLP_PROTOCOL=%s: spans are sent as http/protobuf", protocol)
     is_named = env.get("OTEL_SERVICE_NAME") or "service.name=" in env.get("OTEL_RESOURCE_ATTRIBUTES", "")
     named = {} if is_named else {"service.name": "steploom"}
-    provider = TracerProvider(resource=Resource.create({**named, "service.version": __version__}))
+    resource = Resource.create({**named, "service.version": __version__})
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
-    return provider.shutdown
+
+    def end() -> None:
+        last = threading.Thread(target=provider.shutdown, name="steploom-last-spans", daemon=True)
+        last.start()
+        last.join(LAST_SPANS_S)
+
+    return end
