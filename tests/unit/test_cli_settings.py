@@ -212,6 +212,14 @@ def test_all_keys_count(tmp_path: pathlib.Path) -> None:
     assert serve._keys(read("--api-key", "e", env={"STEPLOOM_API_KEY": "c"})) == ("e",)
 
 
+def test_no_time_to_drain_is_a_time() -> None:
+    assert read("--drain-timeout", "0").drain_timeout == 0
+    assert read(env={"STEPLOOM_DRAIN_TIMEOUT": "0"}).drain_timeout == 0
+    for wrong in ("-1", "nan", "soon"):
+        with pytest.raises(SystemExit):
+            read("--drain-timeout", wrong)
+
+
 def test_the_model_is_given_once() -> None:
     assert read("owner/a", env={"STEPLOOM_MODEL": "owner/b"}).model == "owner/a"
     with pytest.raises(Exception, match="leave one out"):

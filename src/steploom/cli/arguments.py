@@ -89,6 +89,11 @@ def rate(text: str) -> float:
     return value
 
 
+def patience(text: str) -> float:
+    """A finite number of seconds, of which there may be none."""
+    return 0.0 if finite(text) == 0 else rate(text)
+
+
 def setting(text: str) -> tuple[str, Any]:
     """``KEY=VALUE``: the value is read as JSON where it is JSON, and is text otherwise."""
     key, equals, value = text.partition("=")

@@ -35,7 +35,7 @@ def _add_place(group: arguments.Options) -> None:
     group.add_argument("--root-path", type=_root, default="", metavar="PATH", help="where a proxy has put the server")
     group.add_argument("--ssl-certfile", metavar="FILE", help="serve HTTPS with this certificate")
     group.add_argument("--ssl-keyfile", metavar="FILE", help="and this key")
-    group.add_argument("--drain-timeout", type=arguments.rate, default=30.0, metavar="S",
+    group.add_argument("--drain-timeout", type=arguments.patience, default=30.0, metavar="S",
                        help="seconds that requests get to end when the server does (default: %(default)g)")  # fmt: skip
     group.add_argument("--max-connections", type=arguments.count, default=4096, metavar="N",
                        help="connections at once; more are closed (default: %(default)s)")  # fmt: skip
