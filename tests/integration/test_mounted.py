@@ -9,10 +9,12 @@ from typing import Any
 import anyio
 import fastapi
 import httpx2
+import litestar
 import openai
 import pytest
 from embedding import Ends, served
 from fakes import assert_empty
+from litestar.types import Receive, Scope, Send
 from serving import image_of
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -59,6 +61,16 @@ def in_fastapi(engine: FakeEngine, root_path: str = "", **settings: Any) -> Any:
 
 def in_a_fastapi_that_knows_its_proxy(engine: FakeEngine, **settings: Any) -> Any:
     return in_fastapi(engine, root_path="/proxy", **settings)
+
+
+def in_litestar(engine: FakeEngine, **settings: Any) -> Any:
+    inner = create_app(engine, **settings)
+
+    @litestar.asgi("/images", is_mount=True, copy_scope=True)
+    async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
+        await inner(scope, receive, send)  # type: ignore[arg-type]
+
+    return litestar.Litestar([mounted], lifespan=[lifespan_of(engine)], logging_config=None)
 
 
 HOSTS = [
@@ -149,3 +161,20 @@ async def test_by_itself_behind_a_proxy(root_path: str, prefix: str) -> None:
         counted = (await plain.get(f"{address}{prefix}/metrics")).text
         assert 'route="/v1/images/stored/{name}",status="200"} 1.0' in counted
         assert "unmatched" not in counted
+
+
+async def test_in_litestar() -> None:
+    """It mounts with a path that ends with a slash, and without a root path."""
+    app = in_litestar(FakeEngine(), api_keys=("secret",))
+    async with (
+        served(app) as address,
+        openai.AsyncOpenAI(base_url=f"{address}/images/v1", api_key="secret", max_retries=0) as client,
+        httpx2.AsyncClient() as plain,
+    ):
+        assert [model.id async for model in client.models.list()] == ["demo"]
+        kept = (await client.images.generate(prompt="a", response_format="url")).data
+        assert kept is not None
+        assert str(kept[0].url).startswith(f"{address}/images/v1/images/stored/")
+        assert (await plain.get(str(kept[0].url))).status_code == 200
+        assert (await plain.get(f"{address}/images/ready")).status_code == 200
+        assert (await plain.get(f"{address}/images/v1/models/")).status_code == 401

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import unquote
 
 from starlette.routing import Match, Mount
 from starlette.types import Scope
@@ -16,7 +17,7 @@ def place(scope: Scope) -> tuple[Scope, str]:
 
     Servers put their ``root_path`` before every path, as if the proxy had stripped it; one that has not is served too.
     """
-    scope = _whole(scope)
+    scope = _whole(_mounted(scope))
     route = route_of(scope)
     root = scope.get("root_path", "").rstrip("/")
     if route == UNMATCHED and root and scope["path"].startswith(f"{root}{root}/"):
@@ -24,6 +25,17 @@ def place(scope: Scope) -> tuple[Scope, str]:
         if (found := route_of(again)) != UNMATCHED:
             return again, found
     return scope, route
+
+
+def _mounted(scope: Scope) -> Scope:
+    """``scope`` without a slash at its end. Litestar mounts with one, and says not where: the client does."""
+    path, root = scope["path"], scope.get("root_path", "")
+    if not path.endswith("/") or path in ("/", f"{root}/"):
+        return scope
+    path = path.rstrip("/")
+    sent = unquote(scope.get("raw_path") or b"").rstrip("/")
+    above = sent.removesuffix(path) if not root and sent.endswith(path) else ""
+    return {**scope, "path": above + path, "root_path": root + above}
 
 
 def _whole(scope: Scope) -> Scope:
