@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import pathlib
+import queue
 import re
 import signal
 import socket
@@ -13,6 +14,7 @@ import ssl
 import stat
 import subprocess
 import sys
+import threading
 import urllib.parse
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +32,14 @@ class Server:
 
     def __init__(self, process: subprocess.Popen[str], address: str) -> None:
         self.process, self.address = process, address
+        self.lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()  # a full pipe would hold up the server
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        with contextlib.suppress(ValueError):  # closed meanwhile
+            for line in self.process.stderr:
+                self.lines.put(line)
 
     def connection(self) -> http.client.HTTPConnection:
         if "://" not in self.address:
@@ -59,8 +69,9 @@ class Server:
             pass
 
     def says(self, words: str) -> str:
-        assert self.process.stderr is not None
-        return next(line for line in self.process.stderr if words in line)
+        while words not in (line := self.lines.get(timeout=240)):
+            pass
+        return line
 
 
 @contextlib.contextmanager
