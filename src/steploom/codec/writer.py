@@ -182,7 +182,7 @@ class Writer:
 
     def _library(self, value: Any, kind: type, depth: int) -> Any:
         """Types of torch, numpy and PIL: whoever holds such a value has imported its library."""
-        torch, numpy, image = (sys.modules.get(name) for name in ("torch", "numpy", "PIL.Image"))
+        torch, numpy, image = (_loaded(name) for name in ("torch", "numpy", "PIL.Image"))
         if torch is not None:
             if isinstance(value, torch.Tensor):
                 return self._tensor(value, torch)
@@ -277,6 +277,12 @@ class Writer:
 
 def _tag(code: Code, value: Any) -> msgspec.msgpack.Ext:
     return msgspec.msgpack.Ext(code.value, _pack(value))
+
+
+def _loaded(name: str) -> Any:
+    """A library, if something has imported all of it; another thread may be about to."""
+    module = sys.modules.get(name)
+    return None if getattr(getattr(module, "__spec__", None), "_initializing", False) else module
 
 
 def _dataclass_fields(value: Any) -> dict[str, Any] | None:
