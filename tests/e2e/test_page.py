@@ -7,8 +7,10 @@ import io
 import json
 import pathlib
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
+import anyio
 import pytest
 from browser import Tab, browsing, tab
 from PIL import Image
@@ -19,6 +21,7 @@ from starlette.routing import Mount
 from steploom import AsyncDiffusionEngine, EngineObserver
 from steploom.protocol import RunnerOutput, SchedulerOutput, request_id_of
 from steploom.server import create_app
+from steploom.server.page import ticks
 from steploom.testing import FakeEngine
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -282,4 +285,30 @@ async def test_the_built_in_model_while_one_watches(scheme: Any, tmp_path: pathl
         picture = Image.open(io.BytesIO(await one.page.screenshot(full_page=True)))
         ground = picture.convert("L").getpixel((2, 2))
         assert (ground > 128) == (scheme == "light")
+        assert one.complaints == []
+
+
+async def test_what_ended_unseen_runs_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ticks, "HISTORY", 2)
+    async with shown() as (engine, _, browser, address), tab(browser, address) as one:
+        engine.hold()
+        async with anyio.create_task_group() as group:
+            group.start_soon(partial(engine.generate, "short", num_inference_steps=3))
+            await one.page.wait_for_selector("#state[data-state=running]")
+            group.start_soon(partial(engine.generate, "long", num_inference_steps=200))
+            await one.page.wait_for_selector("#lanes li:nth-child(2)")
+            engine.release()
+        await one.page.wait_for_selector("#state[data-state=idle]")
+        assert one.complaints == []
+
+
+@pytest.mark.parametrize("makes", ["videos", "text"])
+async def test_a_model_that_makes_no_images_is_told_and_not_asked(makes: str) -> None:
+    async with shown(makes=makes) as (_, _, browser, address), tab(browser, address) as one:
+        await one.page.fill("#prompt", "two boats")
+        await drop(one, "a.png", file_of(Image.new("RGB", (64, 64))))
+        await one.page.keyboard.press("Control+Enter")
+        assert await one.page.is_disabled("#go")
+        assert f"This model makes {makes}, no images" in await one.page.inner_text("#note")
+        assert await one.page.locator(".card").count() == 0
         assert one.complaints == []

@@ -9,7 +9,7 @@ export class Feed {
   #on; #after = 0; #name = null; #channel = null; #abort = null; #opened = null; #busy;
 
   /**
-   * @param on Called with the kind and the data of each event, and with "open", "lost" and "reset".
+   * @param on Called with the kind and the data of each event, and with "open", "lost", "reset" and "missed".
    * @param busy Whether requests of this tab wait or run: then a hidden tab keeps its connection.
    */
   constructor(on, busy) {
@@ -66,13 +66,19 @@ export class Feed {
 
   #take(id, kind, data) {
     if (kind === "hello") {
-      if (this.#name !== null && this.#name !== data.feed) this.#on("reset", data); // another life of the server
+      if (this.#name !== null && this.#name !== data.feed) {
+        this.#after = 0;
+        this.#on("reset", data); // another life of the server
+      }
       this.#name = data.feed;
       this.#on("open", data);
       this.#opened.open();
       return;
     }
-    if (id !== null) this.#after = id;
+    if (id !== null) {
+      if (this.#after && id > this.#after + 1) this.#on("missed", data);
+      this.#after = id;
+    }
     this.#on(kind, data);
   }
 

@@ -2,6 +2,7 @@
 
 import { byId, el } from "./dom.js";
 
+const ROUTES = { videos: "/v1/videos", text: "/v1/chat/completions" };
 const NUMBERS = ["num_inference_steps", "guidance_scale", "true_cfg_scale"];
 
 export class Form {
@@ -39,6 +40,17 @@ export class Form {
     byId("models").hidden = info.models.length < 2;
     this.#examples(info.examples);
     this.#fit();
+    const go = byId("go");
+    if (this.cannot || go.disabled) this.say(this.cannot, { wrong: true });
+    go.disabled = Boolean(this.cannot);
+  }
+
+  /** Why this page has nothing to ask of the model; null if it has. */
+  get cannot() {
+    const { makes } = this.info;
+    if (!makes.length || makes.includes("images")) return null;
+    const other = makes.map((one) => ROUTES[one]).filter(Boolean).join(" and ");
+    return `This model makes ${makes.join(" and ")}, no images. Ask for it at ${other || "the API"}; the chart shows it too.`;
   }
 
   #examples(examples) {
@@ -60,7 +72,7 @@ export class Form {
   #fit() {
     for (const field of this.#form.querySelectorAll("[data-parameter]")) field.hidden = !this.takes(field.dataset.parameter);
     byId("size").hidden = !(this.takes("width") && this.takes("height"));
-    byId("drop-hint").hidden = !this.info.image_parameters && this.info.parameters.length > 0;
+    byId("drop-hint").hidden = Boolean(this.cannot) || !this.info.image_parameters && this.info.parameters.length > 0;
   }
 
   useImage(image) {

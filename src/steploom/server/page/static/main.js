@@ -28,7 +28,7 @@ const viewer = new Viewer({
 
 /** Asks for as many images as the form says, each a request of its own. */
 async function submit() {
-  if (!form.info) return;
+  if (!form.info || form.cannot) return;
   form.say(null);
   const count = form.count, image = form.image;
   const asked = Array.from({ length: count }, (_, index) => form.read(index));
@@ -67,9 +67,12 @@ function take(kind, data) {
   if (kind === "lost") {
     cards.lose();
     say("lost", "connecting again");
+    byId("batch-now").textContent = "The server does not answer. What it did last stays here.";
   } else if (kind === "reset") { // another server, perhaps with another model
     lanes.reset();
     learn();
+  } else if (kind === "missed") {
+    lanes.reset(); // whoever ended meanwhile would seem to run for ever; whoever runs is in the next tick
   } else if (kind === "open") {
     cards.lose(); // what came over the connection before this one ended with it
     showNow();
@@ -128,9 +131,6 @@ async function learn() {
       byId("model").textContent = info.models[0];
       byId("model").title = info.pipeline_class;
       form.learn(info);
-      if (info.makes.length && !info.makes.includes("images")) {
-        form.say(`This model makes ${info.makes.join(" and ")}, no images.`, { wrong: true });
-      }
       return;
     } catch (error) {
       if (error instanceof ApiError && error.status === 401) await askKey(error);
@@ -157,7 +157,7 @@ function askKey(error) {
 
 byId("cancel-all").addEventListener("click", () => { for (const card of cards.live) card.cancel(); });
 byId("clear").addEventListener("click", () => cards.clear());
-listen((file) => { if (form.info) use(file, form); });
+listen((file) => { if (form.info && !form.cannot) use(file, form); });
 
 /** What the page shows, for tests and for the curious. */
 window.steploom = { lanes, cards, form };
