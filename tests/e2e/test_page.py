@@ -312,3 +312,15 @@ async def test_a_model_that_makes_no_images_is_told_and_not_asked(makes: str) ->
         assert f"This model makes {makes}, no images" in await one.page.inner_text("#note")
         assert await one.page.locator(".card").count() == 0
         assert one.complaints == []
+
+
+async def test_what_was_asked_while_the_server_was_gone_is_made_when_it_is_back() -> None:
+    async with shown() as (_, _, browser, address), tab(browser, address) as one:
+        await one.page.route("**/v1/ticks*", lambda route: route.abort())
+        await one.page.reload()
+        await one.page.wait_for_selector("#state[data-state=lost]")
+        await one.page.fill("#prompt", "two boats")
+        async with one.page.expect_event("requestfailed"):  # it is tried again in vain
+            await one.page.click("#go")
+        await one.page.unroute("**/v1/ticks*")
+        await one.page.wait_for_selector(".card[data-state=completed]")

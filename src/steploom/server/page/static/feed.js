@@ -22,8 +22,10 @@ export class Feed {
   #wake = null;
 
   #expect() {
-    let open;
-    this.#opened = { promise: new Promise((resolve) => { open = resolve; }), open };
+    if (this.#opened && !this.#opened.done) return; // it did not open: who waits for it waits for the next one
+    const opened = { done: false };
+    opened.promise = new Promise((resolve) => { opened.open = () => { opened.done = true; resolve(); }; });
+    this.#opened = opened;
   }
 
   /** Reads for ever; raises only what asking again would not mend (a key that is missing). */
