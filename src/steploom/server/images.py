@@ -59,7 +59,8 @@ async def edits(request: Request) -> Response:
 
 
 async def _answer(request: Request, state: ServerState, body: dict[str, Any], kind: str) -> Response:
-    key = key_of(request, kind)
+    channel = request.headers.get(HEADER)
+    key = key_of(request, kind) if channel is None else None  # a channel runs what it is given, for itself
     known = state.joins.find(key, body) if key else None
     if known is not None:
         return _respond(request, state, known, kind, leads=False, lingers=False)
@@ -75,7 +76,6 @@ async def _answer(request: Request, state: ServerState, body: dict[str, Any], ki
         return _respond(request, state, known, kind, leads=False, lingers=False)
     if key:
         state.joins.add(key, whole, generation)
-    channel = request.headers.get(HEADER)
     if channel is not None:
         return await state.channels.hand_over(channel, generation, partial(_event, generation, kind))
     return _respond(request, state, generation, kind, leads=True, lingers=bool(key))
