@@ -92,7 +92,8 @@ def _browser(session: nox.Session) -> None:
         return
     if os.geteuid() == 0 and shutil.which("apt-get"):
         quiet = {"DEBIAN_FRONTEND": "noninteractive"}
-        session.run("apt-get", "update", "-q", external=True, env=quiet)
+        # a list that cannot be renewed (100) may still do
+        session.run("apt-get", "update", "-q", external=True, env=quiet, success_codes=[0, 100])
         session.run("apt-get", "install", "-y", "-q", "--no-install-recommends", "chromium", external=True, env=quiet)
 
 
