@@ -101,6 +101,7 @@ async def test_two_ticks_in_flight_are_answered_in_order(kind: type[DiffusionExe
     assert answers == [1, 2]
 
 
+@pytest.mark.alone  # a message takes its time to arrive, which nobody can wait for
 async def test_a_call_in_a_long_tick_is_answered_before_the_next_tick(
     kind: type[DiffusionExecutor], gate: Gate
 ) -> None:
