@@ -20,14 +20,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from types import SimpleNamespace
 from typing import Any, Self
 
 import anyio
 import anyio.lowlevel
 
-from steploom import _pretended_text
-from steploom._pretended_pictures import DEFAULT_SIZE, SIZE_MULTIPLE, films, floats, images, latents, picture
+from steploom._pretended import MODELS
 from steploom.config import EngineConfig
 from steploom.engine.async_engine import AsyncDiffusionEngine
 from steploom.engine.sync import DiffusionEngine
@@ -35,7 +33,6 @@ from steploom.errors import ConfigError, EngineError, GenerationFailed, WorkerDi
 from steploom.executor.abstract import DiffusionExecutor, ProgressCallback
 from steploom.protocol import (
     ErrorInfo,
-    Parameter,
     PipelineInfo,
     RequestReport,
     RunnerOutput,
@@ -45,15 +42,6 @@ from steploom.protocol import (
 from steploom.requests import DiffusionRequest
 from steploom.worker import memory
 
-TEXT_TO_IMAGE = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "width", "height",
-                 "num_images_per_prompt")  # fmt: skip
-IMAGE_TO_IMAGE = (*TEXT_TO_IMAGE, "image", "strength")
-INPAINTING = (*IMAGE_TO_IMAGE, "mask_image")
-TEXT_TO_VIDEO = (*TEXT_TO_IMAGE[:-1], "num_frames", "num_videos_per_prompt", "image")
-DEFAULT_STEPS = 8
-MAKES = ("images", "videos", "text")
-DEFAULT_FRAMES = 17
-FRAME_MULTIPLE = 4
 FAIL = "fail"
 """A prompt that begins so fails in its second step, as if the pipeline had raised."""
 
@@ -82,8 +70,8 @@ class FakeEngine(AsyncDiffusionEngine):
     def __init__(self, config: EngineConfig | None = None, *, makes: str = "images", **overrides: Any) -> None:
         if "distributed_executor_backend" in overrides:
             raise ConfigError("distributed_executor_backend: FakeEngine has its own; leave it out")
-        if makes not in MAKES:
-            raise ConfigError(f"makes={makes!r}: must be one of {', '.join(map(repr, MAKES))}")
+        if makes not in MODELS:
+            raise ConfigError(f"makes={makes!r}: must be one of {', '.join(map(repr, MODELS))}")
         self._gate = _Gate()
         super().__init__(config, **overrides, distributed_executor_backend=_FakeExecutor)
         self._make_executor = partial(_FakeExecutor, pipeline=self._gate, makes=makes)
@@ -199,11 +187,11 @@ class _Gate:
 
 
 class _FakeExecutor(DiffusionExecutor):
-    """Counts steps, and draws pictures of coloured squares, or says words."""
+    """Counts steps; what they make is a pretended model's business."""
 
     def __init__(self, config: EngineConfig, pipeline: Any = None, makes: str = "images") -> None:
         super().__init__(config, pipeline)
-        self._text, self._videos = makes == "text", makes == "videos"
+        self._model = MODELS[makes]
         self._gate: _Gate = pipeline
         self._resident: dict[str, tuple[DiffusionRequest, int]] = {}
         self._stats = WorkerStats()
@@ -211,17 +199,7 @@ class _FakeExecutor(DiffusionExecutor):
     async def _init_executor(self, on_progress: ProgressCallback) -> PipelineInfo:
         on_progress("pretending to load a model")
         self._gate.renew()
-        if self._text:
-            return _pretended_text.info()
-        if self._videos:
-            info = _info(TEXT_TO_VIDEO, required=("prompt",))
-            info.makes, info.default_frames, info.frame_multiple = ["videos"], DEFAULT_FRAMES, FRAME_MULTIPLE
-            return info
-        tasks = {"text-to-image": TEXT_TO_IMAGE, "image-to-image": IMAGE_TO_IMAGE, "inpainting": INPAINTING}
-        info = {task: _info(names) for task, names in tasks.items()}
-        main = _info(TEXT_TO_IMAGE)
-        main.tasks = {task: [one] for task, one in info.items()}
-        return main
+        return self._model.info()
 
     async def execute_step(self, output: SchedulerOutput) -> RunnerOutput:
         await self._gate.passed()
@@ -237,19 +215,13 @@ class _FakeExecutor(DiffusionExecutor):
 
     def _step(self, run: str, mates: int) -> RequestReport:
         request, done = self._resident[run]
-        done, total = done + 1, request.params.get("num_inference_steps") or DEFAULT_STEPS
-        total = _pretended_text.total_steps(request) if self._text else total
+        done, total = done + 1, self._model.total_steps(request)
         report = RequestReport(
             run_id=run, phase="denoise", stepped=True, step=done, total_steps=total, sigma=1 - done / total,
             batch_key="fake", batch_requests=float(mates), rows=2,
         )  # fmt: skip
-        if self._text:
-            _pretended_text.tell(report, request, done)
-        elif request.preview_every and done % request.preview_every == 0:
-            report.preview = picture(request, 0, done / total)
-        if not self._text and request.latents_every and done % request.latents_every == 0:
-            report.latents = latents(request, [done], total)
-        if _pretended_text.said_to(request).startswith(FAIL) and done == min(2, total):
+        self._model.tell(report, request)
+        if self._model.said_to(request).startswith(FAIL) and done == min(2, total):
             report.error = ErrorInfo("GenerationFailed", f"ValueError: {request.prompt}")
         report.finished = report.error is not None or done == total
         if not report.finished:
@@ -257,16 +229,8 @@ class _FakeExecutor(DiffusionExecutor):
             return report
         del self._resident[run]
         report.phase = "done"
-        if report.error is None and self._text:
-            report.output = _pretended_text.output(request)
-        elif report.error is None:
-            report.output = SimpleNamespace(images=images(request, total))
-            if self._videos:
-                report.output = SimpleNamespace(frames=films(request, DEFAULT_FRAMES))
-            if request.return_trajectory:
-                steps = range(1, total + 1)
-                report.trajectory_latents = latents(request, steps, total, trajectory=True)
-                report.trajectory_timesteps = floats([1000 * (1 - (step - 1) / total) for step in steps], [total])
+        if report.error is None:
+            self._model.finish(report, request)
         return report
 
     async def collective_rpc(
@@ -296,14 +260,3 @@ class _FakeExecutor(DiffusionExecutor):
     async def shutdown(self) -> None:
         self._resident.clear()
         await anyio.lowlevel.checkpoint()
-
-
-def _info(names: Sequence[str], required: Sequence[str] = ("prompt", "image", "mask_image")) -> PipelineInfo:
-    return PipelineInfo(
-        pipeline_class="FakePipeline",
-        parameters=[Parameter(name, name in required) for name in names],
-        default_steps=DEFAULT_STEPS,
-        default_size=DEFAULT_SIZE,
-        size_multiple=SIZE_MULTIPLE,
-        makes=["images"],
-    )
