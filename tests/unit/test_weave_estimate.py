@@ -5,6 +5,7 @@ from __future__ import annotations
 import diffusers
 import pytest
 import torch
+from hearing import Heard
 
 from steploom.weave import noise
 
@@ -59,8 +60,8 @@ def test_a_perfect_prediction_gives_the_data(name: str, settings: dict) -> None:
     base = {"clip_sample": False} if name in CLIPPING else {}
     scheduler = getattr(diffusers, name)(**base, **settings)
     scheduler.set_timesteps(STEPS)
-    ends: list[noise.StepEnd] = []
-    own = noise.observe(scheduler, ends.append)
+    ends = Heard()
+    own = noise.observe(scheduler, ends)
     draw = torch.Generator().manual_seed(0)
     x0, eps = (torch.randn(1, 4, 8, 8, generator=draw) for _ in range(2))
     kind = "flow" if name.startswith("FlowMatch") else settings.get("prediction_type", "epsilon")
@@ -76,7 +77,7 @@ def test_a_perfect_prediction_gives_the_data(name: str, settings: dict) -> None:
 
 
 def test_the_other_half_of_a_learned_variance_is_left_out() -> None:
-    own = noise.observe(diffusers.DPMSolverMultistepScheduler(variance_type="learned_range"), (ends := []).append)
+    own = noise.observe(diffusers.DPMSolverMultistepScheduler(variance_type="learned_range"), ends := Heard())
     own.set_timesteps(STEPS)
     x0 = eps = torch.ones(1, 3, 4, 4)
     alpha, sigma, _ = levels(own, 0)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from hearing import Heard
 
 from steploom.weave import noise
 from steploom.weave.calls import ModuleCall
@@ -161,8 +162,8 @@ def test_context_variables_are_the_programs_own():
 
 
 def steps_of(scheduler: Any, count: int = 4) -> tuple[list[noise.StepEnd], Any]:
-    ends: list[noise.StepEnd] = []
-    own = noise.observe(scheduler, ends.append)
+    ends = Heard()
+    own = noise.observe(scheduler, ends)
     own.set_timesteps(count)
     latents = torch.ones(1, 2, 2, 2)
     for t in own.timesteps:
@@ -184,8 +185,8 @@ def test_every_step_is_observed_and_the_original_is_untouched(cls):
 
 
 def test_copies_made_by_the_pipeline_do_not_end_steps():
-    ends: list[noise.StepEnd] = []
-    own = noise.observe(FlowMatchEulerDiscreteScheduler(), ends.append)
+    ends = Heard()
+    own = noise.observe(FlowMatchEulerDiscreteScheduler(), ends)
     own.set_timesteps(3)
     twin = copy.deepcopy(own)
     x = torch.ones(1, 1, 2, 2)
@@ -199,8 +200,8 @@ def test_copies_made_by_the_pipeline_do_not_end_steps():
 def test_estimates_of_x0_for_flow_matching_are_exact_for_a_straight_path():
     """x = (1 - s) x0 + s e moves with v = e - x0: the estimate is x0 from every step."""
     x0, e = torch.full((1, 1, 2, 2), 0.3), torch.full((1, 1, 2, 2), -1.1)
-    ends: list[noise.StepEnd] = []
-    own = noise.observe(FlowMatchEulerDiscreteScheduler(), ends.append)
+    ends = Heard()
+    own = noise.observe(FlowMatchEulerDiscreteScheduler(), ends)
     own.set_timesteps(4)
     x = e
     for t in own.timesteps:
@@ -213,8 +214,8 @@ def test_estimates_of_x0_for_flow_matching_are_exact_for_a_straight_path():
 
 def test_estimates_of_x0_for_epsilon_models():
     x0, e = torch.full((1, 1, 2, 2), 0.3), torch.full((1, 1, 2, 2), -1.1)
-    ends: list[noise.StepEnd] = []
-    own = noise.observe(DDIMScheduler(), ends.append)
+    ends = Heard()
+    own = noise.observe(DDIMScheduler(), ends)
     own.set_timesteps(5)
     alpha = own.alphas_cumprod[own.timesteps[0]]
     own.step(e, own.timesteps[0], alpha.sqrt() * x0 + (1 - alpha).sqrt() * e, return_dict=False)

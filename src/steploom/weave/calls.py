@@ -18,13 +18,14 @@ from torch.utils import _pytree as pytree
 from steploom.weave import untyped
 
 if TYPE_CHECKING:
+    from steploom.weave.forms import Form
     from steploom.weave.ragged_language import Arguments, LanguageRule
     from steploom.weave.shared import Target
 
 Leaf = torch.Tensor | list[torch.Tensor]
 Structure = Hashable
 
-_SCALARS = (bool, int, float, complex, str, bytes, type(None))
+SCALARS = (bool, int, float, complex, str, bytes, type(None))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def flatten(value: Any, leaves: list[Leaf]) -> Structure:
     if isinstance(value, torch.Tensor):
         leaves.append(value)
         return Slot(value.ndim, value.dtype, value.device)
-    if isinstance(value, _SCALARS):
+    if isinstance(value, SCALARS):
         return (type(value), value)  # the type too: True == 1 == 1.0
     if type(value) is dict:
         return Node(dict, tuple(value), tuple(flatten(child, leaves) for child in value.values()))
@@ -168,18 +169,33 @@ class ModuleCall:
         plain: The arguments, with such a rule as the rule takes them apart.
         leaves: The tensors among them.
         structure: Everything else.
+        form: What it has in common with other calls of its program, which is as much as ``structure`` and sizes; None
+            if its arguments can only be compared by taking them apart.
     """
 
-    __slots__ = ("_args", "_kwargs", "language", "leaves", "plain", "structure", "target")
+    __slots__ = ("_args", "_kwargs", "form", "language", "leaves", "plain", "structure", "target")
 
-    def __init__(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        target: Target,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        form: Form | None = None,
+        leaves: list[Leaf] | None = None,
+    ) -> None:
         self.target = target
         self._args, self._kwargs = args, kwargs
+        self.form = form
+        self.language: LanguageRule | None = None
+        self.plain: Arguments = (args, kwargs)
+        if form is not None and leaves is not None:
+            self.leaves, self.structure = leaves, form.structure
+            return
         rule = target.ragged
         apart = None if rule is None else rule.taken_apart(args, kwargs)
-        self.language: LanguageRule | None = None if apart is None else rule  # pyright: ignore[reportAttributeAccessIssue]
-        self.plain: Arguments = (args, kwargs) if apart is None else apart
-        self.leaves: list[Leaf] = []
+        if apart is not None:
+            self.language, self.plain = rule, apart  # pyright: ignore[reportAttributeAccessIssue]
+        self.leaves = []
         self.structure = flatten(self.plain, self.leaves)
 
     def run(self) -> Any:

@@ -18,7 +18,7 @@ from torch import nn
 
 from steploom.weave import untyped
 from steploom.weave.alike import wrapped_as_asked
-from steploom.weave.calls import ModuleCall
+from steploom.weave.forms import Form, formed_call
 from steploom.weave.order import is_denoiser
 from steploom.weave.program import note_unshared, suspend, why_alone
 from steploom.weave.shared import HOOK_TABLES, METHODS, SharedModule, Target, clone_tree
@@ -55,6 +55,7 @@ class Woven:
         self._scalings: list[tuple[str, Any, dict[str, float]]] = []
         self._attributes: dict[str, Any] = {}
         self._switches: Switches | None = None
+        self._forms: OrderedDict[Hashable, list[Form]] = OrderedDict()
 
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Suspends the program until the hub has run this call; at once where it cannot be shared."""
@@ -65,10 +66,10 @@ class Woven:
             reason = "the pipeline has put a hook on a part of the module"
         if reason is None and method == "forward" and wrapped_as_asked(self.shared.origin):
             wrap = kwargs.pop("return_dict", True)
-            output = suspend(ModuleCall(target, args, kwargs))
+            output = suspend(formed_call(target, args, kwargs, self._forms))
             return output if wrap else output.to_tuple()
         if reason is None:
-            return suspend(ModuleCall(target, args, kwargs))
+            return suspend(formed_call(target, args, kwargs, self._forms))
         note_unshared(target.name, reason)
         return target.invoke(*args, **kwargs)
 

@@ -74,6 +74,18 @@ def leaf_identity(leaf: Leaf) -> Hashable:
     return tuple(map(id, leaf)) if isinstance(leaf, list) else id(leaf)
 
 
+def shared_leaves(call: ModuleCall, axes: Axes) -> dict[int, Leaf]:
+    """The leaves whose contents are part of the merge key, by their place."""
+    found: dict[int, Leaf] = {}
+    for i, (leaf, axis) in enumerate(zip(call.leaves, axes.inputs, strict=False)):
+        if isinstance(leaf, list):
+            if axis is SHARED or (isinstance(axis, tuple) and SHARED in axis):
+                found[i] = leaf
+        elif i in axes.pinned or (axis is SHARED and not is_scalar(leaf)):
+            found[i] = leaf
+    return found
+
+
 def is_scalar(tensor: torch.Tensor) -> bool:
     """Whether a shared argument is one number, such as a timestep: it becomes one entry per row."""
     return tensor.ndim == 0 or (tensor.ndim == 1 and tensor.shape[0] == 1)

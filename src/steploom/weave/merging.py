@@ -16,7 +16,9 @@ import torch
 from steploom.weave.axes import SHARED, Axes, Axis, LeafAxis
 from steploom.weave.blend import BASE
 from steploom.weave.calls import Leaf, ModuleCall, Node, Structure, flatten, has_opaque, is_value, unflatten
+from steploom.weave.forms import Kept
 from steploom.weave.merge_keys import call_rows, is_scalar, leaf_identity, lengths
+from steploom.weave.order import is_denoiser
 from steploom.weave.ragged import RaggedText
 from steploom.weave.ragged_language import LanguageRule
 
@@ -62,6 +64,12 @@ class MergedCall:
         self.mixed = len(set(self.rows)) > 1
         self.total_rows = sum(self.rows)
         self._blocks = [(rows, self.rows.count(rows)) for rows in dict.fromkeys(self.rows)]
+        self._single = not self.mixed and self.rows[0] == 1
+        self._steps = is_denoiser(self.target.name)
+        self._padding: list[list[int | None]] | None = None
+        self._padded: list[list[tuple[int, int]]] = []
+        self._kept: dict[int, Kept] = {}
+        self._runs = 0
         self.leaves, self.structure, self.input_axes = self._unify()
         self.uneven = len({lengths(call, own) for call, own in zip(self.calls, self._each, strict=True)}) > 1
         adapted = [call.target.adapted for call in self.calls]
@@ -100,6 +108,7 @@ class MergedCall:
         padded: list[list[Leaf]] = []
         structure: Structure = None
         axes: tuple[LeafAxis, ...] = ()
+        self._padding, self._padded = [], [self._texts(call) for call in self.calls]
         for call, own in zip(self.calls, self._each, strict=True):
             mask = None if rule.mask is None else call.argument(rule.mask)
             changes = rule.padded(call.argument(rule.text), mask, length)
@@ -108,8 +117,37 @@ class MergedCall:
             known: dict[Hashable, LeafAxis] = {leaf_identity(leaf): axis for leaf, axis in pairs}
             known |= {id(padded): 0 for padded in changes.values()}
             axes = tuple([known[leaf_identity(leaf)] for leaf in leaves])
+            places = {leaf_identity(leaf): place for place, leaf in enumerate(call.leaves)}
+            self._padding.append([places.get(leaf_identity(leaf)) for leaf in leaves])
             padded.append(leaves)
         return padded, structure, axes
+
+    def _texts(self, call: ModuleCall) -> list[tuple[int, int]]:
+        """Which text and mask a call has; both live as long as it does."""
+        rule = self.target.ragged
+        assert isinstance(rule, RaggedText)
+        texts = [call.argument(name) for name in (rule.text, rule.mask) if name]
+        return [(id(text), 0 if text is None else text._version) for text in texts]
+
+    def refill(self, calls: Sequence[ModuleCall]) -> bool:
+        """Takes the same calls a step later, in the order in which they were given at first.
+
+        Returns:
+            Whether it could: not if texts that were padded have changed.
+        """
+        later = [calls[i] for i in self.order]
+        if self._padding is None:
+            self.leaves = [call.leaves for call in later]
+        else:
+            if [self._texts(call) for call in later] != self._padded:
+                return False
+            self.leaves = [
+                [padded[i] if place is None else call.leaves[place] for i, place in enumerate(places)]
+                for call, padded, places in zip(later, self.leaves, self._padding, strict=True)
+            ]
+        self.calls = later
+        self.target = later[0].target
+        return True
 
     def alike(self) -> list[list[int]]:
         """The calls' places as they were given, by adapters if these differ, else by row count and lengths."""
@@ -129,8 +167,10 @@ class MergedCall:
         Raises:
             Unsplittable: The result cannot be taken apart by rows.
         """
-        parts = self.leaves if leaves is None else leaves
-        merged = [self._merge([own[i] for own in parts], axis) for i, axis in enumerate(self.input_axes)]
+        if leaves is None:
+            merged = self._merged_again()
+        else:
+            merged = [self._merge([own[i] for own in leaves], axis) for i, axis in enumerate(self.input_axes)]
         arguments, rule = unflatten(self.structure, merged), self.calls[0].language
         args, kwargs = arguments if rule is None else rule.put_together(self.calls[0], arguments)
         started = time.perf_counter()
@@ -144,6 +184,25 @@ class MergedCall:
             return self._taken_apart(result)
         pieces = zip(self.calls, self._taken_apart(rule.plain(result)), strict=True)
         return [rule.returned(call, piece, self.calls) for call, piece in pieces]
+
+    def _merged_again(self) -> list[Leaf]:
+        """The leaves' rows together; what has not changed since the last run is as it was then."""
+        merged: list[Leaf] = []
+        self._runs += 1
+        for i, axis in enumerate(self.input_axes):
+            parts = [own[i] for own in self.leaves]
+            kept = self._kept.get(i)
+            if kept is not None and kept.holds(parts):
+                merged.append(kept.whole)
+                continue
+            whole = self._merge(parts, axis)
+            merged.append(whole)
+            # What differs in the second run will differ in all: latents, timesteps.
+            if self._runs == 1 and axis is not SHARED and isinstance(whole, torch.Tensor):
+                self._kept[i] = Kept(parts, whole)
+            elif kept is not None:
+                del self._kept[i]
+        return merged
 
     def _taken_apart(self, result: Any) -> list[Any]:
         """The rows of each call in a merged result."""
@@ -195,6 +254,8 @@ class MergedCall:
             return parts[0]
         if axis is SHARED:  # a timestep becomes one entry per row
             parts, axis = [part.expand(rows) for part, rows in zip(parts, self.rows, strict=True)], 0
+        if self._single:
+            return torch.cat(parts, dim=axis)
         blocks: list[torch.Tensor] = []
         start = 0
         for rows, members in self._blocks:
@@ -242,6 +303,9 @@ class MergedCall:
         if axis >= tensor.ndim or tensor.shape[axis] % self.total_rows:
             raise Unsplittable(f"{self.target.name} gave {tuple(tensor.shape)} for {self.total_rows} rows")
         each = tensor.shape[axis] // self.total_rows
+        if self._single:  # views do for a step; an encoder's would keep the mates' memory for as long as it is used
+            views = tensor.split(each, dim=axis)
+            return list(views) if self._steps and axis == 0 else [view.clone() for view in views]
         parts: list[torch.Tensor] = []
         start = 0
         for rows, members in self._blocks:

@@ -11,11 +11,13 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from steploom.weave.estimate import estimate
+from steploom.weave.solvers import RowStep, row_step
+from steploom.weave.solvers.rows import as_they_are, columns
 
 
 class StepEnd:
@@ -50,10 +52,52 @@ class StepEnd:
         return dataclasses.replace(self.result, prev_sample=latents)
 
 
+class StepDue:
+    """A step that its program waits for, so that it can be taken together with other requests' steps.
+
+    Attributes:
+        rows: The step.
+        answer: What ``step`` returned, once it has been taken.
+    """
+
+    __slots__ = ("_alone", "_told", "answer", "rows")
+
+    def __init__(self, rows: RowStep, alone: Callable[[], Any], told: Callable[[Any], StepEnd]) -> None:
+        self.rows = rows
+        self.answer: Any = None
+        self._alone = alone
+        self._told = told
+
+    def taken(self, answer: Any) -> StepEnd:
+        """It has been taken; its noise scheduler stands behind it."""
+        self.answer = answer
+        return self._told(answer)
+
+    def take_alone(self) -> StepEnd:
+        """Takes it by itself, with diffusers' own ``step``."""
+        return self.taken(self._alone())
+
+
+class Observer(Protocol):
+    """Who hears of a noise scheduler's steps."""
+
+    def ended(self, noise_scheduler: Any, end: StepEnd) -> None:
+        """A step of ``noise_scheduler`` was taken."""
+        ...
+
+    def may_pause(self) -> bool:
+        """Whether the program may stop here."""
+        ...
+
+    def pause(self, stop: StepEnd | StepDue) -> Any:
+        """Stops the program until the hub goes on with it; returns the hub's answer."""
+        ...
+
+
 class _Observation:
     """Who hears of a copy's steps, and from which of its own step indices the last one began."""
 
-    def __init__(self, observer: Callable[[StepEnd], None]) -> None:
+    def __init__(self, observer: Observer) -> None:
         self.observer = observer
         self.began: int | None = None
 
@@ -69,9 +113,10 @@ class _Observation:
 _observers: dict[int, _Observation] = {}
 
 
-def observe(noise_scheduler: Any, observer: Callable[[StepEnd], None]) -> Any:
+def observe(noise_scheduler: Any, observer: Observer) -> Any:
     """A copy of ``noise_scheduler`` whose every ``step`` is told to ``observer``, until :func:`forget`."""
-    own = copy.deepcopy(noise_scheduler)
+    config = getattr(noise_scheduler, "_internal_dict", None)  # frozen, and most of what there is to copy
+    own = copy.deepcopy(noise_scheduler, {id(config): config})
     if hasattr(own, "step"):
         own.__class__ = _observed_class(type(own))
         _observers[id(own)] = _Observation(observer)
@@ -109,24 +154,43 @@ def total_steps(noise_scheduler: Any, announced: int | None) -> int | None:
 def _observed_class(cls: type) -> type:
     """A subclass of ``cls`` with the same name, whose ``step`` reports."""
     original: Any = cls.step  # pyright: ignore[reportAttributeAccessIssue]
-    names = [name for name in inspect.signature(original).parameters if name != "self"]
+    signature = inspect.signature(original)
+    names = [name for name in signature.parameters if name != "self"]
 
     @functools.wraps(original)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         seen = _observers.get(id(self))
         before = getattr(self, "step_index", None)
-        observer = seen.observer if seen is not None and seen.begins(before) else None
+        if seen is None or not seen.begins(before):
+            return original(self, *args, **kwargs)
+        observer = seen.observer
+        arguments = dict(zip(names, args, strict=False)) | kwargs  # their order is not the same everywhere
+
+        def told(result: Any) -> StepEnd:
+            end = _end(self, result, before, arguments)
+            observer.ended(self, end)
+            return end
+
+        rows = row_step(cls, self, arguments) if observer.may_pause() else None
+        if rows is not None:
+            return observer.pause(StepDue(rows, lambda: original(self, *args, **kwargs), told))
         result = original(self, *args, **kwargs)
-        if observer is not None:
-            after = getattr(self, "step_index", None)
-            index = after - 1 if before is None and after is not None else before
-            arguments = dict(zip(names, args, strict=False)) | kwargs  # their order is not the same everywhere
-            own = functools.partial(estimate, self, result, index, arguments)
-            observer(StepEnd(result, arguments, _sigma(self), own))
+        end = told(result)
+        if observer.may_pause():
+            observer.pause(end)
         return result
 
+    step.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue] - pipelines ask for it in every call
     members = {"step": step, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
     return _ObservedMeta(cls.__name__, (cls,), members)
+
+
+def _end(noise_scheduler: Any, result: Any, before: int | None, arguments: Mapping[str, Any]) -> StepEnd:
+    """What there is to tell of a step that began at the index ``before``."""
+    after = getattr(noise_scheduler, "step_index", None)
+    index = after - 1 if before is None and after is not None else before
+    own = functools.partial(estimate, noise_scheduler, result, index, arguments)
+    return StepEnd(result, arguments, _sigma(noise_scheduler), own)
 
 
 class _ObservedMeta(type):
@@ -146,4 +210,5 @@ def _sigma(noise_scheduler: Any) -> float | None:
         return None
     if index is None:
         index = getattr(noise_scheduler, "begin_index", None) or 0
-    return float(sigmas[min(int(index), len(sigmas) - 1)])
+    on_host = columns(noise_scheduler, as_they_are)["sigmas"]
+    return on_host[min(int(index), len(on_host) - 1)]

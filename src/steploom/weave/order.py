@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 _ENCODERS = ("text_encoder", "image_encoder", "vision", "language", "tokenizer", "feature", "prompt", "safety",
              "depth", "adapter", "text_proj", "projection")  # fmt: skip
 _DECODERS = ("vae", "vqvae", "vqgan", "movq", "vocoder", "autoencoder", "latent_upsampler")
 
 
+@functools.cache
 def is_denoiser(name: str) -> bool:
     """Whether a component evaluates steps (transformer, unet, prior, controlnet), by its name in diffusers."""
     own = name.rpartition(".")[2]

@@ -14,7 +14,7 @@ from torch import nn
 from steploom.weave import noise, untyped
 from steploom.weave.calls import ModuleCall
 from steploom.weave.copies import is_woven, weave_inside, woven_module
-from steploom.weave.noise import StepEnd
+from steploom.weave.noise import StepDue, StepEnd
 from steploom.weave.noise_choice import replacement
 from steploom.weave.program import may_suspend, suspend
 from steploom.weave.ragged import language_rules
@@ -191,24 +191,21 @@ class Watcher:
 
     def observe(self, noise_scheduler: Any, stage: str) -> Any:
         """An observed copy of ``noise_scheduler``."""
-        own: Any = None
-
-        def step_ended(end: StepEnd) -> None:
-            self.stage = stage
-            self.steps += 1
-            if self._text is not None:
-                self._follow(self._text.stepped, end)
-                self.stage = self._text.stage
-            elif not self._settled:
-                self.total_steps, self._settled = noise.total_steps(own, self.total_steps), True
-            if self.total_steps is not None:
-                self.total_steps = max(self.total_steps, self.steps)
-            if may_suspend():
-                suspend(end)
-
-        own = noise.observe(noise_scheduler, step_ended)
+        own = noise.observe(noise_scheduler, _Stage(self, stage))
         self._observed.append(own)
         return own
+
+    def step_ended(self, stage: str, noise_scheduler: Any, end: StepEnd) -> None:
+        """A step of one of its noise schedulers was taken."""
+        self.stage = stage
+        self.steps += 1
+        if self._text is not None:
+            self._follow(self._text.stepped, end)
+            self.stage = self._text.stage
+        elif not self._settled:
+            self.total_steps, self._settled = noise.total_steps(noise_scheduler, self.total_steps), True
+        if self.total_steps is not None:
+            self.total_steps = max(self.total_steps, self.steps)
 
     def announce(self, total: int | None, *, exact: bool) -> None:
         """A progress bar was opened over ``total`` further steps; ``exact`` if each of its turns is a step."""
@@ -248,6 +245,23 @@ class Watcher:
         """Ends all observation."""
         while self._observed:
             noise.forget(self._observed.pop())
+
+
+class _Stage:
+    """Hears of the steps of one noise scheduler of a program."""
+
+    def __init__(self, watcher: Watcher, name: str) -> None:
+        self._watcher = watcher
+        self._name = name
+
+    def ended(self, noise_scheduler: Any, end: StepEnd) -> None:
+        self._watcher.step_ended(self._name, noise_scheduler, end)
+
+    def may_pause(self) -> bool:
+        return may_suspend()
+
+    def pause(self, stop: StepEnd | StepDue) -> Any:
+        return suspend(stop)
 
 
 @functools.cache

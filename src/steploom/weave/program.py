@@ -15,9 +15,11 @@ import greenlet
 import torch
 
 from steploom.weave.calls import ModuleCall
-from steploom.weave.noise import StepEnd
+from steploom.weave.noise import StepDue, StepEnd
+from steploom.weave.order import is_denoiser
 
 if TYPE_CHECKING:
+    from steploom.weave.forms import Facts
     from steploom.weave.pipelines import Watcher
 
 log = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ class Program:
         context: Context variables of whoever asked, for callbacks; None takes those of the caller.
 
     Attributes:
+        due: The step that it waits for.
         step_end: The step that ended in this tick, if one did.
         answer: What the hub found for ``call``.
         fault: What the hub's attempt at ``call`` raised.
@@ -49,6 +52,7 @@ class Program:
         called: Whether it has made any module call.
         shared_with: For each denoiser call of this tick, how many requests took part.
         rows: Rows that it brought to its last denoiser call.
+        forms: Ids of the forms of its module calls.
         calls_made: Calls of this tick, by module.
         last_module: The module called last in this tick.
         witness: Is called when a step has ended, while the program still stands in it.
@@ -71,9 +75,11 @@ class Program:
         self.called = False
         self.shared_with: list[int] = []
         self.rows = 0
+        self.forms: set[int] = set()
         self.calls_made: dict[str, int] = {}
         self.last_module: str | None = None
         self.call: ModuleCall | None = None
+        self.due: StepDue | None = None
         self.step_end: StepEnd | None = None
         self.witness: Callable[[], None] | None = None
         self.done = False
@@ -104,9 +110,41 @@ class Program:
             self._finish(output=stop)
         elif isinstance(stop, ModuleCall):
             self.call, self.called = stop, True
+        elif isinstance(stop, StepDue):
+            self.due = stop
         else:
-            self.step_end = stop
-            self.steps += 1
+            self._stepped(stop)
+
+    def take_step(self, answer: Any = None) -> None:
+        """The step that is due has been taken with others', and gave ``answer``; without one it is taken now, alone."""
+        due, self.due = self.due, None
+        assert due is not None
+        if answer is None:
+            try:
+                end = due.take_alone()
+            except Exception as fault:  # noqa: BLE001 - thrown into the program, whose step it is
+                self.resume(error=fault)
+                return
+        else:
+            end = due.taken(answer)
+        self.answer = due.answer
+        self._stepped(end)
+
+    def _stepped(self, end: StepEnd) -> None:
+        self.step_end = end
+        self.steps += 1
+        self.enter("decode" if self.steps == self.watcher.total_steps else "denoise")
+
+    def shared(self, name: str, requests: int) -> None:
+        """Its call of the component ``name`` was run together with those of others, ``requests`` in all."""
+        if is_denoiser(name):
+            self.shared_with.append(requests)
+
+    def note(self, facts: Facts) -> int:
+        """Takes over what is known of its call; returns the number of the merge key."""
+        if facts.batch_key is not None:
+            self.batch_key, self.rows = facts.batch_key, facts.rows
+        return facts.key
 
     @property
     def frame(self) -> Any:
@@ -147,7 +185,7 @@ class Program:
                 self._greenlet.throw(greenlet.GreenletExit)
             except BaseException as fault:  # noqa: BLE001 - a cancelled program's last words (a callback may exit)
                 log.info("request %s raised %s as it was ended: %s", self.name, type(fault).__name__, fault)
-        self.call = self.step_end = self.witness = None
+        self.call = self.step_end = self.witness = self.due = None
         self.done = True
         self.watcher.close()
 
@@ -157,7 +195,7 @@ class Program:
         self.watcher.close()
 
 
-def suspend(stop: ModuleCall | StepEnd) -> Any:
+def suspend(stop: ModuleCall | StepDue | StepEnd) -> Any:
     """Hands ``stop`` to the hub and waits for its answer. Called on a program's greenlet."""
     hub = greenlet.getcurrent().parent
     assert hub is not None

@@ -202,6 +202,7 @@ class Runner:
         resident = self._residents.pop(run_id, None)
         if resident is not None:
             resident.program.unwind()
+            self._hub.batches.forget(resident.program)
             self._give_back(resident.request)
 
     def _give_back(self, request: DiffusionRequest) -> None:
@@ -234,7 +235,7 @@ class Runner:
             cache_hits=self._hub.cache.hits,
             cache_misses=self._hub.cache.misses,
             cache_bytes=self._hub.cache.bytes,
-            kinds=self._hub.verdicts.summary(),
+            kinds=self._hub.batches.verdicts.summary(),
             loras=[] if self._loras is None else self._loras.names,
             lora_loads=self._lora_counts.loads,
             lora_evictions=self._lora_counts.evictions,

@@ -1,0 +1,296 @@
+"""Batches: who runs with whom. Calls of one module are grouped by merge keys, merged, verified once, and run.
+
+How a group was run is kept as a plan: as long as the members of a batch do not change, it is not decided again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+
+from steploom.weave.alike import common_key, completed
+from steploom.weave.axes import Axes, AxisBook, guess
+from steploom.weave.calls import ModuleCall, has_opaque
+from steploom.weave.counters import Counters
+from steploom.weave.forms import Facts
+from steploom.weave.merge_keys import Merger, rows_of, shared_leaves
+from steploom.weave.merging import MergedCall
+from steploom.weave.order import is_denoiser
+from steploom.weave.plans import Plan, Plans
+from steploom.weave.program import Program
+from steploom.weave.verify import Verdicts, check, pins
+
+log = logging.getLogger(__name__)
+
+KEYS_KEPT = 4096
+"""Merge keys that have numbers."""
+
+Group = list[tuple[Program, ModuleCall]]
+
+
+class Batches:
+    """Runs groups of calls of one module, and learns what may be merged.
+
+    Args:
+        counters: What is done is counted there.
+        tell: Hears of probing and verification, which make a tick longer than others.
+    """
+
+    def __init__(self, counters: Counters, tell: Callable[[str], None]) -> None:
+        self.verdicts = Verdicts()
+        self._counters = counters
+        self._tell = tell
+        self._axes = AxisBook()
+        self._merger = Merger()
+        self._key_names: dict[Hashable, str] = {}
+        self._key_numbers: dict[Hashable, int] = {}
+        self._epoch = 0
+        self._plans = Plans()
+        self._draft: list[tuple[MergedCall | None, Group, str]] | None = None
+
+    def forget(self, program: Program) -> None:
+        """The program is over: drops what is kept for its batches."""
+        self._plans.forget(program.forms)
+
+    def _relearn(self) -> None:
+        """Something was learned on which plans may rest."""
+        self._epoch += 1
+        self._plans.clear()
+        self._key_numbers.clear()
+        self._draft = None
+
+    def run_again(self, group: Group) -> bool:
+        """Runs the group as it was run in an earlier tick; False if it was not, or something has changed."""
+        if not is_denoiser(group[0][1].target.name):  # an encoder's calls may be answered from the cache
+            return False
+        plan = self._plans.find([call for _, call in group], self._epoch)
+        if plan is None:
+            return False
+        self._draft = None
+        for (program, _), form in zip(group, plan.forms, strict=True):
+            assert form.facts is not None
+            program.note(form.facts)
+        for merged, places, reason in plan.parts:
+            members = [group[i] for i in places]
+            if merged is None:
+                self._run_alone(members, reason)
+            else:
+                self._run_merged(merged, [members[i] for i in merged.order], verified=True)
+        return True
+
+    def run(self, group: Group) -> None:
+        """Runs the calls: merged where keys are equal, else alone. Keeps how, for the next tick."""
+        self._draft = []
+        self._run_grouped(group)
+        draft, self._draft = self._draft, None
+        forms = [call.form for _, call in group if call.form is not None and call.form.facts is not None]
+        if not draft or len(forms) != len(group):
+            return
+        plan, places = Plan(forms), {id(call): i for i, (_, call) in enumerate(group)}
+        try:
+            for merged, members, reason in draft:
+                plan.parts.append((merged, [places[id(call)] for _, call in members], reason))
+        except KeyError:  # calls that were made alike
+            return
+        self._plans.keep(plan)
+
+    def _run_grouped(self, group: Group) -> None:
+        by_key: dict[int, Group] = {}
+        reasons: dict[int, str] = {}
+        group = self._alike(group)
+        for program, call in group:
+            facts = self._known(call)
+            axes = self._find_axes(program, call) if facts is None else facts.axes
+            if axes is None:
+                continue  # probing has answered it
+            key = self._key(program, call, axes) if facts is None else program.note(facts)
+            by_key.setdefault(key, []).append((program, call))
+            reasons[key] = axes.reason or _why_alone(group, call)
+        for key, members in by_key.items():
+            self.run_members(members, reasons[key])
+
+    def _alike(self, group: Group) -> Group:
+        """The group, its calls without additions in the form of those with, once the axes of these are known."""
+        calls = [call for _, call in group]
+        made: Group = []
+        for program, call in group:
+            found = completed(call, calls) if len(group) > 1 else None
+            axes = None if found is None else self._axes.find(found[1])
+            made.append((program, call if found is None or axes is None or axes.reason is not None else found[0]))
+        return made
+
+    def _key(self, program: Program, call: ModuleCall, axes: Axes) -> int:
+        """The number of a call's merge key; what was found is noted with the call's form."""
+        mergeable = axes.reason is None
+        key: tuple[Hashable, ...] = (id(program),)
+        common = key
+        if mergeable:
+            try:
+                key = self._merger.key(call, axes)
+                common = key if not is_denoiser(call.target.name) else self._merger.key(*common_key(call, axes))
+            except Exception as fault:  # noqa: BLE001 - a call that cannot even be compared runs alone
+                log.warning("a call of %s cannot be compared with others: %s", call.target.name, fault)
+                mergeable = False
+        facts = Facts(self._epoch, axes, self._number(key), shared_leaves(call, axes) if mergeable else {})
+        if is_denoiser(call.target.name):
+            shared = (call.target.group, *common[1:])  # those whose adapters keep them apart share ticks all the same
+            facts.batch_key = self._name_key(shared, call) if mergeable else f"{call.target.name}:alone"
+            facts.rows = rows_of(call.leaves, axes) if mergeable else 0
+            program.note(facts)
+        if call.form is not None:
+            call.form.facts = facts
+        return facts.key
+
+    def _number(self, key: Hashable) -> int:
+        """A number for a merge key, which is large; the same for equal keys until something is learned."""
+        if len(self._key_numbers) >= KEYS_KEPT:
+            self._relearn()
+        return self._key_numbers.setdefault(key, len(self._key_numbers))
+
+    def _known(self, call: ModuleCall) -> Facts | None:
+        """What is known of the form of ``call``, if it still holds."""
+        facts = None if call.form is None else call.form.facts
+        return facts if facts is not None and facts.hold(self._epoch, call.leaves) else None
+
+    def _find_axes(self, program: Program, call: ModuleCall) -> Axes | None:
+        """Axes of ``call``. The first call of a pattern is run here, alone, and probed: then None."""
+        axes = self._axes.find(call)
+        if axes is not None:
+            return axes
+        self._draft = None
+        if call.language is not None:
+            return self._axes.put(call, Axes((0,) * len(call.leaves)))
+        if not is_denoiser(call.target.name):
+            return self._axes.put(call, Axes(guess(call)))
+        self.run_members([(program, call)], "the batch axes were being learned")
+        if program.fault is None:
+            started = time.perf_counter()
+            self._tell(f"learning the batch axes of {call.target.name}")
+            axes = self._axes.probe(call, program.answer, program.doubled())
+            self._counters.warmup_s += time.perf_counter() - started
+            if axes.reason is not None:
+                log.warning("calls of %s are not merged: %s", call.target.name, axes.reason)
+            self._key(program, call, axes)
+        return None
+
+    def run_members(self, members: Group, reason: str = "only one") -> None:
+        """Runs calls that share a key as one forward, if their kind of merge holds."""
+        if len(members) == 1:
+            self._run_alone(members, reason)
+            return
+        merged = self._merged(members)
+        if merged is None:
+            self._run_alone(members, "the calls could not be put together")
+            return
+        refusal = self.verdicts.refusal(merged)
+        if refusal is not None and (merged.mixed or merged.uneven or merged.blended):
+            for alike in merged.alike():
+                self.run_members([members[i] for i in alike], refusal)
+            return
+        if refusal is not None:
+            self._run_alone(members, refusal)
+            return
+        if self._draft is not None:
+            self._draft.append((merged, members, ""))
+        self._run_merged(merged, [members[i] for i in merged.order])
+
+    def _merged(self, members: Group) -> MergedCall | None:
+        """The members' calls as one; None if they cannot be put together, which is no reason for anybody to fail."""
+        calls = [call for _, call in members]
+        axes = [self._axes.find(call) or Axes() for call in calls]
+        try:
+            return MergedCall(calls, axes[0], axes)
+        except Exception as fault:  # noqa: BLE001 - equal keys promised that it can be done: then call by call
+            log.warning("calls of %s cannot be put together: %s: %s", calls[0].target.name, type(fault).__name__, fault)
+            return None
+
+    def _run_merged(self, merged: MergedCall, members: Group, *, verified: bool = False) -> None:
+        try:
+            results = merged.run()
+        except Exception as fault:  # noqa: BLE001 - whatever a module or a hook on it raises: then call by call
+            self._run_apart(merged, members, fault)
+            return
+        self._counters.forward_s += merged.forward_s
+        if not verified and not self.verdicts.known(merged):
+            self._draft = None
+            started = time.perf_counter()
+            self._tell(f"verifying merged calls of {merged.target.name}")
+            reason = _checked(merged, results)
+            pinned = frozenset[int]() if reason is None or merged.axes.pinned else pins(merged, results)
+            if pinned:  # merged from now on with calls that agree in these
+                self._axes.put(merged.calls[0], dataclasses.replace(merged.axes, pinned=pinned))
+                self._relearn()
+                self.run(members)
+                self._counters.warmup_s += time.perf_counter() - started
+                return
+            self.verdicts.record(merged, reason)
+            self._counters.warmup_s += time.perf_counter() - started
+            if reason is not None:
+                self._relearn()
+                log.warning("calls of %s are not merged: %s", merged.target.name, reason)
+                self.run_members(members)
+                return
+        self._counters.merged_calls += 1
+        self._counters.forward(merged.target.name, len(members))
+        for (program, _), result in zip(members, results, strict=True):
+            program.answer = result
+            program.shared(merged.target.name, len(members))
+
+    def _run_apart(self, merged: MergedCall, members: Group, fault: Exception) -> None:
+        """A merged call failed: halves, down to single calls, so that only the culprit's request fails."""
+        self._draft = None
+        middle = len(members) // 2
+        for half in (members[:middle], members[middle:]):
+            self.run_members(half, "a merged call failed")
+        innocent = all(program.fault is None for program, _ in members)
+        if innocent and not isinstance(fault, torch.OutOfMemoryError):
+            reason = f"the merged call raised {type(fault).__name__}: {fault}"
+            log.warning("calls of %s are not merged: %s", merged.target.name, reason)
+            self.verdicts.record(merged, reason)
+            self._relearn()
+
+    def _run_alone(self, members: Group, reason: str) -> None:
+        if self._draft is not None:
+            self._draft.append((None, members, reason))
+        for program, call in members:
+            started = time.perf_counter()
+            try:
+                program.answer = call.run()
+            except Exception as fault:  # noqa: BLE001 - thrown into the program, whose request it concerns
+                program.fault = fault
+            self._counters.forward_s += time.perf_counter() - started
+            self._counters.alone(call.target.name, reason)
+            program.shared(call.target.name, 1)
+
+    def _name_key(self, key: Hashable, call: ModuleCall) -> str:
+        """A short name for a merge key, stable for the life of the process."""
+        if has_opaque(call.structure):  # equal to nobody's; a name would keep it alive
+            return f"{call.target.name}:alone"
+        name = self._key_names.get(key)
+        if name is None:
+            first = next((leaf for leaf in call.leaves if isinstance(leaf, torch.Tensor) and leaf.ndim > 1), None)
+            sizes = "" if first is None else "x".join(map(str, first.shape[1:]))
+            name = self._key_names[key] = f"{call.target.name}:{sizes}#{len(self._key_names)}"
+        return name
+
+
+def _why_alone(group: Group, call: ModuleCall) -> str:
+    """Why a call that could be merged is not, if it is not."""
+    if len(group) == 1:
+        return "only one"
+    if has_opaque(call.structure):
+        return "an argument is an object of its own, such as a cache that the module writes"
+    return "nothing alike to share with"
+
+
+def _checked(merged: MergedCall, results: Sequence[Any]) -> str | None:
+    """Why this kind must not be merged; a check that fails is such a reason."""
+    try:
+        return check(merged, results)
+    except Exception as fault:  # noqa: BLE001 - the module runs on other rows here, and may raise anything
+        return f"the check raised {type(fault).__name__}: {fault}"

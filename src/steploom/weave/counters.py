@@ -1,0 +1,39 @@
+"""Counters: what a hub did, of which the worker's figures are made."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from steploom.weave.order import is_denoiser
+
+
+@dataclasses.dataclass
+class Counters:
+    """What the hub did since its start; seconds of the tick in progress.
+
+    ``denoiser_forwards`` is how many denoiser forwards carried how many requests.
+    """
+
+    merged_calls: int = 0
+    denoiser_forwards: dict[int, int] = dataclasses.field(default_factory=dict)
+    alone_calls: dict[str, int] = dataclasses.field(default_factory=dict)
+    alone_this_tick: dict[str, int] = dataclasses.field(default_factory=dict)
+    forward_s: float = 0.0
+    warmup_s: float = 0.0
+
+    def begin_tick(self) -> None:
+        """A tick begins."""
+        self.forward_s = self.warmup_s = 0.0
+        self.alone_this_tick = {}
+
+    def forward(self, name: str, requests: int) -> None:
+        """A forward of the component ``name`` carried ``requests`` requests."""
+        if is_denoiser(name):
+            self.denoiser_forwards[requests] = self.denoiser_forwards.get(requests, 0) + 1
+
+    def alone(self, name: str, reason: str) -> None:
+        """A call of the component ``name`` was run alone."""
+        self.alone_calls[reason] = self.alone_calls.get(reason, 0) + 1
+        if reason != "only one":
+            self.alone_this_tick[reason] = self.alone_this_tick.get(reason, 0) + 1
+        self.forward(name, 1)
