@@ -25,6 +25,7 @@ examples:
   steploom generate "a small blue star on a black background" -o star.png
   steploom serve                                       the OpenAI SDK at http://127.0.0.1:8000/v1
   steploom verify ./my-model                           equal to diffusers, and batched?
+  steploom bench tick                                  where the time of a tick goes
   steploom config show                                 the settings of `steploom serve`, and where each came from
   steploom doctor                                      what is here, and what is wrong
 
@@ -35,7 +36,7 @@ examples:
 def build_parser() -> Parser:
     """The parser of the whole command. Cheap: no subcommand's machinery is imported."""
     from steploom import __version__
-    from steploom.cli import demo, doctor, generate, serve, show, verify
+    from steploom.cli import bench, demo, doctor, generate, serve, show, verify
     from steploom.cli.arguments import Parser
 
     parser = Parser(
@@ -45,7 +46,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"steploom {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="command")
-    for command in (demo, generate, serve, show, verify, doctor):
+    for command in (demo, generate, serve, show, verify, bench, doctor):
         command.add_parser(commands)
     return parser
 
