@@ -14,13 +14,16 @@ import asyncio
 import gc
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # run as a folder: its modules are those of the package gpu
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import diffusers
 import torch
+import transformers
 
 from gpu import machine, models
 from gpu.architectures import ARCHITECTURES
@@ -84,7 +87,8 @@ def run(options: argparse.Namespace, result: dict[str, Any], keep: Any) -> None:
             budget.share(left)
             case = Case(
                 name, size, pipe, budget, options.tiny, options.device, options.dtype, options.steps, encoders,
-                options.rounds, options.repeats, {"cuda_graphs": True} if options.cuda_graphs else {},
+                options.rounds, options.repeats, options.attention, options.compile,
+                {"cuda_graphs": True} if options.cuda_graphs else {},
             )  # fmt: skip
             figures = result["models"].setdefault(name, _described(options, name))["sizes"].setdefault(str(size), {})
             _measured(case, rows, figures, peak["flops"], mp=not options.no_mp)
@@ -99,15 +103,17 @@ def run(options: argparse.Namespace, result: dict[str, Any], keep: Any) -> None:
 
 
 def _measured(case: Case, rows: tuple[int, ...], figures: dict[str, Any], peak: float, *, mp: bool) -> None:
-    """One case. Out of memory costs what is left of it, and nothing that was measured."""
+    """One case. A fault costs what is left of it, and nothing that was measured."""
     if case.budget.left <= 0:
         case.budget.leave_out(case.label, "everything", "no time left")
         return
     try:
         asyncio.run(measure(case, rows, figures, peak=peak, mp=mp))
-    except torch.OutOfMemoryError:
-        case.budget.leave_out(case.label, "the rest", "out of memory")
-        gc.collect()
+    except Exception as fault:  # noqa: BLE001 - recorded; the other cases are measured all the same
+        traceback.print_exc()
+        case.budget.leave_out(case.label, "the rest", f"{type(fault).__name__}: {fault}"[:500])
+    gc.collect()
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
@@ -153,6 +159,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Runs it. Ctrl-C ends it; the figures so far are kept and reported."""
     options = arguments(argv)
     torch.set_grad_enabled(False)
+    diffusers.utils.logging.set_verbosity_error()  # embeddings without masks, prompts cut off: as meant here
+    transformers.logging.set_verbosity_error()
     if torch.device(options.device).type == "cpu":
         torch.set_num_threads(1)  # two would measure the neighbours
     short = machine.short_name(options.device)

@@ -29,6 +29,8 @@ class Case:
         encoders: Whether there are text encoders.
         rounds: How often both sides take turns.
         repeats: How many requests join, are cancelled, come and go.
+        attention: Backend that was set, by diffusers' name.
+        compiled: Whether the repeated blocks are compiled.
         engine_options: Further settings of the engines.
     """
 
@@ -43,6 +45,8 @@ class Case:
     encoders: bool
     rounds: int = 3
     repeats: int = 5
+    attention: str | None = None
+    compiled: bool = False
     engine_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:

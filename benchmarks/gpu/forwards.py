@@ -51,7 +51,7 @@ def flops_of(module: Any, call: Call, given: int, rows: int = 1) -> int:
     """Floating-point operations of one forward of ``rows`` rows: matrix products, convolutions, attention."""
     own = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention}
     counter = FlopCounterMode(display=False, custom_mapping=own)
-    with torch.no_grad(), counter:
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), counter:  # compiled code would not be seen
         _run(module, call, given, rows)
     return counter.get_total_flops()
 

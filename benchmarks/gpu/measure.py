@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gpu import models, serving
 from gpu.case import Case
 from gpu.forwards import Table, captured, flops_of
@@ -19,6 +21,9 @@ PAYS = 1.1
 
 RESERVE_BYTES = 6_000_000_000
 """For activations, beside the weights of a model of real size."""
+
+START_S = 25.0
+"""Until a worker process has imported everything and made a model of real size, about."""
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -58,7 +63,8 @@ async def measure(case: Case, rows: tuple[int, ...], figures: dict[str, Any], *,
         else:
             figures["gaps"] = await serving.gaps(case, engine, watch, count)
         figures["engine_mfu"] = _utilisation(figures, case, peak)
-    if mp and _affordable(case, table, counts, 20 * case.repeats) is not None:
+    expected = (0 if case.tiny else START_S) + 20 * case.repeats * _tick(case, table, min(counts))
+    if mp and case.budget.allows(case.label, "worker process", expected):
         await _in_process(case, table, counts, figures)
 
 
@@ -66,7 +72,11 @@ def _bare(case: Case, rows: tuple[int, ...], figures: dict[str, Any], peak: floa
     """The ceiling: knee, MFU and whether batching pays."""
     given = {key: value for key, value in case.request(0).items() if key not in ("num_inference_steps", "output_type")}
     call = captured(case.pipe, case.module, given)
+    if case.attention is not None:  # kernels that the counter does not know
+        case.module.set_attention_backend("native")
     flops = flops_of(case.module, call, case.architecture.rows)
+    if case.attention is not None:
+        case.module.set_attention_backend(case.attention)
     table = Table(case.module, call, case.architecture.rows, case.clock)
     table.fill(case.label, case.budget, rows)
     if table.times:
@@ -112,6 +122,8 @@ def _utilisation(figures: dict[str, Any], case: Case, peak: float) -> dict[str, 
 async def _in_process(case: Case, table: Table, counts: list[int], figures: dict[str, Any]) -> None:
     """The same over a worker process, which has a copy of the model of its own."""
     needed = needed_bytes(case.name, tiny=case.tiny, dtype=case.dtype, encoders=False)
+    if free_bytes(case.device) is not None:
+        torch.cuda.empty_cache()
     free = free_bytes(case.device)
     if free is not None and free < needed:
         why = f"a second copy needs {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free"
@@ -125,8 +137,9 @@ async def _in_process(case: Case, table: Table, counts: list[int], figures: dict
         os.environ["PYTHONPATH"] = os.pathsep.join([folder, *filter(None, paths)])
     count = _affordable(case, table, counts, 20 * case.repeats) or 1
     config = EngineConfig(
-        model="gpu.models:made", device=case.device, max_batch=max(counts) + 1, torch_threads=1, **case.engine_options
-    )
+        model="gpu.models:made", device=case.device, max_batch=max(counts) + 1, torch_threads=1,
+        compile=case.compiled, attention_backend=case.attention, **case.engine_options,
+    )  # fmt: skip
     engine, watch = AsyncDiffusionEngine(config), Watch()
     engine.observers.append(watch)
     async with engine:
