@@ -146,7 +146,8 @@ def bench(session: nox.Session) -> None:
     prepare(session)
     names = session.posargs or sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
     for name in names:
-        run(session, "python", f"benchmarks/{name}.py")
+        folder = (ROOT / "benchmarks" / name).is_dir()  # benchmarks of several files, when they are asked for: gpu
+        run(session, "python", f"benchmarks/{name}" if folder else f"benchmarks/{name}.py")
 
 
 @nox.session(venv_backend="venv", reuse_venv=False)

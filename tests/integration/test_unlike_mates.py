@@ -91,3 +91,22 @@ def test_a_list_of_prompts_shares_with_single_ones(name: str) -> None:
     found = tried(name, (3.0, 4.0, 5.0), (TEXTS[0], [TEXTS[1], TEXTS[2]], "x"))
     assert found.equal, found
     assert found.batched, found
+
+
+@pytest.mark.parametrize(
+    ("build", "given"),
+    [
+        (tiny.flux, {"prompt_embeds": (1, 16, 32), "pooled_prompt_embeds": (1, 32)}),
+        (tiny.wan, {"prompt_embeds": (1, 16, 32), "negative_prompt_embeds": (1, 16, 32), "num_frames": 5}),
+    ],
+    ids=["flux", "wan"],
+)
+def test_embeddings_in_place_of_prompts_share(build, given):
+    """Both repeat a prompt for each image of a request, but not its embeddings: those are no shared argument."""
+    mates = []
+    for seed in range(3):
+        noise = torch.Generator().manual_seed(seed)
+        own = {n: torch.randn(v, generator=noise) if isinstance(v, tuple) else v for n, v in given.items()}
+        mates.append(request("abc"[seed], None, seed, **SMALL, **own))  # pyright: ignore[reportArgumentType]
+    driver, _ = assert_equal_to_alone(build, mates)
+    assert driver.sharing("b")[-1] == 3

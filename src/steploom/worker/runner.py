@@ -192,6 +192,11 @@ class Runner:
             negative = request.params.get("negative_prompt")
             negatives = {"negative_prompt": [negative] * 2} if isinstance(negative, str) else {}
             yield self._probe(request, {**plain, **negatives, "prompt": [request.prompt] * 2, "latents": None})
+        # Flux and Wan repeat a prompt for each image, but not embeddings that are given in its place.
+        given = {name: value for name, value in request.params.items() if "prompt" in name}
+        embeddings = {n: torch.cat([v] * 2) for n, v in given.items() if isinstance(v, torch.Tensor) and v.ndim > 1}
+        if embeddings:
+            yield self._probe(request, {**plain, **embeddings, "latents": None})
 
     def _probe(self, request: DiffusionRequest, changes: dict[str, Any]) -> Program:
         accepted = {parameter.name for parameter in self.info.serving(request).parameters}
