@@ -138,7 +138,12 @@ def same(one: Leaf, other: Leaf) -> bool:
 
 def versions(leaf: Leaf) -> Hashable:
     """Changes when a leaf's tensors are updated in place."""
-    return tuple([tensor._version for tensor in leaf]) if isinstance(leaf, list) else leaf._version
+    return tuple(map(version, leaf)) if isinstance(leaf, list) else version(leaf)
+
+
+def version(tensor: torch.Tensor) -> int:
+    """Changes when a tensor is updated in place; what was made in inference mode does not say."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 class Kept:

@@ -16,7 +16,7 @@ import torch
 from steploom.weave.axes import SHARED, Axes, Axis, LeafAxis
 from steploom.weave.blend import BASE
 from steploom.weave.calls import Leaf, ModuleCall, Node, Structure, flatten, has_opaque, is_value, unflatten
-from steploom.weave.forms import Kept
+from steploom.weave.forms import Kept, version
 from steploom.weave.merge_keys import call_rows, is_scalar, leaf_identity, lengths
 from steploom.weave.order import is_denoiser
 from steploom.weave.ragged import RaggedText
@@ -127,7 +127,7 @@ class MergedCall:
         rule = self.target.ragged
         assert isinstance(rule, RaggedText)
         texts = [call.argument(name) for name in (rule.text, rule.mask) if name]
-        return [(id(text), 0 if text is None else text._version) for text in texts]
+        return [(id(text), 0 if text is None else version(text)) for text in texts]
 
     def refill(self, calls: Sequence[ModuleCall]) -> bool:
         """Takes the same calls a step later, in the order in which they were given at first.

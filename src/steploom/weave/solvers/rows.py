@@ -118,8 +118,9 @@ def columns(noise_scheduler: Any, maker: Maker) -> Columns:
     """
     sigmas = noise_scheduler.sigmas
     known = _tables.get(noise_scheduler)
-    if known is None or known[0] is not sigmas or known[1] != sigmas._version:
-        known = _tables[noise_scheduler] = (sigmas, sigmas._version, {})
+    version = -1 if sigmas.is_inference() else sigmas._version
+    if known is None or known[0] is not sigmas or known[1] != version:
+        known = _tables[noise_scheduler] = (sigmas, version, {})
     if maker not in known[2]:
         known[2][maker] = {name: column.tolist() for name, column in maker(noise_scheduler, sigmas.cpu()).items()}
     return known[2][maker]
