@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from serving import file_of, openai_client
 
-from steploom import testing
+from steploom._pretended import pictures
 
 PICTURE = file_of(Image.new("RGB", (64, 64), "red"))
 
@@ -44,7 +44,7 @@ async def test_several_images_where_the_pipeline_takes_one() -> None:
 
 
 async def test_a_pipeline_that_makes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(testing, "images", lambda *_: [])
+    monkeypatch.setattr(pictures, "images", lambda *_: [])
     async with openai_client() as (client, _):
         with pytest.raises(openai.InternalServerError, match="made no image") as caught:
             await client.images.generate(prompt="a")
@@ -58,7 +58,7 @@ async def test_a_pipeline_that_makes_nothing(monkeypatch: pytest.MonkeyPatch) ->
 async def test_previews_have_the_shape_of_the_image_that_they_become(
     shown: tuple[int, int], asked: dict[str, Any], size: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(testing, "picture", lambda *_: Image.new("RGB", shown))
+    monkeypatch.setattr(pictures, "picture", lambda *_: Image.new("RGB", shown))
     async with openai_client() as (client, _):
         wide = file_of(Image.new("RGB", (96, 64)))
         stream = await client.images.edit(image=wide, prompt="a", stream=True, partial_images=1, **asked)
