@@ -74,7 +74,7 @@ async def test_a_stream_has_previews_of_each_image_and_then_the_images() -> None
                 "image_generation.completed"
             ]
             assert [event.partial_image_index for event in own[:-1]] == [0, 1, 2]
-            assert [(event.step, event.num_inference_steps) for event in own] == [(2, 8), (4, 8), (6, 8), (8, 8)]
+            assert [(event.step, event.num_inference_steps) for event in own] == [(1, 8), (4, 8), (6, 8), (8, 8)]
             assert {event.seed for event in own} == {5 + index}
             assert same(image_of(own[-1].b64_json), image_of(whole.data[index].b64_json))
             assert len({event.b64_json for event in own}) == 4

@@ -115,7 +115,7 @@ class ImageGeneration(Generation):
                 self._accept()
                 async for event in stream:
                     entry.see(event)
-                    if (self.fields.preview_every or previews < self.fields.partial_images) and _shows(event):
+                    if _shows(event) and (self.fields.preview_every or _due(event, previews, self.fields.partial_images)):
                         with contextlib.suppress(anyio.WouldBlock):  # steps are faster than pictures are encoded
                             sender.send_nowait(event)
                             previews += 1
@@ -177,6 +177,11 @@ def _fitting(shape: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> tuple[
 def _shows(event: Event) -> TypeGuard[StepEvent]:
     """Whether the event has a preview that is not the finished image already."""
     return isinstance(event, StepEvent) and event.preview is not None and event.step != event.total_steps
+
+
+def _due(event: StepEvent, shown: int, most: int) -> bool:
+    """Whether the next of at most so many previews is due: the first after the first step, the others evenly spread."""
+    return shown < most and event.step >= 1 + shown * ((event.total_steps or 1) - 1) / most
 
 
 def _first(output: DiffusionOutput) -> Image.Image:

@@ -29,8 +29,6 @@ from steploom.server.usage import usage_of
 
 _QUALITIES = ("low", "medium", "high", "xhigh", "max", "auto")
 _SEEDS = 2**64
-_STRENGTH = 0.6
-"""What most pipelines take for ``strength`` where none is given."""
 
 
 _HEADERS = {**HEADERS, **page.HEADERS}
@@ -100,7 +98,7 @@ async def _generation(state: ServerState, fields: ImageFields, kind: str) -> Ima
     if fields.stream and fields.preview_every:
         base["preview_every"] = fields.preview_every
     elif fields.stream and fields.partial_images:
-        base["preview_every"] = max(1, _steps(fields, info, base.get("task")) // (fields.partial_images + 1))
+        base["preview_every"] = 1  # which of them are shown follows from how many steps there turn out to be
     seed: int | None = base.pop("seed", None)
     prefix = f"img_{uuid.uuid4().hex[:20]}"
     requests = [
@@ -124,15 +122,6 @@ async def _sizes(fields: ImageFields, info: PipelineInfo) -> list[tuple[int, int
         picture = await to_thread.run_sync(size_of, fields.images[0])
         sizes += [picture] if picture is not None else []
     return sizes
-
-
-def _steps(fields: ImageFields, info: PipelineInfo, task: str | None) -> int:
-    """How many steps an image takes: a pipeline with ``strength`` begins with the picture, and leaves out the first."""
-    steps: int = fields.params.get("num_inference_steps") or info.default_steps or 1
-    pipelines = info.tasks.get(task, []) if task else [info]
-    if not fields.images or not any(one.name == "strength" for taken in pipelines for one in taken.parameters):
-        return steps
-    return int(steps * fields.params.get("strength", _STRENGTH))
 
 
 async def _pictures(state: ServerState, fields: ImageFields, info: PipelineInfo) -> dict[str, Any]:
