@@ -141,6 +141,7 @@ WRONG = [
     ({"prompt": "a", "seed": 2**64}, "seed"), ({"prompt": "a", "num_inference_steps": 10**6}, "num_inference_steps"),
     ({"prompt": "a", "true_cfg_scale": 4}, "true_cfg_scale"), ({"prompt": "a", "timeout": -1}, "timeout"),
     ({"prompt": "a", "guidance_scale": "NaN"}, "guidance_scale"), ({"prompt": ["a"]}, "prompt"),
+    ({"prompt": "a", "guidance_scale": 1e300}, "guidance_scale"),
     ({"prompt": "a", "lora": "/etc/passwd"}, "lora"), ({"prompt": "a", "lora": [{"path": "x"}]}, "lora"),
     ({"prompt": "a" * 32_001}, "prompt"), ({"prompt": "a", "image": "x"}, "image"),
 ]  # fmt: skip
