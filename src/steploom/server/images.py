@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from steploom import DiffusionRequest
 from steploom.protocol import PipelineInfo
-from steploom.server.answers import Answer, key_of
+from steploom.server.answers import Answer, fingerprint, key_of
 from steploom.server.body import read_body, take_pictures
 from steploom.server.errors import ApiError, invalid
 from steploom.server.fields import ImageFields, read_fields
@@ -59,21 +59,21 @@ async def edits(request: Request) -> Response:
 async def _answer(request: Request, state: ServerState, body: dict[str, Any], kind: str) -> Response:
     channel = request.headers.get(HEADER)
     key = key_of(request, kind) if channel is None else None  # a channel runs what it is given, for itself
-    known = state.joins.find(key, body) if key else None
+    digest = await to_thread.run_sync(fingerprint, body) if key else ""
+    known = state.joins.find(key, digest) if key else None
     if known is not None:
         return _respond(request, state, known, kind, leads=False, lingers=False)
-    whole = dict(body)
     pictures, masks = await to_thread.run_sync(_take_pictures, body) if kind == "image_edit" else ([], [])
     fields = read_fields(body, state.settings)
     if len(masks) > 1:
         raise invalid(f"mask: {len(masks)} pictures; give one", "mask")
     fields.images, fields.mask = pictures, masks[0] if masks else None
     generation = await _generation(state, fields, kind)
-    known = state.joins.find(key, whole) if key else None  # of one that came while the pictures were looked at
+    known = state.joins.find(key, digest) if key else None  # of one that came while the pictures were looked at
     if known is not None:
         return _respond(request, state, known, kind, leads=False, lingers=False)
     if key:
-        state.joins.add(key, whole, generation)
+        state.joins.add(key, digest, generation)
     if channel is not None:
         return await state.channels.hand_over(channel, generation, partial(_event, generation, kind))
     return _respond(request, state, generation, kind, leads=True, lingers=bool(key))
