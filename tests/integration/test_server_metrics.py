@@ -224,3 +224,18 @@ async def test_without_a_server_the_engine_is_counted_too() -> None:
         now = counted(metrics)
     found = {outcome: now("requests_total", outcome=outcome) for outcome in ZERO}
     assert found == {"completed": 1, "failed": 1, "cancelled": 1, "timed_out": 1, "refused": 1, "invalid": 2}
+
+
+async def test_an_application_that_has_ended_watches_no_more() -> None:
+    async with FakeEngine() as engine:
+        others = list(engine.observers)
+        app = create_app(engine)
+        for _ in range(2):
+            assert len(engine.observers) > len(others)  # mounted, it may never be entered
+            async with app.state.server:
+                watching = list(engine.observers)
+                assert len(set(watching)) == len(watching)
+                with app.state.server.aside():
+                    assert engine.observers == others
+            assert engine.observers == others
+            app = create_app(engine)

@@ -220,9 +220,8 @@ async def _hold(engine: AsyncDiffusionEngine, state: ServerState, server: Server
         await engine.start(on_progress)
         try:
             state.loading = "warming up"
-            with state.telemetry.aside():
+            with state.aside():
                 await _warm_up(engine)
-            state.channels.feed.forget()
             async with state:
                 state.loading = None
                 logs.say(f"{', '.join(state.model_names)} is ready at {address}")

@@ -108,14 +108,14 @@ class ImageGeneration(Generation):
     ) -> None:
         """Makes one image. Its previews are encoded beside it, so that no event is missed meanwhile."""
         sender, receiver = anyio.create_memory_object_stream[StepEvent](KEPT_PREVIEWS)
-        shown, previews = anyio.Event(), 0
+        shown, previews, fields = anyio.Event(), 0, self.fields
         group.start_soon(self._show, index, request, receiver, shown)
         with sender, running.entered(request) as entry:
             async with engine.stream(request) as stream:
                 self._accept()
                 async for event in stream:
                     entry.see(event)
-                    if _shows(event) and (self.fields.preview_every or _due(event, previews, self.fields.partial_images)):
+                    if _shows(event) and (fields.preview_every or _due(event, previews, fields.partial_images)):
                         with contextlib.suppress(anyio.WouldBlock):  # steps are faster than pictures are encoded
                             sender.send_nowait(event)
                             previews += 1
