@@ -144,6 +144,10 @@ async def test_a_picture_to_start_from(tmp_path: pathlib.Path) -> None:
             with pytest.raises(openai.BadRequestError) as caught:
                 await client.videos.create(prompt="a", extra_body={"input_reference": wrong})
             assert caught.value.param == "input_reference"
+        for wrong, why in ((b"no picture", "is no image"), (file_of(Image.new("1", (9000, 9000))), "9000x9000 is more")):
+            with pytest.raises(openai.BadRequestError, match=f"input_reference: .*{why}") as caught:
+                await client.videos.create(prompt="a", input_reference=("a.png", wrong))
+            assert caught.value.param == "input_reference"
 
 
 async def test_a_remix_is_like_its_source(tmp_path: pathlib.Path) -> None:

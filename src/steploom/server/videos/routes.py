@@ -20,6 +20,7 @@ from steploom.server.errors import ApiError, invalid
 from steploom.server.kinds import FormText, choice, text, whole
 from steploom.server.openapi.operation import ERRORS, HEADERS, as_json, operation
 from steploom.server.openapi.videos import DELETED, FILES, PART, VIDEO, VIDEOS, video_body
+from steploom.server.picture_files import check_files
 from steploom.server.state import ServerState
 from steploom.server.videos.fields import VideoFields, length_of, param_of, read_fields
 from steploom.server.videos.job import Job
@@ -109,6 +110,7 @@ async def _make(request: Request, body: dict[str, Any], source: Job | None, job:
     pictures = await to_thread.run_sync(take_pictures, given, "input_reference")
     if len(pictures) > 1:
         raise invalid(f"input_reference: {len(pictures)} images, one is taken", "input_reference")
+    await to_thread.run_sync(check_files, "input_reference", pictures, state.engine.config.max_pixels)
     picture = pictures[0] if pictures else await state.videos.picture_of(source)
     fields = read_fields(given, state.settings)
     try:
