@@ -10,7 +10,7 @@ from typing import Any
 
 from anyio import to_thread
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, MalformedRangeHeader, RangeNotSatisfiable, Response
 from starlette.routing import Route
 
 from steploom import InvalidRequest
@@ -198,8 +198,8 @@ async def delete(request: Request) -> Response:
 
 
 @operation(
-    answers={200: FILES, 206: PART, 416: {"text/plain": {"type": "string"}}},
-    errors=(404, 503),
+    answers={200: FILES, 206: PART},
+    errors=(404, 416, 503),
     query={"variant": choice(*VARIANTS).schema},
 )
 async def content(request: Request) -> Response:
@@ -215,10 +215,24 @@ async def content(request: Request) -> Response:
         stat = await to_thread.run_sync(os.stat, file)
     except FileNotFoundError:
         raise ApiError(404, f"the {variant} of video {job.id} is gone", code="not_found") from None
-    return FileResponse(
+    return _File(
         file, media_type=_MEDIA[variant], filename=file.name, stat_result=stat, content_disposition_type="inline",
         headers={"Cache-Control": "private, max-age=3600"},
     )  # fmt: skip
+
+
+class _File(FileResponse):
+    """A file, or a part of it. What is wrong with a range is said as all errors are."""
+
+    @classmethod
+    def _parse_range_header(cls, http_range: str, file_size: int) -> list[tuple[int, int]]:
+        try:
+            return super()._parse_range_header(http_range, file_size)
+        except MalformedRangeHeader:
+            raise invalid(f"Range={http_range!r:.80}: must read bytes=FIRST-LAST", "Range") from None
+        except RangeNotSatisfiable:
+            raise ApiError(416, f"Range={http_range!r:.80}: there are {file_size} bytes", param="Range",
+                           headers={"Content-Range": f"bytes */{file_size}"}) from None  # fmt: skip
 
 
 def _status(request: Request, job: Job) -> str:
