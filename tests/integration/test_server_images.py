@@ -116,7 +116,10 @@ async def test_pictures_as_json() -> None:
 
     async with openai_client() as (client, _):
         data = base64.b64encode(file_of(Image.new("RGB", (8, 8)))).decode()
-        for given in ({"image": data}, {"image": [data]}, {"images": [{"image_url": f"data:image/png;base64,{data}"}]}):
+        lines = base64.encodebytes(file_of(Image.new("RGB", (64, 64)))).decode()
+        assert lines.count("\n") > 1
+        for given in ({"image": data}, {"image": [data]}, {"images": [{"image_url": f"data:image/png;base64,{data}"}]},
+                      {"image": lines}, {"image[]": [data]}):  # fmt: skip
             body = await client.post("/images/edits", body={"prompt": "a", **given}, cast_to=dict)
             assert len(body["data"]) == 1
         for given, why in (

@@ -80,7 +80,7 @@ async def _answer(request: Request, state: ServerState, body: dict[str, Any], ki
 
 
 def _take_pictures(body: dict[str, Any]) -> tuple[list[bytes], list[bytes]]:
-    return take_pictures(body, "image", "images"), take_pictures(body, "mask")
+    return take_pictures(body, "image", "image[]", "images"), take_pictures(body, "mask")
 
 
 async def _generation(state: ServerState, fields: ImageFields, kind: str) -> ImageGeneration:
