@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 from serving import file_of, openai_client
 
-from steploom import testing
+from steploom import StepEvent
+from steploom._pretended import pictures
+from steploom.server.image_generation import _due
 
 PICTURE = file_of(Image.new("RGB", (64, 64), "red"))
 
@@ -24,14 +26,16 @@ async def test_strength_is_a_share(strength: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "steps"), [({"strength": 1.0}, [2, 4, 6]), ({"strength": 0.5}, [1, 2, 3]), ({"strength": 0.1}, [1, 2, 3])]
+    ("total", "most", "steps"),
+    [(24, 3, [1, 9, 17]), (20, 2, [1, 11]), (20, 1, [1]), (4, 3, [1, 2, 3]), (2, 3, [1]), (None, 2, [1, 2])],
 )
-async def test_previews_are_of_the_steps_that_strength_leaves(asked: dict[str, Any], steps: list[int]) -> None:
-    async with openai_client() as (client, _):
-        stream = await client.images.edit(
-            image=PICTURE, prompt="a", stream=True, partial_images=3, extra_body={"num_inference_steps": 8, **asked}
-        )
-        assert [event.step async for event in stream][:-1] == steps
+def test_the_first_preview_is_that_of_the_first_step(total: int | None, most: int, steps: list[int]) -> None:
+    shown: list[int] = []
+    for step in range(1, total or 9):  # the last step's would be the image itself
+        event = StepEvent(request_id="a", step=step, total_steps=total)
+        if _due(event, len(shown), most):
+            shown.append(step)
+    assert shown == steps
 
 
 async def test_several_images_where_the_pipeline_takes_one() -> None:
@@ -44,7 +48,7 @@ async def test_several_images_where_the_pipeline_takes_one() -> None:
 
 
 async def test_a_pipeline_that_makes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(testing, "images", lambda *_: [])
+    monkeypatch.setattr(pictures, "images", lambda *_: [])
     async with openai_client() as (client, _):
         with pytest.raises(openai.InternalServerError, match="made no image") as caught:
             await client.images.generate(prompt="a")
@@ -58,7 +62,7 @@ async def test_a_pipeline_that_makes_nothing(monkeypatch: pytest.MonkeyPatch) ->
 async def test_previews_have_the_shape_of_the_image_that_they_become(
     shown: tuple[int, int], asked: dict[str, Any], size: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(testing, "picture", lambda *_: Image.new("RGB", shown))
+    monkeypatch.setattr(pictures, "picture", lambda *_: Image.new("RGB", shown))
     async with openai_client() as (client, _):
         wide = file_of(Image.new("RGB", (96, 64)))
         stream = await client.images.edit(image=wide, prompt="a", stream=True, partial_images=1, **asked)

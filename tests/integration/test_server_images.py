@@ -74,7 +74,7 @@ async def test_a_stream_has_previews_of_each_image_and_then_the_images() -> None
                 "image_generation.completed"
             ]
             assert [event.partial_image_index for event in own[:-1]] == [0, 1, 2]
-            assert [(event.step, event.num_inference_steps) for event in own] == [(2, 8), (4, 8), (6, 8), (8, 8)]
+            assert [(event.step, event.num_inference_steps) for event in own] == [(1, 8), (4, 8), (6, 8), (8, 8)]
             assert {event.seed for event in own} == {5 + index}
             assert same(image_of(own[-1].b64_json), image_of(whole.data[index].b64_json))
             assert len({event.b64_json for event in own}) == 4
@@ -116,7 +116,10 @@ async def test_pictures_as_json() -> None:
 
     async with openai_client() as (client, _):
         data = base64.b64encode(file_of(Image.new("RGB", (8, 8)))).decode()
-        for given in ({"image": data}, {"image": [data]}, {"images": [{"image_url": f"data:image/png;base64,{data}"}]}):
+        lines = base64.encodebytes(file_of(Image.new("RGB", (64, 64)))).decode()
+        assert lines.count("\n") > 1
+        for given in ({"image": data}, {"image": [data]}, {"images": [{"image_url": f"data:image/png;base64,{data}"}]},
+                      {"image": lines}, {"image[]": [data]}):  # fmt: skip
             body = await client.post("/images/edits", body={"prompt": "a", **given}, cast_to=dict)
             assert len(body["data"]) == 1
         for given, why in (
@@ -141,6 +144,7 @@ WRONG = [
     ({"prompt": "a", "seed": 2**64}, "seed"), ({"prompt": "a", "num_inference_steps": 10**6}, "num_inference_steps"),
     ({"prompt": "a", "true_cfg_scale": 4}, "true_cfg_scale"), ({"prompt": "a", "timeout": -1}, "timeout"),
     ({"prompt": "a", "guidance_scale": "NaN"}, "guidance_scale"), ({"prompt": ["a"]}, "prompt"),
+    ({"prompt": "a", "guidance_scale": 1e300}, "guidance_scale"),
     ({"prompt": "a", "lora": "/etc/passwd"}, "lora"), ({"prompt": "a", "lora": [{"path": "x"}]}, "lora"),
     ({"prompt": "a" * 32_001}, "prompt"), ({"prompt": "a", "image": "x"}, "image"),
 ]  # fmt: skip

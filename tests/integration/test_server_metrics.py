@@ -224,3 +224,29 @@ async def test_without_a_server_the_engine_is_counted_too() -> None:
         now = counted(metrics)
     found = {outcome: now("requests_total", outcome=outcome) for outcome in ZERO}
     assert found == {"completed": 1, "failed": 1, "cancelled": 1, "timed_out": 1, "refused": 1, "invalid": 2}
+
+
+async def test_an_application_that_has_ended_watches_no_more() -> None:
+    async with FakeEngine() as engine:
+        others = list(engine.observers)
+        app = create_app(engine)
+        for _ in range(2):
+            assert len(engine.observers) > len(others)  # mounted, it may never be entered
+            async with app.state.server:
+                watching = list(engine.observers)
+                assert len(set(watching)) == len(watching)
+                with app.state.server.aside():
+                    assert engine.observers == others
+            assert engine.observers == others
+            app = create_app(engine)
+
+
+async def test_a_text_that_ends_at_a_stop_sequence_is_completed() -> None:
+    async with openai_client(engine={"makes": "text"}) as (client, engine):
+        engine.observers.append(metrics := EngineMetrics(engine))
+        asked = {"model": "demo", "prompt": "a", "seed": 1, "max_tokens": 64}
+        whole = (await client.completions.create(**asked)).choices[0].text
+        cut = (await client.completions.create(**asked, stop=whole[8:12])).choices[0]
+        assert (cut.finish_reason, len(cut.text) <= 8) == ("stop", True)
+        assert metrics._outcomes["completed"] == 2
+        assert metrics._outcomes["cancelled"] == 0

@@ -240,12 +240,6 @@ def test_who_reads_slowly_misses_the_oldest() -> None:
     ]  # fmt: skip
     assert last == 8
     assert feed.read(feed.count, 3) == (b"", feed.count)
-    feed.forget()
-    assert feed.read(0, 3) == (b"", 0)
-    feed.on_queued(DiffusionRequest("a", request_id="r"))
-    text, last = feed.read(0, 3)
-    assert '"number":1' in text.decode()
-    assert last == feed.count
 
 
 async def test_who_is_cancelled_while_a_tick_runs_has_no_more_columns_and_leaves_nothing() -> None:

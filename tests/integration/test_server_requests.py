@@ -122,10 +122,18 @@ async def test_outcomes_have_the_status_that_fits() -> None:
         with pytest.raises(openai.InternalServerError) as late:
             await client.images.generate(prompt="a", extra_body={"timeout": 0.01})
         assert (late.value.status_code, late.value.code) == (504, "deadline_exceeded")
-        with pytest.raises(openai.RateLimitError, match="max_waiting=1") as full:
+        with pytest.raises(openai.RateLimitError, match="the queue has 1 places; ask for fewer") as never:
             await client.images.generate(prompt="a", n=3)
-        assert int(full.value.response.headers["retry-after"]) >= 1
-        engine.release()
+        assert never.value.param == "n"
+        assert never.value.response.headers["x-should-retry"] == "false"
+        async with anyio.create_task_group() as group:
+            group.start_soon(engine.generate, "waits")
+            await anyio.wait_all_tasks_blocked()
+            with pytest.raises(openai.RateLimitError, match="max_waiting=1") as full:
+                await client.images.generate(prompt="a")
+            assert int(full.value.response.headers["retry-after"]) >= 1
+            assert "x-should-retry" not in full.value.response.headers
+            engine.release()
 
 
 async def test_keys_sizes_and_kinds_of_bodies() -> None:

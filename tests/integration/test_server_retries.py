@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import get_ident
 from typing import Any
 
 import anyio
@@ -11,7 +12,8 @@ import pytest
 from PIL import Image
 from serving import file_of, openai_client
 
-from steploom.server import answers, create_app, image_generation
+from steploom.server import answers, create_app, image_generation, images
+from steploom.server.text import routes
 from steploom.testing import FakeEngine
 
 KEY = {"Idempotency-Key": "k"}
@@ -47,6 +49,19 @@ async def test_who_comes_back_too_late_begins_anew(makes: str, path: str, body: 
             again = await plain.post(path, json=body, headers=KEY)
             assert again.status_code == 200
             assert "completed" in again.text or "b64_json" in again.text or '"finish_reason"' in again.text
+
+
+async def test_what_a_key_stands_for_is_told_apart_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: set[int] = set()
+    for module in (images, routes):
+        real = module.fingerprint
+        monkeypatch.setattr(module, "fingerprint", lambda body, real=real: threads.add(get_ident()) or real(body))
+    for makes, path, body in (("images", "/images/generations", {"prompt": "a"}), ("text", "/chat/completions", CHAT)):
+        async with openai_client(engine={"makes": makes}) as (client, _):
+            await client.post(path, body=body, cast_to=object, options={"headers": KEY})
+            assert threads
+            assert get_ident() not in threads  # files of 64 MB take a while
+            threads.clear()
 
 
 async def test_edits_that_come_at_once_with_one_key_are_made_once() -> None:

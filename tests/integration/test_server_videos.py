@@ -48,6 +48,10 @@ async def test_a_video_is_made_and_downloaded(tmp_path: pathlib.Path) -> None:
         ) as part:
             assert (part.status_code, part.headers["content-range"]) == (206, f"bytes 4-7/{len(whole.content)}")
             assert await part.read() == whole.content[4:8] == b"ftyp"
+        for asked, status in (("bytes=9-4", 400), ("seconds=1-2", 400), ("bytes=99999999-", 416)):
+            with pytest.raises(openai.APIStatusError, match="Range=") as caught:
+                await client.videos.download_content(video.id, extra_headers={"Range": asked})
+            assert (caught.value.status_code, caught.value.param) == (status, "Range")
         assert not [file for file in (tmp_path / "files").iterdir() if file.name.startswith("part-")]
 
 
@@ -143,6 +147,11 @@ async def test_a_picture_to_start_from(tmp_path: pathlib.Path) -> None:
         for wrong in ("bm8gcGljdHVyZQ==", {"file_id": "file-1"}, {"image_url": "https://example.com/a.png"}):
             with pytest.raises(openai.BadRequestError) as caught:
                 await client.videos.create(prompt="a", extra_body={"input_reference": wrong})
+            assert caught.value.param == "input_reference"
+        vast = file_of(Image.new("1", (9000, 9000)))
+        for wrong, why in ((b"no picture", "is no image"), (vast, "9000x9000 is more")):
+            with pytest.raises(openai.BadRequestError, match=f"input_reference: .*{why}") as caught:
+                await client.videos.create(prompt="a", input_reference=("a.png", wrong))
             assert caught.value.param == "input_reference"
 
 

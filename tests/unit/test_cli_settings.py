@@ -191,7 +191,7 @@ def test_what_is_shown_is_a_file_that_says_the_same(capsys: pytest.CaptureFixtur
     first = shown(capsys, *words)
     assert "hidden" not in first
     for entry, source in (("port = 9", "from the command line"), ("max_steps = 77", "from the environment"),
-                          ("max_batch = 16", "default"), ("vae_slicing = true", "from the environment"),
+                          ("max_batch = 32", "default"), ("vae_slicing = true", "from the environment"),
                           ('api_key = ["********"]', "from the command line")):  # fmt: skip
         (found,) = [line for line in first.splitlines() if line.startswith(f"{entry} ")]
         assert found.endswith(f"# {source}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,7 @@ from exposition import local
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from steploom.server import create_app
-from steploom.server.telemetry import logs, otlp
+from steploom.server.telemetry import beside, logs, otlp
 from steploom.server.telemetry.record import RECORD, Record
 from steploom.testing import FakeEngine
 
@@ -184,3 +185,25 @@ def test_the_end_waits_for_a_collector_that_hangs_no_longer_than_it_says(monkeyp
     end()
     assert not ended
     answers.set()
+
+
+@pytest.mark.parametrize("kind", ["text", "json"])
+def test_whoever_does_not_read_the_log_holds_up_nobody(kind: Any, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beside, "MOST_LINES", 50)
+    root = logging.getLogger()
+    reads, writes = os.pipe()
+    with os.fdopen(reads) as reader, os.fdopen(writes, "w") as writer:
+        root.handlers = [logging.StreamHandler(writer)]
+        logs.configure(kind)
+        served = Record("mine")
+        with beside.written_beside():
+            token = RECORD.set(served)
+            for number in range(200):  # 200 kB; a pipe takes 64
+                logging.getLogger("steploom.access").info("line %d %s", number, "x" * 1000)
+            RECORD.reset(token)
+            assert logs.writes_json() == (kind == "json")
+            first = reader.readline()
+            assert "line 0 " in first
+            assert "mine" in first
+            assert any("lines were dropped" in line for line in reader)
+        assert isinstance(root.handlers[0], logging.StreamHandler)

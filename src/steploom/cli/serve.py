@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
         import uvicorn
 
         from steploom.server import ServerSettings
-        from steploom.server.telemetry import logs
+        from steploom.server.telemetry import beside, logs
     except ImportError as error:
         raise ConfigError(f"serve: {error.name} is missing; pip install 'steploom[server]'") from None
     del uvicorn
@@ -98,13 +98,14 @@ def run(options: argparse.Namespace) -> int:
         video_ttl_s=options.video_ttl,
         page=not options.no_page,
     )
-    try:
-        return _listen(options, config, server_settings)
-    except (SteploomError, OSError) as error:
-        if not logs.writes_json():
-            raise
-        log.critical("%s", " ".join(str(error).split()))  # whoever reads the log is told why it ends
-        return EXIT_FAILED
+    with beside.written_beside():
+        try:
+            return _listen(options, config, server_settings)
+        except (SteploomError, OSError) as error:
+            if not logs.writes_json():
+                raise
+            log.critical("%s", " ".join(str(error).split()))  # whoever reads the log is told why it ends
+            return EXIT_FAILED
 
 
 def _listen(options: argparse.Namespace, config: EngineConfig, settings: ServerSettings) -> int:
@@ -220,9 +221,8 @@ async def _hold(engine: AsyncDiffusionEngine, state: ServerState, server: Server
         await engine.start(on_progress)
         try:
             state.loading = "warming up"
-            with state.telemetry.aside():
+            with state.aside():
                 await _warm_up(engine)
-            state.channels.feed.forget()
             async with state:
                 state.loading = None
                 logs.say(f"{', '.join(state.model_names)} is ready at {address}")

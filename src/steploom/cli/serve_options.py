@@ -7,6 +7,9 @@ from pathlib import Path
 
 from steploom.cli import arguments, settings
 
+MAX_BATCH = 32
+"""Twice the engine's own: a full batch makes the next client wait for its first preview until somebody is done."""
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds all of them, and makes them settings (:mod:`steploom.cli.settings`)."""
@@ -61,7 +64,8 @@ def _add_clients(group: arguments.Options) -> None:
 
 def _add_work(group: arguments.Options) -> None:
     group.add_argument("--max-queue", type=arguments.count, metavar="N", help="requests that wait, at most")
-    group.add_argument("--max-batch", type=arguments.count, metavar="N", help="requests that share a forward, at most")
+    group.add_argument("--max-batch", type=arguments.count, default=MAX_BATCH, metavar="N",
+                       help="requests that share a forward, at most (default: %(default)s)")  # fmt: skip
     group.add_argument("--timeout", type=arguments.rate, metavar="S", help="for requests that give none")
     group.add_argument("--keep-abandoned", action="store_true",
                        help="finish requests whose client hung up, instead of cancelling them")  # fmt: skip

@@ -47,8 +47,12 @@ class Joins:
     def __init__(self) -> None:
         self._known: OrderedDict[str, tuple[str, Generation]] = OrderedDict()
 
-    def find(self, key: str, body: Mapping[str, Any]) -> Any:
+    def find(self, key: str, body: str) -> Any:
         """The generation that was asked for with this key, of the class that was added with it; None if there is none.
+
+        Args:
+            key: Of :func:`key_of`.
+            body: The :func:`fingerprint` of what is asked for.
 
         Raises:
             ApiError: 422: it asked for something else.
@@ -56,15 +60,15 @@ class Joins:
         known = self._known.get(key)
         if known is None or known[1].error is not None:
             return None
-        if known[0] != fingerprint(body):
+        if known[0] != body:
             raise ApiError(
                 422, "Idempotency-Key: was used for another request; draw a new one", code="idempotency_key_reused"
             )
         return known[1]
 
-    def add(self, key: str, body: Mapping[str, Any], generation: Generation) -> None:
+    def add(self, key: str, body: str, generation: Generation) -> None:
         """Remembers a generation; of those that are done only the newest ones."""
-        self._known[key] = (fingerprint(body), generation)
+        self._known[key] = (body, generation)
         done = [(other, one) for other, (_, one) in reversed(self._known.items()) if one.ended]
         places, room = MOST_KEYS - len(self._known) + len(done), MOST_BYTES
         for place, (old, one) in enumerate(done):
@@ -74,7 +78,7 @@ class Joins:
 
 
 def fingerprint(body: Mapping[str, Any]) -> str:
-    """What tells a decoded body from another one; files are part of it."""
+    """What tells a decoded body from another one; files are part of it, so it is work for a thread."""
     digest = hashlib.sha256()
     _add(digest.update, body)
     return digest.hexdigest()

@@ -72,8 +72,6 @@ def create_app(engine: AsyncDiffusionEngine, settings: ServerSettings | None = N
         )
     middleware.insert(0, Middleware(Observed, state.telemetry))
     routes = [*ROUTES, *page.ROUTES] if settings.page else ROUTES
-    if settings.page:
-        engine.observers.append(state.channels.feed)
     app = Starlette(routes=routes, exception_handlers=HANDLERS, middleware=middleware, lifespan=_lifespan)
     app.state.server = state
     return app

@@ -183,7 +183,7 @@ def _picture(name: str, entry: Any) -> bytes:
         if "://" in entry[:20]:
             raise invalid(f"{name}={entry!r:.80}: no address is fetched here; send the image itself", name)
     try:
-        decoded = base64.b64decode(data, validate=True)
+        decoded = base64.b64decode("".join(data.split()), validate=True)  # many tools break it into lines
     except (binascii.Error, ValueError):
         raise invalid(f"{name}: is no base64 text", name) from None
     if not decoded:

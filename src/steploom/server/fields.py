@@ -13,7 +13,7 @@ from typing import Any
 
 from steploom.errors import InvalidRequest
 from steploom.server.errors import ApiError, invalid
-from steploom.server.kinds import Kind, adapters, between, choice, flag, number, seconds, size, text, texts, whole
+from steploom.server.kinds import Kind, adapters, between, choice, flag, scale, seconds, size, text, texts, whole
 from steploom.server.settings import ServerSettings
 
 FORMATS = ("png", "webp", "jpeg")
@@ -124,8 +124,8 @@ OWN: dict[str, Kind] = {
 PARAMS: dict[str, Kind] = {
     "negative_prompt": text,
     "num_inference_steps": whole(1),
-    "guidance_scale": number,
-    "true_cfg_scale": number,
+    "guidance_scale": scale,
+    "true_cfg_scale": scale,
     "strength": between(0, 1, above=True),
 }
 """Arguments of the pipeline."""

@@ -19,6 +19,7 @@ from steploom import (
     DiffusionRequest,
     EngineError,
     InvalidRequest,
+    QueueFull,
     RequestCancelled,
     SteploomError,
 )
@@ -111,6 +112,9 @@ class Generation:
         except RequestCancelled as error:
             self._fail(_why_cancelled(engine, error))
             group.cancel_scope.cancel()
+        except QueueFull as error:
+            self._fail(_why_full(engine, error, len(self.requests)))
+            group.cancel_scope.cancel()
         except (SteploomError, ApiError) as error:
             self._fail(error)
             group.cancel_scope.cancel()
@@ -149,3 +153,12 @@ def _why_cancelled(engine: AsyncDiffusionEngine, error: RequestCancelled) -> Exc
     except EngineError:
         return ApiError(503, "the server was shut down before the request was done", code="draining")
     return error
+
+
+def _why_full(engine: AsyncDiffusionEngine, error: QueueFull, asked: int) -> Exception:
+    """More than the queue can hold never fit: whoever asks for that is not to ask again."""
+    most = engine.config.max_waiting
+    if asked <= most:
+        return error
+    why = f"n: {asked} requests at once, the queue has {most} places; ask for fewer, or start the server with more"
+    return ApiError(429, why, param="n", code="queue_full", headers={"X-Should-Retry": "false"})

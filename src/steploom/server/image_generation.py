@@ -108,14 +108,14 @@ class ImageGeneration(Generation):
     ) -> None:
         """Makes one image. Its previews are encoded beside it, so that no event is missed meanwhile."""
         sender, receiver = anyio.create_memory_object_stream[StepEvent](KEPT_PREVIEWS)
-        shown, previews = anyio.Event(), 0
+        shown, previews, fields = anyio.Event(), 0, self.fields
         group.start_soon(self._show, index, request, receiver, shown)
         with sender, running.entered(request) as entry:
             async with engine.stream(request) as stream:
                 self._accept()
                 async for event in stream:
                     entry.see(event)
-                    if (self.fields.preview_every or previews < self.fields.partial_images) and _shows(event):
+                    if _shows(event) and (fields.preview_every or _due(event, previews, fields.partial_images)):
                         with contextlib.suppress(anyio.WouldBlock):  # steps are faster than pictures are encoded
                             sender.send_nowait(event)
                             previews += 1
@@ -177,6 +177,11 @@ def _fitting(shape: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> tuple[
 def _shows(event: Event) -> TypeGuard[StepEvent]:
     """Whether the event has a preview that is not the finished image already."""
     return isinstance(event, StepEvent) and event.preview is not None and event.step != event.total_steps
+
+
+def _due(event: StepEvent, shown: int, most: int) -> bool:
+    """Whether the next of at most so many previews is due: the first after the first step, the others evenly spread."""
+    return shown < most and event.step >= 1 + shown * ((event.total_steps or 1) - 1) / most
 
 
 def _first(output: DiffusionOutput) -> Image.Image:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from steploom import DiffusionRequest
 from steploom.protocol import PipelineInfo
-from steploom.server.answers import Answer, key_of
+from steploom.server.answers import Answer, fingerprint, key_of
 from steploom.server.body import read_body, take_pictures
 from steploom.server.errors import ApiError, invalid
 from steploom.server.fields import ImageFields, read_fields
@@ -29,8 +29,6 @@ from steploom.server.usage import usage_of
 
 _QUALITIES = ("low", "medium", "high", "xhigh", "max", "auto")
 _SEEDS = 2**64
-_STRENGTH = 0.6
-"""What most pipelines take for ``strength`` where none is given."""
 
 
 _HEADERS = {**HEADERS, **page.HEADERS}
@@ -61,28 +59,28 @@ async def edits(request: Request) -> Response:
 async def _answer(request: Request, state: ServerState, body: dict[str, Any], kind: str) -> Response:
     channel = request.headers.get(HEADER)
     key = key_of(request, kind) if channel is None else None  # a channel runs what it is given, for itself
-    known = state.joins.find(key, body) if key else None
+    digest = await to_thread.run_sync(fingerprint, body) if key else ""
+    known = state.joins.find(key, digest) if key else None
     if known is not None:
         return _respond(request, state, known, kind, leads=False, lingers=False)
-    whole = dict(body)
     pictures, masks = await to_thread.run_sync(_take_pictures, body) if kind == "image_edit" else ([], [])
     fields = read_fields(body, state.settings)
     if len(masks) > 1:
         raise invalid(f"mask: {len(masks)} pictures; give one", "mask")
     fields.images, fields.mask = pictures, masks[0] if masks else None
     generation = await _generation(state, fields, kind)
-    known = state.joins.find(key, whole) if key else None  # of one that came while the pictures were looked at
+    known = state.joins.find(key, digest) if key else None  # of one that came while the pictures were looked at
     if known is not None:
         return _respond(request, state, known, kind, leads=False, lingers=False)
     if key:
-        state.joins.add(key, whole, generation)
+        state.joins.add(key, digest, generation)
     if channel is not None:
         return await state.channels.hand_over(channel, generation, partial(_event, generation, kind))
     return _respond(request, state, generation, kind, leads=True, lingers=bool(key))
 
 
 def _take_pictures(body: dict[str, Any]) -> tuple[list[bytes], list[bytes]]:
-    return take_pictures(body, "image", "images"), take_pictures(body, "mask")
+    return take_pictures(body, "image", "image[]", "images"), take_pictures(body, "mask")
 
 
 async def _generation(state: ServerState, fields: ImageFields, kind: str) -> ImageGeneration:
@@ -100,7 +98,7 @@ async def _generation(state: ServerState, fields: ImageFields, kind: str) -> Ima
     if fields.stream and fields.preview_every:
         base["preview_every"] = fields.preview_every
     elif fields.stream and fields.partial_images:
-        base["preview_every"] = max(1, _steps(fields, info, base.get("task")) // (fields.partial_images + 1))
+        base["preview_every"] = 1  # which of them are shown follows from how many steps there turn out to be
     seed: int | None = base.pop("seed", None)
     prefix = f"img_{uuid.uuid4().hex[:20]}"
     requests = [
@@ -124,15 +122,6 @@ async def _sizes(fields: ImageFields, info: PipelineInfo) -> list[tuple[int, int
         picture = await to_thread.run_sync(size_of, fields.images[0])
         sizes += [picture] if picture is not None else []
     return sizes
-
-
-def _steps(fields: ImageFields, info: PipelineInfo, task: str | None) -> int:
-    """How many steps an image takes: a pipeline with ``strength`` begins with the picture, and leaves out the first."""
-    steps: int = fields.params.get("num_inference_steps") or info.default_steps or 1
-    pipelines = info.tasks.get(task, []) if task else [info]
-    if not fields.images or not any(one.name == "strength" for taken in pipelines for one in taken.parameters):
-        return steps
-    return int(steps * fields.params.get("strength", _STRENGTH))
 
 
 async def _pictures(state: ServerState, fields: ImageFields, info: PipelineInfo) -> dict[str, Any]:

@@ -124,6 +124,10 @@ def between(least: float, most: float, *, above: bool = False) -> Kind:
     return Kind(read, {"type": "number", "exclusiveMinimum" if above else "minimum": least, "maximum": most})
 
 
+scale = between(-1000, 1000)
+"""How strong something is. Far beyond what is of use, numbers overflow, and the image is black."""
+
+
 def _seconds(name: str, value: Any) -> float:
     found = number(name, value)
     if found <= 0:
@@ -193,12 +197,12 @@ def _adapter(name: str, entry: Any) -> tuple[str, float]:
     pair = (found, 1.0) if isinstance(found, str) else found
     if not isinstance(pair, (list, tuple)) or len(cast("list[Any]", pair)) != 2 or not isinstance(pair[0], str):
         raise invalid(f'{name}={entry!r:.80}: must be a name, or {{"name": ..., "scale": ...}}', name)
-    return (str(pair[0]), number(name, pair[1]))
+    return (str(pair[0]), scale(name, pair[1]))
 
 
-_PAIR = {"type": "array", "prefixItems": [text.schema, number.schema], "minItems": 2, "maxItems": 2}
+_PAIR = {"type": "array", "prefixItems": [text.schema, scale.schema], "minItems": 2, "maxItems": 2}
 _NAMED = {
-    "type": "object", "properties": {"name": text.schema, "scale": number.schema}, "required": ["name"],
+    "type": "object", "properties": {"name": text.schema, "scale": scale.schema}, "required": ["name"],
     "additionalProperties": False,
 }  # fmt: skip
 _ADAPTER = [text.schema, _NAMED, _PAIR]

@@ -6,6 +6,7 @@ import contextlib
 import secrets
 import time
 from collections import OrderedDict
+from collections.abc import Generator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -31,7 +32,8 @@ class Asked(Protocol):
 class ServerState:
     """What the routes of one server share. An async context manager: it owns what outlives a request.
 
-    Entering it starts the engine, if that does not run, and the jobs of ``/v1/videos``; leaving it ends both.
+    Entering it starts the engine, if that does not run, and the jobs of ``/v1/videos``; leaving it ends both. It
+    watches the engine from the beginning, since an application that was mounted may never be entered, until it is left.
 
     Args:
         engine: Who makes everything; the application, or whoever mounts it, starts and closes it.
@@ -60,6 +62,8 @@ class ServerState:
         folder = Path(settings.video_dir) if settings.video_dir is not None else folder_for(engine.config.model)
         self.videos = VideoJobs(engine, self.running, settings, folder, self._served)
         self._held = contextlib.AsyncExitStack()
+        self._observers = [*self.telemetry.observers, *([self.channels.feed] if settings.page else [])]
+        self._watch()
         self.created = int(time.time())
         self.loading: str | None = None
         self.draining = False
@@ -70,6 +74,8 @@ class ServerState:
         EngineError: The engine cannot be started.
         """
         async with contextlib.AsyncExitStack() as stack:
+            self._watch()
+            stack.callback(self._look_away)
             try:
                 self.engine.check_serving()
             except EngineNotRunning:
@@ -82,6 +88,23 @@ class ServerState:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self._held.__aexit__(kind, error, traceback)
+
+    def _watch(self) -> None:
+        told = self.engine.observers
+        told.extend(one for one in self._observers if one not in told)
+
+    def _look_away(self) -> None:
+        told = self.engine.observers
+        told[:] = [one for one in told if one not in self._observers]
+
+    @contextlib.contextmanager
+    def aside(self) -> Generator[None]:
+        """Looks away meanwhile: warming up is nobody's request."""
+        self._look_away()
+        try:
+            yield
+        finally:
+            self._watch()
 
     def _served(self) -> tuple[str, ...]:
         return (*self.model_names, *self.lora_names)

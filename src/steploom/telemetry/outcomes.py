@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
+
 from steploom.errors import DeadlineExceeded, InvalidRequest, RequestCancelled
 
 OUTCOMES = ("completed", "failed", "cancelled", "timed_out", "refused", "invalid")
 """All of them. ``refused`` had no place in the queue; ``invalid`` does not fit the pipeline or the limits."""
 
 
+ENOUGH: ContextVar[bool] = ContextVar("steploom_enough", default=False)
+"""Whether a request that is left here is left because its client has all that it wants: a text, at a stop sequence."""
+
+
 def outcome_of(error: Exception | None) -> str:
     """How a request that the engine had accepted ended: ``error`` is None where it has an output."""
-    if error is None:
+    if error is None or (isinstance(error, RequestCancelled) and ENOUGH.get()):
         return "completed"
     if isinstance(error, RequestCancelled):
         return "cancelled"

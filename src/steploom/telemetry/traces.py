@@ -96,7 +96,7 @@ class TracingObserver(Lives):
         span.set_attribute("steploom.batch_requests.mean", life.mean_batch_requests)
         if life.attempt:
             span.set_attribute("steploom.attempt", life.attempt)
-        if error is not None:
+        if error is not None and outcome_of(error) != "completed":
             self._fail(span, error)
         span.end(life.wall(at))
 

@@ -98,12 +98,6 @@ class TickFeed(EngineObserver):
         """Returns when there is a new entry, or the feed was closed."""
         await self._changed.wait()
 
-    def forget(self) -> None:
-        """What was so far is nobody's business: the warm-up."""
-        self._entries.clear()
-        self._numbers.clear()
-        self._numbered = 0
-
     def close(self) -> None:
         """Nothing more will come: the server is being shut down."""
         self.closed = True

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Generator
 from importlib.util import find_spec
 from typing import cast
 
@@ -26,7 +24,7 @@ SCRAPE_WAITS_S = 0.2
 
 
 class Telemetry:
-    """What one application tells about its engine, which it watches from now on.
+    """What one application tells about its engine, while its ``observers`` are among the engine's.
 
     Spans are made where OpenTelemetry is installed and nobody else makes them; without an SDK they cost nothing.
 
@@ -35,6 +33,7 @@ class Telemetry:
 
     Attributes:
         http: Of the HTTP requests.
+        observers: What has to be told what the engine does.
         traced: Whether ``traceparent`` is taken over.
     """
 
@@ -45,21 +44,10 @@ class Telemetry:
         self._metrics = EngineMetrics(engine, registry)
         self.http = HttpMetrics(registry)
         self._registry = registry
-        self._observers: list[EngineObserver] = [self._metrics, RequestLog()]
+        self.observers: list[EngineObserver] = [self._metrics, RequestLog()]
         self.traced = find_spec("opentelemetry") is not None
         if self.traced and not any(isinstance(observer, TracingObserver) for observer in engine.observers):
-            self._observers.append(TracingObserver())
-        engine.observers.extend(self._observers)
-
-    @contextlib.contextmanager
-    def aside(self) -> Generator[None]:
-        """Looks away meanwhile: warming up is nobody's request."""
-        for observer in self._observers:
-            self._engine.observers.remove(observer)
-        try:
-            yield
-        finally:
-            self._engine.observers.extend(self._observers)
+            self.observers.append(TracingObserver())
 
     async def exposition(self) -> ASGIApp:
         """The metrics as of now, as an application that answers in the format that a client prefers."""

@@ -44,7 +44,7 @@ class RequestLog(Lives):
             "outcome": outcome_of(error), "queued_s": life.queued_s, "steps": life.steps,
             "batch_requests": life.mean_batch_requests,
         }  # fmt: skip
-        if error is not None:
+        if error is not None and part["outcome"] != "completed":
             part["error"] = kind_of(error)
         if isinstance(error, GenerationFailed):
             log.info("request %s failed: %s\n%s", life.request_id, error, error.remote_traceback)

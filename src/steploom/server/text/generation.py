@@ -15,6 +15,7 @@ from steploom.server.generation import Generation
 from steploom.server.running import Running
 from steploom.server.text.fields import TextFields, param_of
 from steploom.server.text.stops import Stops
+from steploom.telemetry.outcomes import ENOUGH
 
 Reason = Literal["stop", "length"]
 
@@ -92,6 +93,7 @@ class TextGeneration(Generation):
                     entry.see(event)
                     self._tell(index, growth.hear(event))
                     if growth.stopped:
+                        ENOUGH.set(True)  # of this task, which ends with the request
                         break
                 else:
                     output = await stream.result()

@@ -6,12 +6,13 @@ import uuid
 from functools import partial
 from typing import Any
 
+from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 
 from steploom import DiffusionRequest
 from steploom.protocol import PipelineInfo
-from steploom.server.answers import Answer, key_of
+from steploom.server.answers import Answer, fingerprint, key_of
 from steploom.server.body import read_json
 from steploom.server.errors import invalid
 from steploom.server.openapi.operation import ERRORS, HEADERS, operation
@@ -41,10 +42,11 @@ async def _answer(request: Request, *, chat: bool) -> Response:
     state.check_serving()
     body = await read_json(request)
     key = key_of(request, "chat" if chat else "completion")
-    known: TextGeneration | None = state.joins.find(key, body) if key else None
+    digest = await to_thread.run_sync(fingerprint, body) if key else ""
+    known: TextGeneration | None = state.joins.find(key, digest) if key else None
     generation = known or _generation(state, read_fields(body, state.settings, chat=chat))
     if key and known is None:
-        state.joins.add(key, body, generation)
+        state.joins.add(key, digest, generation)
     return Answer(
         generation,
         engine=state.engine if known is None else None,

@@ -14,7 +14,7 @@ from steploom.protocol import PipelineInfo
 from steploom.server import fields as common
 from steploom.server.errors import invalid
 from steploom.server.fields import CommonFields, fill
-from steploom.server.kinds import FormText, Kind, number, seconds, texts, whole
+from steploom.server.kinds import FormText, Kind, number, scale, seconds, texts, whole
 from steploom.server.settings import ServerSettings
 
 MAX_FPS = 240
@@ -74,7 +74,7 @@ OPENAI: dict[str, Kind] = {
 }
 """Fields of OpenAI's, and of the video's length, by name."""
 
-PARAMS: dict[str, Kind] = {**common.PARAMS, "guidance_scale_2": number}
+PARAMS: dict[str, Kind] = {**common.PARAMS, "guidance_scale_2": scale}
 """Arguments of the pipeline."""
 
 IMPOSSIBLE: dict[str, str] = dict.fromkeys(("image", "image_reference"), "is called input_reference here")

@@ -10,7 +10,7 @@ from typing import Any
 
 from anyio import to_thread
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, MalformedRangeHeader, RangeNotSatisfiable, Response
 from starlette.routing import Route
 
 from steploom import InvalidRequest
@@ -20,6 +20,7 @@ from steploom.server.errors import ApiError, invalid
 from steploom.server.kinds import FormText, choice, text, whole
 from steploom.server.openapi.operation import ERRORS, HEADERS, as_json, operation
 from steploom.server.openapi.videos import DELETED, FILES, PART, VIDEO, VIDEOS, video_body
+from steploom.server.picture_files import check_files
 from steploom.server.state import ServerState
 from steploom.server.videos.fields import VideoFields, length_of, param_of, read_fields
 from steploom.server.videos.job import Job
@@ -109,6 +110,7 @@ async def _make(request: Request, body: dict[str, Any], source: Job | None, job:
     pictures = await to_thread.run_sync(take_pictures, given, "input_reference")
     if len(pictures) > 1:
         raise invalid(f"input_reference: {len(pictures)} images, one is taken", "input_reference")
+    await to_thread.run_sync(check_files, "input_reference", pictures, state.engine.config.max_pixels)
     picture = pictures[0] if pictures else await state.videos.picture_of(source)
     fields = read_fields(given, state.settings)
     try:
@@ -196,8 +198,8 @@ async def delete(request: Request) -> Response:
 
 
 @operation(
-    answers={200: FILES, 206: PART, 416: {"text/plain": {"type": "string"}}},
-    errors=(404, 503),
+    answers={200: FILES, 206: PART},
+    errors=(404, 416, 503),
     query={"variant": choice(*VARIANTS).schema},
 )
 async def content(request: Request) -> Response:
@@ -213,10 +215,24 @@ async def content(request: Request) -> Response:
         stat = await to_thread.run_sync(os.stat, file)
     except FileNotFoundError:
         raise ApiError(404, f"the {variant} of video {job.id} is gone", code="not_found") from None
-    return FileResponse(
+    return _File(
         file, media_type=_MEDIA[variant], filename=file.name, stat_result=stat, content_disposition_type="inline",
         headers={"Cache-Control": "private, max-age=3600"},
     )  # fmt: skip
+
+
+class _File(FileResponse):
+    """A file, or a part of it. What is wrong with a range is said as all errors are."""
+
+    @classmethod
+    def _parse_range_header(cls, http_range: str, file_size: int) -> list[tuple[int, int]]:
+        try:
+            return super()._parse_range_header(http_range, file_size)
+        except MalformedRangeHeader:
+            raise invalid(f"Range={http_range!r:.80}: must read bytes=FIRST-LAST", "Range") from None
+        except RangeNotSatisfiable:
+            raise ApiError(416, f"Range={http_range!r:.80}: there are {file_size} bytes", param="Range",
+                           headers={"Content-Range": f"bytes */{file_size}"}) from None  # fmt: skip
 
 
 def _status(request: Request, job: Job) -> str:
