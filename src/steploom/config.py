@@ -71,6 +71,7 @@ class EngineConfig:
         scheduler: ``"step"`` (requests join between denoising steps), ``"request"`` (one request to completion), or a
             subclass of :class:`steploom.sched.SchedulerInterface`, or its name.
         policy: Order and batch choice; ``"fcfs"``, or a :class:`steploom.sched.Policy` class or its name.
+        run_ahead: Decide and send a tick while the one before it runs, so that the worker never waits for the engine.
         max_batch: Requests that share one tick, at most.
         max_resident: Requests whose latents are held by a worker, at most. None: twice ``max_batch``.
         max_waiting: Requests that wait, at most; one more raises :class:`~steploom.errors.QueueFull`.
@@ -115,6 +116,7 @@ class EngineConfig:
     distributed_executor_backend: str | type = "mp"
     scheduler: str | type = "step"
     policy: str | type = "fcfs"
+    run_ahead: bool = True
     max_batch: int = 16
     max_resident: int | None = None
     max_waiting: int = 1024

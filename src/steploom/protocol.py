@@ -82,7 +82,7 @@ class NewRequest(msgspec.Struct, frozen=True):
 
 
 class SchedulerOutput(msgspec.Struct, frozen=True):
-    """One tick's decision.
+    """One tick's decision; or, with the number of a tick that was sent already, what is added to it (an amendment).
 
     Attributes:
         tick: Number of the tick, from 1.
@@ -102,6 +102,15 @@ class SchedulerOutput(msgspec.Struct, frozen=True):
     def run_ids(self) -> list[str]:
         """All scheduled run ids, cached ones first (they came first)."""
         return [*self.scheduled_cached_reqs, *(new.run_id for new in self.scheduled_new_reqs)]
+
+    def amended(self, amendment: SchedulerOutput) -> SchedulerOutput:
+        """The tick with what ``amendment`` adds; whom that ends is no member any more, even if it was to join."""
+        gone = amendment.finished_req_ids
+        cached = [run for run in self.scheduled_cached_reqs if run not in gone]
+        new = [one for one in self.scheduled_new_reqs if one.run_id not in gone]
+        key = self.batch_key if cached or new else amendment.batch_key
+        cached, new = cached + amendment.scheduled_cached_reqs, new + amendment.scheduled_new_reqs
+        return SchedulerOutput(self.tick, new, cached, self.finished_req_ids + gone, key)
 
 
 class TextRows(msgspec.Struct, frozen=True):
@@ -184,6 +193,9 @@ class RunnerOutput(msgspec.Struct, kw_only=True):
         forward_s: Of these, inside module forwards (encoders, denoisers and VAEs).
         warmup_s: Of these, in probing and verification (excluded from figures and from ``tick_timeout_s``).
         alone: Denoiser calls that ran alone although others could have shared, by reason, in this tick.
+        amendments: How many amendments of the tick had arrived when it began. Later ones act in the next tick.
+        gap_s: Seconds since the end of the tick before, without RPCs; 0 if no program was resident meanwhile.
+        idle_s: Of these, the worker waited for the engine.
     """
 
     tick: int
@@ -192,6 +204,9 @@ class RunnerOutput(msgspec.Struct, kw_only=True):
     forward_s: float = 0.0
     warmup_s: float = 0.0
     alone: dict[str, int] = {}
+    amendments: int = 0
+    gap_s: float = 0.0
+    idle_s: float = 0.0
 
 
 class Parameter(msgspec.Struct, frozen=True):
@@ -298,6 +313,8 @@ class WorkerStats(msgspec.Struct, kw_only=True):
         tick_s: Seconds in ticks.
         forward_s: Of these, inside module forwards (encoders, denoisers and VAEs).
         warmup_s: Of these, in probing and verification.
+        gap_s: Seconds between two ticks, while programs were resident.
+        idle_s: Of these, the worker waited for the engine.
         resident: Programs held now.
         merged_calls: Module calls answered by a shared forward.
         alone_calls: Module calls executed alone, by reason (``"only one"``, ``"verification failed: ..."``).
@@ -316,6 +333,8 @@ class WorkerStats(msgspec.Struct, kw_only=True):
     tick_s: float = 0.0
     forward_s: float = 0.0
     warmup_s: float = 0.0
+    gap_s: float = 0.0
+    idle_s: float = 0.0
     resident: int = 0
     merged_calls: int = 0
     alone_calls: dict[str, int] = {}

@@ -9,17 +9,18 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Generator
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import anyio
 import anyio.lowlevel
 
 from steploom.config import EngineConfig
+from steploom.engine.flights import Flights
 from steploom.engine.generators import Borrowed
 from steploom.engine.mailbox import Mailbox, fresh
 from steploom.engine.observer import Observers
 from steploom.engine.validation import check_arguments, validate
-from steploom.engine.whole import WholeRequests
+from steploom.engine.whole import TickExecutor, WholeRequests
 from steploom.errors import (
     DeadlineExceeded,
     EngineDead,
@@ -29,19 +30,11 @@ from steploom.errors import (
     SteploomError,
 )
 from steploom.executor.abstract import DiffusionExecutor, ProgressCallback
-from steploom.protocol import PipelineInfo, RunnerOutput, SchedulerOutput
+from steploom.protocol import PipelineInfo
 from steploom.requests import DiffusionRequest, Event, Failed, Finished, Restarted
 from steploom.sched import build_scheduler
 
 T = TypeVar("T")
-
-
-class TickExecutor(Protocol):
-    """Whoever executes ticks: an executor, or :class:`~steploom.engine.whole.WholeRequests`."""
-
-    async def execute_step(self, output: SchedulerOutput) -> RunnerOutput:
-        """Executes one tick."""
-        ...
 
 
 class EngineCore:
@@ -94,6 +87,9 @@ class EngineCore:
         self._scope = anyio.CancelScope()
         self._group = anyio.create_task_group()
         self._whole = WholeRequests(executor, self._group) if whole else None
+        self._ticks: TickExecutor = self._whole or executor
+        ahead = config.run_ahead and not whole and executor.ticks_in_flight > 1 and self.scheduler.runs_ahead
+        self._flights = Flights(2 if ahead else 1)
 
     async def run(self) -> None:
         """Serves until :meth:`stop` or a fault, and leaves nothing behind. A fault is kept in ``failure``."""
@@ -113,7 +109,10 @@ class EngineCore:
         self.info = await self.executor.start(self._on_progress)
         self._observers.on_start(self.info)
         async with self._group as group:
-            group.start_soon(self._guarded, self._tick_loop)
+            for _ in range(self._flights.most):
+                group.start_soon(self._guarded, self._tick_loop)
+            if self._flights.most > 1:
+                group.start_soon(self._guarded, self._amend_loop)
             group.start_soon(self._guarded, self._watch)
             self.started.set()
 
@@ -121,26 +120,41 @@ class EngineCore:
         raise await self.executor.wait_failed()
 
     async def _tick_loop(self) -> None:
-        scheduler, executor = self.scheduler, self._ticks
+        """Two of these take turns where ticks are sent ahead: one sends the next tick while the other's runs."""
+        executor = self._ticks
         while True:
             await self._wait_for_work()
-            output, began = scheduler.schedule(), time.monotonic()
-            self._observers.on_schedule(output, began)
-            result = await executor.execute_step(output)
-            self._observers.on_tick(output, result, began, time.monotonic())
-            for event in scheduler.update_from_output(output, result):
-                self._deliver(event)
+            flight = self._flights.depart(self.scheduler.schedule())
+            self._observers.on_schedule(flight.output, flight.sent)
+            flight.result = await executor.execute_step(flight.output)
+            self._take_note()
 
-    @property
-    def _ticks(self) -> TickExecutor:
-        return self._whole or self.executor
+    def _take_note(self) -> None:
+        """Takes in the answers that are there, in the order of the ticks."""
+        for output, result, began, ended in self._flights.land():
+            self._observers.on_tick(output, result, began, ended)
+            for event in self.scheduler.update_from_output(output, result):
+                self._deliver(event)
+        if self.scheduler.has_work:
+            self._work.set()
+
+    async def _amend_loop(self) -> None:
+        """Who comes, or goes, while the next tick waits behind the one that runs, is in that next one all the same."""
+        while True:
+            flight = await self._flights.amendable()
+            if (amendment := self.scheduler.amend()) is not None:
+                flight.amendments.append(amendment)
+                self._observers.on_schedule(amendment, time.monotonic())
+                self.executor.amend(amendment)
 
     async def _wait_for_work(self) -> None:
         """Returns when there is something to schedule. The event loop gets a turn in every tick, whatever runs it."""
         await anyio.lowlevel.checkpoint()
         while not self.scheduler.has_work:
-            self._idle.set()  # Nothing to do, and no tick in flight.
-            self._work = anyio.Event()
+            if not self._flights:
+                self._idle.set()
+            if self._work.is_set():
+                self._work = anyio.Event()
             await self._work.wait()
 
     @property
@@ -153,6 +167,7 @@ class EngineCore:
         if self.scheduler.has_work and self._idle.is_set():
             self._idle = anyio.Event()
         self._work.set()
+        self._flights.look_again()
         if self._whole is not None:
             self._whole.poke()
 

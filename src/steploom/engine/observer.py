@@ -33,7 +33,11 @@ class EngineObserver:
         """
 
     def on_schedule(self, output: SchedulerOutput, at: float) -> None:
-        """A tick begins: who joins, who steps, and whom the workers forget."""
+        """A tick is sent: who joins, who steps, and whom the workers forget.
+
+        The tick before may still run. What is added to this one meanwhile is told likewise, with the same number; who
+        was added too late is a member of a later tick, as :meth:`on_tick` tells.
+        """
 
     def on_tick(self, output: SchedulerOutput, result: RunnerOutput, began: float, ended: float) -> None:
         """A tick is over: who was scheduled, and what that did for each; ``began`` to ``ended`` with the way there."""

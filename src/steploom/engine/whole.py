@@ -7,6 +7,7 @@ those that the scheduler ended, and answers as soon as there is something to say
 from __future__ import annotations
 
 import traceback
+from typing import Protocol
 
 import anyio
 import anyio.abc
@@ -14,6 +15,14 @@ import anyio.lowlevel
 
 from steploom.executor.abstract import DiffusionExecutor
 from steploom.protocol import ErrorInfo, NewRequest, RequestReport, RunnerOutput, SchedulerOutput
+
+
+class TickExecutor(Protocol):
+    """Whoever executes ticks: an executor, or :class:`WholeRequests`."""
+
+    async def execute_step(self, output: SchedulerOutput) -> RunnerOutput:
+        """Executes one tick."""
+        ...
 
 
 class WholeRequests:

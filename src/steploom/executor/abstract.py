@@ -33,9 +33,15 @@ class DiffusionExecutor(ABC):
     """``"step"``: the engine sends ticks to :meth:`execute_step`. ``"request"``: it sends whole requests to
     :meth:`execute_model` and nothing else, for systems that batch by themselves."""
 
+    ticks_in_flight: ClassVar[int] = 1
+    """``1``: the engine awaits each :meth:`execute_step` before it calls the next. ``2``: it calls the next one while
+    one is awaited, and :meth:`amend`. A class that overrides :meth:`execute_step` has 1 unless it says otherwise."""
+
     def __init_subclass__(cls, **options: Any) -> None:
         """A class that executes whole requests and no ticks need not say its granularity."""
         super().__init_subclass__(**options)
+        if "execute_step" in vars(cls) and "ticks_in_flight" not in vars(cls):
+            cls.ticks_in_flight = 1
         whole = cls.execute_model is not DiffusionExecutor.execute_model
         if whole and cls.execute_step is DiffusionExecutor.execute_step:
             cls.granularity = "request"
@@ -64,7 +70,7 @@ class DiffusionExecutor(ABC):
         """What :meth:`start` does; cleans up after itself if it raises."""
 
     async def execute_step(self, output: SchedulerOutput) -> RunnerOutput:
-        """Executes one tick. Up to two may be in flight; they are answered in order.
+        """Executes one tick. Up to ``ticks_in_flight`` may be in flight; they are answered in order.
 
         Raises:
             WorkerDied: The worker ended before it answered.
@@ -72,6 +78,18 @@ class DiffusionExecutor(ABC):
             EngineError: The executor is closed, or the runner itself failed.
         """
         raise EngineError(f"{type(self).__name__} does not execute steps; its granularity is {self.granularity!r}")
+
+    def amend(self, output: SchedulerOutput) -> None:
+        """Adds ``output`` to the tick of that number, which waits behind another one; returns at once.
+
+        The answer to that tick says how many amendments were in time (``RunnerOutput.amendments``). Of one that was
+        not, those who end are forgotten with the next tick; those who join start with the first one that names them in
+        ``scheduled_cached_reqs``. :class:`steploom.worker.agenda.Agenda` does that.
+
+        Raises:
+            EngineError: The executor is closed, or has no two ticks in flight.
+        """
+        raise EngineError(f"{type(self).__name__}: ticks_in_flight={self.ticks_in_flight} needs amend()")
 
     async def execute_model(self, requests: list[DiffusionRequest]) -> list[DiffusionOutput]:
         """Executes whole requests; one output for each, in their order, ``error`` set where one failed.

@@ -25,6 +25,7 @@ from steploom.errors import (
 from steploom.executor.abstract import DiffusionExecutor, ProgressCallback
 from steploom.protocol import PROTOCOL_VERSION, ErrorInfo, PipelineInfo, RunnerOutput, SchedulerOutput
 from steploom.worker.messages import (
+    Amend,
     Answer,
     Call,
     Command,
@@ -86,6 +87,11 @@ class Channel:
         if len(self._ticks) == 1:
             self._wind(self._config.tick_timeout_s)
         return future
+
+    def amend(self, output: SchedulerOutput) -> None:
+        """Sends what is added to a tick."""
+        self._check()
+        self._send(Amend(output))
 
     def call(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, asyncio.Future[Any]]:
         """Sends a call; its number and the future of its answer."""
@@ -181,6 +187,8 @@ class Channel:
 class ChannelExecutor(DiffusionExecutor):
     """An executor that speaks to its workers over channels; subclasses fill ``_channels`` and close them."""
 
+    ticks_in_flight = MAX_TICKS
+
     def __init__(self, config: EngineConfig, pipeline: Any = None) -> None:
         super().__init__(config, pipeline)
         self._channels: list[Channel] = []
@@ -220,6 +228,10 @@ class ChannelExecutor(DiffusionExecutor):
         channel = self._running()[0]
         async with self._tick_slots:
             return await channel.tick(output)
+
+    def amend(self, output: SchedulerOutput) -> None:
+        """Adds to a tick that is in flight; see :meth:`DiffusionExecutor.amend`."""
+        self._running()[0].amend(output)
 
     async def collective_rpc(
         self,

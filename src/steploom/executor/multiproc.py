@@ -24,7 +24,7 @@ from steploom import codec
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError, EngineError, EngineNotRunning, InvalidRequest, ProtocolError, WorkerDied
 from steploom.executor.abstract import ProgressCallback
-from steploom.executor.channel import Channel, ChannelExecutor
+from steploom.executor.channel import MAX_TICKS, Channel, ChannelExecutor
 from steploom.executor.process import GRACE_S, WorkerProcess
 from steploom.executor.transport import WorkerSocket
 from steploom.protocol import ErrorInfo, NewRequest, PipelineInfo, RequestReport, RunnerOutput, SchedulerOutput
@@ -62,6 +62,7 @@ class MultiprocExecutor(ChannelExecutor):
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._workers: list[_Worker] = []
         self._closed: anyio.Event | None = None
+        self._refused: dict[int, list[RequestReport]] = {}  # by the tick whose answer tells of them
 
     async def _init_executor(self, on_progress: ProgressCallback) -> PipelineInfo:
         if self._context is not None or self._closed is not None:
@@ -81,15 +82,27 @@ class MultiprocExecutor(ChannelExecutor):
             worker.welcome(tuple(answer.packages))
         return ready[0].info
 
+    ticks_in_flight = MAX_TICKS
+
     async def execute_step(self, output: SchedulerOutput) -> RunnerOutput:
         """Executes one tick; a request that cannot travel fails alone. See :meth:`DiffusionExecutor.execute_step`."""
         try:
-            return await super().execute_step(output)
+            answer = await super().execute_step(output)
         except InvalidRequest:
             fit, refused = self._sort(output)
             answer = await super().execute_step(fit)
             answer.reports.extend(refused)
-            return answer
+        answer.reports.extend(self._refused.pop(output.tick, ()))
+        return answer
+
+    def amend(self, output: SchedulerOutput) -> None:
+        """Adds to a tick that is in flight; a request that cannot travel fails with it, alone."""
+        try:
+            super().amend(output)
+        except InvalidRequest:
+            fit, refused = self._sort(output)
+            super().amend(fit)
+            self._refused.setdefault(output.tick, []).extend(refused)
 
     def _sort(self, output: SchedulerOutput) -> tuple[SchedulerOutput, list[RequestReport]]:
         """``output`` with the new requests that can travel, and the failures of the others."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from typing import Any, ClassVar
 
 import anyio
@@ -15,8 +16,19 @@ from steploom.errors import ConfigError, EngineNotRunning
 from steploom.executor.abstract import ProgressCallback
 from steploom.executor.channel import Channel, ChannelExecutor
 from steploom.protocol import PipelineInfo
-from steploom.worker.messages import Answer, Call, Close, Command, Progress, Ready, Tick
-from steploom.worker.serving import DEFAULT_RUNNER, Inbox, RunnerLike, fatal, obey, runner_factory
+from steploom.worker.agenda import Agenda
+from steploom.worker.gaps import Gaps
+from steploom.worker.messages import Answer, Call, Close, Command, Progress, Ready
+from steploom.worker.serving import (
+    DEFAULT_RUNNER,
+    Begun,
+    Forget,
+    Inbox,
+    Obedience,
+    RunnerLike,
+    fatal,
+    runner_factory,
+)
 
 SHUTDOWN_S = 30.0
 """How long :meth:`InprocExecutor.shutdown` waits for a tick in flight: a thread cannot be killed."""
@@ -38,7 +50,8 @@ class InprocExecutor(ChannelExecutor):
         super().__init__(config, pipeline)
         if config.data_parallel_size != 1:
             raise ConfigError(f"data_parallel_size={config.data_parallel_size}: the in-process executor has one worker")
-        self._inbox = _ThreadInbox()
+        self._agenda, self._gaps = Agenda(config.resident_limit), Gaps()
+        self._inbox = _ThreadInbox(self._agenda, self._gaps)
         self._thread: threading.Thread | None = None
         self._ended: anyio.Event | None = None
 
@@ -73,9 +86,12 @@ class InprocExecutor(ChannelExecutor):
         runner = self._make_runner(say)
         try:
             say(Ready(msgspec.structs.replace(runner.info, in_process=True)))
+            obedience = Obedience(runner, self._agenda, self._gaps)
             while not isinstance(command := self._inbox.take(), Close):
-                say(obey(runner, command))
-                del command
+                answer = obedience.obey(command)
+                if answer is not None:
+                    say(answer)
+                del command, answer
         finally:
             runner.close()
 
@@ -103,8 +119,9 @@ class InprocExecutor(ChannelExecutor):
 class _ThreadInbox:
     """An :class:`Inbox` that one thread fills and another empties. Bounded by the executor's slots."""
 
-    def __init__(self) -> None:
-        self._inbox = Inbox()
+    def __init__(self, agenda: Agenda, gaps: Gaps) -> None:
+        self._inbox = Inbox(agenda)
+        self._gaps = gaps
         self._filled = threading.Condition()
 
     def put(self, command: Command) -> None:
@@ -113,9 +130,12 @@ class _ThreadInbox:
             self._inbox.put(command)
             self._filled.notify()
 
-    def take(self) -> Tick | Call | Close:
+    def take(self) -> Begun | Call | Forget | Close:
         """The next command, when there is one."""
         with self._filled:
-            while self._inbox.empty:
-                self._filled.wait()
+            if self._inbox.empty:
+                since = time.perf_counter()
+                while self._inbox.empty:
+                    self._filled.wait()
+                self._gaps.waited(since)
             return self._inbox.next()

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Iterable
-from typing import Any
 
 from steploom.config import EngineConfig
 from steploom.errors import GenerationFailed, InvalidRequest, ProtocolError, QueueFull, RequestError
-from steploom.protocol import NewRequest, RequestReport, RunnerOutput, SchedulerOutput, TextRows, run_id
+from steploom.protocol import NewRequest, RequestReport, RunnerOutput, SchedulerOutput, run_id
 from steploom.requests import (
-    Commit,
     DiffusionOutput,
     DiffusionRequest,
-    Draft,
     Event,
     Failed,
     Finished,
@@ -22,17 +20,21 @@ from steploom.requests import (
     StepEvent,
     Timings,
 )
-from steploom.sched.interface import SchedulerInterface
+from steploom.sched.interface import SchedulerInterface, overrides_together
 from steploom.sched.policy import Batch, Policy
 from steploom.sched.state import Clock, RequestState, guess_key
+from steploom.sched.texts import texts
 
 
 class BaseScheduler(SchedulerInterface):
-    """Everything but the capacity, which a subclass gives by :meth:`_choose`.
+    """Everything but the capacity, which a subclass gives by :meth:`_choose`, and by :meth:`_extend` to run ahead.
 
     A request is *waiting* (in ``_alive`` only), *resident* (in ``_alive`` and ``_resident``) or gone. What the workers
     must be told to forget is in ``_forget``: the run ids of residents that ended on our side. A worker drops by itself
     what it reported as finished, and never heard of what ended while it waited, so it is told of neither.
+
+    A resident whose last step is in a tick that is under way is *ending*: the next tick is decided as if it were gone,
+    and its place is given away. If it turns out to go on, it is back in the tick after that.
     """
 
     def __init__(self, config: EngineConfig, policy: Policy, clock: Clock) -> None:
@@ -45,10 +47,25 @@ class BaseScheduler(SchedulerInterface):
         self._alive: dict[str, RequestState] = {}
         self._resident: dict[str, RequestState] = {}
         self._forget: dict[str, None] = {}
+        self._flights: deque[SchedulerOutput] = deque()
+        self._near: dict[str, RequestState] = {}  # Residents with one more step to do, as last reported.
+        self._ending = 0
+        self._ahead = self.runs_ahead
 
     @abstractmethod
     def _choose(self) -> Batch:
-        """Asks the policy for the members of a tick, within this scheduler's capacity."""
+        """Asks the policy for the members of a tick, within this scheduler's capacity: ``_held`` places are taken."""
+
+    def _extend(self, members: list[str]) -> Batch:
+        """Asks the policy who else takes part in the tick that was chosen last, with these residents."""
+        raise NotImplementedError
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether scheduler and policy are both made for it."""
+        return overrides_together(type(self), "_choose", "_extend") and overrides_together(
+            type(self.policy), "choose", "extend", "stay"
+        )
 
     @property
     def num_waiting(self) -> int:
@@ -63,7 +80,12 @@ class BaseScheduler(SchedulerInterface):
     @property
     def has_work(self) -> bool:
         """Whether :meth:`schedule` would emit something."""
-        return bool(self._alive or self._forget)
+        return len(self._alive) > self._ending or bool(self._forget)
+
+    @property
+    def _held(self) -> int:
+        """Places that are taken: residents but those that are ending."""
+        return len(self._resident) - self._ending
 
     def add_request(self, request: DiffusionRequest) -> Queued:
         """Accepts a request into the waiting queue."""
@@ -98,13 +120,48 @@ class BaseScheduler(SchedulerInterface):
     def schedule(self) -> SchedulerOutput:
         """Decides one tick."""
         self._tick += 1
-        batch_key, cached, joining = self._choose()
+        output = self._decided(self._tick, self._choose())
+        self._flights.append(output)
+        if self._near:
+            self._expect_ends()
+        return output
+
+    def amend(self) -> SchedulerOutput | None:
+        """Adds to the tick that was decided last, which waits behind another one, what has changed since."""
+        if not self._flights:
+            return None
+        output, resident = self._flights[-1], self._resident
+        members = [run for run in output.run_ids if run in resident]
+        batch = self._extend(members) if members else self._choose()  # If all are gone, it may be another group's.
+        if not (batch.cached or batch.joining or self._forget):
+            return None
+        amendment = self._decided(output.tick, batch)
+        self._flights[-1] = output.amended(amendment)
+        if self._near:
+            self._expect_ends()
+        return amendment
+
+    def _expect_ends(self) -> None:
+        """Plans for those no more whose last step is under way."""
+        if not self._ahead:
+            self._near.clear()
+            return
+        flying = {run for output in self._flights for run in output.run_ids}
+        for run in [run for run in self._near if run in flying]:
+            state = self._near.pop(run)
+            state.ending = True
+            self._ending += 1
+            self.policy.retire(state)
+
+    def _decided(self, tick: int, batch: Batch) -> SchedulerOutput:
+        """A tick, or an amendment of one, with these members."""
+        batch_key, cached, joining = batch
         new = self._admit(joining) if joining else []
         # The slot of an aborted resident may be given away in the tick that tells the worker to forget it: a worker
         # unwinds before it starts anything, so it never holds more than the limit.
         forget = list(self._forget)
         self._forget.clear()
-        return SchedulerOutput(self._tick, new, cached, forget, batch_key)
+        return SchedulerOutput(tick, new, cached, forget, batch_key)
 
     def _admit(self, joining: list[RequestState]) -> list[NewRequest]:
         """Makes waiting requests resident."""
@@ -116,14 +173,15 @@ class BaseScheduler(SchedulerInterface):
             if state.queued_s is None:
                 state.queued_s = now - state.submitted
             new.append(NewRequest(state.run_id, state.request))
+            if state.request.params.get("num_inference_steps") == 1:
+                self._near[state.run_id] = state
         return new
 
     def update_from_output(self, output: SchedulerOutput, result: RunnerOutput) -> list[Event]:
         """Takes a worker's answer to ``output``."""
-        if result.tick != output.tick:
-            raise ProtocolError(f"tick={result.tick}: answers another tick than {output.tick}")
+        self._landed(output, result)
         events: list[Event] = []
-        resident = self._resident
+        resident, near = self._resident, self._near
         # The hot loop of the host: what happens in every step of every request is inlined.
         for report in result.reports:
             state = resident.get(report.run_id)
@@ -131,9 +189,8 @@ class BaseScheduler(SchedulerInterface):
                 if report.finished:
                     self._forget.pop(report.run_id, None)  # Ended on both sides at once: nothing left to forget.
                 continue
-            if report.batch_key != state.batch_key and report.batch_key is not None:
-                state.batch_key = report.batch_key
-                self.policy.observe(state)
+            if state.ending or report.batch_key != state.batch_key:
+                self._observe(state, report)
             state.denoise_s += report.denoise_s
             if report.batch_requests:
                 state.calls += 1
@@ -147,19 +204,39 @@ class BaseScheduler(SchedulerInterface):
                     preview=report.preview,
                 ))
                 # fmt: on
-            if report.commit is not None:
-                events.append(_committed(state.request_id, report.commit))
-            if report.draft is not None:
-                events.append(_drafted(state.request_id, report.draft))
-            if report.encode_s:
+            if report.commit is not None or report.draft is not None:
+                events += texts(state.request_id, report)
+            if report.encode_s or report.decode_s:
                 state.encode_s += report.encode_s
-            if report.decode_s:
                 state.decode_s += report.decode_s
             if report.finished:
                 events.append(self._conclude(state, report))
+            elif report.total_steps == report.step + 1:
+                near[report.run_id] = state
+        if near:
+            self._expect_ends()
         if len(result.reports) < len(output.scheduled_cached_reqs) + len(output.scheduled_new_reqs):
             events += self._replay_lost(output, result)
         return events
+
+    def _landed(self, output: SchedulerOutput, result: RunnerOutput) -> None:
+        """The tick is in flight no more, nor is one before it."""
+        if result.tick != output.tick:
+            raise ProtocolError(f"tick={result.tick}: answers another tick than {output.tick}")
+        flights = self._flights
+        while flights and flights[0].tick <= output.tick:
+            flights.popleft()
+
+    def _observe(self, state: RequestState, report: RequestReport) -> None:
+        """Notes the batch key, and whose last step was not the end: it may have a loop more, or is still decoded."""
+        changed = report.batch_key is not None and report.batch_key != state.batch_key
+        if state.ending and (changed or not report.finished):
+            state.ending = False
+            self._ending -= 1
+            self.policy.stay(state)
+        if changed:
+            state.batch_key = report.batch_key
+            self.policy.observe(state)
 
     def _conclude(self, state: RequestState, report: RequestReport) -> Event:
         """The terminal event of a request whose program is done; the worker has dropped it already."""
@@ -210,6 +287,7 @@ class BaseScheduler(SchedulerInterface):
         """Replays requests whose worker is gone."""
         if request_ids is None:
             self._forget.clear()
+            self._flights.clear()
             lost = list(self._resident.values())
         else:
             alive = (self._alive.get(request_id) for request_id in dict.fromkeys(request_ids))
@@ -243,26 +321,10 @@ class BaseScheduler(SchedulerInterface):
         del self._alive[state.request_id]
         if state.resident:
             del self._resident[state.run_id]
-            self.policy.retire(state)
+            self._near.pop(state.run_id, None)
+            if state.ending:
+                self._ending -= 1
+            else:
+                self.policy.retire(state)
         else:
             self.policy.withdraw(state)
-
-
-def _committed(request_id: str, rows: TextRows) -> Commit:
-    text, tokens = _rows(rows)
-    return Commit(
-        request_id=request_id, text=text, tokens=tokens, prompt_tokens=rows.prompt_tokens, ended=rows.ended
-    )  # fmt: skip
-
-
-def _drafted(request_id: str, rows: TextRows) -> Draft:
-    text, tokens = _rows(rows)
-    return Draft(request_id=request_id, text=text, tokens=tokens)
-
-
-def _rows(rows: TextRows) -> tuple[str | list[str] | None, list[Any]]:
-    """Text and tokens of one row as they are, of several as lists."""
-    texts, tokens = rows.texts, rows.tokens
-    if len(tokens) == 1:
-        return None if texts is None else texts[0], list(tokens[0])
-    return texts, list(tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from itertools import islice
 
 from steploom.config import EngineConfig
@@ -47,6 +48,7 @@ class Fcfs(Policy):
     def __init__(self, config: EngineConfig, clock: Clock) -> None:
         super().__init__(config, clock)
         self._turn = 0
+        self._chosen = ""  # Key of the group whose turn it was last.
         self._groups: dict[str, Group] = {}
         # Two rotations, each ordered by turn, so that finding the next group that can run never walks over those
         # that cannot: groups with residents, and groups whose requests all wait.
@@ -109,7 +111,39 @@ class Fcfs(Policy):
         self._turn += 1
         group.turn = self._turn
         self._active.move_to_end(group.key)
+        self._chosen = group.key
         return Batch(None if group.key.startswith("?") else group.key, cached, joining)
+
+    def extend(self, members: Sequence[str], max_batch: int, free: int) -> Batch:
+        """Who else of the members' group finds room: first its residents, then those of its waiting requests."""
+        group, room = self._groups.get(self._chosen), max_batch - len(members)
+        if group is None or room <= 0:
+            return Batch(None, [], [])
+        there = set(members)
+        cached = list(islice((run for run in group.residents if run not in there), room))
+        joining: list[RequestState] = []
+        room = min(room - len(cached), self._open(group, max_batch, free))
+        if room > 0 and group.waiting:
+            joining = self._join(group, room)
+        return Batch(None if group.key.startswith("?") else group.key, cached, joining)
+
+    def _open(self, group: Group, max_batch: int, free: int) -> int:
+        """How many of the free places the group may take."""
+        if free <= 0 or len(self._groups) == 1:
+            return free
+        favoured = self._elect(max_batch)
+        return free if group is favoured else self._room(favoured, max_batch, free)
+
+    def stay(self, state: RequestState) -> None:
+        """``state`` is resident after all: as the oldest of its group, since its steps are done."""
+        group = self._group(state.batch_key or self._links.get(state.guess, state.guess))
+        residents = group.residents
+        others = list(residents.items())
+        residents.clear()
+        residents[state.run_id] = state
+        residents.update(others)
+        self._home[state.run_id] = group
+        self._settle(group)
 
     def _next(self, max_batch: int, free: int) -> tuple[Group | None, int]:
         """The group whose turn it is among those that can run, and how many places it may take."""

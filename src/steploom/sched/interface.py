@@ -19,6 +19,7 @@ class SchedulerInterface(ABC):
     The engine calls :meth:`schedule`, has the executor execute what it returned, and hands the answer to
     :meth:`update_from_output`; every other method may be called in between. Two ticks may be in flight:
     :meth:`schedule` may be called again before the previous tick was answered. Answers come in the order of the ticks.
+    The engine does so only if :attr:`runs_ahead`; then it also calls :meth:`amend`.
 
     Each accepted request ends in exactly one ``Finished`` or ``Failed`` event.
 
@@ -44,12 +45,27 @@ class SchedulerInterface(ABC):
     def schedule(self) -> SchedulerOutput:
         """Decides one tick: who joins, who steps, what the workers may forget. Numbers it."""
 
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether a tick can be decided before the one before it is answered, and amended. False unless you say so."""
+        return False
+
+    def amend(self) -> SchedulerOutput | None:
+        """Adds to the tick that was decided last, which waits behind another one, what has changed since.
+
+        Returns:
+            The amendment, with the number of that tick: who joins it, who steps in the place of others, who is
+            forgotten. None if there is nothing to add.
+        """
+        return None
+
     @abstractmethod
     def update_from_output(self, output: SchedulerOutput, result: RunnerOutput) -> list[Event]:
         """Takes a worker's answer to ``output``.
 
         Results of requests that are no longer alive, and of earlier attempts, are ignored. A live request of ``output``
-        that the answer does not mention was lost by the worker, and is replayed.
+        that the answer does not mention was lost by the worker, and is replayed. ``output`` is the tick as it was
+        executed: with the amendments that were in time.
 
         Returns:
             Per report, in the reports' order: a ``StepEvent`` if it ended a step, then ``Finished`` or ``Failed`` if it
@@ -92,4 +108,20 @@ class SchedulerInterface(ABC):
     @property
     @abstractmethod
     def num_running(self) -> int:
-        """Resident requests: those that a worker holds, or gets with the tick that was decided last."""
+        """Resident requests: those that a worker holds, or gets with the tick that was decided last.
+
+        One whose last step is under way counts, although its place may have been given away already.
+        """
+
+
+def overrides_together(kind: type, method: str, *companions: str) -> bool:
+    """Whether whoever defined ``method`` of ``kind`` knew of its companions: none was defined further up only.
+
+    A class that overrides a method as it was before these existed keeps working, without what they are for.
+    """
+    order = kind.__mro__
+
+    def place(name: str) -> int:
+        return next(i for i, one in enumerate(order) if name in vars(one))
+
+    return all(place(companion) <= place(method) for companion in companions)

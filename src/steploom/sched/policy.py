@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from steploom.config import EngineConfig
@@ -49,7 +50,11 @@ class Policy(ABC):
 
     @abstractmethod
     def retire(self, state: RequestState) -> None:
-        """The resident ``state`` is gone (finished, failed, aborted, or its worker died)."""
+        """The resident ``state`` is gone (finished, failed, aborted, or its worker died), or about to be.
+
+        Where ticks are decided ahead, a request is retired when its last step is under way. It is resident again if
+        that was not its end: :meth:`stay`.
+        """
 
     @abstractmethod
     def observe(self, state: RequestState) -> None:
@@ -66,3 +71,22 @@ class Policy(ABC):
         Returns:
             At least one member if a request is resident, or if one waits and ``free`` is not 0.
         """
+
+    # Of a policy without these two, no tick is decided ahead.
+
+    def extend(self, members: Sequence[str], max_batch: int, free: int) -> Batch:
+        """Chooses who else takes part in the tick that was chosen last, which has not begun.
+
+        Args:
+            members: Run ids of the residents that are in it, at least one; some may be retired, for it is their last.
+            max_batch: Members that the batch may have, with these.
+            free: How many may join, since a worker has no place for more residents.
+
+        Returns:
+            The members that are added.
+        """
+        raise NotImplementedError
+
+    def stay(self, state: RequestState) -> None:
+        """``state``, which was retired since its end was expected, is resident and may be chosen again."""
+        raise NotImplementedError

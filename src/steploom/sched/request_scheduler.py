@@ -13,4 +13,7 @@ class RequestScheduler(BaseScheduler):
     """
 
     def _choose(self) -> Batch:
-        return self.policy.choose(1, 1 - len(self._resident))
+        return self.policy.choose(1, 1 - self._held)
+
+    def _extend(self, members: list[str]) -> Batch:
+        return self.policy.extend(members, 1, 1 - self._held)

@@ -65,6 +65,7 @@ class RequestState:
         run_id: Id of the current attempt; never used twice, also when a later request has the same request id.
         attempt: Attempts before the current one: 0 unless a worker died.
         resident: Whether a worker holds (or is about to get) the current attempt; else the request waits.
+        ending: Whether what is expected to be its last step is under way, so that it is planned for no more.
         batch_key: The observed batch key of the current attempt; None until a worker has reported it.
         steps: Steps that the current attempt has done.
         queued_s: Seconds from submission to first scheduling; None until then.
@@ -83,6 +84,7 @@ class RequestState:
     run_id: str
     attempt: int = 0
     resident: bool = False
+    ending: bool = False
     batch_key: str | None = None
     steps: int = 0
     queued_s: float | None = None
@@ -100,7 +102,7 @@ class RequestState:
         """Back to waiting, as the next attempt: what the lost attempt measured is forgotten, the wait is not."""
         self.attempt += 1
         self.run_id = run_id
-        self.resident = False
+        self.resident = self.ending = False
         self.batch_key = None
         self.steps = self.calls = self.mates = 0
         self.encode_s = self.denoise_s = self.decode_s = 0.0

@@ -13,5 +13,7 @@ class StepScheduler(BaseScheduler):
     """
 
     def _choose(self) -> Batch:
-        config = self.config
-        return self.policy.choose(config.max_batch, config.resident_limit - len(self._resident))
+        return self.policy.choose(self.config.max_batch, self.config.resident_limit - self._held)
+
+    def _extend(self, members: list[str]) -> Batch:
+        return self.policy.extend(members, self.config.max_batch, self.config.resident_limit - self._held)

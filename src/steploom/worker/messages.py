@@ -2,7 +2,8 @@
 
 A worker process says :class:`Hello`, is told its :class:`Configure`, reports :class:`Progress` while it loads and
 :class:`Ready` when it has. From then on it answers each :class:`Tick` with :class:`Ticked` and each :class:`Call` with
-:class:`Returned`, until it is told to :class:`Close`. A worker that cannot go on says why with :class:`Fatal`.
+:class:`Returned`, until it is told to :class:`Close`. What is to be added to a tick comes as :class:`Amend`. A worker
+that cannot go on says why with :class:`Fatal`.
 A worker thread of the in-process executor takes and gives the same messages as objects.
 """
 
@@ -54,6 +55,12 @@ class Configure(msgspec.Struct, frozen=True, tag=True):
 
 class Tick(msgspec.Struct, frozen=True, tag=True):
     """Execute one tick."""
+
+    output: SchedulerOutput
+
+
+class Amend(msgspec.Struct, frozen=True, tag=True):
+    """Add this to the tick of that number, which was sent before; if it has begun, to what comes next."""
 
     output: SchedulerOutput
 
@@ -112,7 +119,7 @@ class Fatal(msgspec.Struct, frozen=True, tag=True):
     error: ErrorInfo
 
 
-Command = Configure | Tick | Call | Withdraw | Close
+Command = Configure | Tick | Amend | Call | Withdraw | Close
 """What a worker is told."""
 Answer = Hello | Progress | Ready | Ticked | Returned | Fatal
 """What a worker says."""

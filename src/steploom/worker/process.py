@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,8 @@ import zmq
 from steploom import codec
 from steploom.errors import InvalidRequest, ProtocolError
 from steploom.protocol import RequestReport
+from steploom.worker.agenda import Agenda
+from steploom.worker.gaps import Gaps
 from steploom.worker.messages import (
     Answer,
     Close,
@@ -32,7 +35,7 @@ from steploom.worker.messages import (
     ToEngine,
     ToWorker,
 )
-from steploom.worker.serving import Inbox, RunnerLike, describe, fatal, obey, refusal, runner_factory
+from steploom.worker.serving import Forget, Inbox, Obedience, RunnerLike, describe, fatal, refusal, runner_factory
 
 LAST_WORDS = 70
 """Exit code of a worker that has said why it ends."""
@@ -108,28 +111,44 @@ def _serve(link: EngineLink, runner_name: str) -> None:
         return
     if not isinstance(configure, Configure):
         raise ProtocolError(f"a worker is to be configured first, but got {type(configure).__name__}")
-    runner = runner_factory(runner_name)(configure.restore(), lambda line: link.send(Progress(line)))
+    config = configure.restore()
+    runner = runner_factory(runner_name)(config, lambda line: link.send(Progress(line)))
     try:
         link.packages = (*codec.PACKAGES, type(getattr(runner, "pipeline", None)).__module__.partition(".")[0])
         link.send(Ready(runner.info, list(link.packages)))
-        _obey_all(link, runner)
+        _obey_all(link, runner, config.resident_limit)
     finally:
         runner.close()
 
 
-def _obey_all(link: EngineLink, runner: RunnerLike) -> None:
-    inbox = Inbox()
+def _obey_all(link: EngineLink, runner: RunnerLike, limit: int) -> None:
+    agenda, gaps = Agenda(limit), Gaps()
+    inbox, obedience = Inbox(agenda), Obedience(runner, agenda, gaps)
     while True:
-        while (arrived := link.receive(wait=inbox.empty)) is not None:
+        while (arrived := link.receive(wait=False)) is not None:
             inbox.put(arrived)
+        if inbox.empty:
+            _wait(link, inbox, gaps)
+            continue
         command = inbox.next()
         if isinstance(command, Close):
             return
-        answer = obey(runner, command)
+        answer = obedience.obey(command)
         try:
-            link.send(answer)
+            if answer is not None:
+                link.send(answer)
         except InvalidRequest as error:
+            assert not isinstance(command, Forget)
             link.send(_fit(answer, link.packages) if isinstance(answer, Ticked) else refusal(command, error))
+
+
+def _wait(link: EngineLink, inbox: Inbox, gaps: Gaps) -> None:
+    """Waits for the next command."""
+    since = time.perf_counter()
+    arrived = link.receive(wait=True)
+    gaps.waited(since)
+    assert arrived is not None
+    inbox.put(arrived)
 
 
 def _fit(answer: Ticked, packages: Sequence[str]) -> Ticked:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError, ProtocolError
-from steploom.protocol import ErrorInfo, PipelineInfo, RunnerOutput, SchedulerOutput
-from steploom.worker.messages import Answer, Call, Close, Command, Fatal, Returned, Tick, Ticked, Withdraw
+from steploom.protocol import ErrorInfo, PipelineInfo, RunnerOutput, SchedulerOutput, WorkerStats
+from steploom.worker.agenda import Agenda
+from steploom.worker.gaps import Gaps
+from steploom.worker.messages import Amend, Answer, Call, Close, Command, Fatal, Returned, Tick, Ticked, Withdraw
 
 DEFAULT_RUNNER = "steploom.worker.runner:Runner.load"
 
@@ -55,9 +58,14 @@ def runner_factory(name: str) -> RunnerFactory:
 
 
 class Inbox:
-    """Commands that have arrived and wait for the device: calls before ticks, so that no call waits for two ticks."""
+    """Commands that have arrived and wait for the device: calls before ticks, so that no call waits for two ticks.
 
-    def __init__(self) -> None:
+    Args:
+        agenda: Is told of amendments.
+    """
+
+    def __init__(self, agenda: Agenda) -> None:
+        self._agenda = agenda
         self._calls: deque[Call] = deque()
         self._ticks: deque[Tick] = deque()
         self._close: Close | None = None
@@ -70,6 +78,8 @@ class Inbox:
         """
         if isinstance(command, Tick):
             self._ticks.append(command)
+        elif isinstance(command, Amend):
+            self._agenda.amend(command.output)
         elif isinstance(command, Call):
             self._calls.append(command)
         elif isinstance(command, Withdraw):
@@ -82,29 +92,83 @@ class Inbox:
     @property
     def empty(self) -> bool:
         """Whether nothing waits."""
-        return not (self._close or self._calls or self._ticks)
+        return not (self._close or self._calls or self._ticks or self._agenda.ended)
 
-    def next(self) -> Tick | Call | Close:
+    def next(self) -> Begun | Call | Forget | Close:
         """The command to obey now; :attr:`empty` must be false."""
         if self._close is not None:
             return self._close
-        return self._calls.popleft() if self._calls else self._ticks.popleft()
+        if self._calls:
+            return self._calls.popleft()
+        if self._ticks:
+            return Begun(*self._agenda.begin(self._ticks.popleft().output))
+        return Forget(self._agenda.forget())
 
 
-def obey(runner: RunnerLike, command: Tick | Call) -> Ticked | Returned:
-    """Executes one command. A failure is part of the answer: the worker lives on."""
-    try:
-        if isinstance(command, Tick):
-            return Ticked(command.output.tick, runner.execute(command.output))
-        return Returned(command.call, runner.call(command.method, command.args, command.kwargs))
-    except Exception as error:  # noqa: BLE001 - the tick boundary: the engine hears of it
-        return refusal(command, error)
+class Begun(NamedTuple):
+    """A tick that begins now, and how many amendments are in it."""
+
+    output: SchedulerOutput
+    amended: int
 
 
-def refusal(command: Tick | Call, error: Exception) -> Ticked | Returned:
+class Forget(NamedTuple):
+    """Programs ended, and no tick says so: this one, which nobody waits for."""
+
+    output: SchedulerOutput
+
+
+class Obedience:
+    """Executes commands, one at a time.
+
+    Args:
+        runner: Does the work.
+        agenda: Is told whom the runner holds.
+        gaps: Is told when ticks begin and end.
+    """
+
+    def __init__(self, runner: RunnerLike, agenda: Agenda, gaps: Gaps) -> None:
+        self._runner = runner
+        self._agenda = agenda
+        self._gaps = gaps
+
+    def obey(self, command: Begun | Call | Forget) -> Ticked | Returned | None:
+        """Executes one command; None if it has no answer. A failure is part of the answer: the worker lives on."""
+        if isinstance(command, Forget):
+            self._runner.execute(command.output)
+            return None
+        try:
+            if isinstance(command, Begun):
+                return Ticked(command.output.tick, self._tick(command))
+            return Returned(command.call, self._call(command))
+        except Exception as error:  # noqa: BLE001 - the tick boundary: the engine hears of it
+            return refusal(command, error)
+
+    def _tick(self, begun: Begun) -> RunnerOutput:
+        gap_s, idle_s = self._gaps.begin()
+        try:
+            result = self._runner.execute(begun.output)
+            self._agenda.end(begun.output, result, begun.amended)
+        finally:
+            self._gaps.end(self._agenda.busy)
+        result.gap_s, result.idle_s = gap_s, idle_s
+        return result
+
+    def _call(self, call: Call) -> Any:
+        started = time.perf_counter()
+        try:
+            result = self._runner.call(call.method, call.args, call.kwargs)
+        finally:
+            self._gaps.called(started)
+        if isinstance(result, WorkerStats):
+            result.gap_s, result.idle_s = self._gaps.gap_s, self._gaps.idle_s
+        return result
+
+
+def refusal(command: Begun | Call, error: Exception) -> Ticked | Returned:
     """The answer to a command that failed with ``error``."""
     info = describe(error)
-    if isinstance(command, Tick):
+    if isinstance(command, Begun):
         return Ticked(command.output.tick, error=info)
     return Returned(command.call, error=info)
 

@@ -1,0 +1,81 @@
+"""Two ticks in flight: amendments in time and too late, late answers, aborts between, ends that were not foreseen."""
+
+from __future__ import annotations
+
+import pytest
+from ahead_world import AheadWorld, Course
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+
+class RunAheadMachine(RuleBasedStateMachine):
+    """Drives an :class:`AheadWorld`; all checks are the world's."""
+
+    world: AheadWorld
+
+    @initialize(
+        scheduler=st.sampled_from(["step", "step", "step", "request"]),
+        max_batch=st.integers(1, 4),
+        spare=st.integers(0, 3),
+    )
+    def start(self, scheduler: str, max_batch: int, spare: int) -> None:
+        self.world = AheadWorld(scheduler, max_batch, spare)
+
+    @rule(
+        encode=st.sampled_from([0, 0, 0, 1, 2]),
+        steps=st.integers(1, 5),
+        tail=st.sampled_from([0, 0, 0, 1, 3]),
+        tells=st.booleans(),
+        shape=st.integers(0, 2),
+        at_once=st.booleans(),
+    )
+    def submit(self, encode: int, steps: int, tail: int, tells: bool, shape: int, at_once: bool) -> None:
+        self.world.submit(Course(encode, steps, tail, tells, shape))
+        if at_once:
+            self.world.amend()
+
+    @precondition(lambda self: self.world.alive)
+    @rule(index=st.integers(0, 20))
+    def abort(self, index: int) -> None:
+        alive = self.world.alive
+        self.world.abort(alive[index % len(alive)])
+        self.world.amend()
+
+    @precondition(lambda self: self.world.can_send)
+    @rule()
+    def send(self) -> None:
+        self.world.send()
+
+    @precondition(lambda self: len(self.world.flights) == 2)
+    @rule()
+    def amend(self) -> None:
+        self.world.amend()
+
+    @precondition(lambda self: self.world.wire)
+    @rule()
+    def deliver(self) -> None:
+        self.world.deliver()
+
+    @precondition(lambda self: not self.world.inbox.empty)
+    @rule()
+    def work(self) -> None:
+        self.world.work()
+
+    @precondition(lambda self: self.world.answers)
+    @rule()
+    def answer(self) -> None:
+        self.world.answer()
+
+    @rule(times=st.integers(1, 4))
+    def turns(self, times: int) -> None:
+        for _ in range(times):
+            self.world.turn()
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.drain()
+
+
+TestRunAheadMachine = pytest.mark.timeout(400)(RunAheadMachine.TestCase)  # Shrinking a failure takes minutes.
+TestRunAheadMachine.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
