@@ -144,7 +144,7 @@ def main() -> None:
     if args.json is not None:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
     if args.sheet is not None:
-        sheet(outputs, rows, args.columns).quantize(128).save(args.sheet, optimize=True)
+        sheet(outputs, rows, args.columns).save(args.sheet, optimize=True)
 
 
 if __name__ == "__main__":
