@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from types import NoneType
 from typing import Any, Literal, Protocol, cast, get_args
 
-from steploom.errors import ConfigError
+from steploom import step_caches
+from steploom.errors import ConfigError, InvalidRequest
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 OffloadLevel = Literal["leaf_level", "block_level"]
@@ -94,6 +95,8 @@ class EngineConfig:
         encode_cache_bytes: Bytes of text-encoder outputs kept for identical calls; 0 keeps none.
         loras: Names under which requests may ask for LoRA adapters, and the file, folder or hub id of each. (A request
             may also give these themselves.) As a variable: ``STEPLOOM_LORAS=ink=./ink.safetensors,oil=./oil``.
+        cache: Step cache of requests that do not say (``DiffusionRequest.cache``): ``"easycache"`` or
+            ``"easycache:0.1"``, its threshold; None skips no step.
         max_loras: Adapters that a worker keeps loaded, at most; those that its resident requests use always stay.
         torch_threads: CPU threads of a worker; None leaves torch's own choice.
     """
@@ -137,6 +140,7 @@ class EngineConfig:
     preview_vae: str | None = None
     loras: Mapping[str, str] | None = dataclasses.field(default=None, hash=False)
     max_loras: int = 8
+    cache: str | None = None
     torch_threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -144,6 +148,10 @@ class EngineConfig:
             object.__setattr__(self, field.name, _plain(field.name, getattr(self, field.name)))
             _check(field, getattr(self, field.name))
         _check_entries(self)
+        try:
+            step_caches.parse(self.cache)
+        except InvalidRequest as error:
+            raise ConfigError(str(error)) from None
         if self.compile and self.group_offload is not None:
             raise ConfigError(
                 f"group_offload={self.group_offload!r} with compile=True: compiled code does not see weights that come "

@@ -14,7 +14,8 @@ from steploom.errors import RequestError
 class Timings(msgspec.Struct, frozen=True, kw_only=True):
     """Where the time of one request went, in seconds.
 
-    ``mean_batch_requests`` is how many requests shared its denoiser calls on average, itself included.
+    ``mean_batch_requests`` is how many requests shared its denoiser calls on average, itself included. Of its
+    ``steps``, ``skipped_steps`` were answered by its step cache: they made no denoiser call, and count in no average.
     """
 
     queued_s: float = 0.0
@@ -23,6 +24,7 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     decode_s: float = 0.0
     total_s: float = 0.0
     steps: int = 0
+    skipped_steps: int = 0
     mean_batch_requests: float = 0.0
 
 

@@ -139,6 +139,7 @@ class RequestReport(msgspec.Struct, kw_only=True):
         batch_key: The observed batch key: what its denoiser call must share to be merged.
         batch_requests: How many requests shared its denoiser calls of this tick, on average; 0 if it made none.
         rows: Rows that it brought to that call.
+        skipped_steps: Of its steps so far, those that its step cache has answered.
         encode_s: Seconds spent on it this tick before its first denoiser call; shared calls count by rows.
         denoise_s: Likewise in its loop.
         decode_s: Likewise after its loop.
@@ -166,6 +167,7 @@ class RequestReport(msgspec.Struct, kw_only=True):
     batch_key: str | None = None
     batch_requests: float = 0.0
     rows: int = 0
+    skipped_steps: int = 0
     encode_s: float = 0.0
     denoise_s: float = 0.0
     decode_s: float = 0.0

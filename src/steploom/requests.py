@@ -16,14 +16,15 @@ from typing import Any, ClassVar
 import msgspec
 
 from steploom import lora as loras
-from steploom import noise_schedulers
+from steploom import noise_schedulers, step_caches
 from steploom.errors import InvalidRequest, RequestError
 from steploom.outputs import DiffusionOutput
 from steploom.outputs import Timings as Timings
 
 SEED_BITS = 32
-OWN_FIELDS = ("seed", "task", "lora", "noise_scheduler", "priority", "timeout", "deadline", "user", "request_id",
-              "return_trajectory", "output_type", "preview_every", "latents_every", "draft_every")  # fmt: skip
+OWN_FIELDS = ("seed", "task", "lora", "noise_scheduler", "cache", "priority", "timeout", "deadline", "user",
+              "request_id", "return_trajectory", "output_type", "preview_every", "latents_every",
+              "draft_every")  # fmt: skip
 """Keyword arguments that are ours; every other one goes to the pipeline's ``__call__``."""
 
 _MOST = 2**63 - 1
@@ -35,6 +36,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "task": ((str, NoneType), "a str, or None for what the engine was loaded for"),
     "lora": ((str, list, NoneType), loras.MEANING),
     "noise_scheduler": ((str, Mapping, NoneType), "a class name, {'class': name, **config}, or None"),
+    "cache": ((str, Mapping, NoneType), step_caches.MEANING),
     "priority": ((int,), "an integer; lower runs first"),
     "timeout": ((int, float, NoneType), "a number of seconds, or None"),
     "deadline": ((int, float, NoneType), "a number of seconds, or None"),
@@ -69,6 +71,9 @@ class DiffusionRequest:
             name is one of ``EngineConfig.loras``; a path is a file or folder; ``"owner/name"`` is a hub id.
         noise_scheduler: Class name of a diffusers scheduler for this request, or ``{"class": name, **config}``; a
             class or an object of diffusers' is taken as such.
+        cache: Whether steps may be skipped that would hardly change the denoiser's output: ``"easycache"``,
+            ``"easycache:0.1"`` (its threshold) or ``{"name": "easycache", "threshold": 0.1, "warm_up": 0.2}``;
+            ``"off"``; None is ``EngineConfig.cache``.
         priority: Lower runs first.
         timeout: Seconds from submission, hard: :class:`~steploom.errors.DeadlineExceeded`.
         deadline: Seconds from submission, a hint to the scheduler.
@@ -94,6 +99,7 @@ class DiffusionRequest:
     task: str | None
     lora: str | list[Any] | None
     noise_scheduler: str | Mapping[str, Any] | None
+    cache: str | Mapping[str, Any] | None
     priority: int
     timeout: float | None
     deadline: float | None
@@ -112,6 +118,7 @@ class DiffusionRequest:
         task: str | None = None,
         lora: loras.Lora | os.PathLike[str] | None = None,
         noise_scheduler: str | Mapping[str, Any] | None = None,
+        cache: str | Mapping[str, Any] | step_caches.StepCaching | None = None,
         priority: int = 0,
         timeout: float | None = None,
         deadline: float | None = None,
@@ -131,6 +138,7 @@ class DiffusionRequest:
         if seed is not None and hasattr(seed, "__index__") and not isinstance(seed, bool):
             seed = operator.index(seed)  # numpy's integers
         noise_scheduler = noise_schedulers.by_name(noise_scheduler)
+        cache = step_caches.plain(cache)
         if request_id is None:
             request_id = uuid.uuid4().hex[:16]
         lora = loras.listed(lora)
@@ -172,6 +180,7 @@ class DiffusionRequest:
             if isinstance(value, int) and name != "seed" and not -_MOST <= value <= _MOST:
                 raise InvalidRequest(f"{name}={value!r}: must fit 64 bits", field=name)
         loras.check(self.lora)
+        step_caches.parse(self.cache)
         if self.seed is not None and not -(2**63) <= self.seed < 2**64:
             raise InvalidRequest(f"seed={self.seed!r}: must fit 64 bits", field="seed")
         if self.seed is not None and "generator" in self.params:
@@ -203,7 +212,9 @@ class StepEvent(msgspec.Struct, frozen=True, kw_only=True):
         step: Steps done, from 1.
         total_steps: Steps in all, None where the pipeline does not know.
         sigma: Noise level after the step, None where the noise scheduler has none.
-        batch_requests: How many requests shared the step's denoiser calls, on average.
+        batch_requests: How many requests shared the step's denoiser calls, on average; 0 if its step cache
+            answered them.
+        skipped_steps: Of the steps done, those that its step cache has answered.
         latents: ``[rows, ...]`` as the pipeline holds them, on the CPU, every ``latents_every`` steps.
         preview: The estimate of the finished image as a PIL image, every ``preview_every`` steps.
     """
@@ -214,6 +225,7 @@ class StepEvent(msgspec.Struct, frozen=True, kw_only=True):
     total_steps: int | None = None
     sigma: float | None = None
     batch_requests: float = 1.0
+    skipped_steps: int = 0
     latents: Any = None
     preview: Any = None
 

@@ -62,6 +62,8 @@ FLAGS = [name for name, field in FIELDS.items() if field.type == "bool"]
         ("loras", "ink.safetensors", "a mapping of names to files, folders or hub ids or None"),
         ("loras", {"ink": 3}, "a mapping of names"),
         ("loras", {"": "x"}, "a mapping of names"),
+        ("cache", 0.1, "a str that is not empty or None"),
+        ("cache", "teacache", "did you mean 'easycache'"),
         ("max_loras", 0, "an integer of at least 1; the default is 8"),
         ("distributed_executor_backend", None, "a str that is not empty or a class; the default is 'mp'"),
     ],

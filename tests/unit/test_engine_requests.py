@@ -202,7 +202,7 @@ async def test_the_pipelines_own_error_is_the_requests_alone() -> None:
     [
         ({"num_inference_step": 3}, "num_inference_step", "did you mean num_inference_steps"),
         ({"seeds": 3}, "seeds", "did you mean seed"),
-        ({"zzz": 3}, "zzz", "it takes callback_on_step_end, deadline, draft_every, fail_at"),
+        ({"zzz": 3}, "zzz", "it takes cache, callback_on_step_end, deadline, draft_every, fail_at"),
         ({"num_inference_steps": 1001}, "num_inference_steps", "1001: at most 1000"),
         ({"num_inference_steps": 0}, "num_inference_steps", "at least 1"),
         ({"num_inference_steps": True}, "num_inference_steps", "at least 1"),

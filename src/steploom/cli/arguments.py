@@ -11,8 +11,9 @@ import pathlib
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
+from steploom import step_caches
 from steploom.config import EngineConfig
-from steploom.errors import ConfigError
+from steploom.errors import ConfigError, InvalidRequest
 from steploom.requests import OWN_FIELDS
 
 EXIT_USAGE = 2
@@ -120,6 +121,15 @@ def adapter(text: str) -> tuple[str, float]:
     if not name or not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text!r}: must read NAME_OR_PATH or NAME_OR_PATH=SCALE, for example ink=0.8")
     return name, value
+
+
+def step_cache(text: str) -> str:
+    """A step cache, and its threshold after a colon."""
+    try:
+        step_caches.parse(text)
+    except InvalidRequest as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("cache=")) from None
+    return text
 
 
 def settings_beside(**flags: str) -> Callable[[str], tuple[str, Any]]:

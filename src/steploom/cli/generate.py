@@ -56,6 +56,7 @@ _FLAGS = {
     "mask_image": "--mask-image",
     "control_image": "--control-image",
     "strength": "--strength",
+    "cache": "--cache",
 }
 """Arguments of the pipeline that have an option of their own."""
 
@@ -86,6 +87,8 @@ def add_parser(commands: arguments.Commands) -> None:
     _add_picture_options(group)
     group.add_argument("--lora", type=arguments.adapter, action="append", default=[], metavar="PATH[=SCALE]",
                        help="a LoRA adapter: a file, a folder or a hub id; may be repeated")  # fmt: skip
+    group.add_argument("--cache", type=arguments.step_cache, metavar="NAME[:T]", help="skip steps that would hardly "
+                       "change the denoiser's output: easycache, easycache:0.1 or off")  # fmt: skip
     group.add_argument("--set", type=arguments.settings_beside(**_FLAGS), action="append", default=[],
                        metavar="KEY=VALUE", dest="extra",
                        help="any further argument of the pipeline; may be repeated")  # fmt: skip
@@ -204,6 +207,7 @@ def _parameters(options: argparse.Namespace) -> dict[str, Any]:
         "mask_image": options.mask_image,
         "control_image": options.control_image,
         "strength": options.strength,
+        "cache": options.cache,
     }
     if options.lora:
         named["lora"] = options.lora
@@ -318,7 +322,8 @@ def _save(job: Job, options: argparse.Namespace) -> None:
     written = outputs.write(job.output, job.file, options.fps)
     timings = job.output.timings
     shared = f", {timings.mean_batch_requests:.1f} requests a forward" if timings.mean_batch_requests > 1 else ""
-    took = f"{timings.steps} steps in {timings.total_s:.2f} s{shared}"
+    skipped = f" ({timings.skipped_steps} skipped)" if timings.skipped_steps else ""
+    took = f"{timings.steps} steps{skipped} in {timings.total_s:.2f} s{shared}"
     for place, saved in enumerate(written, start=1):
         which = f", image {place} of {len(written)}" if len(written) > 1 else ""
         _say(f"{saved.file}  {saved.what}, seed {job.seed}{which}, {took}")

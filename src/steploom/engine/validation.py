@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 from typing import Any
 
-from steploom import lora
+from steploom import lora, step_caches
 from steploom.codec import check_request
 from steploom.config import EngineConfig
 from steploom.engine.arguments import check_kinds
@@ -83,6 +83,7 @@ def check_arguments(request: DiffusionRequest, info: PipelineInfo, config: Engin
     check_kinds(request, member)
     _check_sizes(request, member)
     check_limits(request, member, config)
+    _check_cache(request, member)
 
 
 def _check_names(request: DiffusionRequest, info: PipelineInfo) -> None:
@@ -167,6 +168,21 @@ def _check_lora(request: DiffusionRequest, info: PipelineInfo, config: EngineCon
         return  # the application may have loaded others into its pipeline meanwhile: the worker knows
     for name, _ in request.adapters:
         lora.find(name, config.loras or {}, info.loras)
+
+
+def _check_cache(request: DiffusionRequest, info: PipelineInfo) -> None:
+    """Refuses to skip steps where each one must be computed, or where there are none."""
+    if step_caches.parse(request.cache) is None:
+        return
+    why = ""
+    if info.makes == ["text"]:
+        why = "writes text, of which no step is like the one before"
+    elif info.parameters and info.noise_scheduler is None and info.default_steps is None:
+        why = "has no denoising steps to skip"
+    if why:
+        raise InvalidRequest(
+            f"cache={request.cache!r}: {_called(request, info)} {why}; leave it out, or give 'off'", field="cache"
+        )
 
 
 def _check_travels(request: DiffusionRequest) -> None:

@@ -200,8 +200,8 @@ class BaseScheduler(SchedulerInterface):
                 # fmt: off
                 events.append(StepEvent(
                     request_id=state.request_id, stage=report.stage, step=report.step, total_steps=report.total_steps,
-                    sigma=report.sigma, batch_requests=report.batch_requests, latents=report.latents,
-                    preview=report.preview,
+                    sigma=report.sigma, batch_requests=report.batch_requests, skipped_steps=report.skipped_steps,
+                    latents=report.latents, preview=report.preview,
                 ))
                 # fmt: on
             if report.commit is not None or report.draft is not None:
@@ -251,7 +251,7 @@ class BaseScheduler(SchedulerInterface):
             request_id=request_id,
             seed=state.request.seed,
             output=report.output,
-            timings=self._timings(state),
+            timings=self._timings(state, report.skipped_steps),
             trajectory_latents=report.trajectory_latents,
             trajectory_timesteps=report.trajectory_timesteps,
             frame_rate=report.frame_rate,
@@ -260,7 +260,7 @@ class BaseScheduler(SchedulerInterface):
         )
         return Finished(request_id=request_id, output=output)
 
-    def _timings(self, state: RequestState) -> Timings:
+    def _timings(self, state: RequestState, skipped_steps: int) -> Timings:
         return Timings(
             queued_s=state.queued_s or 0.0,
             encode_s=state.encode_s,
@@ -268,6 +268,7 @@ class BaseScheduler(SchedulerInterface):
             decode_s=state.decode_s,
             total_s=self.clock() - state.submitted,
             steps=state.steps,
+            skipped_steps=skipped_steps,
             mean_batch_requests=state.mates / state.calls if state.calls else 0.0,
         )
 

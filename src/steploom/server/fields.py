@@ -13,7 +13,20 @@ from typing import Any
 
 from steploom.errors import InvalidRequest
 from steploom.server.errors import ApiError, invalid
-from steploom.server.kinds import Kind, adapters, between, choice, flag, scale, seconds, size, text, texts, whole
+from steploom.server.kinds import (
+    Kind,
+    adapters,
+    between,
+    choice,
+    flag,
+    scale,
+    seconds,
+    size,
+    step_cache,
+    text,
+    texts,
+    whole,
+)
 from steploom.server.settings import ServerSettings
 
 FORMATS = ("png", "webp", "jpeg")
@@ -118,6 +131,7 @@ OWN: dict[str, Kind] = {
     "timeout": seconds,
     "deadline": seconds,
     "lora": adapters,
+    "cache": step_cache,
 }
 """Fields of :class:`~steploom.DiffusionRequest`."""
 

@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+from steploom import step_caches
+from steploom.errors import InvalidRequest
 from steploom.server.errors import invalid
 
 Reader = Callable[[str, Any], Any]
@@ -208,3 +210,16 @@ _NAMED = {
 _ADAPTER = [text.schema, _NAMED, _PAIR]
 adapters = Kind(_adapters, {"anyOf": [*_ADAPTER, {"type": "array", "items": {"anyOf": _ADAPTER}}]})
 """LoRA adapters by name: ``"ink"``, ``{"name": "ink", "scale": 0.8}``, ``["ink", 0.8]``, or a list of such."""
+
+
+def _step_cache(name: str, value: Any) -> str:
+    found = _text(name, value)
+    try:
+        step_caches.parse(found)
+    except InvalidRequest as error:
+        raise invalid(f"{name}{str(error).removeprefix('cache')}", name) from None
+    return found
+
+
+step_cache = Kind(_step_cache, {"type": "string", "pattern": f"^({step_caches.PATTERN})$"})
+"""How steps are skipped: ``easycache``, ``easycache:0.1`` or ``off``."""

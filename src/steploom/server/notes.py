@@ -28,6 +28,8 @@ def notes_of(fields: ImageFields, seed: int | None, size: tuple[int, int]) -> di
         made["model"] = fields.model
     if fields.own.get("lora"):
         made["lora"] = [{"name": name, "scale": scale} for name, scale in fields.own["lora"]]
+    if "cache" in fields.own:
+        made["cache"] = fields.own["cache"]
     lines = [fields.prompt]
     if fields.params.get("negative_prompt"):
         lines.append(f"Negative prompt: {fields.params['negative_prompt']}")

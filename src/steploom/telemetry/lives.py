@@ -25,11 +25,12 @@ class Life:
         steps: Steps done, of this attempt.
         calls: Ticks with denoiser calls of it, of this attempt.
         mates: How many requests shared these, summed.
+        skipped: Steps that its step cache has answered, of this attempt.
         previewed: Whether a preview of it was there already.
     """
 
-    __slots__ = ("attempt", "calls", "mates", "phase", "previewed", "request_id", "run_id", "since", "steps",
-                 "submitted")  # fmt: skip
+    __slots__ = ("attempt", "calls", "mates", "phase", "previewed", "request_id", "run_id", "since",
+                 "skipped", "steps", "submitted")  # fmt: skip
 
     def __init__(self, request_id: str, submitted: float) -> None:
         self.request_id = request_id
@@ -42,7 +43,7 @@ class Life:
 
     def begin_again(self) -> None:
         """Nothing was done for it yet."""
-        self.steps = self.calls = 0
+        self.steps = self.calls = self.skipped = 0
         self.mates = 0.0
 
     @property
@@ -104,6 +105,7 @@ class Lives(EngineObserver):
                 continue
             if report.stepped:
                 life.steps += 1
+                life.skipped = report.skipped_steps
             if report.batch_requests:
                 life.calls += 1
                 life.mates += report.batch_requests

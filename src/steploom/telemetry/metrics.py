@@ -31,6 +31,7 @@ _TALLIES = {
 }
 _COUNTERS = {
     "steps": "Steps done",
+    "skipped_steps": "Of these, the steps that a request's step cache answered",
     "ticks": "Ticks executed",
     "tick_seconds": "Seconds in ticks, as the engine sees them",
     "forward_seconds": "Seconds of ticks that workers spent in module forwards",
@@ -122,6 +123,7 @@ class EngineMetrics(Lives, Collector):
                 continue
             if report.stepped:
                 steps += 1
+                self._counts["skipped_steps"] += report.skipped_steps - life.skipped
                 mates = report.batch_requests
                 shared[mates] = shared.get(mates, 0) + 1
             if report.preview is not None and not life.previewed:

@@ -82,7 +82,14 @@ class Hub:
                 program.take_step(answer)
 
     def _resume(self, program: Program) -> None:
-        """Runs the program's own code up to its next stop."""
+        """Runs the program's own code up to its next stop. A call that its step cache answers is none."""
+        if program.step_cache is not None:
+            program.step_cache.learn(program)
+        self._resume_once(program)
+        while program.step_cache is not None and program.step_cache.answer(program):
+            self._resume_once(program)
+
+    def _resume_once(self, program: Program) -> None:
         answer, fault, program.answer, program.fault = program.answer, program.fault, None, None
         program.resume(answer, fault)
         for name, reason in program.take_unshared():

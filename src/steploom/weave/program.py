@@ -21,6 +21,7 @@ from steploom.weave.order import is_denoiser
 if TYPE_CHECKING:
     from steploom.weave.forms import Facts
     from steploom.weave.pipelines import Watcher
+    from steploom.weave.step_cache import StepCache
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,8 @@ class Program:
         calls_made: Calls of this tick, by module.
         last_module: The module called last in this tick.
         witness: Is called when a step has ended, while the program still stands in it.
+        step_cache: Answers denoiser calls of steps that may be skipped; None if none may.
+        skipped_steps: Steps that it has answered.
     """
 
     def __init__(
@@ -82,6 +85,8 @@ class Program:
         self.due: StepDue | None = None
         self.step_end: StepEnd | None = None
         self.witness: Callable[[], None] | None = None
+        self.step_cache: StepCache | None = None
+        self.skipped_steps = 0
         self.done = False
         self.output: Any = None
         self.error: BaseException | None = None
@@ -134,6 +139,8 @@ class Program:
         self.step_end = end
         self.steps += 1
         self.enter("decode" if self.steps == self.watcher.total_steps else "denoise")
+        if self.step_cache is not None:
+            self.step_cache.step_ended(self)
 
     def shared(self, name: str, requests: int) -> None:
         """Its call of the component ``name`` was run together with those of others, ``requests`` in all."""
@@ -185,12 +192,13 @@ class Program:
                 self._greenlet.throw(greenlet.GreenletExit)
             except BaseException as fault:  # noqa: BLE001 - a cancelled program's last words (a callback may exit)
                 log.info("request %s raised %s as it was ended: %s", self.name, type(fault).__name__, fault)
-        self.call = self.step_end = self.witness = self.due = None
+        self.call = self.step_end = self.witness = self.due = self.step_cache = None
         self.done = True
         self.watcher.close()
 
     def _finish(self, output: Any = None, error: BaseException | None = None) -> None:
         self.enter("done")
+        self.step_cache = None
         self.done, self.output, self.error = True, output, error
         self.watcher.close()
 

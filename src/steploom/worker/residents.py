@@ -70,6 +70,7 @@ class Resident:
             batch_key=program.batch_key,
             batch_requests=sum(shared) / len(shared) if shared else 0,
             rows=program.rows,
+            skipped_steps=program.skipped_steps,
             encode_s=seconds["encode"],
             denoise_s=seconds["denoise"],
             decode_s=seconds["decode"],

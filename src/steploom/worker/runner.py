@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from steploom import step_caches
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError, EngineError, InvalidRequest
 from steploom.protocol import (
@@ -29,6 +30,7 @@ from steploom.weave.hub import Hub
 from steploom.weave.pipelines import Loom, Watcher
 from steploom.weave.preview import Previewer, load_tiny
 from steploom.weave.program import Program
+from steploom.weave.step_cache import StepCache
 from steploom.worker import loading, memory
 from steploom.worker.family import Family, Given
 from steploom.worker.loras import Counts, Loras
@@ -95,6 +97,8 @@ class Runner:
         self.info: PipelineInfo = self._family.info
         if self._config.loras and self.info.no_lora is not None:
             raise ConfigError(f"loras={dict(self._config.loras)!r}: {self.info.no_lora}; else leave it None")
+        if self.info.makes == ["text"] and step_caches.parse(self._config.cache) is not None:
+            raise ConfigError(f"cache={self._config.cache!r}: no step of text is like the one before; leave it None")
         self._weave()
         local = self._config.local_files_only
         self._previewer = Previewer(pipeline, load_tiny(self._config.preview_vae, pipeline, local_files_only=local))
@@ -148,6 +152,9 @@ class Runner:
         except BaseException:
             self._give_back(request)
             raise
+        caching = step_caches.parse(self._config.cache if request.cache is None else request.cache)
+        if caching is not None and not program.watcher.open_ended:
+            program.step_cache = StepCache(caching)
         resident = self._residents[new.run_id] = Resident(new.run_id, request, program, self._previewer, self.info)
         return resident
 
