@@ -182,7 +182,8 @@ class RunnerOutput(msgspec.Struct, kw_only=True):
         reports: One per scheduled request that the worker holds.
         seconds: Wall time of the tick in the worker.
         forward_s: Of these, inside module forwards (encoders, denoisers and VAEs).
-        warmup_s: Of these, in probing and verification (excluded from figures and from ``tick_timeout_s``).
+        warmup_s: Of these, in probing, verification, compiling and capturing (excluded from figures and from
+            ``tick_timeout_s``).
         alone: Denoiser calls that ran alone although others could have shared, by reason, in this tick.
     """
 
@@ -297,7 +298,7 @@ class WorkerStats(msgspec.Struct, kw_only=True):
         ticks: Ticks executed.
         tick_s: Seconds in ticks.
         forward_s: Of these, inside module forwards (encoders, denoisers and VAEs).
-        warmup_s: Of these, in probing and verification.
+        warmup_s: Of these, in probing, verification, compiling and capturing.
         resident: Programs held now.
         merged_calls: Module calls answered by a shared forward.
         alone_calls: Module calls executed alone, by reason (``"only one"``, ``"verification failed: ..."``).
@@ -310,6 +311,11 @@ class WorkerStats(msgspec.Struct, kw_only=True):
         lora_evictions: How many were dropped to make room.
         memory: Bytes by kind: ``"host"`` (resident memory of the worker's process, where the system says it), and on
             CUDA ``"device_allocated"`` and ``"device_reserved"``.
+        compilations: What ``torch.compile`` has compiled: functions for kinds of inputs.
+        compile_s: Seconds spent on that, at the start and since.
+        uncompiled: Why something runs uncompiled although it was to be compiled; None if nothing does.
+        graphs: CUDA graphs and forwards: ``"held"``, ``"bytes"``, ``"captures"``, ``"replays"``, ``"evictions"``; empty
+            without ``EngineConfig.cuda_graphs``.
     """
 
     ticks: int = 0
@@ -327,3 +333,7 @@ class WorkerStats(msgspec.Struct, kw_only=True):
     lora_loads: int = 0
     lora_evictions: int = 0
     memory: dict[str, int] = {}
+    compilations: int = 0
+    compile_s: float = 0.0
+    uncompiled: str | None = None
+    graphs: dict[str, int] = {}

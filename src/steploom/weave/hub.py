@@ -17,6 +17,7 @@ from steploom.weave.alike import common_key, completed
 from steploom.weave.axes import Axes, AxisBook, guess
 from steploom.weave.calls import ModuleCall, has_opaque
 from steploom.weave.encode_cache import EncodeCache
+from steploom.weave.forwards import Forwards
 from steploom.weave.merge_keys import Merger, rows_of
 from steploom.weave.merging import MergedCall
 from steploom.weave.order import CallOrder, is_denoiser
@@ -57,6 +58,7 @@ class Hub:
 
     def __init__(self, encode_cache_bytes: int, tell: Callable[[str], None] = lambda line: None) -> None:
         self._tell = tell
+        self.forwards = Forwards()
         self.cache = EncodeCache(encode_cache_bytes)
         self.verdicts = Verdicts()
         self.counters = Counters()
@@ -245,11 +247,11 @@ class Hub:
 
     def _run_merged(self, merged: MergedCall, members: Group) -> None:
         try:
-            results = merged.run()
+            results = self.forwards.merged(merged, known=self.verdicts.known(merged))
         except Exception as fault:  # noqa: BLE001 - whatever a module or a hook on it raises: then call by call
             self._run_apart(merged, members, fault)
             return
-        self.counters.forward_s += merged.forward_s
+        self.forwards.count(merged.forward_s, self.counters)
         if not self.verdicts.known(merged):
             started = time.perf_counter()
             self._tell(f"verifying merged calls of {merged.target.name}")
@@ -287,10 +289,10 @@ class Hub:
         for program, call in members:
             started = time.perf_counter()
             try:
-                program.answer = call.run()
+                program.answer = self.forwards.alone(call)
             except Exception as fault:  # noqa: BLE001 - thrown into the program, whose request it concerns
                 program.fault = fault
-            self.counters.forward_s += time.perf_counter() - started
+            self.forwards.count(time.perf_counter() - started, self.counters)
             self._count_alone(call.target.name, reason)
             self._note_shared(program, call.target.name, 1)
 

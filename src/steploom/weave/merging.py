@@ -111,6 +111,11 @@ class MergedCall:
             padded.append(leaves)
         return padded, structure, axes
 
+    @property
+    def each(self) -> Sequence[Axes]:
+        """The axes of each call, in the order of ``calls``."""
+        return self._each
+
     def alike(self) -> list[list[int]]:
         """The calls' places as they were given, by adapters if these differ, else by row count and lengths."""
         groups: dict[Hashable, list[int]] = {}
