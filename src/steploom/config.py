@@ -313,10 +313,15 @@ def worker_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
     return dict(os.environ if env is None else env)
 
 
-def keep_compiled_in(folder: pathlib.Path, env: MutableMapping[str, str] | None = None) -> bool:
-    """Has torch keep compiled code there, unless the user says where; whether it does."""
+def keep_compiled_in(folder: pathlib.Path, default: str, env: MutableMapping[str, str] | None = None) -> bool:
+    """Has torch keep compiled code there, unless the user says where; whether it does.
+
+    ``default`` is torch's own folder, which it may have put into the variable by itself.
+    """
     env = os.environ if env is None else env
-    return env.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder)) == str(folder)
+    if env.get("TORCHINDUCTOR_CACHE_DIR") in (None, "", default):
+        env["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    return env["TORCHINDUCTOR_CACHE_DIR"] == str(folder)
 
 
 def cache_folder(env: Mapping[str, str] | None = None) -> pathlib.Path:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from torch._inductor.runtime.runtime_utils import default_cache_dir
 
 from steploom import config
 from steploom.worker import compile_cache
@@ -41,6 +42,8 @@ def test_it_is_in_the_users_cache_folder_and_bounded(tmp_path: Path, monkeypatch
     assert os.environ[VARIABLE] == str(folder)
     assert not old.exists()
     assert compile_cache.prepare(500) == folder, "the next engine of this process"
+    monkeypatch.setenv(VARIABLE, default_cache_dir())
+    assert compile_cache.prepare(500) == folder, "torch has put its own folder there, when it was imported"
 
 
 def test_a_place_of_the_users_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from steploom import config
 
@@ -25,7 +27,8 @@ def prepare(limit_bytes: int) -> Path | None:
     except OSError as error:
         log.warning("compiled code is kept for this start only: %s", error)
         return None
-    if not config.keep_compiled_in(folder):
+    torch_s: Any = importlib.import_module("torch._inductor.runtime.runtime_utils")
+    if not config.keep_compiled_in(folder, torch_s.default_cache_dir()):
         return None
     trim(folder, limit_bytes)
     return folder
