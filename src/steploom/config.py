@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from types import NoneType
 from typing import Any, Literal, Protocol, cast, get_args
 
@@ -18,6 +18,8 @@ from steploom.errors import ConfigError, InvalidRequest
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 OffloadLevel = Literal["leaf_level", "block_level"]
+Compiler = Mapping[str, Any]
+"""Arguments of ``torch.compile``: ``mode``, ``backend``, ``dynamic``, ``fullgraph``, ``options``; and ``regional``."""
 
 _CHOICES: dict[str, tuple[str, ...]] = {"Dtype": get_args(Dtype), "OffloadLevel": get_args(OffloadLevel)}
 
@@ -30,13 +32,24 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "None": ((NoneType,), "None"),
     "Mapping[str, str]": ((Mapping,), "a mapping of names to files, folders or hub ids"),
     "Mapping[str, Any]": ((Mapping,), "a mapping by name"),
+    "Compiler": ((Mapping,), "a mapping of torch.compile's arguments"),
     "QuantizationConfig": ((), "a quantization config of diffusers"),
     **{name: ((str,), f"one of {', '.join(map(repr, values))}") for name, values in _CHOICES.items()},
 }
 """What the fields' annotations mean, and how a message says it."""
 
-_LEAST = {"max_retries": 0, "encode_cache_bytes": 0}
+_LEAST = {"max_retries": 0, "encode_cache_bytes": 0, "compile_cache_bytes": 0}
 """The least that an integer may be, where that is not 1."""
+
+_COMPILER: dict[Any, tuple[tuple[type, ...], str]] = {
+    "mode": ((str,), "a mode of torch.compile"),
+    "backend": ((str,), "a backend of torch.compile"),
+    "dynamic": ((bool, NoneType), "True, False or None"),
+    "fullgraph": ((bool,), "True or False"),
+    "options": ((dict,), "a mapping of the backend's options"),
+    "regional": ((bool,), "True or False"),
+}
+"""The arguments of ``compile``, and what they may be."""
 
 _MOST = 2**63 - 1
 """The greatest integer that reaches a worker."""
@@ -78,9 +91,17 @@ class EngineConfig:
         max_waiting: Requests that wait, at most; one more raises :class:`~steploom.errors.QueueFull`.
         data_parallel_size: Number of workers.
         batch_invariant: Pad merged forwards to a fixed number of rows, so that results do not depend on company.
-        compile: Compile the denoisers.
+        compile: Compile the denoisers' repeated blocks, or a denoiser that names none as a whole; or a mapping of
+            ``torch.compile``'s ``mode``, ``backend``, ``dynamic``, ``fullgraph`` and ``options``, and of ``regional``
+            (False: as a whole).
+        max_compilations: What a worker compiles, at most: functions for kinds of inputs. What would need more of it
+            runs uncompiled.
+        compile_cache_bytes: Bytes of compiled code that are kept on disk for the next start; 0 leaves it to torch,
+            which keeps it in a temporary folder without bounds.
         cuda_graphs: Capture merged forwards as CUDA graphs.
-        attention_backend: As diffusers names them; None leaves the model's own.
+        max_cuda_graphs: CUDA graphs that a worker holds, at most.
+        cuda_graph_bytes: Bytes of device memory that they hold, at most.
+        attention_backend: As diffusers names them (``"flash"``, ``"_native_math"``); None leaves the model's own.
         worker_extension: ``"pkg.module.Class"`` whose methods run in the worker via ``collective_rpc``.
         start_timeout_s: Seconds that loading the model may take.
         tick_timeout_s: Seconds that one tick may take (warm-up and verification do not count).
@@ -125,8 +146,12 @@ class EngineConfig:
     max_waiting: int = 1024
     data_parallel_size: int = 1
     batch_invariant: bool = False
-    compile: bool = False
+    compile: Compiler | bool = dataclasses.field(default=False, hash=False)
+    max_compilations: int = 64
+    compile_cache_bytes: int = 4 * 2**30
     cuda_graphs: bool = False
+    max_cuda_graphs: int = 64
+    cuda_graph_bytes: int = 4 * 2**30
     attention_backend: str | None = None
     worker_extension: str | None = None
     start_timeout_s: float = 600.0
@@ -154,8 +179,13 @@ class EngineConfig:
             raise ConfigError(str(error)) from None
         if self.compile and self.group_offload is not None:
             raise ConfigError(
-                f"group_offload={self.group_offload!r} with compile=True: compiled code does not see weights that come "
-                "and go; leave one of them out"
+                f"group_offload={self.group_offload!r} with compile={self.compile!r}: compiled code does not see "
+                "weights that come and go; leave one of them out"
+            )
+        if self.cuda_graphs and self.group_offload is not None:
+            raise ConfigError(
+                f"group_offload={self.group_offload!r} with cuda_graphs=True: a graph replays on the memory where the "
+                "weights were; leave one of them out"
             )
         if self.max_resident is not None and self.max_resident < self.max_batch:
             raise ConfigError(
@@ -196,6 +226,8 @@ def _is_quantization(value: object) -> bool:
 
 def _plain(name: str, value: Any) -> Any:
     """``value`` without what only says the same in other types: paths, torch's dtypes and devices."""
+    if name == "compile" and isinstance(value, Mapping):
+        return dict(cast("Mapping[Any, Any]", value)) or True
     if name in ("model", "base_model") and isinstance(value, os.PathLike):
         return os.fspath(cast("os.PathLike[str]", value))
     if name in ("dtype", "device") and (type(value).__module__, type(value).__name__) == ("torch", name):
@@ -240,6 +272,13 @@ def _check_entries(config: EngineConfig) -> None:
     for name, value in dtypes.items():
         if value not in known:
             raise ConfigError(f"dtype[{name!r}]={value!r}: must be one of {', '.join(map(repr, known))}")
+    compiler: Mapping[Any, Any] = config.compile if isinstance(config.compile, Mapping) else {}
+    for name, value in compiler.items():
+        kinds, meaning = _COMPILER.get(name, ((), ""))
+        if not kinds:
+            raise ConfigError(f"compile[{name!r}]={value!r}: there is no such argument; give {', '.join(_COMPILER)}")
+        if not isinstance(value, kinds):
+            raise ConfigError(f"compile[{name!r}]={value!r}: must be {meaning}")
     for name, value in (config.components or {}).items():
         if value is not None and not (isinstance(value, str) and value):
             raise ConfigError(
@@ -250,10 +289,12 @@ def _check_entries(config: EngineConfig) -> None:
 def _parse(field: dataclasses.Field[Any], raw: str) -> Any:
     """``raw`` as the type of its field: what may be a mapping is one if it is written as JSON."""
     names, default = str(field.type).split(" | "), field.default
-    kinds: dict[str, Callable[[str], Any]] = {"bool": _flag, "int": int, "float": float}
+    kinds: dict[str, Callable[[str], Any]] = {"int": int, "float": float}
     meanings = {"bool": "true or false", "int": "an integer", "float": "a number"}
-    meaning = meanings.get(names[0], "name=path,name=path" if "Mapping[str, str]" in names else "a JSON object")
+    meaning = meanings.get(names[-1], "name=path,name=path" if "Mapping[str, str]" in names else "a JSON object")
     try:
+        if names[-1] == "bool":
+            return json.loads(raw) if raw.startswith("{") else _flag(raw)
         if "Mapping[str, str]" in names and not raw.startswith("{"):
             return _entries(raw)
         if raw.startswith("{") or ("Mapping[str, Any]" in names and "str" not in names and names[0] not in _CHOICES):
@@ -280,6 +321,24 @@ def _entries(raw: str) -> dict[str, str]:
 def worker_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment that a worker process inherits, as a plain copy."""
     return dict(os.environ if env is None else env)
+
+
+def keep_compiled_in(folder: pathlib.Path, default: str, env: MutableMapping[str, str] | None = None) -> bool:
+    """Has torch keep compiled code there, unless the user says where; whether it does.
+
+    ``default`` is torch's own folder, which it may have put into the variable by itself.
+    """
+    env = os.environ if env is None else env
+    if env.get("TORCHINDUCTOR_CACHE_DIR") in (None, "", default):
+        env["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    return env["TORCHINDUCTOR_CACHE_DIR"] == str(folder)
+
+
+def cache_folder(env: Mapping[str, str] | None = None) -> pathlib.Path:
+    """Where this user's programs keep what can be made again: ``$XDG_CACHE_HOME/steploom``, or its default."""
+    env = os.environ if env is None else env
+    given = pathlib.Path(env.get("XDG_CACHE_HOME") or "")
+    return (given if given.is_absolute() else pathlib.Path.home() / ".cache") / "steploom"
 
 
 def state_folder(env: Mapping[str, str] | None = None) -> pathlib.Path:

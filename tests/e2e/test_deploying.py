@@ -136,7 +136,7 @@ def _lend_packages(venv: pathlib.Path) -> None:
 def test_the_page_knows_the_settings(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = main.build_parser().parse_args(["serve"]).layers.options
     words = {word for option in options.values() for word in option.action.option_strings}
-    others = {"--gpus", "--rm", "--help"}
+    others = {"--gpus", "--rm", "--help", "--save"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE)) - others <= words
     variables = {variable for option in options.values() for variable in option.variables}
     assert set(re.findall(r"STEPLOOM_[A-Z_]+[A-Z]", PAGE)) <= variables | {"STEPLOOM_VAE_TILING"}

@@ -35,7 +35,7 @@ _COUNTERS = {
     "ticks": "Ticks executed",
     "tick_seconds": "Seconds in ticks, as the engine sees them",
     "forward_seconds": "Seconds of ticks that workers spent in module forwards",
-    "warmup_seconds": "Seconds of ticks that workers spent in probing and verification",
+    "warmup_seconds": "Seconds of ticks that workers spent in probing, verification, compiling and capturing",
     "requests_restarted": "Requests that a worker had lost, and that waited again",
     "worker_restarts": "How often the workers were started again",
 }
@@ -45,6 +45,8 @@ _OF_WORKERS = {
     "adapter_loads": ("lora_loads", "LoRA adapters loaded"),
     "adapter_evictions": ("lora_evictions", "LoRA adapters dropped to make room"),
     "merged_calls": ("merged_calls", "Module calls answered by a shared forward"),
+    "compilations": ("compilations", "Functions compiled for a kind of inputs"),
+    "compile_seconds": ("compile_s", "Seconds of that"),
 }
 
 
@@ -176,6 +178,11 @@ class EngineMetrics(Lives, Collector):
         yield _gauge("adapters_loaded", "LoRA adapters that are loaded", adapters)
         held = sum(stats.cache_bytes for stats in self._stats)
         yield _gauge("encode_cache_bytes", "What the cache of text-encoder results holds", held)
+        graphs = {what: sum(stats.graphs.get(what, 0) for stats in self._stats) for what in ("captures", "replays")}
+        for what, total in graphs.items():
+            yield CounterMetricFamily(f"steploom_graph_{what}", f"CUDA graphs: {what}", value=total)
+        held = sum(stats.graphs.get("bytes", 0) for stats in self._stats)
+        yield _gauge("graph_bytes", "Device memory that CUDA graphs hold", held)
         memory = GaugeMetricFamily(
             "steploom_memory_bytes",
             "Memory of workers: of the process (host) and on its device",

@@ -16,6 +16,7 @@ from torch import nn
 from steploom.errors import GenerationFailed, InvalidRequest
 from steploom.weave import untyped
 from steploom.weave.blend import Adapted, Blend, Part, View, activate, graft
+from steploom.weave.compiled import is_compiled
 from steploom.weave.shared import SharedModule, clone_tree, twin
 
 
@@ -194,7 +195,7 @@ class Weaver:
         """Where calls with this choice run together with others; None for stacks, DoRA, and compiled modules."""
         if len(parts) != 1 or not parts[0][0].plain or shared.base is not shared.origin:
             return None
-        if shared.origin.__dict__.get("_compiled_call_impl") or untyped.tuner_layers(shared.origin):
+        if is_compiled(shared.origin) or untyped.tuner_layers(shared.origin):
             return None
         blend = self._blends.get(component)
         if blend is None:

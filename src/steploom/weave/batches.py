@@ -18,6 +18,7 @@ from steploom.weave.axes import Axes, AxisBook, guess
 from steploom.weave.calls import ModuleCall, has_opaque
 from steploom.weave.counters import Counters
 from steploom.weave.forms import Facts
+from steploom.weave.forwards import Forwards
 from steploom.weave.merge_keys import Merger, rows_of, shared_leaves
 from steploom.weave.merging import MergedCall
 from steploom.weave.order import is_denoiser
@@ -39,9 +40,14 @@ class Batches:
     Args:
         counters: What is done is counted there.
         tell: Hears of probing and verification, which make a tick longer than others.
+
+    Attributes:
+        forwards: How the real modules are run.
+        verdicts: What was verified.
     """
 
     def __init__(self, counters: Counters, tell: Callable[[str], None]) -> None:
+        self.forwards = Forwards()
         self.verdicts = Verdicts()
         self._counters = counters
         self._tell = tell
@@ -211,11 +217,11 @@ class Batches:
 
     def _run_merged(self, merged: MergedCall, members: Group, *, verified: bool = False) -> None:
         try:
-            results = merged.run()
+            results = self.forwards.merged(merged, known=verified or self.verdicts.known(merged))
         except Exception as fault:  # noqa: BLE001 - whatever a module or a hook on it raises: then call by call
             self._run_apart(merged, members, fault)
             return
-        self._counters.forward_s += merged.forward_s
+        self.forwards.count(merged.forward_s, self._counters)
         if not verified and not self.verdicts.known(merged):
             self._draft = None
             started = time.perf_counter()
@@ -260,10 +266,10 @@ class Batches:
         for program, call in members:
             started = time.perf_counter()
             try:
-                program.answer = call.run()
+                program.answer = self.forwards.alone(call)
             except Exception as fault:  # noqa: BLE001 - thrown into the program, whose request it concerns
                 program.fault = fault
-            self._counters.forward_s += time.perf_counter() - started
+            self.forwards.count(time.perf_counter() - started, self._counters)
             self._counters.alone(call.target.name, reason)
             program.shared(call.target.name, 1)
 

@@ -21,6 +21,10 @@ class Counters:
     forward_s: float = 0.0
     warmup_s: float = 0.0
 
+    def forget(self) -> None:
+        """Forgets what was counted so far."""
+        self.__dict__.update(Counters().__dict__)
+
     def begin_tick(self) -> None:
         """A tick begins."""
         self.forward_s = self.warmup_s = 0.0

@@ -149,6 +149,11 @@ class MergedCall:
         self.target = later[0].target
         return True
 
+    @property
+    def each(self) -> Sequence[Axes]:
+        """The axes of each call, in the order of ``calls``."""
+        return self._each
+
     def alike(self) -> list[list[int]]:
         """The calls' places as they were given, by adapters if these differ, else by row count and lengths."""
         groups: dict[Hashable, list[int]] = {}

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from steploom.errors import GenerationFailed
+from steploom.weave.compiled import is_compiled
 from steploom.weave.ragged import RaggedText, rule_for
 from steploom.weave.ragged_language import LanguageRule
 
@@ -57,6 +58,10 @@ class Target:
         self.ragged: RaggedText | LanguageRule | None = language or rule_for(getattr(module, "_orig_mod", module))
         self.patched: Any = None
         self._invoke: Callable[..., Any] = module if method == "forward" else getattr(module, method)
+
+    def wrap(self, around: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Puts something around the real module: what counts its compilations, or replays it as a CUDA graph."""
+        self._invoke = around(self.name, self._invoke)
 
     def invoke(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the real module."""
@@ -139,12 +144,12 @@ def structure(module: nn.Module) -> Hashable:
 
 
 def isolate(given: Any) -> Any:
-    """A clone that shares parameters and the tables of hooks; ``given`` itself if it is compiled or offloaded.
+    """A clone that shares parameters and the tables of hooks; ``given`` itself if any of it is compiled or offloaded.
 
     A direct call of the application's pipeline may set attention processors on its modules while programs run. Modules
     that have none stay as they are: transformers' models install hooks of their own at their first call.
     """
-    if not isinstance(given, nn.Module) or hasattr(given, "_orig_mod") or given.__dict__.get("_compiled_call_impl"):
+    if not isinstance(given, nn.Module) or is_compiled(given):
         return given
     if not hasattr(given, "set_attn_processor"):
         return given
@@ -169,7 +174,7 @@ def clone_tree(
     """A structural clone of a module tree: own submodule objects and tables, shared tensors.
 
     With ``own_parameters`` the parameter objects are new too (over the same storage), so that ``to`` leaves the
-    original alone.
+    original alone. A clone runs uncompiled: compiled code does not look at the hooks that a program sets.
     """
     memo = {} if memo is None else memo
     if id(module) in memo:

@@ -170,6 +170,18 @@ def takes(function: Any, argument: str) -> bool:
         return False
 
 
+def attention_backends() -> Any:
+    """Diffusers' module of attention backends."""
+    return importlib.import_module("diffusers.models.attention_dispatch")
+
+
+def repeated_blocks(module: Any) -> list[str]:
+    """The classes of blocks of which a model says that it is made: what regional compilation compiles."""
+    named = getattr(module, "_repeated_blocks", None) or []
+    there = {type(part).__name__ for part in module.modules()}
+    return [name for name in named if name in there]
+
+
 def parameters_of(function: Any) -> list[str]:
     """The names of a function's parameters."""
     return list(inspect.signature(function).parameters)

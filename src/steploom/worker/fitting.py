@@ -11,6 +11,7 @@ from steploom.config import EngineConfig
 from steploom.errors import ConfigError
 from steploom.weave import untyped
 from steploom.weave.order import is_denoiser
+from steploom.worker import attention, compile_cache, compiling
 
 
 def fit(pipeline: Any, config: EngineConfig, device: torch.device, progress: Callable[[str], None]) -> None:
@@ -23,7 +24,7 @@ def fit(pipeline: Any, config: EngineConfig, device: torch.device, progress: Cal
     if config.vae_tiling or config.vae_slicing:
         _ease_vae(pipeline, config)
     if config.attention_backend is not None:
-        _set_attention(pipeline, config.attention_backend)
+        attention.choose(denoisers(pipeline), config.attention_backend, device, name, progress)
     if config.group_offload is not None:
         progress(f"keeping the weights of {name} off {device}, in groups")
         _offload(pipeline, config.group_offload, device)
@@ -31,9 +32,10 @@ def fit(pipeline: Any, config: EngineConfig, device: torch.device, progress: Cal
         progress(f"moving {name} to {device}")
         pipeline.to(device)
     if config.compile:
-        for module in denoisers(pipeline).values():
-            progress(f"compiling {type(module).__name__} at its first calls")
-            module.compile(dynamic=True)
+        folder = compile_cache.prepare(config.compile_cache_bytes)
+        if folder is not None:
+            progress(f"compiled code is kept in {folder}")
+        compiling.apply(denoisers(pipeline), config, progress)
 
 
 def denoisers(pipeline: Any) -> dict[str, Any]:
@@ -64,22 +66,6 @@ def _ease_vae(pipeline: Any, config: EngineConfig) -> None:
                 getattr(module, method)()
             except NotImplementedError as error:
                 raise ConfigError(f"{setting}=True: {type(module).__name__} cannot ({error}); leave it False") from None
-
-
-def _set_attention(pipeline: Any, backend: str) -> None:
-    able = [module for module in denoisers(pipeline).values() if hasattr(module, "set_attention_backend")]
-    if not able:
-        raise ConfigError(
-            f"attention_backend={backend!r}: the denoisers of {type(pipeline).__name__} have no choice of it; leave "
-            "it None"
-        )
-    for module in able:
-        try:
-            module.set_attention_backend(backend)
-        except (ValueError, RuntimeError, ImportError) as error:
-            raise ConfigError(
-                f"attention_backend={backend!r}: {' '.join(str(error).split())}; leave it None for the model's own"
-            ) from None
 
 
 def _offload(pipeline: Any, given: str | Mapping[str, Any], device: torch.device) -> None:

@@ -14,14 +14,24 @@ from steploom.errors import ConfigError
 from steploom.protocol import Parameter, PipelineInfo
 from steploom.weave import adapters, untyped
 from steploom.weave.noise_choice import choices
-from steploom.worker import annotations, downloads, fitting, mends, products, sizes, sources
+from steploom.worker import (
+    annotations,
+    attention,
+    compiling,
+    downloads,
+    fitting,
+    mends,
+    products,
+    sizes,
+    sources,
+)
 from steploom.worker.assembly import assemble
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 _GIVEN: dict[str, str] = {
-    "compile": "pipe.transformer.compile()",
+    "compile": "pipe.transformer.compile_repeated_blocks(dynamic=True)",
     "attention_backend": "pipe.transformer.set_attention_backend(...)",
     "variant": "from_pretrained(..., variant=...)",
     "revision": "from_pretrained(..., revision=...)",
@@ -43,6 +53,7 @@ def load(config: EngineConfig, progress: Callable[[str], None]) -> Any:
         ConfigError: The device, task or model does not exist, or settings do not go together.
     """
     device = resolve_device(config.device)
+    refuse_settings(config, given=False)
     source = sources.find(config.model)
     sources.refuse(config, source)
     if config.task is not None and config.task not in untyped.TASKS:
@@ -76,15 +87,33 @@ def refuse_settings(config: EngineConfig, *, given: bool) -> None:
     Raises:
         ConfigError: A setting would otherwise be silently without effect.
     """
-    if config.cuda_graphs or config.batch_invariant:
-        name = "cuda_graphs" if config.cuda_graphs else "batch_invariant"
-        raise ConfigError(f"{name}=True: this version does not have it yet; leave it False")
+    if config.batch_invariant:
+        raise ConfigError("batch_invariant=True: this version does not have it yet; leave it False")
     for name, instead in _GIVEN.items() if given else ():
         if getattr(config, name):
             raise ConfigError(
                 f"{name}={getattr(config, name)!r}: a pipeline that was given to from_pipeline is never modified; set "
                 f"it on the pipeline yourself: {instead}"
             )
+    attention.refuse(config.attention_backend)
+    if (config.compile or config.cuda_graphs) and not given:
+        device = resolve_device(config.device)
+        compiling.refuse(config, device)
+        if config.cuda_graphs:
+            refuse_graphs(device)
+
+
+def refuse_graphs(device: torch.device) -> None:
+    """Refuses CUDA graphs where there is no CUDA.
+
+    Raises:
+        ConfigError: The device is another.
+    """
+    if device.type != "cuda":
+        raise ConfigError(
+            f"cuda_graphs=True: needs a CUDA device, and this is {str(device)!r}; leave it False (compile=True is for "
+            "any device)"
+        )
 
 
 def refuse_moves(config: EngineConfig, pipeline: Any) -> None:
@@ -100,6 +129,8 @@ def refuse_moves(config: EngineConfig, pipeline: Any) -> None:
     device, wanted = pipeline._execution_device, resolve_device(config.device)
     if config.device != "auto" and (device.type, device.index or 0) != (wanted.type, wanted.index or 0):
         raise ConfigError(f"device={config.device!r}: the given pipeline is on {device}; call pipe.to(...) yourself")
+    if config.cuda_graphs:
+        refuse_graphs(device)
 
 
 def resolve_device(name: str) -> torch.device:

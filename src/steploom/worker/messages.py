@@ -38,8 +38,8 @@ class Configure(msgspec.Struct, frozen=True, tag=True):
             ConfigError: A setting holds what cannot travel.
         """
         fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-        for name in ("quantization_config", "group_offload", "components", "dtype"):
-            if not isinstance(fields[name], str | None):
+        for name in ("quantization_config", "group_offload", "components", "dtype", "compile"):
+            if not isinstance(fields[name], str | bool | None):
                 fields[name] = travelling(name, fields[name])
         return cls({name: value.__qualname__ if isinstance(value, type) else value for name, value in fields.items()})
 

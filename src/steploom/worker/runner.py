@@ -36,6 +36,8 @@ from steploom.worker.family import Family, Given
 from steploom.worker.loras import Counts, Loras
 from steploom.worker.residents import Resident, failure, show
 from steploom.worker.rpc import Extensions
+from steploom.worker.tuning import Tuning
+from steploom.worker.warmup import warm_up
 
 
 class Runner:
@@ -73,6 +75,7 @@ class Runner:
         self._ticks = 0
         self._homes: dict[str, Any] = {}
         self._spent = {"tick_s": 0.0, "forward_s": 0.0, "warmup_s": 0.0}
+        self._tuning = Tuning(config, self._tell, given=in_process)
         self._adopt(pipeline)
         self._extensions = Extensions(self, config.worker_extension)
 
@@ -83,7 +86,10 @@ class Runner:
         if config.torch_threads is not None:
             torch.set_num_threads(config.torch_threads)
         pipeline = loading.load(config, tell)
-        return cls(pipeline, config, reload=lambda: loading.load(config, tell), progress=progress)
+        runner = cls(pipeline, config, reload=lambda: loading.load(config, tell), progress=progress)
+        if config.compile or config.cuda_graphs:
+            warm_up(runner, config, tell)
+        return runner
 
     @classmethod
     def from_pipeline(cls, pipeline: Any, config: EngineConfig) -> Runner:
@@ -106,6 +112,7 @@ class Runner:
     def _weave(self) -> None:
         """Takes up the pipeline's modules as they are now."""
         self._loom = Loom(self.pipeline, isolated=self._in_process)
+        self._tuning.weave(self._loom, self._hub)
         self._loras: Loras | None = Loras(self._loom, self._config, self._lora_counts, self._tell)
 
     def execute(self, output: SchedulerOutput) -> RunnerOutput:
@@ -143,8 +150,10 @@ class Runner:
 
     def _start(self, new: NewRequest) -> Resident:
         request = new.request
-        if not self._residents and self._loom.outdated:
-            self._weave()
+        if not self._residents:
+            if self._loom.outdated:
+                self._weave()
+            self._tuning.look(self._loom)
         if request.adapters and self._loras is not None:
             self._selections[request.request_id] = self._loras.take(request.adapters)
         try:
@@ -252,7 +261,14 @@ class Runner:
             lora_loads=self._lora_counts.loads,
             lora_evictions=self._lora_counts.evictions,
             memory=memory.held(),
+            **self._tuning.counts(),
         )
+
+    def reset_counts(self) -> None:
+        """Forgets what was counted so far but compilations and graphs: it was warm-up."""
+        self._hub.counters.forget()
+        self._hub.cache.hits = self._hub.cache.misses = 0
+        self._ticks, self._spent = 0, dict.fromkeys(self._spent, 0.0)
 
     def sleep(self, level: int = 1) -> None:
         """Frees the device: weights to host memory (level 1), or dropped and loaded again (level 2). Idempotent.
@@ -282,6 +298,7 @@ class Runner:
     def forget_weights(self) -> None:
         """Drops what was computed from the weights: they have changed, or leave the device."""
         self._hub.cache.clear()
+        self._tuning.forget()
         if self.pipeline is not None:
             self._loom.forget_conversions()
         if self._loras is not None:

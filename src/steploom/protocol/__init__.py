@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from steploom import errors
+from steploom.protocol.stats import WorkerStats as WorkerStats
 from steploom.requests import DiffusionRequest
 
 PROTOCOL_VERSION = 1
@@ -193,7 +194,8 @@ class RunnerOutput(msgspec.Struct, kw_only=True):
         reports: One per scheduled request that the worker holds.
         seconds: Wall time of the tick in the worker.
         forward_s: Of these, inside module forwards (encoders, denoisers and VAEs).
-        warmup_s: Of these, in probing and verification (excluded from figures and from ``tick_timeout_s``).
+        warmup_s: Of these, in probing, verification, compiling and capturing (excluded from figures and from
+            ``tick_timeout_s``).
         alone: Denoiser calls that ran alone although others could have shared, by reason, in this tick.
         amendments: How many amendments of the tick had arrived when it began. Later ones act in the next tick.
         gap_s: Seconds since the end of the tick before, without RPCs; 0 if no program was resident meanwhile.
@@ -305,46 +307,3 @@ def _no_such_task(task: str, info: PipelineInfo) -> str:
         mend = "give the engine a ControlNet that fits: EngineConfig(controlnet=...)"
     hint = f"did you mean {nearest[0]!r}?" if nearest else mend
     return f"task={task!r}: {info.pipeline_class} and its family serve {there}; {hint}"
-
-
-class WorkerStats(msgspec.Struct, kw_only=True):
-    """Counters of a worker since its start (``collective_rpc("stats")``).
-
-    Attributes:
-        ticks: Ticks executed.
-        tick_s: Seconds in ticks.
-        forward_s: Of these, inside module forwards (encoders, denoisers and VAEs).
-        warmup_s: Of these, in probing and verification.
-        gap_s: Seconds between two ticks, while programs were resident.
-        idle_s: Of these, the worker waited for the engine.
-        resident: Programs held now.
-        merged_calls: Module calls answered by a shared forward.
-        alone_calls: Module calls executed alone, by reason (``"only one"``, ``"verification failed: ..."``).
-        cache_hits: Text-encoder calls answered from the cache, or by another's result of the same tick.
-        cache_misses: Text-encoder calls that could have been, and were not.
-        cache_bytes: What the cache holds now; at most ``EngineConfig.encode_cache_bytes``.
-        kinds: Verified kinds of merge, with their state.
-        loras: The LoRA adapters that are loaded, as they were asked for; least recently used first.
-        lora_loads: How many were loaded.
-        lora_evictions: How many were dropped to make room.
-        memory: Bytes by kind: ``"host"`` (resident memory of the worker's process, where the system says it), and on
-            CUDA ``"device_allocated"`` and ``"device_reserved"``.
-    """
-
-    ticks: int = 0
-    tick_s: float = 0.0
-    forward_s: float = 0.0
-    warmup_s: float = 0.0
-    gap_s: float = 0.0
-    idle_s: float = 0.0
-    resident: int = 0
-    merged_calls: int = 0
-    alone_calls: dict[str, int] = {}
-    cache_hits: int = 0
-    cache_misses: int = 0
-    cache_bytes: int = 0
-    kinds: dict[str, str] = {}
-    loras: list[str] = []
-    lora_loads: int = 0
-    lora_evictions: int = 0
-    memory: dict[str, int] = {}

@@ -1,0 +1,49 @@
+"""Forwards: how the hub runs the real modules for its calls, and what of that time was warm-up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from steploom.weave.calls import ModuleCall
+from steploom.weave.merging import MergedCall
+
+
+class Seconds(Protocol):
+    """Where the hub adds up the time of a tick."""
+
+    forward_s: float
+    warmup_s: float
+
+
+class Forwards:
+    """Runs module calls as they are.
+
+    Args:
+        prepared: Seconds since the start that went into compiling and capturing.
+    """
+
+    def __init__(self, prepared: Callable[[], float] = lambda: 0.0) -> None:
+        self._prepared = prepared
+        self._before = 0.0
+
+    def merged(self, merged: MergedCall, *, known: bool) -> list[Any]:
+        """The results of a merged call, in the order of its calls.
+
+        Args:
+            merged: The call.
+            known: Whether its kind has been verified; if not, its bits are about to be compared with other runs.
+        """
+        self._before = self._prepared()
+        return merged.run()
+
+    def alone(self, call: ModuleCall) -> Any:
+        """The result of a call by itself."""
+        self._before = self._prepared()
+        return call.run()
+
+    def count(self, seconds: float, into: Seconds) -> None:
+        """Adds the seconds of the run that has just ended: what compiling or capturing took of them was warm-up."""
+        warmup_s = min(self._prepared() - self._before, seconds)
+        into.forward_s += seconds - warmup_s
+        into.warmup_s += warmup_s
