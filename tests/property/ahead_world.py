@@ -14,6 +14,8 @@ from steploom.errors import QueueFull, RequestCancelled
 from steploom.protocol import PipelineInfo, RequestReport, RunnerOutput, SchedulerOutput, request_id_of
 from steploom.requests import DiffusionRequest, Failed, Finished, Restarted
 from steploom.sched import build_scheduler
+from steploom.sched.base_scheduler import BaseScheduler
+from steploom.sched.fcfs import Fcfs
 from steploom.worker.agenda import Agenda
 from steploom.worker.gaps import Gaps
 from steploom.worker.messages import Amend, Command, Tick, Ticked
@@ -173,6 +175,18 @@ class AheadWorld:
                 if isinstance(event, Finished):
                     self._end(event.request_id, "finished")
                     assert event.output.timings.steps == self.courses[event.request_id].steps
+            self._check_plans()
+
+    def _check_plans(self) -> None:
+        """Each resident is planned for, or in its last step in a tick in flight, or waits for a place in the worker."""
+        scheduler = self.scheduler
+        assert isinstance(scheduler, BaseScheduler)
+        assert isinstance(scheduler.policy, Fcfs)
+        planned, ending, outside = scheduler.policy._home.keys(), scheduler._ending.keys(), scheduler._outside.keys()
+        assert len(planned) + len(ending) + len(outside) == len(scheduler._resident)
+        assert planned | ending | outside == scheduler._resident.keys()
+        assert ending <= {run for output in scheduler._flights for run in output.run_ids}
+        assert not outside & self.runner.done.keys() or len(self.flights), "what the worker holds is planned for"
 
     def turn(self) -> None:
         """Both sides do all that they can, the engine one tick ahead, and the wire takes no time."""

@@ -77,5 +77,23 @@ class RunAheadMachine(RuleBasedStateMachine):
             self.world.drain()
 
 
+def test_who_came_too_late_to_end_does_not_stand_before_the_one_that_took_its_place() -> None:
+    """The worker has a place for one, and holds a request of two steps; another one, let in before it, waits."""
+    world = AheadWorld("step", 1, 0)
+    for _ in range(2):
+        world.submit(Course(0, 1, 0))
+        world.send()
+        world.deliver()
+    world.work()
+    world.work()
+    world.abort("r1")
+    world.submit(Course(0, 1, 0))
+    world.amend()
+    world.submit(Course(0, 2, 1))
+    world.answer()
+    world.drain()
+    assert world.outcomes == {"r0": "finished", "r1": "aborted", "r2": "finished", "r3": "finished"}
+
+
 TestRunAheadMachine = pytest.mark.timeout(400)(RunAheadMachine.TestCase)  # Shrinking a failure takes minutes.
 TestRunAheadMachine.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)

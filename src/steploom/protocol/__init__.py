@@ -132,7 +132,7 @@ class RequestReport(msgspec.Struct, kw_only=True):
     Attributes:
         run_id: Which attempt at which request.
         phase: Where the program stands now: ``"encode"``, ``"denoise"``, ``"decode"``, ``"done"``.
-        stage: Name of the loop that it is in.
+        stage: Name of the loop that it is in; empty while the worker has no place for it.
         stepped: Whether this tick ended a step (a tick may advance a request by zero steps).
         step: Steps done so far.
         total_steps: Steps in all, if known.

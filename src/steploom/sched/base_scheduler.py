@@ -18,7 +18,6 @@ from steploom.requests import (
     Queued,
     Restarted,
     StepEvent,
-    Timings,
 )
 from steploom.sched.interface import SchedulerInterface, overrides_together
 from steploom.sched.policy import Batch, Policy
@@ -34,7 +33,11 @@ class BaseScheduler(SchedulerInterface):
     what it reported as finished, and never heard of what ended while it waited, so it is told of neither.
 
     A resident whose last step is in a tick that is under way is *ending*: the next tick is decided as if it were gone,
-    and its place is given away. If it turns out to go on, it is back in the tick after that.
+    and its place is given away. If it turns out to go on, it is back in the tick after that. Then there may be one more
+    than the worker has places for. Whom it keeps out for that is *outside* until a place is free, before any newcomer:
+    were it planned for meanwhile, it could be chosen for ever instead of the one that holds the place.
+
+    So the policy knows each resident but those that are ending, which are in a tick in flight, and those outside.
     """
 
     def __init__(self, config: EngineConfig, policy: Policy, clock: Clock) -> None:
@@ -49,7 +52,8 @@ class BaseScheduler(SchedulerInterface):
         self._forget: dict[str, None] = {}
         self._flights: deque[SchedulerOutput] = deque()
         self._near: dict[str, RequestState] = {}  # Residents with one more step to do, as last reported.
-        self._ending = 0
+        self._ending: dict[str, RequestState] = {}
+        self._outside: dict[str, RequestState] = {}
         self._ahead = self.runs_ahead
 
     @abstractmethod
@@ -80,12 +84,12 @@ class BaseScheduler(SchedulerInterface):
     @property
     def has_work(self) -> bool:
         """Whether :meth:`schedule` would emit something."""
-        return len(self._alive) > self._ending or bool(self._forget)
+        return len(self._alive) > len(self._ending) or bool(self._forget)
 
     @property
     def _held(self) -> int:
-        """Places that are taken: residents but those that are ending."""
-        return len(self._resident) - self._ending
+        """Places that are taken: residents but those that are ending or outside."""
+        return len(self._resident) - len(self._ending) - len(self._outside)
 
     def add_request(self, request: DiffusionRequest) -> Queued:
         """Accepts a request into the waiting queue."""
@@ -120,6 +124,7 @@ class BaseScheduler(SchedulerInterface):
     def schedule(self) -> SchedulerOutput:
         """Decides one tick."""
         self._tick += 1
+        self._let_in()
         output = self._decided(self._tick, self._choose())
         self._flights.append(output)
         if self._near:
@@ -132,6 +137,7 @@ class BaseScheduler(SchedulerInterface):
             return None
         output, resident = self._flights[-1], self._resident
         members = [run for run in output.run_ids if run in resident]
+        self._let_in()
         batch = self._extend(members) if members else self._choose()  # If all are gone, it may be another group's.
         if not (batch.cached or batch.joining or self._forget):
             return None
@@ -141,17 +147,24 @@ class BaseScheduler(SchedulerInterface):
             self._expect_ends()
         return amendment
 
+    def _let_in(self) -> None:
+        """Plans again for those whom the worker has kept out, as far as it has places now."""
+        while self._outside and self._held < self.config.resident_limit:
+            self._stays(next(iter(self._outside.values())))
+
     def _expect_ends(self) -> None:
-        """Plans for those no more whose last step is under way."""
+        """Plans for those no more whose last step is under way, and again for those whose last step is not after all.
+
+        These were added to a tick that the worker had begun, so it has landed without them.
+        """
         if not self._ahead:
             self._near.clear()
             return
         flying = {run for output in self._flights for run in output.run_ids}
         for run in [run for run in self._near if run in flying]:
-            state = self._near.pop(run)
-            state.ending = True
-            self._ending += 1
-            self.policy.retire(state)
+            self._retire(self._near.pop(run), self._ending)
+        for state in [state for run, state in self._ending.items() if run not in flying]:
+            self._stays(state)
 
     def _decided(self, tick: int, batch: Batch) -> SchedulerOutput:
         """A tick, or an amendment of one, with these members."""
@@ -189,7 +202,7 @@ class BaseScheduler(SchedulerInterface):
                 if report.finished:
                     self._forget.pop(report.run_id, None)  # Ended on both sides at once: nothing left to forget.
                 continue
-            if state.ending or report.batch_key != state.batch_key:
+            if state.retired or not report.stage or report.batch_key != state.batch_key:
                 self._observe(state, report)
             state.denoise_s += report.denoise_s
             if report.batch_requests:
@@ -213,7 +226,7 @@ class BaseScheduler(SchedulerInterface):
                 events.append(self._conclude(state, report))
             elif report.total_steps == report.step + 1:
                 near[report.run_id] = state
-        if near:
+        if near or self._ending:
             self._expect_ends()
         if len(result.reports) < len(output.scheduled_cached_reqs) + len(output.scheduled_new_reqs):
             events += self._replay_lost(output, result)
@@ -227,13 +240,27 @@ class BaseScheduler(SchedulerInterface):
         while flights and flights[0].tick <= output.tick:
             flights.popleft()
 
+    def _retire(self, state: RequestState, among: dict[str, RequestState]) -> None:
+        """It is planned for no more while it is ``among`` these."""
+        state.retired = True
+        among[state.run_id] = state
+        self.policy.retire(state)
+
+    def _stays(self, state: RequestState) -> None:
+        """Its end was expected, and has not come; or it was outside, and is no more."""
+        state.retired = False
+        if self._ending.pop(state.run_id, None) is None:
+            del self._outside[state.run_id]
+        self.policy.stay(state)
+
     def _observe(self, state: RequestState, report: RequestReport) -> None:
-        """Notes the batch key, and whose last step was not the end: it may have a loop more, or is still decoded."""
+        """Notes the batch key, who is kept out, and whose last step was not the end: it may have another loop."""
         changed = report.batch_key is not None and report.batch_key != state.batch_key
-        if state.ending and (changed or not report.finished):
-            state.ending = False
-            self._ending -= 1
-            self.policy.stay(state)
+        kept_out, outside = not report.stage, state.run_id in self._outside
+        if state.retired and (changed or not report.finished) and not (kept_out and outside):
+            self._stays(state)
+        if kept_out and not outside:
+            self._retire(state, self._outside)
         if changed:
             state.batch_key = report.batch_key
             self.policy.observe(state)
@@ -251,7 +278,7 @@ class BaseScheduler(SchedulerInterface):
             request_id=request_id,
             seed=state.request.seed,
             output=report.output,
-            timings=self._timings(state, report.skipped_steps),
+            timings=state.timings(self.clock(), report.skipped_steps),
             trajectory_latents=report.trajectory_latents,
             trajectory_timesteps=report.trajectory_timesteps,
             frame_rate=report.frame_rate,
@@ -259,18 +286,6 @@ class BaseScheduler(SchedulerInterface):
             texts=report.texts,
         )
         return Finished(request_id=request_id, output=output)
-
-    def _timings(self, state: RequestState, skipped_steps: int) -> Timings:
-        return Timings(
-            queued_s=state.queued_s or 0.0,
-            encode_s=state.encode_s,
-            denoise_s=state.denoise_s,
-            decode_s=state.decode_s,
-            total_s=self.clock() - state.submitted,
-            steps=state.steps,
-            skipped_steps=skipped_steps,
-            mean_batch_requests=state.mates / state.calls if state.calls else 0.0,
-        )
 
     def finish_requests(self, request_ids: Iterable[str], error: RequestError) -> list[Event]:
         """Ends requests from outside."""
@@ -323,9 +338,9 @@ class BaseScheduler(SchedulerInterface):
         if state.resident:
             del self._resident[state.run_id]
             self._near.pop(state.run_id, None)
-            if state.ending:
-                self._ending -= 1
-            else:
+            if not state.retired:
                 self.policy.retire(state)
+            elif self._ending.pop(state.run_id, None) is None:
+                del self._outside[state.run_id]
         else:
             self.policy.withdraw(state)

@@ -135,13 +135,17 @@ class Fcfs(Policy):
         return free if group is favoured else self._room(favoured, max_batch, free)
 
     def stay(self, state: RequestState) -> None:
-        """``state`` is resident after all: as the oldest of its group, since its steps are done."""
+        """``state`` is resident after all, before those of its group that came later than it.
+
+        If the worker has no room for one of these until ``state`` is done, it must not be chosen instead.
+        """
         group = self._group(state.batch_key or self._links.get(state.guess, state.guess))
         residents = group.residents
         others = list(residents.items())
         residents.clear()
+        residents.update((run, other) for run, other in others if other.arrival < state.arrival)
         residents[state.run_id] = state
-        residents.update(others)
+        residents.update((run, other) for run, other in others if other.arrival > state.arrival)
         self._home[state.run_id] = group
         self._settle(group)
 

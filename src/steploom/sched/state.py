@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from steploom.requests import DiffusionRequest
+from steploom.requests import DiffusionRequest, Timings
 
 Clock = Callable[[], float]
 """Returns seconds from any fixed origin; never runs backwards. ``time.monotonic`` outside of tests."""
@@ -65,7 +65,7 @@ class RequestState:
         run_id: Id of the current attempt; never used twice, also when a later request has the same request id.
         attempt: Attempts before the current one: 0 unless a worker died.
         resident: Whether a worker holds (or is about to get) the current attempt; else the request waits.
-        ending: Whether what is expected to be its last step is under way, so that it is planned for no more.
+        retired: Whether it is resident, but not planned for: its last step is under way, or its worker keeps it out.
         batch_key: The observed batch key of the current attempt; None until a worker has reported it.
         steps: Steps that the current attempt has done.
         queued_s: Seconds from submission to first scheduling; None until then.
@@ -84,7 +84,7 @@ class RequestState:
     run_id: str
     attempt: int = 0
     resident: bool = False
-    ending: bool = False
+    retired: bool = False
     batch_key: str | None = None
     steps: int = 0
     queued_s: float | None = None
@@ -102,7 +102,20 @@ class RequestState:
         """Back to waiting, as the next attempt: what the lost attempt measured is forgotten, the wait is not."""
         self.attempt += 1
         self.run_id = run_id
-        self.resident = self.ending = False
+        self.resident = self.retired = False
         self.batch_key = None
         self.steps = self.calls = self.mates = 0
         self.encode_s = self.denoise_s = self.decode_s = 0.0
+
+    def timings(self, now: float, skipped_steps: int) -> Timings:
+        """Where its time went, if it ends ``now``."""
+        return Timings(
+            queued_s=self.queued_s or 0.0,
+            encode_s=self.encode_s,
+            denoise_s=self.denoise_s,
+            decode_s=self.decode_s,
+            total_s=now - self.submitted,
+            steps=self.steps,
+            skipped_steps=skipped_steps,
+            mean_batch_requests=self.mates / self.calls if self.calls else 0.0,
+        )

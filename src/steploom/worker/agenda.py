@@ -13,7 +13,8 @@ class Agenda:
     names them, those who end for the next tick, whichever that is.
 
     The engine also plans for requests to be gone that are in their last step. Where one turns out to stay, the request
-    that was to take its place waits here, so that the runner never holds more than ``limit``.
+    that was to take its place waits here, so that the runner never holds more than ``limit``. The answer names no stage
+    for it, so that the engine plans for those that the runner holds until there is a place.
 
     Args:
         limit: Requests that the runner may hold; None for any number.
@@ -89,5 +90,5 @@ class Agenda:
         if len(result.reports) < len(output.scheduled_cached_reqs) + len(output.scheduled_new_reqs):
             self._held.difference_update(set(output.run_ids) - {report.run_id for report in result.reports})
         result.amendments = amended
-        result.reports += [RequestReport(run_id=run) for run in self._kept_out]
+        result.reports += [RequestReport(run_id=run, stage="") for run in self._kept_out]
         self._kept_out = []
