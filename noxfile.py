@@ -83,7 +83,14 @@ def slow(session: nox.Session) -> None:
     """What needs longer than the fast path allows. The page is looked at in a browser, which root gets from Debian."""
     prepare(session, "test")
     _browser(session)
-    pytest(session, "slow")
+    pytest(session, "slow and not thorough")
+
+
+@nox.session
+def thorough(session: nox.Session) -> None:
+    """What takes most of a minute a test, and is covered by quicker ones: every family compiled, peers in turns."""
+    prepare(session, "test")
+    pytest(session, "thorough")
 
 
 def _browser(session: nox.Session) -> None:

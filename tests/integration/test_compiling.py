@@ -17,6 +17,7 @@ from steploom.worker import compiling
 from steploom.worker import runner as runners
 from steploom.worker.runner import Runner
 
+OTHERS = ("sd3", "flux", "qwen_image", "wan")
 PIXELS = 48 * 48
 
 
@@ -76,7 +77,7 @@ def mixed(name: str, count: int, round_: str) -> list[Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["sd3", "flux", "sdxl", "qwen_image", "wan"])
+@pytest.mark.parametrize("name", ["sdxl", *[pytest.param(name, marks=pytest.mark.thorough) for name in OTHERS]])
 def test_outputs_are_equal_and_compilations_bounded_while_rows_change(name: str) -> None:
     runner, lines = load(f"shallow:{name}", {"backend": "eager"})
     warmed = runner.stats()
@@ -103,6 +104,7 @@ def test_outputs_are_equal_and_compilations_bounded_while_rows_change(name: str)
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(900)
 async def test_the_first_request_waits_for_no_compilation_and_metrics_count_them() -> None:
     config = EngineConfig(model="shallow:flux", device="cpu", compile={"backend": "aot_eager"}, max_pixels=PIXELS,

@@ -154,6 +154,7 @@ def test_latents_of_another_shape_are_not_compared(peers, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(400)
 def test_steploom_and_pipe_take_turns_and_agree(peers, tiny_model, tmp_path, capsys):
     report = tmp_path / "peers.json"
