@@ -84,6 +84,7 @@ def main() -> None:
     """Keeps stdout for answers, and gives everybody else stderr in its place."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    sys.stdout.reconfigure(line_buffering=True)  # what a peer that dies has said last is not lost
     driver = importlib.import_module(sys.argv[1]).Driver()
     asyncio.run(serve(driver, replies))
 

@@ -80,7 +80,8 @@ async def test_a_gap_is_the_time_between_two_ticks_with_programs(executor: Diffu
     fourth = await executor.execute_step(SchedulerOutput(4, [new("b")]))
     assert first.gap_s == first.idle_s == fourth.gap_s == fourth.idle_s == 0, "nothing was resident"
     for answer in (second, third):
-        assert answer.gap_s >= answer.idle_s > 0
+        assert answer.gap_s > 0
+        assert answer.gap_s >= answer.idle_s >= 0  # none, if the tick was there before the worker had looked
 
 
 @pytest.mark.slow
