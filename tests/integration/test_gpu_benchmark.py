@@ -83,13 +83,17 @@ def test_one_model_from_end_to_end(gpu, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.timeout(500)
-@pytest.mark.parametrize("name", ["sdxl", "sd3.5-medium", "wan-1.3b", "qwen-image"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("sdxl", marks=pytest.mark.thorough), "sd3.5-medium", "wan-1.3b", "qwen-image"]
+)
 def test_every_architecture(gpu, tmp_path, name):
     path = tmp_path / "gpu.json"
     mp = [] if name == "qwen-image" else ["--no-mp"]
     rows = ["--rows", "2"] if name.startswith("sd") else []
     gpu("__main__").main([*QUICK, *rows, "--only", name, *mp, "--json", str(path)])
-    figures = json.loads(path.read_text())["models"][name]["sizes"]["32"]
+    result = json.loads(path.read_text())
+    assert result["left_out"] == []
+    figures = result["models"][name]["sizes"]["32"]
     if not rows:
         check(figures, mp=not mp)
     assert all(one["difference"] < 1e-3 for one in figures["engine"].values())
