@@ -89,6 +89,8 @@ class Forwards:
         self._open.append((self._clock.mark(), len(first)))
 
     def _end(self, module: Any, args: tuple[Any, ...], output: Any) -> None:
+        if not self._open:  # the hooks came while this forward ran, in the engine's worker thread
+            return
         began, rows = self._open.pop()
         self.marks.append((began, self._clock.mark(), rows))
 

@@ -61,9 +61,7 @@ async def test_metrics_spans_and_profile_agree_with_the_outputs(tmp_path: pathli
     ticks = [event for event in events if event["name"].startswith("tick ")]
     assert sum(event["args"]["steps"] for event in ticks) == 13
     assert sum(event["args"]["forward_s"] for event in ticks) == pytest.approx(stats.forward_s, abs=1e-3)
-    # a tick that was sent ahead may have begun before the answer to the one before it was looked at
-    whole = max(event["ts"] + event["dur"] for event in ticks) - min(event["ts"] for event in ticks)
-    assert sum(event["args"]["worker_s"] for event in ticks) * 1e6 <= whole
+    assert all(event["args"]["worker_s"] * 1e6 <= event["dur"] + 0.01 for event in ticks)  # microseconds, rounded
 
 
 def seconds(span) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from pathlib import Path
@@ -136,8 +137,8 @@ async def test_rpc_behind_generations(engine: Any) -> None:
 async def test_blocked_loop(mp_engine: Any) -> None:
     """With 16 requests over a worker process the event loop is never blocked for more than 50 ms.
 
-    Wall time, less what this thread spent waiting for a processor. The best of some rounds counts: what blocks the
-    loop does so in each, what disturbs the machine (a hypervisor that takes its processors away) does not.
+    Wall time, less what this thread spent waiting for a processor and what a hypervisor took away of them. The best of
+    three rounds counts: what blocks the loop does so in each, what disturbs the machine does not.
     """
     worst = [await _longest_block(mp_engine)]
     while worst[-1] >= 0.05 and len(worst) < ROUNDS:
@@ -150,7 +151,7 @@ async def test_the_probe_of_blocked_loop_sees_a_block() -> None:
         lags: list[float] = []
         group.start_soon(_probe, lags, stop := anyio.Event())
         await anyio.wait_all_tasks_blocked()
-        time.sleep(0.1)  # noqa: ASYNC251, TID251 - the block that is to be seen
+        time.sleep(0.3)  # noqa: ASYNC251, TID251 - the block that is to be seen, even if a part of it is stolen
         await anyio.sleep(2 * PERIOD_S)
         stop.set()
     assert max(lags) > 0.08
@@ -177,7 +178,7 @@ async def _longest_block(engine: Any) -> float:
 
 
 PERIOD_S = 0.002
-ROUNDS = 8
+ROUNDS = 3
 
 
 async def _probe(lags: list[float], stop: anyio.Event) -> None:
@@ -191,5 +192,7 @@ async def _probe(lags: list[float], stop: anyio.Event) -> None:
 def _waited_for_processor() -> float:
     """Seconds that this thread was ready to run and did not, where the system tells (Linux); else 0."""
     with contextlib.suppress(OSError):
-        return int(Path(f"/proc/self/task/{threading.get_native_id()}/schedstat").read_text().split()[1]) / 1e9
+        queued = int(Path(f"/proc/self/task/{threading.get_native_id()}/schedstat").read_text().split()[1]) / 1e9
+        stolen = int(Path("/proc/stat").read_text().split(maxsplit=9)[8]) / os.sysconf("SC_CLK_TCK")
+        return queued + stolen
     return 0.0

@@ -78,6 +78,8 @@ class Flights:
             output = flight.output
             for amendment in flight.amendments[: result.amendments]:
                 output = output.amended(amendment)
-            began, ended = max(flight.sent, self._landed), time.monotonic()
+            ended = time.monotonic()
+            # It waited for the one before it; but that one's answer may have lain here for a while, unread.
+            began = min(max(flight.sent, self._landed), ended - result.seconds)
             self._landed = ended
             yield Landing(output, result, began, ended)
