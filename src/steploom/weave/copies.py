@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from steploom.weave import untyped
+from steploom.weave import signatures, untyped
 from steploom.weave.alike import wrapped_as_asked
 from steploom.weave.forms import Form, formed_call
 from steploom.weave.order import is_denoiser
@@ -77,7 +77,7 @@ class Woven:
         """Whether this call would fill a cache for nobody: of a language model that encodes, or sees the whole text."""
         if "past_key_values" in kwargs or (is_denoiser(target.name) and self.shared.language is None):
             return False
-        return untyped.takes(self.shared.origin.forward, "use_cache")
+        return signatures.takes(self.shared.origin.forward, "use_cache")
 
     def target(self, method: str) -> Target:
         """What a call of ``method`` runs now."""

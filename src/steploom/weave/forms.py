@@ -8,6 +8,7 @@ argument by argument, and what was found out about one of the same form is taken
 from __future__ import annotations
 
 import marshal
+import operator
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,9 @@ FORMS_KEPT = 4
 
 Check = Callable[[Any, list[Leaf]], bool]
 """Whether an argument is as it was; its tensors are appended as :func:`steploom.weave.calls.flatten` does."""
+
+Sizes = tuple[torch.Size, torch.dtype, torch.device]
+"""The same of an argument that is a tensor."""
 
 
 class Facts:
@@ -69,7 +73,7 @@ class Form:
 
     __slots__ = ("_checks", "_count", "_names", "facts", "structure")
 
-    def __init__(self, structure: Structure, checks: list[Check], count: int, names: tuple[str, ...]) -> None:
+    def __init__(self, structure: Structure, checks: list[Check | Sizes], count: int, names: tuple[str, ...]) -> None:
         self.structure = structure
         self.facts: Facts | None = None
         self._checks = checks
@@ -82,16 +86,23 @@ class Form:
             return None
         leaves: list[Leaf] = []
         for check, value in zip(self._checks, (*args, *kwargs.values()), strict=True):
-            if not check(value, leaves):
+            if isinstance(check, tuple):  # most are tensors: a call for each would take longer than the comparison
+                shape, dtype, device = check
+                if not isinstance(value, torch.Tensor) or value.dtype is not dtype or value.shape != shape:
+                    return None
+                if value.device != device:
+                    return None
+                leaves.append(value)
+            elif not check(value, leaves):
                 return None
         return leaves
 
 
 def form_of(structure: Structure, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Form | None:
     """The form of a call; None if an argument can only be compared by taking it apart."""
-    checks: list[Check] = []
+    checks: list[Check | Sizes] = []
     for value in (*args, *kwargs.values()):
-        check = _check_of(value)
+        check = (value.shape, value.dtype, value.device) if isinstance(value, torch.Tensor) else _check_of(value)
         if check is None:
             return None
         checks.append(check)
@@ -132,7 +143,7 @@ def formed_call(
 def same(one: Leaf, other: Leaf) -> bool:
     """Whether two leaves are the same tensors."""
     if isinstance(one, list):
-        return isinstance(other, list) and len(one) == len(other) and all(map(_is, one, other))
+        return isinstance(other, list) and len(one) == len(other) and all(map(operator.is_, one, other))
     return one is other
 
 
@@ -158,13 +169,9 @@ class Kept:
 
     def holds(self, parts: Sequence[Leaf]) -> bool:
         """Whether ``parts`` are the same, and neither they nor the whole were updated in place."""
-        if not all(map(same, parts, self._parts)):
+        if not all(map(operator.is_, parts, self._parts)) and not all(map(same, parts, self._parts)):
             return False
         return [versions(leaf) for leaf in (*parts, self.whole)] == self._versions
-
-
-def _is(one: object, other: object) -> bool:
-    return one is other
 
 
 def _check_of(value: Any) -> Check | None:

@@ -95,10 +95,11 @@ class Hub:
         for name, reason in program.take_unshared():
             self.counters.alone(name, reason)
             program.shared(name, 1)
-        if program.call is not None:
-            name = program.call.target.name
-            program.forms.add(id(program.call.form))
-            program.watcher.called(program.call)
+        call = program.call
+        if call is not None:
+            name = call.target.name
+            program.forms.add(id(call.form))
+            program.watcher.called(call)
             program.calls_made[name] = program.calls_made.get(name, 0) + 1
             self._order.saw(program.last_module, name)
             program.last_module = name

@@ -15,7 +15,7 @@ import torch
 
 from steploom.weave.axes import SHARED, Axes, Axis, LeafAxis
 from steploom.weave.blend import BASE
-from steploom.weave.calls import Leaf, ModuleCall, Node, Structure, flatten, has_opaque, is_value, unflatten
+from steploom.weave.calls import Leaf, ModuleCall, Node, Slot, Structure, flatten, has_opaque, is_value, unflatten
 from steploom.weave.forms import Kept, version
 from steploom.weave.merge_keys import call_rows, is_scalar, leaf_identity, lengths
 from steploom.weave.order import is_denoiser
@@ -221,6 +221,8 @@ class MergedCall:
         if len(outputs) != len(axes):
             raise Unsplittable(f"the result of {self.target.name} has another structure when merged")
         split = [self._split(leaf, axis) for leaf, axis in zip(outputs, axes, strict=True)]
+        if _is_tuple_of_tensors(structure):  # what diffusers' denoisers return
+            return list(zip(*split, strict=True))
         return [unflatten(self._own_values(structure, i), [leaf[i] for leaf in split]) for i in range(len(self.calls))]
 
     def _own_values(self, structure: Any, i: int) -> Structure:
@@ -309,7 +311,7 @@ class MergedCall:
             raise Unsplittable(f"{self.target.name} gave {tuple(tensor.shape)} for {self.total_rows} rows")
         each = tensor.shape[axis] // self.total_rows
         if self._single:  # views do for a step; an encoder's would keep the mates' memory for as long as it is used
-            views = tensor.split(each, dim=axis)
+            views = tensor.split_with_sizes([each] * len(self.calls), dim=axis)
             return list(views) if self._steps and axis == 0 else [view.clone() for view in views]
         parts: list[torch.Tensor] = []
         start = 0
@@ -340,3 +342,7 @@ class MergedCall:
                     own += block[at : at + each]
                 parts.append(own)
         return parts
+
+
+def _is_tuple_of_tensors(structure: Structure) -> bool:
+    return isinstance(structure, Node) and structure.kind is tuple and all(type(c) is Slot for c in structure.children)

@@ -8,7 +8,7 @@ from typing import Any
 
 from steploom.errors import InvalidRequest
 from steploom.noise_schedulers import check_noise_scheduler
-from steploom.weave import untyped
+from steploom.weave import signatures, untyped
 
 
 def choices(base: Any) -> dict[str, list[str]]:
@@ -25,7 +25,7 @@ def choices(base: Any) -> dict[str, list[str]]:
 def _known() -> dict[str, tuple[frozenset[str], list[str]]]:
     """For each noise scheduler class of diffusers: what its models predict, as far as is known, and its settings."""
     return {
-        name: (_kinds(cls), untyped.parameters_of(cls.__init__)[1:])
+        name: (_kinds(cls), signatures.parameters_of(cls.__init__)[1:])
         for name, cls in untyped.noise_scheduler_classes().items()
     }
 
@@ -36,7 +36,7 @@ def _kinds(cls: Any) -> frozenset[str]:
         kinds.add("flow")
     if getattr(cls, "_compatibles", None):
         kinds.add("noise")
-    if kinds and "use_flow_sigmas" in untyped.parameters_of(cls.__init__):
+    if kinds and "use_flow_sigmas" in signatures.parameters_of(cls.__init__):
         kinds.add("flow")
     return frozenset(kinds)
 

@@ -35,6 +35,8 @@ class CallOrder:
 
     def first(self, pending: set[str]) -> str:
         """The module to run now: one that no other pending one leads to."""
+        if len(pending) == 1:
+            return next(iter(pending))
         ranked = sorted(pending, key=lambda name: (name.rpartition(".")[2].startswith(_DECODERS), self._seen[name]))
         for name in ranked:
             if not any(self._leads(other, name) for other in pending if other != name):

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 Phase = Literal["encode", "denoise", "decode", "done"]
 
 _UNWIND_TRIES = 8
-_AUTOCAST_DEVICES = ("cpu", "cuda")
+_AUTOCAST_DEVICES = ("cuda", "cpu")
 
 
 class Program:
@@ -207,6 +207,8 @@ def suspend(stop: ModuleCall | StepDue | StepEnd) -> Any:
     """Hands ``stop`` to the hub and waits for its answer. Called on a program's greenlet."""
     hub = greenlet.getcurrent().parent
     assert hub is not None
+    if not autocasts():
+        return hub.switch(stop)
     # Autocast is a property of the thread, not of the greenlet: it must not leak into other programs.
     casts = [(device, torch.get_autocast_dtype(device)) for device in _AUTOCAST_DEVICES
              if torch.is_autocast_enabled(device)]  # fmt: skip
@@ -218,6 +220,11 @@ def suspend(stop: ModuleCall | StepDue | StepEnd) -> Any:
         for device, dtype in casts:
             torch.set_autocast_enabled(device, True)
             torch.set_autocast_dtype(device, dtype)
+
+
+def autocasts() -> bool:
+    """Whether the code that runs now does so under autocast."""
+    return torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu")
 
 
 def may_suspend() -> bool:
@@ -233,7 +240,7 @@ def why_alone() -> str | None:
         return "gradients were enabled"
     if torch.is_inference_mode_enabled():
         return "the pipeline runs in inference mode"
-    if any(torch.is_autocast_enabled(device) for device in _AUTOCAST_DEVICES):
+    if autocasts():
         return "the pipeline runs under autocast"
     return None if greenlet.getcurrent().parent is not None else "called outside of a program"
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from steploom.weave import untyped
+from steploom.weave import signatures
 
 _PICTURES = 8
 _SIDE = 8
@@ -110,7 +110,7 @@ def tensor_of(result: Any) -> torch.Tensor:
 def is_video(vae: Any) -> bool:
     """Whether a VAE takes latents with a dimension of frames."""
     deep = any(parameter.ndim == 5 for parameter in vae.parameters())
-    return deep and not untyped.takes(vae.decode, "num_frames")
+    return deep and not signatures.takes(vae.decode, "num_frames")
 
 
 def scale_of(pipeline: Any, vae: Any) -> int:

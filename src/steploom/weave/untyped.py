@@ -10,7 +10,6 @@ import contextlib
 import functools
 import importlib
 import importlib.util
-import inspect
 import json
 import logging
 import sys
@@ -162,14 +161,6 @@ def is_guider(value: Any) -> bool:
     return any(base.__name__ == "BaseGuidance" for base in type(value).__mro__)
 
 
-def takes(function: Any, argument: str) -> bool:
-    """Whether ``function`` has a parameter of that name."""
-    try:
-        return argument in inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return False
-
-
 def attention_backends() -> Any:
     """Diffusers' module of attention backends."""
     return importlib.import_module("diffusers.models.attention_dispatch")
@@ -180,11 +171,6 @@ def repeated_blocks(module: Any) -> list[str]:
     named = getattr(module, "_repeated_blocks", None) or []
     there = {type(part).__name__ for part in module.modules()}
     return [name for name in named if name in there]
-
-
-def parameters_of(function: Any) -> list[str]:
-    """The names of a function's parameters."""
-    return list(inspect.signature(function).parameters)
 
 
 def is_tokenizer(value: Any) -> bool:
@@ -204,39 +190,6 @@ def modules_of(pipeline: Any) -> dict[str, nn.Module]:
                 if not any(module is other for other in found.values()):
                     found[inner if inner not in found else f"{name}.{inner}"] = module
     return found
-
-
-def call_parameters(pipeline: Any) -> dict[str, inspect.Parameter]:
-    """Parameters of the ``__call__`` of a pipeline or of its class by name, without ``self``."""
-    cls: Any = pipeline if isinstance(pipeline, type) else type(pipeline)
-    parameters = dict(inspect.signature(cls.__call__).parameters)
-    parameters.pop("self", None)
-    return {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-
-
-def hidden_parameters(pipeline: Any) -> tuple[str, ...]:
-    """Parameters that ``__call__`` takes out of its ``**kwargs``: the callbacks of older diffusers."""
-    call = type(pipeline).__call__
-    code = getattr(inspect.unwrap(call), "__code__", None)
-    if code is None or not code.co_flags & inspect.CO_VARKEYWORDS:
-        return ()
-    return tuple(name for name in ("callback", "callback_steps") if name in code.co_consts)
-
-
-def defaults(pipeline: Any) -> dict[str, Any]:
-    """Defaults of the parameters of the pipeline's ``__call__`` by name."""
-    return {n: p.default for n, p in call_parameters(pipeline).items() if p.default is not p.empty}
-
-
-TEXT_TYPES = ("text", "seq")
-"""What ``output_type`` means to language models."""
-
-
-def output_type(pipeline: Any, wanted: str) -> str:
-    """The ``output_type`` to call a pipeline with; to a language model, which has no pictures, ``"pil"`` is its own."""
-    parameter = call_parameters(pipeline).get("output_type")
-    default = None if parameter is None else parameter.default
-    return default if wanted == "pil" and default in TEXT_TYPES else wanted
 
 
 def silent_progress(iterable: Any, total: int | None) -> Any:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from steploom.errors import GenerationFailed
 from steploom.requests import DiffusionRequest
-from steploom.weave import untyped
+from steploom.weave import signatures
 from steploom.worker import loading, trial
 
 SMALL, SMALL_VIDEO = 32, 16
@@ -100,9 +100,9 @@ def _line(fault: BaseException) -> str:
 
 def _candidates(pipeline: Any, wishes: Wishes) -> Iterator[list[DiffusionRequest]]:
     """Ways of asking, the usual one first."""
-    accepted = untyped.call_parameters(pipeline)
+    accepted = signatures.call_parameters(pipeline)
     kinds = (
-        [None] if "output_type" not in accepted or untyped.output_type(pipeline, "pil") != "pil" else [*_KINDS, None]
+        [None] if "output_type" not in accepted or signatures.output_type(pipeline, "pil") != "pil" else [*_KINDS, None]
     )
     seen: list[tuple[str, ...]] = []
     for names in _PICTURES:
@@ -150,7 +150,7 @@ class _Asking:
 
     def __init__(self, pipeline: Any, wishes: Wishes, i: int, size: int | None, *, short: bool) -> None:
         self._pipeline, self._wishes, self._i, self._size = pipeline, wishes, i, size
-        self._accepted = untyped.call_parameters(pipeline)
+        self._accepted = signatures.call_parameters(pipeline)
         self._short = _SHORT if short else {}
 
     def request(self, pictures: Sequence[str], kind: str | None) -> DiffusionRequest:

@@ -10,7 +10,7 @@ import torch
 
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError
-from steploom.weave import untyped
+from steploom.weave import signatures, untyped
 
 _GRAPHS_INSIDE = ("reduce-overhead", "max-autotune")
 """Modes in which torch replays CUDA graphs of its own, whose results the next forward overwrites."""
@@ -21,7 +21,7 @@ def arguments(config: EngineConfig) -> dict[str, Any]:
     given = dict(config.compile) if isinstance(config.compile, Mapping) else {}
     given.pop("regional", None)
     chosen: dict[str, Any] = {"dynamic": True, **given}
-    if "recompile_limit" in untyped.parameters_of(torch.compile):  # torch counts by function, and stops at 8
+    if "recompile_limit" in signatures.parameters_of(torch.compile):  # torch counts by function, and stops at 8
         chosen["recompile_limit"] = config.max_compilations
     return chosen
 

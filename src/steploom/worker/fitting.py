@@ -9,7 +9,7 @@ import torch
 
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError
-from steploom.weave import untyped
+from steploom.weave import signatures, untyped
 from steploom.weave.order import is_denoiser
 from steploom.worker import attention, compile_cache, compiling
 
@@ -71,7 +71,7 @@ def _ease_vae(pipeline: Any, config: EngineConfig) -> None:
 def _offload(pipeline: Any, given: str | Mapping[str, Any], device: torch.device) -> None:
     """Group offloading, with diffusers' own arguments."""
     arguments: dict[str, Any] = {"offload_type": given} if isinstance(given, str) else dict(given)
-    known = untyped.parameters_of(pipeline.enable_group_offload)
+    known = signatures.parameters_of(pipeline.enable_group_offload)
     for name in arguments:
         if name not in known:
             raise ConfigError(f"group_offload={given!r}: {name!r} is none of {', '.join(known)}")

@@ -12,7 +12,7 @@ import torch
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError
 from steploom.protocol import Parameter, PipelineInfo
-from steploom.weave import adapters, untyped
+from steploom.weave import adapters, signatures, untyped
 from steploom.weave.noise_choice import choices
 from steploom.worker import (
     annotations,
@@ -196,7 +196,7 @@ def refuse_sleep(modules: Mapping[str, Any]) -> None:
 
 def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
     """What the engine needs to know about a loaded pipeline."""
-    parameters = untyped.call_parameters(pipeline)
+    parameters = signatures.call_parameters(pipeline)
     kinds = annotations.kinds(type(pipeline))
     steps, length = (_default(parameters.get(name)) for name in ("num_inference_steps", "gen_length"))
     denoiser, noise_scheduler = denoiser_of(pipeline), getattr(pipeline, "scheduler", None)
@@ -204,7 +204,7 @@ def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
         pipeline_class=type(pipeline).__name__,
         parameters=[
             *(Parameter(n, p.default is p.empty, kinds.get(n, "")) for n, p in parameters.items()),
-            *(Parameter(n, False) for n in untyped.hidden_parameters(pipeline)),
+            *(Parameter(n, False) for n in signatures.hidden_parameters(pipeline)),
         ],
         default_steps=steps,
         default_length=length,

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from steploom.requests import DiffusionRequest
-from steploom.weave import untyped
+from steploom.weave import signatures, untyped
 
 _FIELDS = {"images": "images", "frames": "videos", "videos": "videos", "video": "videos", "audios": "audios",
            "audio": "audios", "sound": "audios", "texts": "text", "text": "text"}  # fmt: skip
@@ -42,7 +42,7 @@ def _home(cls: type) -> str:
 
 def frame_rate(pipeline: Any) -> float | None:
     """Frames per second that the pipeline assumes if it is not told."""
-    parameters = untyped.call_parameters(pipeline)
+    parameters = signatures.call_parameters(pipeline)
     defaults = (parameters[name].default for name in _RATE_NAMES if name in parameters)
     return next(filter(None, map(_rate, defaults)), None)
 
@@ -54,7 +54,7 @@ def asked_frame_rate(request: DiffusionRequest) -> float | None:
 
 def default_frames(pipeline: Any) -> int | None:
     """Frames of a video whose length is not given."""
-    parameters = untyped.call_parameters(pipeline)
+    parameters = signatures.call_parameters(pipeline)
     defaults = (parameters[name].default for name in _FRAMES if name in parameters)
     return next((value for value in defaults if _rate(value) and isinstance(value, int)), None)
 

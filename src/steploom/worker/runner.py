@@ -24,7 +24,7 @@ from steploom.protocol import (
     WorkerStats,
 )
 from steploom.requests import DiffusionRequest
-from steploom.weave import untyped
+from steploom.weave import signatures
 from steploom.weave.adapters import Selection
 from steploom.weave.hub import Hub
 from steploom.weave.pipelines import Loom, Watcher
@@ -187,13 +187,13 @@ class Runner:
         given = {**request.params, **({} if request.prompt is None else {"prompt": request.prompt}), **changes}
         arguments = {n: list(v) if type(v) is list else v for n, v in given.items()}  # Z-Image writes into its prompts
         if "output_type" in accepted:
-            arguments.setdefault("output_type", untyped.output_type(self.pipeline, request.output_type))
+            arguments.setdefault("output_type", signatures.output_type(self.pipeline, request.output_type))
         if request.seed is not None and "generator" in accepted:
             arguments["generator"] = torch.Generator("cpu").manual_seed(request.seed)
         unknown = arguments.keys() - accepted
         if unknown:
             raise InvalidRequest(f"{min(unknown)}: {info.pipeline_class} takes no such argument", field=min(unknown))
-        watcher.follow_text(pipeline, untyped.defaults(member) | arguments)
+        watcher.follow_text(pipeline, signatures.defaults(member) | arguments)
         return Program(name, lambda: pipeline(**arguments), watcher, doubled, request.context)
 
     def _doubled(self, request: DiffusionRequest) -> Iterator[Program]:

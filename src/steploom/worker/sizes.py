@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from steploom.weave import untyped
+from steploom.weave import signatures, untyped
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def multiple(pipeline: Any) -> int:
     names = inspect.signature(check).parameters if callable(check) else {}
     if check is None or not {"height", "width"} <= names.keys():
         return 1
-    call = untyped.call_parameters(pipeline)
+    call = signatures.call_parameters(pipeline)
     arguments: dict[str, Any] = {}
     for name, parameter in names.items():
         default = call[name].default if name in call else parameter.default
@@ -59,7 +59,7 @@ def most(pipeline: Any, denoiser: Any) -> int | None:
 
 def default(pipeline: Any, denoiser: Any) -> tuple[int, int] | None:
     """``(width, height)`` of what is made when no size is given, if that is known."""
-    parameters = untyped.call_parameters(pipeline)
+    parameters = signatures.call_parameters(pipeline)
     if not {"width", "height"} <= parameters.keys():
         return None
     fixed = parameters["width"].default, parameters["height"].default

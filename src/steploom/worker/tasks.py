@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from steploom.weave import untyped
+from steploom.weave import signatures, untyped
 
 CONTROLNET = "controlnet"
 """The task of all pipelines that take an image for a ControlNet, whatever else they do."""
@@ -113,7 +113,7 @@ def _tasks_like(own: tuple[str, ...], stem: str) -> list[str]:
 def own_tasks(cls: type) -> tuple[str, ...]:
     """The tasks that a class does by itself; none where that cannot be told."""
     kind = Kind.of(cls.__name__)
-    parameters = untyped.call_parameters(cls)
+    parameters = signatures.call_parameters(cls)
     if not {"height", "resolution", "image"} & parameters.keys() or "gen_length" in parameters:  # text
         return ()
     if kind.task:
@@ -132,7 +132,7 @@ def own_tasks(cls: type) -> tuple[str, ...]:
 def needed(cls: type, task: str) -> frozenset[str]:
     """Arguments that ``cls`` needs for ``task`` although they have a default in diffusers."""
     kind = Kind.of(cls.__name__)
-    known = untyped.call_parameters(cls).keys()
+    known = signatures.call_parameters(cls).keys()
     wanted: list[tuple[str, ...]] = []
     if kind.control:
         wanted.append(("control_image", "image", "conditioning_frames"))

@@ -18,7 +18,7 @@ from steploom.config import EngineConfig
 from steploom.errors import GenerationFailed
 from steploom.protocol import NewRequest, RequestReport, SchedulerOutput
 from steploom.requests import DiffusionRequest
-from steploom.weave import untyped
+from steploom.weave import signatures, untyped
 from steploom.worker.runner import Runner
 
 TOLERANCE = 1e-4
@@ -85,9 +85,9 @@ def run_alone(pipeline: Any, request: DiffusionRequest) -> Any:
     if request.prompt is not None:
         arguments["prompt"] = request.prompt
     arguments = {n: list(v) if type(v) is list else v for n, v in arguments.items()}  # Z-Image writes into its prompts
-    accepted = untyped.call_parameters(pipeline)
+    accepted = signatures.call_parameters(pipeline)
     if "output_type" in accepted:
-        arguments["output_type"] = untyped.output_type(pipeline, request.output_type)
+        arguments["output_type"] = signatures.output_type(pipeline, request.output_type)
     if "generator" in accepted and request.seed is not None:
         arguments["generator"] = torch.Generator("cpu").manual_seed(request.seed)
     return pipeline(**arguments)
