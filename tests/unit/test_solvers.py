@@ -17,6 +17,7 @@ from diffusers import (
 )
 
 from steploom.weave.solvers import row_step, run
+from steploom.weave.wholes import Wholes
 
 FLOW: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -82,7 +83,7 @@ def step_together(those: list[Loop]) -> int:
     for members in groups.values():
         rows = [step for i in members if (step := steps[i]) is not None]
         if rows:
-            for i, result in zip(members, run(rows), strict=True):
+            for i, result in zip(members, run(rows, Wholes()), strict=True):
                 those[i].take(result)
         else:
             step_alone(those[members[0]])

@@ -82,6 +82,17 @@ def test_values_that_python_calls_equal_are_told_apart(one: Any, other: Any):
     assert second.form is not first.form
 
 
+def test_a_tensor_that_was_reshaped_in_place_has_another_form():
+    target, forms, text = Echo(), OrderedDict(), torch.ones(2, 3)
+    first = formed_call(target, (torch.zeros(1), text), {}, forms)  # pyright: ignore[reportArgumentType]
+    again = formed_call(target, (torch.zeros(1), text), {}, forms)  # pyright: ignore[reportArgumentType]
+    assert again.form is first.form
+    text.unsqueeze_(0)
+    other = formed_call(target, (torch.zeros(1), text), {}, forms)  # pyright: ignore[reportArgumentType]
+    assert other.form is not first.form
+    assert sizes(other) == [(1,), (1, 2, 3)]
+
+
 def test_an_object_of_its_own_has_no_form():
     assert formed_call(Echo(), (object(),), {}, OrderedDict()).form is None  # pyright: ignore[reportArgumentType]
 

@@ -25,6 +25,7 @@ from steploom.weave.order import is_denoiser
 from steploom.weave.plans import Plan, Plans
 from steploom.weave.program import Program
 from steploom.weave.verify import Verdicts, check, pins
+from steploom.weave.wholes import Wholes
 
 log = logging.getLogger(__name__)
 
@@ -40,17 +41,19 @@ class Batches:
     Args:
         counters: What is done is counted there.
         tell: Hears of probing and verification, which make a tick longer than others.
+        wholes: What was split in this tick and the last one.
 
     Attributes:
         forwards: How the real modules are run.
         verdicts: What was verified.
     """
 
-    def __init__(self, counters: Counters, tell: Callable[[str], None]) -> None:
+    def __init__(self, counters: Counters, tell: Callable[[str], None], wholes: Wholes) -> None:
         self.forwards = Forwards()
         self.verdicts = Verdicts()
         self._counters = counters
         self._tell = tell
+        self._wholes = wholes
         self._axes = AxisBook()
         self._merger = Merger()
         self._key_names: dict[Hashable, str] = {}
@@ -210,7 +213,7 @@ class Batches:
         calls = [call for _, call in members]
         axes = [self._axes.find(call) or Axes() for call in calls]
         try:
-            return MergedCall(calls, axes[0], axes)
+            return MergedCall(calls, axes[0], axes, self._wholes)
         except Exception as fault:  # noqa: BLE001 - equal keys promised that it can be done: then call by call
             log.warning("calls of %s cannot be put together: %s: %s", calls[0].target.name, type(fault).__name__, fault)
             return None

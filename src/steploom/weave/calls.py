@@ -135,6 +135,11 @@ def has_opaque(structure: Any) -> bool:
     return isinstance(structure, Opaque)
 
 
+def is_tuple_of_tensors(structure: Any) -> bool:
+    """Whether ``structure`` is a tuple of nothing else: what diffusers' denoisers return."""
+    return isinstance(structure, Node) and structure.kind is tuple and all(type(c) is Slot for c in structure.children)
+
+
 def is_value(structure: Any) -> bool:
     """Whether ``structure`` is one Python value."""
     return isinstance(structure, tuple) and structure[0] in (bool, int, float, str)  # pyright: ignore

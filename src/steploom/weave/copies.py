@@ -222,6 +222,8 @@ def _woven_class(cls: type[nn.Module]) -> type[nn.Module]:
         "dtype": property(lambda self: self._steploom.current_dtype),
         "device": property(lambda self: self._steploom.shared.device),
     }
+    if hasattr(cls, "forward"):
+        members["__call__"] = _call
     if hasattr(cls, "generate"):
         members["generate"] = _generate
     if hasattr(cls, "cache_context"):
@@ -235,6 +237,14 @@ def _suspending(cls: type, name: str) -> Any:
         return self._steploom.call(name, args, kwargs)
 
     return method
+
+
+def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """The call without what PyTorch does around it, where there is nothing to do: hooks run around the real module."""
+    own = self.__dict__
+    if own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own:  # the pipeline's, on its own module
+        return nn.Module.__call__(self, *args, **kwargs)
+    return own["_steploom"].call("forward", args, kwargs)
 
 
 def _delegating(cls: type, name: str) -> Any:

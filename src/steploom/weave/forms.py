@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 FORMS_KEPT = 4
 """For each program and module: a pipeline may make two calls a step, one for each prompt."""
 
+_CHANGES = object()
+"""In place of an argument that is not always the same object, or that may change within."""
+
 Check = Callable[[Any, list[Leaf]], bool]
 """Whether an argument is as it was; its tensors are appended as :func:`steploom.weave.calls.flatten` does."""
 
@@ -60,7 +63,11 @@ class Facts:
         """Whether they hold for a call with ``leaves``: the tensors whose contents count are the same, unchanged."""
         if epoch != self.epoch:
             return False
-        return all(same(leaves[place], leaf) and versions(leaf) == known for place, leaf, known in self.shared)
+        for place, leaf, known in self.shared:
+            own = leaves[place]
+            if (own is not leaf and not same(own, leaf)) or versions(leaf) != known:
+                return False
+        return True
 
 
 class Form:
@@ -71,12 +78,15 @@ class Form:
         facts: What the hub found out about such calls.
     """
 
-    __slots__ = ("_checks", "_count", "_names", "facts", "structure")
+    __slots__ = ("_checks", "_count", "_names", "_steady", "facts", "structure")
 
-    def __init__(self, structure: Structure, checks: list[Check | Sizes], count: int, names: tuple[str, ...]) -> None:
+    def __init__(
+        self, structure: Structure, checks: list[Check | Sizes], steady: list[Any], count: int, names: tuple[str, ...]
+    ) -> None:
         self.structure = structure
         self.facts: Facts | None = None
         self._checks = checks
+        self._steady = steady
         self._count = count
         self._names = names
 
@@ -85,8 +95,15 @@ class Form:
         if len(args) != self._count or tuple(kwargs) != self._names:
             return None
         leaves: list[Leaf] = []
-        for check, value in zip(self._checks, (*args, *kwargs.values()), strict=True):
-            if isinstance(check, tuple):  # most are tensors: a call for each would take longer than the comparison
+        values = zip(self._checks, self._steady, (*args, *kwargs.values()), strict=True)
+        for i, (check, steady, value) in enumerate(values):
+            if value is steady:
+                if isinstance(check, tuple):
+                    if value.shape != check[0]:  # it was given another one in place
+                        return None
+                    leaves.append(value)
+            elif isinstance(check, tuple):  # a call for each tensor would take longer than the comparison
+                self._steady[i] = _CHANGES
                 shape, dtype, device = check
                 if not isinstance(value, torch.Tensor) or value.dtype is not dtype or value.shape != shape:
                     return None
@@ -101,12 +118,14 @@ class Form:
 def form_of(structure: Structure, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Form | None:
     """The form of a call; None if an argument can only be compared by taking it apart."""
     checks: list[Check | Sizes] = []
+    steady: list[Any] = []
     for value in (*args, *kwargs.values()):
         check = (value.shape, value.dtype, value.device) if isinstance(value, torch.Tensor) else _check_of(value)
         if check is None:
             return None
         checks.append(check)
-    return Form(structure, checks, len(args), tuple(kwargs))
+        steady.append(value if isinstance(value, (torch.Tensor, *SCALARS)) else _CHANGES)
+    return Form(structure, checks, steady, len(args), tuple(kwargs))
 
 
 def formed_call(

@@ -18,6 +18,7 @@ from steploom.weave.counters import Counters
 from steploom.weave.encode_cache import EncodeCache
 from steploom.weave.order import CallOrder, is_denoiser
 from steploom.weave.program import Program
+from steploom.weave.wholes import Wholes
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +37,14 @@ class Hub:
     def __init__(self, encode_cache_bytes: int, tell: Callable[[str], None] = lambda line: None) -> None:
         self.cache = EncodeCache(encode_cache_bytes)
         self.counters = Counters()
-        self.batches = Batches(self.counters, tell)
+        self._wholes = Wholes()
+        self.batches = Batches(self.counters, tell, self._wholes)
         self._order = CallOrder()
 
     def tick(self, programs: Sequence[Program]) -> None:
         """Advances each program to the end of its next step, or of its pipeline call."""
         self.counters.begin_tick()
+        self._wholes.begin_tick()
         with torch.no_grad():  # not inference_mode: pipelines update in place what the hub returned
             for program in programs:
                 program.shared_with, program.last_module, program.step_end = [], None, None
@@ -77,7 +80,7 @@ class Hub:
             assert program.due is not None
             alike.setdefault(program.due.rows.key, []).append(program)
         for members in alike.values():
-            answers = _taken_together(members) or [None] * len(members)
+            answers = _taken_together(members, self._wholes) or [None] * len(members)
             for program, answer in zip(members, answers, strict=True):
                 program.take_step(answer)
 
@@ -145,12 +148,12 @@ class Hub:
                 self.batches.run_members([(program, call)])
 
 
-def _taken_together(members: Sequence[Program]) -> list[tuple[Any, ...]] | None:
+def _taken_together(members: Sequence[Program], wholes: Wholes) -> list[tuple[Any, ...]] | None:
     """What the members' steps gave; None if there is only one, or if they could not be taken together."""
     if len(members) == 1:
         return None
     try:
-        return solvers.run([program.due.rows for program in members if program.due is not None])
+        return solvers.run([program.due.rows for program in members if program.due is not None], wholes)
     except Exception as fault:  # noqa: BLE001 - whatever torch raises: then step by step
         log.warning("steps could not be taken together: %s: %s", type(fault).__name__, fault)
         return None

@@ -13,14 +13,26 @@ from typing import Any
 
 import torch
 
+from steploom.weave import row_lists
 from steploom.weave.axes import SHARED, Axes, Axis, LeafAxis
 from steploom.weave.blend import BASE
-from steploom.weave.calls import Leaf, ModuleCall, Node, Slot, Structure, flatten, has_opaque, is_value, unflatten
+from steploom.weave.calls import (
+    Leaf,
+    ModuleCall,
+    Node,
+    Structure,
+    flatten,
+    has_opaque,
+    is_tuple_of_tensors,
+    is_value,
+    unflatten,
+)
 from steploom.weave.forms import Kept, version
 from steploom.weave.merge_keys import call_rows, is_scalar, leaf_identity, lengths
 from steploom.weave.order import is_denoiser
 from steploom.weave.ragged import RaggedText
 from steploom.weave.ragged_language import LanguageRule
+from steploom.weave.wholes import Wholes
 
 
 class Unsplittable(Exception):
@@ -48,8 +60,15 @@ class MergedCall:
         forward_s: Seconds that the real module took when it ran last.
     """
 
-    def __init__(self, calls: Sequence[ModuleCall], axes: Axes, each: Sequence[Axes] | None = None) -> None:
+    def __init__(
+        self,
+        calls: Sequence[ModuleCall],
+        axes: Axes,
+        each: Sequence[Axes] | None = None,
+        wholes: Wholes | None = None,
+    ) -> None:
         self.target = calls[0].target
+        self._wholes = wholes
         self.forward_s = 0.0
         by_call = [axes] * len(calls) if each is None else each
         counted = sorted(
@@ -200,7 +219,8 @@ class MergedCall:
             if kept is not None and kept.holds(parts):
                 merged.append(kept.whole)
                 continue
-            whole = self._merge(parts, axis)
+            whole = self._wholes.find(parts) if self._wholes is not None and axis == 0 and self._single else None
+            whole = self._merge(parts, axis) if whole is None else whole
             merged.append(whole)
             # What differs in the second run will differ in all: latents, timesteps.
             if self._runs == 1 and axis is not SHARED and isinstance(whole, torch.Tensor):
@@ -221,7 +241,7 @@ class MergedCall:
         if len(outputs) != len(axes):
             raise Unsplittable(f"the result of {self.target.name} has another structure when merged")
         split = [self._split(leaf, axis) for leaf, axis in zip(outputs, axes, strict=True)]
-        if _is_tuple_of_tensors(structure):  # what diffusers' denoisers return
+        if is_tuple_of_tensors(structure):
             return list(zip(*split, strict=True))
         return [unflatten(self._own_values(structure, i), [leaf[i] for leaf in split]) for i in range(len(self.calls))]
 
@@ -248,7 +268,7 @@ class MergedCall:
         if isinstance(parts[0], list):
             lists: list[list[torch.Tensor]] = parts  # pyright: ignore[reportAssignmentType]
             if axis == "rows":
-                return self._merge_row_lists(lists)
+                return row_lists.merged(lists, self._blocks)
             axes = axis if isinstance(axis, tuple) else (axis,) * len(parts[0])
             return [
                 lists[0][j] if a is SHARED and lists[0][j].ndim else self._merge_tensors([own[j] for own in lists], a)
@@ -275,18 +295,6 @@ class MergedCall:
             blocks.append(torch.stack(views, dim=axis + 1).flatten(axis, axis + 2))
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=axis)
 
-    def _merge_row_lists(self, lists: list[list[torch.Tensor]]) -> list[torch.Tensor]:
-        merged: list[torch.Tensor] = []
-        start = 0
-        for rows, members in self._blocks:
-            own = lists[start : start + members]
-            start += members
-            for row in range(rows):
-                for entries in own:
-                    each = len(entries) // rows
-                    merged += entries[row * each : (row + 1) * each]
-        return merged
-
     def _guess(self, leaf: Leaf) -> LeafAxis:
         """The axis of an output that was never probed."""
 
@@ -312,7 +320,11 @@ class MergedCall:
         each = tensor.shape[axis] // self.total_rows
         if self._single:  # views do for a step; an encoder's would keep the mates' memory for as long as it is used
             views = tensor.split_with_sizes([each] * len(self.calls), dim=axis)
-            return list(views) if self._steps and axis == 0 else [view.clone() for view in views]
+            if not self._steps or axis:
+                return [view.clone() for view in views]
+            if self._wholes is not None:
+                self._wholes.note(views, tensor)
+            return list(views)
         parts: list[torch.Tensor] = []
         start = 0
         for rows, members in self._blocks:
@@ -329,20 +341,4 @@ class MergedCall:
     def _split_row_list(self, entries: list[Any]) -> list[Leaf]:
         if len(entries) % self.total_rows:
             raise Unsplittable(f"{self.target.name} gave a list of {len(entries)} for {self.total_rows} rows")
-        each = len(entries) // self.total_rows
-        parts: list[Leaf] = []
-        start = 0
-        for rows, members in self._blocks:
-            block = entries[start : start + rows * members * each]
-            start += len(block)
-            for i in range(members):
-                own: list[Any] = []
-                for row in range(rows):
-                    at = (row * members + i) * each
-                    own += block[at : at + each]
-                parts.append(own)
-        return parts
-
-
-def _is_tuple_of_tensors(structure: Structure) -> bool:
-    return isinstance(structure, Node) and structure.kind is tuple and all(type(c) is Slot for c in structure.children)
+        return row_lists.split(entries, self._blocks, len(entries) // self.total_rows)

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from steploom.weave.wholes import Wholes
+
 Tensors = Sequence[torch.Tensor]
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 Formula = Callable[[Tensors, Tensors], list[torch.Tensor]]
@@ -21,7 +23,7 @@ class RowStep:
 
     Args:
         formula: What is computed; steps of one formula, shape and dtype are taken together.
-        tensors: ``[rows, ...]`` each.
+        tensors: ``[rows, ...]`` each, of one shape and on one device.
         coefficients: One number each, for all rows of the request.
         settled: Takes the results, notes them in the noise scheduler, and makes what its ``step`` returns.
     """
@@ -43,16 +45,17 @@ class RowStep:
     @property
     def key(self) -> Hashable:
         """Equal for steps that can be taken together."""
-        return (self.formula, *[(t.shape[1:], t.dtype, t.device) for t in self.tensors])
+        first = self.tensors[0]
+        return (self.formula, first.shape[1:], first.device, *[tensor.dtype for tensor in self.tensors])
 
 
 Solver = Callable[[Any, Mapping[str, Any]], RowStep | None]
 
 
-def run(steps: Sequence[RowStep]) -> list[tuple[Any, ...]]:
+def run(steps: Sequence[RowStep], wholes: Wholes) -> list[tuple[Any, ...]]:
     """Takes steps of equal keys; returns what each one's own ``step`` would have returned."""
     rows = [step.tensors[0].shape[0] for step in steps]
-    tensors = [torch.cat(parts) for parts in zip(*[step.tensors for step in steps], strict=True)]
+    tensors = [_joined(parts, wholes) for parts in zip(*[step.tensors for step in steps], strict=True)]
     first = tensors[0]
     by_row = [step.coefficients for step, count in zip(steps, rows, strict=True) for _ in range(count)]
     flat = array("f", itertools.chain.from_iterable(zip(*by_row, strict=True)))
@@ -60,8 +63,16 @@ def run(steps: Sequence[RowStep]) -> list[tuple[Any, ...]]:
     if first.device.type == "cuda":  # pinned, so that the host does not wait for the device
         table = table.pin_memory().to(first.device, non_blocking=True)
     coefficients = table.view(len(by_row[0]), -1, *[1] * (first.ndim - 1)).unbind()
-    results = [result.split_with_sizes(rows) for result in steps[0].formula(tensors, coefficients)]
+    results: list[list[torch.Tensor]] = []
+    for result in steps[0].formula(tensors, coefficients):
+        results.append(list(result.split_with_sizes(rows)))
+        wholes.note(results[-1], result)
     return [step.settled(list(parts)) for step, parts in zip(steps, zip(*results, strict=True), strict=True)]
+
+
+def _joined(parts: Tensors, wholes: Wholes) -> torch.Tensor:
+    whole = wholes.find(parts)
+    return torch.cat(list(parts)) if whole is None else whole
 
 
 def times(coefficient: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
