@@ -19,6 +19,7 @@ from steploom.worker.runner import Runner
 
 OTHERS = ("sd3", "flux", "qwen_image", "wan")
 PIXELS = 48 * 48
+EAGER = {"backend": "eager"}
 
 
 @pytest.fixture(autouse=True)
@@ -77,9 +78,16 @@ def mixed(name: str, count: int, round_: str) -> list[Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["sdxl", *[pytest.param(name, marks=pytest.mark.thorough) for name in OTHERS]])
-def test_outputs_are_equal_and_compilations_bounded_while_rows_change(name: str) -> None:
-    runner, lines = load(f"shallow:{name}", {"backend": "eager"})
+@pytest.mark.parametrize(
+    ("name", "compiler"),
+    [
+        ("sdxl", EAGER),
+        *[pytest.param(name, EAGER, marks=pytest.mark.thorough) for name in OTHERS],
+        pytest.param("flux", True, marks=pytest.mark.thorough, id="flux-inductor"),
+    ],
+)
+def test_outputs_are_equal_and_compilations_bounded_while_rows_change(name: str, compiler: Any) -> None:
+    runner, lines = load(f"shallow:{name}", compiler)
     warmed = runner.stats()
     assert warmed.compilations > 0
     assert (warmed.ticks, warmed.alone_calls) == (0, {})

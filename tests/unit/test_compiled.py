@@ -79,6 +79,24 @@ def test_few_compilations_serve_all_rows_and_sizes_and_each_is_told():
     assert compilation.uncompiled is None
 
 
+class Timed(nn.Module):
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return x * timestep[:, None]
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_an_expanded_timestep_needs_no_code_of_its_own(rows: int):
+    torch._dynamo.reset()
+    compilation = Compilation(limit=8)
+    run = compilation.around("transformer", torch.compile(Timed(), backend="eager", dynamic=True))
+    x, t = torch.ones(rows, 3), torch.tensor(2.0)
+    first = run(x, t.expand(rows))
+    assert torch.equal(first, run(x, timestep=torch.full((rows,), 2.0)))
+    assert torch.equal(first, 2 * x)
+    assert torch.equal(first, run(x, timestep=t.expand(rows)))
+    assert compilation.count == 1
+
+
 def test_past_its_limit_nothing_is_compiled_and_all_is_right(caplog: pytest.LogCaptureFixture):
     lines: list[str] = []
     own = model(dynamic=False)

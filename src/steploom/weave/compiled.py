@@ -31,6 +31,13 @@ def is_compiled(module: Any) -> bool:
     )
 
 
+def _laid_out(value: Any) -> Any:
+    """An argument as merging lays it out: a pipeline's expanded timestep would need code of its own."""
+    if isinstance(value, torch.Tensor) and value.layout is torch.strided and 0 in value.stride():
+        return value.clone(memory_format=torch.contiguous_format)
+    return value
+
+
 class Compilation:
     """What a worker compiles. All of it on the worker's thread; what other threads compile meanwhile is not counted.
 
@@ -60,6 +67,7 @@ class Compilation:
         return functools.partial(self._run, name, run)
 
     def _run(self, name: str, run: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = tuple(map(_laid_out, args)), {key: _laid_out(value) for key, value in kwargs.items()}
         if self._stance is not None:
             with torch.compiler.set_stance(self._stance):
                 return run(*args, **kwargs)
