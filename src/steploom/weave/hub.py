@@ -32,6 +32,9 @@ CALLS_PER_TICK = 8
 SHARE = 0.25
 """Of the time of a tick's steps, what it may spend on top of that: on encoders, VAEs, and those who start or return."""
 
+FEW, FEW_S = 3, 0.05
+"""Where so few denoise, the seconds that it may spend in any case: to share a forward soon gains more."""
+
 
 class Hub:
     """Runs programs against the shared modules of one pipeline. All of it on one thread, but for what runs aside.
@@ -64,17 +67,17 @@ class Hub:
         self._seated: set[Program] = set()
         self._loops: set[str] = set()
         self._denoising: list[Program] = []
-        self._others = False
+        self._others = 0
         self._step_s = self._left = 0.0
 
-    def tick(self, programs: Sequence[Program], *, others: bool = False) -> None:
+    def tick(self, programs: Sequence[Program], *, others: int = 0) -> None:
         """Advances each program to the end of its next step, or of its pipeline call, but for those that are aside.
 
         Where nothing else can go on, it waits for one of them.
 
         Args:
             programs: Those that take part, and all that are aside.
-            others: Whether there are programs that denoise, and do not take part in this tick.
+            others: How many there are that do not take part in this tick.
         """
         self.counters.begin_tick()
         self._wholes.begin_tick()
@@ -85,7 +88,7 @@ class Hub:
             for program in programs:
                 program.shared_with, program.last_module, program.step_end = [], None, None
                 program.calls_made = {program.call.target.name: 1} if program.call else {}
-            self._left = SHARE * self._step_s
+            self._left = max(SHARE * self._step_s, FEW_S if len(self._denoising) + others <= FEW else 0.0)
             self._go_on(programs)
             if self._busy:  # whose text takes no time takes part in this tick
                 self._advance(programs, denoise=False)
@@ -141,7 +144,7 @@ class Hub:
     @property
     def _busy(self) -> bool:
         """Whether anybody's steps would have to wait for what can run aside."""
-        return self.aside.takes_any and (self._others or any(program.phase == "denoise" for program in self._denoising))
+        return self.aside.takes_any and (self._others > 0 or any(program.phase == "denoise" for program in self._denoising))
 
     def _take_back(self) -> None:
         """Takes note of what was done aside."""

@@ -137,7 +137,7 @@ class Runner:
             except Exception as fault:  # noqa: BLE001 - the tick boundary: reported as the request's failure
                 reports.append(RequestReport(run_id=new.run_id, finished=True, error=failure(fault, started=False)))
         programs = [resident.program for resident in scheduled]
-        self._hub.tick(programs, others=len(programs) < len(self._residents))
+        self._hub.tick(programs, others=len(self._residents) - len(programs))
         for resident in scheduled:
             reports.append(resident.report())
             if reports[-1].finished:
