@@ -181,12 +181,12 @@ class EngineConfig:
             step_caches.parse(self.cache)
         except InvalidRequest as error:
             raise ConfigError(str(error)) from None
-        compiled, captured = "compiled code does not see weights that come and go", "a graph replays on fixed memory"
-        for name, value, why in (("compile", self.compile, compiled), ("cuda_graphs", self.cuda_graphs, captured)):
-            if value and self.group_offload is not None:
-                raise ConfigError(
-                    f"group_offload={self.group_offload!r} with {name}={value!r}: {why}; leave one of them out"
-                )
+        reasons = {"compile": "compiled code does not see weights that come and go",
+                   "cuda_graphs": "a graph replays on the memory where the weights were"}  # fmt: skip
+        for name, why in reasons.items():
+            if getattr(self, name) and self.group_offload is not None:
+                both = f"group_offload={self.group_offload!r} with {name}={getattr(self, name)!r}"
+                raise ConfigError(f"{both}: {why}; leave one of them out")
         if self.max_resident is not None and self.max_resident < self.max_batch:
             raise ConfigError(
                 f"max_resident={self.max_resident}: must be at least max_batch={self.max_batch}, "

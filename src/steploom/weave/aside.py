@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Hashable
 from typing import Any, NamedTuple
 
+import greenlet
 import torch
 
 from steploom.weave.batches import Group
@@ -231,6 +232,7 @@ class SideThread(Aside):
                 torch.set_num_threads(torch.get_num_threads())
 
     def _work(self) -> None:
+        greenlet.getcurrent().aside = True  # pyright: ignore[reportAttributeAccessIssue]
         if self._threads is not None:
             torch.set_num_threads(self._threads)
         with torch.no_grad():  # not inference_mode: pipelines update in place what they get
@@ -264,6 +266,11 @@ class SideThread(Aside):
     def _returned(self, errand: Errand) -> None:
         if self._stream is not None:
             self._stream.taken_back(_tensors([errand.program.answer]))
+
+
+def is_aside() -> bool:
+    """Whether the code that runs now runs beside the ticks."""
+    return getattr(greenlet.getcurrent(), "aside", False)
 
 
 def _bound(part: Any) -> bool:

@@ -144,7 +144,9 @@ class Hub:
     @property
     def _busy(self) -> bool:
         """Whether anybody's steps would have to wait for what can run aside."""
-        return self.aside.takes_any and (self._others > 0 or any(program.phase == "denoise" for program in self._denoising))
+        return self.aside.takes_any and (
+            self._others > 0 or any(program.phase == "denoise" for program in self._denoising)
+        )
 
     def _take_back(self) -> None:
         """Takes note of what was done aside."""
@@ -256,10 +258,12 @@ class Hub:
 
     def _leaves(self, program: Program, call: ModuleCall) -> bool:
         """Whether a call runs aside: not if its module has to stay, nor if a pipeline makes it at every step."""
+        if program.phase != "denoise":
+            return self.aside.takes(call)
         name = call.target.name
-        if program.phase == "denoise" and program.asked.setdefault(name, program.steps) != program.steps:
+        if program.watcher.open_ended or program.asked.setdefault(name, program.steps) != program.steps:
             self._loops.add(name)
-        return not (program.phase == "denoise" and name in self._loops) and self.aside.takes(call)
+        return name not in self._loops and self.aside.takes(call)
 
     def _run_at_once(self, group: Group) -> None:
         self.aside.settle()

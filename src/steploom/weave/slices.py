@@ -53,6 +53,7 @@ class Slices(Aside):
     def _go_on(self) -> None:
         if self._greenlet is None:
             self._greenlet = greenlet.greenlet(self._sliced)
+            self._greenlet.aside = True  # pyright: ignore[reportAttributeAccessIssue]
             self._greenlet.switch(self._pick())
         else:
             self._greenlet.parent = greenlet.getcurrent()
