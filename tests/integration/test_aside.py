@@ -121,6 +121,7 @@ def test_a_cancel_while_a_picture_is_decoded_frees_everything(world: World) -> N
     world.driver.cancel("picture")
     world.go_on()
     assert world.runner.stats().resident == 1
+    assert program().frame is not None, "what runs is not torn down"
     gate.opened.set()
     world.runner._hub.aside.settle()
     world.go_on(1)
