@@ -18,10 +18,11 @@ from steploom.errors import ConfigError, InvalidRequest
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 OffloadLevel = Literal["leaf_level", "block_level"]
+AsideMode = Literal["auto", "thread", "slices", "off"]
 Compiler = Mapping[str, Any]
 """Arguments of ``torch.compile``: ``mode``, ``backend``, ``dynamic``, ``fullgraph``, ``options``; and ``regional``."""
 
-_CHOICES: dict[str, tuple[str, ...]] = {"Dtype": get_args(Dtype), "OffloadLevel": get_args(OffloadLevel)}
+_CHOICES = {"Dtype": get_args(Dtype), "OffloadLevel": get_args(OffloadLevel), "AsideMode": get_args(AsideMode)}
 
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "str": ((str,), "a str that is not empty"),
@@ -86,6 +87,8 @@ class EngineConfig:
             subclass of :class:`steploom.sched.SchedulerInterface`, or its name.
         policy: Order and batch choice; ``"fcfs"``, or a :class:`steploom.sched.Policy` class or its name.
         run_ahead: Decide and send a tick while the one before it runs, so that the worker never waits for the engine.
+        aside: Where text encoders and VAEs run while others' steps go on: on a ``"thread"`` (on CUDA, and a stream), in
+            ``"slices"`` of the ticks, or all at once in a tick (``"off"``); ``"auto"`` by whether a core is to spare.
         max_batch: Requests that share one tick, at most.
         max_resident: Requests whose latents are held by a worker, at most. None: twice ``max_batch``.
         max_waiting: Requests that wait, at most; one more raises :class:`~steploom.errors.QueueFull`.
@@ -141,6 +144,7 @@ class EngineConfig:
     scheduler: str | type = "step"
     policy: str | type = "fcfs"
     run_ahead: bool = True
+    aside: AsideMode = "auto"
     max_batch: int = 16
     max_resident: int | None = None
     max_waiting: int = 1024
@@ -177,16 +181,12 @@ class EngineConfig:
             step_caches.parse(self.cache)
         except InvalidRequest as error:
             raise ConfigError(str(error)) from None
-        if self.compile and self.group_offload is not None:
-            raise ConfigError(
-                f"group_offload={self.group_offload!r} with compile={self.compile!r}: compiled code does not see "
-                "weights that come and go; leave one of them out"
-            )
-        if self.cuda_graphs and self.group_offload is not None:
-            raise ConfigError(
-                f"group_offload={self.group_offload!r} with cuda_graphs=True: a graph replays on the memory where the "
-                "weights were; leave one of them out"
-            )
+        reasons = {"compile": "compiled code does not see weights that come and go",
+                   "cuda_graphs": "a graph replays on the memory where the weights were"}  # fmt: skip
+        for name, why in reasons.items():
+            if getattr(self, name) and self.group_offload is not None:
+                both = f"group_offload={self.group_offload!r} with {name}={getattr(self, name)!r}"
+                raise ConfigError(f"{both}: {why}; leave one of them out")
         if self.max_resident is not None and self.max_resident < self.max_batch:
             raise ConfigError(
                 f"max_resident={self.max_resident}: must be at least max_batch={self.max_batch}, "

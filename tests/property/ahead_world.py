@@ -24,13 +24,17 @@ from steploom.worker.serving import Begun, Forget, Inbox, Obedience
 
 @dataclasses.dataclass
 class Course:
-    """What a request does: ticks of encoding, steps, and ticks after its last step."""
+    """What a request does: ticks of encoding, steps, and ticks after its last step.
+
+    ``aside``: it encodes and decodes beside the ticks.
+    """
 
     encode: int
     steps: int
     tail: int
     tells: bool = True
     shape: int = 0
+    aside: bool = False
 
     @property
     def ticks(self) -> int:
@@ -48,6 +52,7 @@ class CountingRunner:
         self.done: dict[str, int] = {}
         self.begun: list[str] = []
         self.gone: set[str] = set()
+        self.told_aside: set[str] = set()
 
     def execute(self, output: SchedulerOutput) -> RunnerOutput:
         for run in output.finished_req_ids:
@@ -60,9 +65,16 @@ class CountingRunner:
             self.done[new.run_id] = 0
         assert len(self.done) <= self.limit, "a worker never holds more than the limit"
         members = output.run_ids
-        assert len(set(members)) == len(members) <= self.max_batch
+        known = {run for run in members if run in self.told_aside}
+        assert len(set(members)) == len(members)
+        assert len(members) - len(known) <= self.max_batch, "who is aside takes no place in a batch"
         here = [run for run in members if run in self.done]
+        here += [run for run in self.done if self._is_aside(run) and run not in members]
         return RunnerOutput(tick=output.tick, reports=[self._advance(run) for run in here])
+
+    def _is_aside(self, run: str) -> bool:
+        course, done = self.courses[request_id_of(run)], self.done[run]
+        return course.aside and (0 < done < course.encode or course.encode + course.steps <= done < course.ticks)
 
     def _advance(self, run: str) -> RequestReport:
         course = self.courses[request_id_of(run)]
@@ -71,10 +83,13 @@ class CountingRunner:
         step = min(max(0, done - course.encode), course.steps)
         stepped = course.encode < done <= course.encode + course.steps
         finished = done == course.ticks
+        aside = self._is_aside(run)
+        self.told_aside.update([run] if aside else [])
         if finished:
             del self.done[run]
         return RequestReport(
-            run_id=run, stepped=stepped, step=step, total_steps=course.steps if course.tells and step else None,
+            run_id=run, aside=aside, stepped=stepped, step=step,
+            total_steps=course.steps if course.tells and step else None,
             batch_key=f"key{course.shape}" if step else None, finished=finished, output="image" if finished else None,
         )  # fmt: skip
 
@@ -178,13 +193,14 @@ class AheadWorld:
             self._check_plans()
 
     def _check_plans(self) -> None:
-        """Each resident is planned for, or in its last step in a tick in flight, or waits for a place in the worker."""
+        """Each resident is planned for, or in its last step in a tick in flight, or without a place, or aside."""
         scheduler = self.scheduler
         assert isinstance(scheduler, BaseScheduler)
         assert isinstance(scheduler.policy, Fcfs)
         planned, ending, outside = scheduler.policy._home.keys(), scheduler._ending.keys(), scheduler._outside.keys()
-        assert len(planned) + len(ending) + len(outside) == len(scheduler._resident)
-        assert planned | ending | outside == scheduler._resident.keys()
+        aside = scheduler._aside.keys()
+        assert len(planned) + len(ending) + len(outside) + len(aside) == len(scheduler._resident)
+        assert planned | ending | outside | aside == scheduler._resident.keys()
         assert ending <= {run for output in scheduler._flights for run in output.run_ids}
         assert not outside & self.runner.done.keys() or len(self.flights), "what the worker holds is planned for"
 

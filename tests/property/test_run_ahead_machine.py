@@ -28,10 +28,11 @@ class RunAheadMachine(RuleBasedStateMachine):
         tail=st.sampled_from([0, 0, 0, 1, 3]),
         tells=st.booleans(),
         shape=st.integers(0, 2),
+        aside=st.booleans(),
         at_once=st.booleans(),
     )
-    def submit(self, encode: int, steps: int, tail: int, tells: bool, shape: int, at_once: bool) -> None:
-        self.world.submit(Course(encode, steps, tail, tells, shape))
+    def submit(self, encode: int, steps: int, tail: int, tells: bool, shape: int, aside: bool, at_once: bool) -> None:
+        self.world.submit(Course(encode, steps, tail, tells, shape, aside))
         if at_once:
             self.world.amend()
 
@@ -93,6 +94,17 @@ def test_who_came_too_late_to_end_does_not_stand_before_the_one_that_took_its_pl
     world.answer()
     world.drain()
     assert world.outcomes == {"r0": "finished", "r1": "aborted", "r2": "finished", "r3": "finished"}
+
+
+def test_who_decodes_beside_the_ticks_leaves_its_place_in_the_batch_to_another() -> None:
+    world = AheadWorld("step", 1, 2)
+    world.submit(Course(0, 2, 9, aside=True))
+    world.submit(Course(2, 3, 0, aside=True))
+    for _ in range(9):
+        world.turn()
+    assert world.outcomes == {"r1": "finished"}, "it steps while the first one decodes"
+    world.drain()
+    assert world.outcomes == {"r0": "finished", "r1": "finished"}
 
 
 TestRunAheadMachine = pytest.mark.timeout(400)(RunAheadMachine.TestCase)  # Shrinking a failure takes minutes.

@@ -141,7 +141,8 @@ class RequestReport(msgspec.Struct, kw_only=True):
         batch_requests: How many requests shared its denoiser calls of this tick, on average; 0 if it made none.
         rows: Rows that it brought to that call.
         skipped_steps: Of its steps so far, those that its step cache has answered.
-        encode_s: Seconds spent on it this tick before its first denoiser call; shared calls count by rows.
+        aside: Whether it waits for a text encoder or a VAE that runs beside the ticks: it needs no place in a batch.
+        encode_s: Seconds since its last report before its first denoiser call, waiting included.
         denoise_s: Likewise in its loop.
         decode_s: Likewise after its loop.
         latents: Latents after the step, if streamed in this tick.
@@ -169,6 +170,7 @@ class RequestReport(msgspec.Struct, kw_only=True):
     batch_requests: float = 0.0
     rows: int = 0
     skipped_steps: int = 0
+    aside: bool = False
     encode_s: float = 0.0
     denoise_s: float = 0.0
     decode_s: float = 0.0
@@ -191,7 +193,7 @@ class RunnerOutput(msgspec.Struct, kw_only=True):
 
     Attributes:
         tick: The tick that it answers.
-        reports: One per scheduled request that the worker holds.
+        reports: One per scheduled request that the worker holds, and one for each that is aside.
         seconds: Wall time of the tick in the worker.
         forward_s: Of these, inside module forwards (encoders, denoisers and VAEs).
         warmup_s: Of these, in probing, verification, compiling and capturing (excluded from figures and from

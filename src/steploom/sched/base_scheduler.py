@@ -37,7 +37,8 @@ class BaseScheduler(SchedulerInterface):
     than the worker has places for. Whom it keeps out for that is *outside* until a place is free, before any newcomer:
     were it planned for meanwhile, it could be chosen for ever instead of the one that holds the place.
 
-    So the policy knows each resident but those that are ending, which are in a tick in flight, and those outside.
+    A resident that waits for what runs beside the ticks is *aside*: it takes no place in a batch, and is in every tick.
+    So the policy knows each resident but those ending, which are in a tick in flight, and those outside or aside.
     """
 
     def __init__(self, config: EngineConfig, policy: Policy, clock: Clock) -> None:
@@ -54,7 +55,9 @@ class BaseScheduler(SchedulerInterface):
         self._near: dict[str, RequestState] = {}  # Residents with one more step to do, as last reported.
         self._ending: dict[str, RequestState] = {}
         self._outside: dict[str, RequestState] = {}
+        self._aside: dict[str, RequestState] = {}
         self._ahead = self.runs_ahead
+        self._can_stay = type(policy).stay is not Policy.stay  # Else it counts those aside, as it cannot be told.
 
     @abstractmethod
     def _choose(self) -> Batch:
@@ -126,6 +129,7 @@ class BaseScheduler(SchedulerInterface):
         self._tick += 1
         self._let_in()
         output = self._decided(self._tick, self._choose())
+        output.scheduled_cached_reqs.extend(self._aside)
         self._flights.append(output)
         if self._near:
             self._expect_ends()
@@ -135,8 +139,8 @@ class BaseScheduler(SchedulerInterface):
         """Adds to the tick that was decided last, which waits behind another one, what has changed since."""
         if not self._flights:
             return None
-        output, resident = self._flights[-1], self._resident
-        members = [run for run in output.run_ids if run in resident]
+        output, resident, aside = self._flights[-1], self._resident, self._aside
+        members = [run for run in output.run_ids if run in resident and run not in aside]
         self._let_in()
         batch = self._extend(members) if members else self._choose()  # If all are gone, it may be another group's.
         if not (batch.cached or batch.joining or self._forget):
@@ -202,7 +206,7 @@ class BaseScheduler(SchedulerInterface):
                 if report.finished:
                     self._forget.pop(report.run_id, None)  # Ended on both sides at once: nothing left to forget.
                 continue
-            if state.retired or not report.stage or report.batch_key != state.batch_key:
+            if state.retired or report.aside or not report.stage or report.batch_key != state.batch_key:
                 self._observe(state, report)
             state.denoise_s += report.denoise_s
             if report.batch_requests:
@@ -224,7 +228,7 @@ class BaseScheduler(SchedulerInterface):
                 state.decode_s += report.decode_s
             if report.finished:
                 events.append(self._conclude(state, report))
-            elif report.total_steps == report.step + 1:
+            elif report.total_steps == report.step + 1 and not report.aside:
                 near[report.run_id] = state
         if near or self._ending:
             self._expect_ends()
@@ -247,23 +251,26 @@ class BaseScheduler(SchedulerInterface):
         self.policy.retire(state)
 
     def _stays(self, state: RequestState) -> None:
-        """Its end was expected, and has not come; or it was outside, and is no more."""
+        """Its end was expected, and has not come; or it was outside, or aside, and is no more."""
         state.retired = False
-        if self._ending.pop(state.run_id, None) is None:
-            del self._outside[state.run_id]
+        self._unlist(state)
         self.policy.stay(state)
 
+    def _unlist(self, state: RequestState) -> None:
+        next(book for book in (self._ending, self._outside, self._aside) if state.run_id in book).pop(state.run_id)
+
     def _observe(self, state: RequestState, report: RequestReport) -> None:
-        """Notes the batch key, who is kept out, and whose last step was not the end: it may have another loop."""
+        """Notes the batch key, who is kept out or aside, and whose last step was not the end, as of another loop."""
         changed = report.batch_key is not None and report.batch_key != state.batch_key
-        kept_out, outside = not report.stage, state.run_id in self._outside
-        if state.retired and (changed or not report.finished) and not (kept_out and outside):
+        among = self._outside if not report.stage else self._aside if report.aside and self._can_stay else None
+        if state.retired and (changed or not (report.finished or state.run_id in (among or ()))):
             self._stays(state)
-        if kept_out and not outside:
-            self._retire(state, self._outside)
         if changed:
             state.batch_key = report.batch_key
             self.policy.observe(state)
+        if among is not None and not state.retired:
+            self._near.pop(state.run_id, None)
+            self._retire(state, among)
 
     def _conclude(self, state: RequestState, report: RequestReport) -> Event:
         """The terminal event of a request whose program is done; the worker has dropped it already."""
@@ -338,9 +345,6 @@ class BaseScheduler(SchedulerInterface):
         if state.resident:
             del self._resident[state.run_id]
             self._near.pop(state.run_id, None)
-            if not state.retired:
-                self.policy.retire(state)
-            elif self._ending.pop(state.run_id, None) is None:
-                del self._outside[state.run_id]
+            (self._unlist if state.retired else self.policy.retire)(state)
         else:
             self.policy.withdraw(state)

@@ -25,6 +25,14 @@ class Counters:
         """Forgets what was counted so far."""
         self.__dict__.update(Counters().__dict__)
 
+    def absorb(self, other: Counters) -> None:
+        """Counts what ``other`` has counted, which is forgotten there; seconds are not."""
+        self.merged_calls += other.merged_calls
+        for own, theirs in ((self.alone_calls, other.alone_calls), (self.alone_this_tick, other.alone_this_tick)):
+            for reason, calls in theirs.items():
+                own[reason] = own.get(reason, 0) + calls
+        other.forget()
+
     def begin_tick(self) -> None:
         """A tick begins."""
         self.forward_s = self.warmup_s = 0.0

@@ -6,14 +6,18 @@ One call of :meth:`Hub.tick` advances each program by at most one step of its ow
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 
 from steploom.weave import solvers
+from steploom.weave.aside import Aside
 from steploom.weave.batches import Batches, Group
 from steploom.weave.calls import ModuleCall
+from steploom.weave.chores import Chores
 from steploom.weave.counters import Counters
 from steploom.weave.encode_cache import EncodeCache
 from steploom.weave.order import CallOrder, is_denoiser
@@ -25,33 +29,75 @@ log = logging.getLogger(__name__)
 CALLS_PER_TICK = 8
 """Calls of one module by one program in one tick; a program without steps goes on in the next tick."""
 
+SHARE = 0.25
+"""Of the time of a tick's steps, what it may spend on top of that: on encoders, VAEs, and those who start or return."""
+
+FEW, FEW_S = 3, 0.05
+"""Where so few denoise, the seconds that it may spend in any case: to share a forward soon gains more."""
+
 
 class Hub:
-    """Runs programs against the shared modules of one pipeline. All of it on one thread.
+    """Runs programs against the shared modules of one pipeline. All of it on one thread, but for what runs aside.
 
     Args:
         encode_cache_bytes: Bytes of text-encoder results that are kept.
         tell: Hears of probing and verification, which make a tick longer than others.
+        aside: Makes what runs text encoders and VAEs beside the ticks; without it they run in the ticks.
+        most: Programs that take part in a denoiser's forward, at most; those that return from aside come last.
     """
 
-    def __init__(self, encode_cache_bytes: int, tell: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(
+        self,
+        encode_cache_bytes: int,
+        tell: Callable[[str], None] = lambda line: None,
+        aside: Callable[[Callable[[Group], None]], Aside] = Aside,
+        most: int | None = None,
+    ) -> None:
         self.cache = EncodeCache(encode_cache_bytes)
         self.counters = Counters()
         self._wholes = Wholes()
         self.batches = Batches(self.counters, tell, self._wholes)
+        self._news: list[str] = []
+        self._tell = tell
+        self.chores = Chores(self.cache, self._news.append)
+        self.aside = aside(self.chores.answer)
         self._order = CallOrder()
+        self._most = math.inf if most is None else most
+        self._seats = self._most
+        self._seated: set[Program] = set()
+        self._loops: set[str] = set()
+        self._denoising: list[Program] = []
+        self._others = 0
+        self._step_s = self._left = 0.0
 
-    def tick(self, programs: Sequence[Program]) -> None:
-        """Advances each program to the end of its next step, or of its pipeline call."""
+    def tick(self, programs: Sequence[Program], *, others: int = 0) -> None:
+        """Advances each program to the end of its next step, or of its pipeline call, but for those that are aside.
+
+        Where nothing else can go on, it waits for one of them.
+
+        Args:
+            programs: Those that take part, and all that are aside.
+            others: How many there are that do not take part in this tick.
+        """
         self.counters.begin_tick()
         self._wholes.begin_tick()
+        self._seated.clear()
+        self._seats = max(self._most, sum(not program.aside for program in programs))
+        self._others, self._denoising = others, [p for p in programs if p.phase == "denoise"]
         with torch.no_grad():  # not inference_mode: pipelines update in place what the hub returned
             for program in programs:
                 program.shared_with, program.last_module, program.step_end = [], None, None
                 program.calls_made = {program.call.target.name: 1} if program.call else {}
-                if program.call is None:
-                    self._resume(program)
+            self._left = max(SHARE * self._step_s, FEW_S if len(self._denoising) + others <= FEW else 0.0)
+            self._go_on(programs)
+            if self._busy:  # whose text takes no time takes part in this tick
+                self._advance(programs, denoise=False)
+                self._give_time(programs, self._left)
+            began = time.perf_counter()
             self._advance(programs, denoise=True)
+            while programs and not others and self.aside.busy and all(program.aside for program in programs):
+                self._give_time(programs, math.inf)
+                self._advance(programs, denoise=True)
             for program in programs:
                 if program.step_end is not None and program.witness is not None:
                     program.witness()
@@ -63,14 +109,84 @@ class Hub:
                     None  # a VAE that decodes would seem to lead to the ControlNet that it encodes for
                 )
                 self._resume(program)
+            if self._denoising:
+                self._step_s = max(0.0, time.perf_counter() - began - self.counters.warmup_s)
             self._advance(finishing, denoise=False)
+            self._give_time(programs, self._left)
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Kinds of merge by name: verified, or why they are never merged."""
+        return self.batches.verdicts.summary() | self.chores.batches.verdicts.summary()
+
+    def forget(self, program: Program) -> None:
+        """The program is over."""
+        self.batches.forget(program)
+        self._seated.discard(program)
+        self._denoising = [one for one in self._denoising if one is not program]
+
+    def _go_on(self, programs: Sequence[Program]) -> None:
+        """Resumes those that wait for nothing; beside others' steps who starts, or returns, does so in bounded time."""
+        self._take_back()
+        busy = self._busy
+        for program in programs:
+            if not (program.answered if program.aside else program.call is None):
+                continue
+            if program.begun and not program.aside:
+                self._resume(program)
+            elif self._left >= 0 or not busy:
+                started = time.perf_counter()
+                self._resume(program)
+                self._left -= time.perf_counter() - started
+            else:
+                program.aside = program.answered = True
+
+    @property
+    def _busy(self) -> bool:
+        """Whether anybody's steps would have to wait for what can run aside."""
+        return self.aside.takes_any and (
+            self._others > 0 or any(program.phase == "denoise" for program in self._denoising)
+        )
+
+    def _take_back(self) -> None:
+        """Takes note of what was done aside."""
+        self.aside.take()
+        while self._news:
+            self._tell(self._news.pop(0))
+        self.absorb()
+
+    def absorb(self) -> None:
+        """Counts what was counted aside, unless something is under way: then later."""
+        if not self.aside.working:
+            self.counters.absorb(self.chores.counters)
+
+    def _give_time(self, programs: Sequence[Program], seconds: float) -> None:
+        """Waits so long for what is aside, or runs it; who returns goes on to its next module call."""
+        began = time.perf_counter()
+        until = began + seconds
+        while self.aside.busy:
+            started = time.perf_counter()
+            done = started < until and self.aside.spend(until - started)
+            self.counters.forward_s += time.perf_counter() - started
+            if not done:
+                break
+            self._take_back()
+            back = [program for program in programs if program.answered]
+            for program in back:
+                if time.perf_counter() < until:
+                    self._resume(program)
+            self._advance(back, denoise=False)
+            if seconds == math.inf:
+                break
+        self._left -= time.perf_counter() - began
 
     def _advance(self, programs: Sequence[Program], *, denoise: bool) -> None:
         """Runs what the programs wait for until none waits for anything that may run in this tick."""
         while group := self._next_group(programs, denoise):
             self._run(group)
             for program, _ in group:
-                self._resume(program)
+                if not program.aside:
+                    self._resume(program)
         self._take_steps([program for program in programs if program.due is not None])
 
     def _take_steps(self, programs: Sequence[Program]) -> None:
@@ -111,41 +227,52 @@ class Hub:
 
     def _next_group(self, programs: Sequence[Program], denoise: bool) -> Group:
         """The pending calls of one module that no other scheduled program can still join in this tick."""
-        pending = [(p, p.call) for p in programs if p.call and p.calls_made[p.call.target.name] <= CALLS_PER_TICK]
-        if not denoise:
-            pending = [(program, call) for program, call in pending if not is_denoiser(call.target.name)]
+        pending = [
+            (p, p.call)
+            for p in programs
+            if p.call and not p.aside and p.calls_made[p.call.target.name] <= CALLS_PER_TICK
+        ]
+        pending = [(p, call) for p, call in pending if not is_denoiser(call.target.name) or (denoise and self._seat(p))]
         if not pending:
             return []
         name = self._order.first({call.target.name for _, call in pending})
         return [(program, call) for program, call in pending if call.target.name == name]
 
+    def _seat(self, program: Program) -> bool:
+        """Whether the program has a place in the denoisers' forwards of this tick."""
+        if len(self._seated) < self._seats:
+            self._seated.add(program)
+        return program in self._seated
+
     def _run(self, group: Group) -> None:
-        """Answers every call of the group; identical text-encoder calls are run once."""
-        if self.batches.run_again(group):
+        """Answers every call of the group, or sends it aside."""
+        if is_denoiser(group[0][1].target.name):
+            if not self.batches.run_again(group):
+                self.batches.run(group)
             return
-        self.cache.look_again()
-        firsts: dict[Hashable, Program] = {}
-        fresh: Group = []
-        repeats: list[tuple[Hashable, Program, ModuleCall]] = []
-        for program, call in group:
-            key = self.cache.key(call)
-            if key in firsts:
-                repeats.append((key, program, call))
-                continue
-            program.answer = None if key is None else self.cache.get(key)
-            if program.answer is None:
-                fresh.append((program, call))
-                if key is not None:
-                    firsts[key] = program
-        self.batches.run(fresh)
-        for key, program in firsts.items():
-            if program.fault is None:
-                self.cache.put(key, program.answer)
-        for key, program, call in repeats:
-            first = firsts[key]
-            program.answer = None if first.fault is not None else self.cache.repeat(first.answer)
-            if program.answer is None:  # not plain tensors, or failed
-                self.batches.run_members([(program, call)])
+        at_once = group if not (self._busy or self.aside.busy) else [e for e in group if not self._leaves(*e)]
+        if len(at_once) < len(group):
+            self.aside.send([entry for entry in group if entry not in at_once])
+        if at_once:
+            self._run_at_once(at_once)
+
+    def _leaves(self, program: Program, call: ModuleCall) -> bool:
+        """Whether a call runs aside: not if its module has to stay, nor if a pipeline makes it at every step."""
+        if program.phase != "denoise":
+            return self.aside.takes(call)
+        name = call.target.name
+        if program.watcher.open_ended or program.asked.setdefault(name, program.steps) != program.steps:
+            self._loops.add(name)
+        return name not in self._loops and self.aside.takes(call)
+
+    def _run_at_once(self, group: Group) -> None:
+        self.aside.settle()
+        self.absorb()
+        with self.aside.timed(group[0][1]):
+            self.chores.answer(group)
+        self.counters.forward_s += self.chores.counters.forward_s
+        self.counters.warmup_s += self.chores.counters.warmup_s
+        self._take_back()
 
 
 def _taken_together(members: Sequence[Program], wholes: Wholes) -> list[tuple[Any, ...]] | None:

@@ -11,6 +11,7 @@ It becomes a picture in the first of three ways that there is:
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -66,11 +67,13 @@ class Previewer:
     Args:
         pipeline: The user's pipeline; its VAE is used on the hub's thread, between module calls.
         tiny: A tiny autoencoder for its latents in the model's own scaling; None where there is none.
+        settle: Waits until the VAE is not in use.
     """
 
-    def __init__(self, pipeline: Any, tiny: Any = None) -> None:
+    def __init__(self, pipeline: Any, tiny: Any = None, settle: Callable[[], None] = lambda: None) -> None:
         self._pipeline = pipeline
         self._tiny = tiny
+        self._settle = settle
         self._maps: dict[str, LatentRGB] = {}
         self._silent: set[str] = set()
         self._decoders = {name: m for name, m in untyped.modules_of(pipeline).items() if callable(_decode(m))}
@@ -127,7 +130,10 @@ class Previewer:
         own_tiny, rgb = call.target.name in self._small, self._maps.get(call.target.name)
         if rgb is not None and rgb.fits(one.frame.shape[0]) and not tokens and not (small and own_tiny):
             return rgb.picture(one.frame)
-        return one.decode() if small or own_tiny else None
+        if not (small or own_tiny):
+            return None
+        self._settle()
+        return one.decode()
 
     def _decoder_call(self, program: Program, end: StepEnd, latents: torch.Tensor) -> ModuleCall | None:
         try:

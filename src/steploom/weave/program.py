@@ -59,6 +59,9 @@ class Program:
         witness: Is called when a step has ended, while the program still stands in it.
         step_cache: Answers denoiser calls of steps that may be skipped; None if none may.
         skipped_steps: Steps that it has answered.
+        aside: Whether it waits for what runs beside the ticks, or for its turn to go on after that.
+        answered: Whether it may go on, being aside.
+        asked: At which step it first called a module within its loop that is no denoiser, by module.
     """
 
     def __init__(
@@ -87,6 +90,8 @@ class Program:
         self.witness: Callable[[], None] | None = None
         self.step_cache: StepCache | None = None
         self.skipped_steps = 0
+        self.aside = self.answered = False
+        self.asked: dict[str, int] = {}
         self.done = False
         self.output: Any = None
         self.error: BaseException | None = None
@@ -102,6 +107,7 @@ class Program:
     def resume(self, value: Any = None, error: BaseException | None = None) -> None:
         """Runs the program until it stops again; ``value`` or ``error`` answers the call that it waits for."""
         self.call = None
+        self.aside = self.answered = False
         first = not self._greenlet.gr_frame and not self._greenlet.dead
         try:
             if error is not None:
@@ -152,6 +158,15 @@ class Program:
         if facts.batch_key is not None:
             self.batch_key, self.rows = facts.batch_key, facts.rows
         return facts.key
+
+    @property
+    def begun(self) -> bool:
+        """Whether any of its code has run."""
+        return bool(self._greenlet.gr_frame or self._greenlet.dead)
+
+    def settle_with(self, settle: Callable[[], None]) -> None:
+        """Before it runs a module at once, ``settle`` waits until nothing else runs one."""
+        self._greenlet.settle = settle  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
     def frame(self) -> Any:
@@ -246,7 +261,11 @@ def why_alone() -> str | None:
 
 
 def note_unshared(module: str, reason: str) -> None:
-    """The program that runs now executes a call of ``module`` at once."""
-    made: list[tuple[str, str]] | None = getattr(greenlet.getcurrent(), "unshared", None)
+    """The program that runs now executes a call of ``module`` at once: when nothing runs beside the ticks."""
+    current = greenlet.getcurrent()
+    made: list[tuple[str, str]] | None = getattr(current, "unshared", None)
     if made is not None:
         made.append((module, reason))
+    settle: Callable[[], None] | None = getattr(current, "settle", None)
+    if settle is not None:
+        settle()

@@ -71,6 +71,7 @@ class Resident:
             batch_requests=sum(shared) / len(shared) if shared else 0,
             rows=program.rows,
             skipped_steps=program.skipped_steps,
+            aside=program.aside,
             encode_s=seconds["encode"],
             denoise_s=seconds["denoise"],
             decode_s=seconds["decode"],

@@ -5,6 +5,7 @@ Its decisions depend on the messages alone, never on a clock, so that all ranks 
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -32,8 +33,10 @@ from steploom.weave.preview import Previewer, load_tiny
 from steploom.weave.program import Program
 from steploom.weave.step_cache import StepCache
 from steploom.worker import loading, memory
+from steploom.worker.beside import make_aside
 from steploom.worker.family import Family, Given
 from steploom.worker.loras import Counts, Loras
+from steploom.worker.probes import doubled
 from steploom.worker.residents import Resident, failure, show
 from steploom.worker.rpc import Extensions
 from steploom.worker.tuning import Tuning
@@ -68,8 +71,8 @@ class Runner:
         self._config = config
         self._reload = reload
         self._tell = progress or (lambda line: None)
-        self._hub = Hub(config.encode_cache_bytes, self._tell)
         self._residents: dict[str, Resident] = {}
+        self._leaving: list[Resident] = []  # gone, while a call of theirs runs aside
         self._selections: dict[str, Selection] = {}
         self._lora_counts = Counts()
         self._ticks = 0
@@ -105,9 +108,12 @@ class Runner:
             raise ConfigError(f"loras={dict(self._config.loras)!r}: {self.info.no_lora}; else leave it None")
         if self.info.makes == ["text"] and step_caches.parse(self._config.cache) is not None:
             raise ConfigError(f"cache={self._config.cache!r}: no step of text is like the one before; leave it None")
+        device = torch.device(getattr(pipeline, "_execution_device", "cpu"))
+        aside = functools.partial(make_aside, self._config.aside, device)
+        self._hub = Hub(self._config.encode_cache_bytes, self._tell, aside, self._config.max_batch)
         self._weave()
-        local = self._config.local_files_only
-        self._previewer = Previewer(pipeline, load_tiny(self._config.preview_vae, pipeline, local_files_only=local))
+        tiny = load_tiny(self._config.preview_vae, pipeline, local_files_only=self._config.local_files_only)
+        self._previewer = Previewer(pipeline, tiny, self._hub.aside.settle)
 
     def _weave(self) -> None:
         """Takes up the pipeline's modules as they are now."""
@@ -121,18 +127,22 @@ class Runner:
         self._ticks += 1
         for run_id in output.finished_req_ids:
             self._forget(run_id)
-        scheduled = [self._residents[r] for r in output.scheduled_cached_reqs if r in self._residents]
+        named = dict.fromkeys(output.scheduled_cached_reqs)
+        named |= dict.fromkeys(run_id for run_id, one in self._residents.items() if one.program.aside)
+        scheduled = [self._residents[run_id] for run_id in named if run_id in self._residents]
         reports: list[RequestReport] = []
         for new in output.scheduled_new_reqs:
             try:
                 scheduled.append(self._start(new))
             except Exception as fault:  # noqa: BLE001 - the tick boundary: reported as the request's failure
                 reports.append(RequestReport(run_id=new.run_id, finished=True, error=failure(fault, started=False)))
-        self._hub.tick([resident.program for resident in scheduled])
+        programs = [resident.program for resident in scheduled]
+        self._hub.tick(programs, others=len(self._residents) - len(programs))
         for resident in scheduled:
             reports.append(resident.report())
             if reports[-1].finished:
                 self._forget(resident.run_id)
+        self._end_leaving()
         show(reports)
         counters = self._hub.counters
         result = RunnerOutput(
@@ -155,6 +165,7 @@ class Runner:
                 self._weave()
             self._tuning.look(self._loom)
         if request.adapters and self._loras is not None:
+            self._settle_adapters()
             self._selections[request.request_id] = self._loras.take(request.adapters)
         try:
             program = self._program(new.run_id, request, lambda: self._doubled(request))
@@ -164,6 +175,7 @@ class Runner:
         caching = step_caches.parse(self._config.cache if request.cache is None else request.cache)
         if caching is not None and not program.watcher.open_ended:
             program.step_cache = StepCache(caching)
+        program.settle_with(self._hub.aside.settle)
         resident = self._residents[new.run_id] = Resident(new.run_id, request, program, self._previewer, self.info)
         return resident
 
@@ -197,39 +209,42 @@ class Runner:
         return Program(name, lambda: pipeline(**arguments), watcher, doubled, request.context)
 
     def _doubled(self, request: DiffusionRequest) -> Iterator[Program]:
-        """The same request with twice the samples, in the ways that diffusers has for it."""
         accepted = {parameter.name for parameter in self.info.serving(request).parameters}
-        plain = {"generator": None, "callback_on_step_end": None, "callback": None}
-        for argument in ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt"):
-            if argument in accepted:
-                count = 2 * (request.params.get(argument) or 1)
-                yield self._probe(request, {**plain, argument: count, "latents": None})
-        if isinstance(request.prompt, str):
-            negative = request.params.get("negative_prompt")
-            negatives = {"negative_prompt": [negative] * 2} if isinstance(negative, str) else {}
-            yield self._probe(request, {**plain, **negatives, "prompt": [request.prompt] * 2, "latents": None})
-        # Flux and Wan repeat a prompt for each image, but not embeddings that are given in its place.
-        given = {name: value for name, value in request.params.items() if "prompt" in name}
-        embeddings = {n: torch.cat([v] * 2) for n, v in given.items() if isinstance(v, torch.Tensor) and v.ndim > 1}
-        if embeddings:
-            yield self._probe(request, {**plain, **embeddings, "latents": None})
-
-    def _probe(self, request: DiffusionRequest, changes: dict[str, Any]) -> Program:
-        accepted = {parameter.name for parameter in self.info.serving(request).parameters}
-        kept = {n: v for n, v in changes.items() if n in accepted and (v is not None or n in request.params)}
-        return self._program("probe", request, changes=kept)
+        for changes in doubled(request, accepted):
+            self._hub.aside.settle()  # it runs modules at once
+            kept = {n: v for n, v in changes.items() if n in accepted and (v is not None or n in request.params)}
+            yield self._program("probe", request, changes=kept)
 
     def _forget(self, run_id: str) -> None:
+        """Ends a program; one whose module call runs aside is ended once that is done."""
         resident = self._residents.pop(run_id, None)
         if resident is not None:
+            self._hub.aside.drop(resident.program)
+            self._leaving.append(resident)
+            self._end_leaving()
+
+    def _end_leaving(self) -> None:
+        if not self._residents:  # nobody's steps wait for it
+            self._hub.aside.settle()
+        running, self._leaving = self._leaving, []
+        for resident in running:
+            if self._hub.aside.runs(resident.program):
+                self._leaving.append(resident)
+                continue
             resident.program.unwind()
-            self._hub.batches.forget(resident.program)
+            self._hub.forget(resident.program)
             self._give_back(resident.request)
 
     def _give_back(self, request: DiffusionRequest) -> None:
         selection = self._selections.pop(request.request_id, None)
         if selection is not None and self._loras is not None:
+            self._settle_adapters()
             self._loras.give_back(selection)
+
+    def _settle_adapters(self) -> None:
+        """Layers of adapters come and go while no module with adapters runs."""
+        if self._hub.aside.adapted:
+            self._hub.aside.settle()
 
     def call(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """A collective RPC, between two ticks: ``ping``, ``stats``, ``sleep``, ``wake_up``, or the extension's.
@@ -237,6 +252,8 @@ class Runner:
         Raises:
             InvalidRequest: There is no such method.
         """
+        if method not in ("ping", "stats"):  # others may change what runs aside
+            self._hub.aside.settle()
         return self._extensions.call(method, args, kwargs)
 
     @property
@@ -246,6 +263,7 @@ class Runner:
 
     def stats(self) -> WorkerStats:
         """Counters since the start."""
+        self._hub.absorb()
         counters = self._hub.counters
         return WorkerStats(
             ticks=self._ticks,
@@ -256,7 +274,7 @@ class Runner:
             cache_hits=self._hub.cache.hits,
             cache_misses=self._hub.cache.misses,
             cache_bytes=self._hub.cache.bytes,
-            kinds=self._hub.batches.verdicts.summary(),
+            kinds=self._hub.kinds,
             loras=[] if self._loras is None else self._loras.names,
             lora_loads=self._lora_counts.loads,
             lora_evictions=self._lora_counts.evictions,
@@ -314,7 +332,7 @@ class Runner:
     def wake_up(self) -> None:
         """Brings the weights back to the device."""
         if self._reload is not None and self.pipeline is None:
-            self._hub = Hub(self._config.encode_cache_bytes, self._tell)
+            self._hub.aside.close()
             self._adopt(self._reload())
             return
         modules = self._family.modules
@@ -327,5 +345,6 @@ class Runner:
         """Unwinds all programs. The pipeline is as it was, and where it was. Idempotent."""
         for run_id in list(self._residents):
             self._forget(run_id)
+        self._hub.aside.close()
         if self._homes:
             self.wake_up()

@@ -1,7 +1,8 @@
 """Where a worker's time goes: seconds by part of the tick, for ``steploom bench tick``.
 
 Functions of the tick are wrapped while the profile runs and are as before afterwards; so it costs nothing else. Time is
-counted for the innermost wrapped function that runs. A program's own code is what a resume takes beyond that.
+counted for the innermost wrapped function that runs; what runs aside is not. A program's own code is what a resume
+takes beyond that.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import greenlet
 
 from steploom.weave import batches, copies, hub, merging, noise, plans, program, shared, solvers
+from steploom.weave.aside import is_aside
 from steploom.worker import process, residents, runner
 
 PARTS = {
@@ -96,6 +98,8 @@ class TickProfile:
 
         @functools.wraps(original)
         def timed(*args: Any, **kwargs: Any) -> Any:
+            if is_aside():
+                return original(*args, **kwargs)
             self._turn(part)
             try:
                 return original(*args, **kwargs)

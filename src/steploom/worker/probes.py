@@ -1,0 +1,33 @@
+"""Ways of asking a pipeline for the same with twice the samples, from which axes are learned."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import torch
+
+from steploom.requests import DiffusionRequest
+
+
+def doubled(request: DiffusionRequest, accepted: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Changes to the arguments of ``request``, in the ways that diffusers has for it.
+
+    Args:
+        request: As it came.
+        accepted: Arguments of its pipeline.
+    """
+    plain = {"generator": None, "callback_on_step_end": None, "callback": None}
+    for argument in ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt"):
+        if argument in accepted:
+            count = 2 * (request.params.get(argument) or 1)
+            yield {**plain, argument: count, "latents": None}
+    if isinstance(request.prompt, str):
+        negative = request.params.get("negative_prompt")
+        negatives = {"negative_prompt": [negative] * 2} if isinstance(negative, str) else {}
+        yield {**plain, **negatives, "prompt": [request.prompt] * 2, "latents": None}
+    # Flux and Wan repeat a prompt for each image, but not embeddings that are given in its place.
+    given = {name: value for name, value in request.params.items() if "prompt" in name}
+    embeddings = {n: torch.cat([v] * 2) for n, v in given.items() if isinstance(v, torch.Tensor) and v.ndim > 1}
+    if embeddings:
+        yield {**plain, **embeddings, "latents": None}
