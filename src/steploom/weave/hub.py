@@ -66,6 +66,7 @@ class Hub:
         self._seats = self._most
         self._seated: set[Program] = set()
         self._loops: set[str] = set()
+        self._chores_wait = False
         self._denoising: list[Program] = []
         self._others = 0
         self._step_s = self._left = 0.0
@@ -90,8 +91,10 @@ class Hub:
                 program.calls_made = {program.call.target.name: 1} if program.call else {}
             self._left = max(SHARE * self._step_s, FEW_S if len(self._denoising) + others <= FEW else 0.0)
             self._go_on(programs)
-            if self._busy:  # whose text takes no time takes part in this tick
+            if self._chores_wait and self._busy:  # whose text takes no time takes part in this tick
+                self._chores_wait = False
                 self._advance(programs, denoise=False)
+            if self.aside.busy:
                 self._give_time(programs, self._left)
             began = time.perf_counter()
             self._advance(programs, denoise=True)
@@ -112,7 +115,8 @@ class Hub:
             if self._denoising:
                 self._step_s = max(0.0, time.perf_counter() - began - self.counters.warmup_s)
             self._advance(finishing, denoise=False)
-            self._give_time(programs, self._left)
+            if self.aside.busy:
+                self._give_time(programs, self._left)
 
     @property
     def kinds(self) -> dict[str, str]:
@@ -222,7 +226,9 @@ class Hub:
             program.calls_made[name] = program.calls_made.get(name, 0) + 1
             self._order.saw(program.last_module, name)
             program.last_module = name
-            if program.phase == "encode" and is_denoiser(name):
+            if not is_denoiser(name):
+                self._chores_wait = True
+            elif program.phase == "encode":
                 program.enter("denoise")
 
     def _next_group(self, programs: Sequence[Program], denoise: bool) -> Group:
