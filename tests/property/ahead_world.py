@@ -69,7 +69,8 @@ class CountingRunner:
         assert len(set(members)) == len(members)
         assert len(members) - len(known) <= self.max_batch, "who is aside takes no place in a batch"
         here = [run for run in members if run in self.done]
-        here += [run for run in self.done if self._is_aside(run) and run not in members]
+        if members:
+            here += [run for run in self.done if self._is_aside(run) and run not in members]
         return RunnerOutput(tick=output.tick, reports=[self._advance(run) for run in here])
 
     def _is_aside(self, run: str) -> bool:

@@ -107,5 +107,22 @@ def test_who_decodes_beside_the_ticks_leaves_its_place_in_the_batch_to_another()
     assert world.outcomes == {"r0": "finished", "r1": "finished"}
 
 
+def test_who_is_aside_goes_on_in_no_tick_whose_answer_nobody_waits_for() -> None:
+    """An amendment comes too late, and its request is aborted: the worker is only told to forget it."""
+    world = AheadWorld("step", 2, 0)
+    world.submit(Course(0, 2, 1, aside=True))
+    for _ in range(2):
+        world.send()
+        world.deliver()
+    world.work()
+    world.submit(Course(0, 1, 0))
+    world.amend()
+    world.work()
+    world.abort("r1")
+    world.amend()
+    world.drain()
+    assert world.outcomes == {"r0": "finished", "r1": "aborted"}
+
+
 TestRunAheadMachine = pytest.mark.timeout(400)(RunAheadMachine.TestCase)  # Shrinking a failure takes minutes.
 TestRunAheadMachine.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)

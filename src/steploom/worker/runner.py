@@ -1,6 +1,7 @@
 """The runner executes ticks inside a worker: it starts, resumes and ends programs, and reports what became of them.
 
-Its decisions depend on the messages alone, never on a clock, so that all ranks of a group decide alike.
+Its decisions depend on the messages alone, never on a clock, so that all ranks of a group decide alike; but for what runs
+aside (docs/aside.md), which goes by the time that there is, and has to be off in a group.
 """
 
 from __future__ import annotations
@@ -128,7 +129,8 @@ class Runner:
         for run_id in output.finished_req_ids:
             self._forget(run_id)
         named = dict.fromkeys(output.scheduled_cached_reqs)
-        named |= dict.fromkeys(run_id for run_id, one in self._residents.items() if one.program.aside)
+        if output.run_ids:  # else it may only tell what to forget, and nobody waits for its answer
+            named |= dict.fromkeys(run_id for run_id, one in self._residents.items() if one.program.aside)
         scheduled = [self._residents[run_id] for run_id in named if run_id in self._residents]
         reports: list[RequestReport] = []
         for new in output.scheduled_new_reqs:
