@@ -1,7 +1,6 @@
 """The runner executes ticks inside a worker: it starts, resumes and ends programs, and reports what became of them.
 
-Its decisions depend on the messages alone, never on a clock, so that all ranks of a group decide alike; but for what runs
-aside (docs/aside.md), which goes by the time that there is, and has to be off in a group.
+Its decisions depend on the messages alone, so that all ranks of a group decide alike; ``aside`` alone goes by a clock.
 """
 
 from __future__ import annotations
@@ -138,8 +137,7 @@ class Runner:
                 scheduled.append(self._start(new))
             except Exception as fault:  # noqa: BLE001 - the tick boundary: reported as the request's failure
                 reports.append(RequestReport(run_id=new.run_id, finished=True, error=failure(fault, started=False)))
-        programs = [resident.program for resident in scheduled]
-        self._hub.tick(programs, others=len(self._residents) - len(programs))
+        self._hub.tick([resident.program for resident in scheduled], others=len(self._residents) - len(scheduled))
         for resident in scheduled:
             reports.append(resident.report())
             if reports[-1].finished:
