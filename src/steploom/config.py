@@ -144,7 +144,7 @@ class EngineConfig:
     scheduler: str | type = "step"
     policy: str | type = "fcfs"
     run_ahead: bool = True
-    aside: AsideMode = "auto"
+    aside: AsideMode = "off"
     max_batch: int = 16
     max_resident: int | None = None
     max_waiting: int = 1024

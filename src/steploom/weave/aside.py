@@ -108,6 +108,7 @@ class Aside:
     def drop(self, program: Program) -> None:
         """The program was cancelled: what it waits for is not begun. What has begun goes on (:meth:`runs`)."""
         self._queue = deque(errand for errand in self._queue if errand.program is not program)
+        self._done = deque(errand for errand in self._done if errand.program is not program)
 
     def runs(self, program: Program) -> bool:
         """Whether a call of the program runs now, so that it must not be unwound."""
@@ -116,7 +117,7 @@ class Aside:
     @property
     def adapted(self) -> bool:
         """Whether a call that is under way has a request's adapters."""
-        return any(errand.call.target.adapted is not None for errand in (*self._running, *self._queue))
+        return any(errand.call.target.adapted is not None for errand in (*self._queue, *self._running))
 
     def close(self) -> None:
         """Drops what has not begun, and waits for what has."""
@@ -237,15 +238,21 @@ class SideThread(Aside):
             torch.set_num_threads(self._threads)
         with torch.no_grad():  # not inference_mode: pipelines update in place what they get
             while running := self._next():
-                if self._stream is None:
-                    self._perform(running)
-                else:
-                    with self._stream.entered([errand.mark for errand in running], _given(running)):
-                        self._perform(running)
+                try:
+                    self._performed(running)
+                except BaseException as fault:  # noqa: BLE001 - of the device: raised on the hub's thread, which waits
+                    self._fault = fault
                 with self._news:
                     self._ended()
                     self._news.notify_all()
                 del running
+
+    def _performed(self, running: list[Errand]) -> None:
+        if self._stream is None:
+            self._perform(running)
+            return
+        with self._stream.entered([errand.mark for errand in running], _given(running)):
+            self._perform(running)
 
     def _next(self) -> list[Errand]:
         """The next errands; none if it is time to end."""

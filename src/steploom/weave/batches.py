@@ -98,7 +98,7 @@ class Batches:
         self._run_grouped(group)
         draft, self._draft = self._draft, None
         forms = [call.form for _, call in group if call.form is not None and call.form.facts is not None]
-        if not draft or len(forms) != len(group):
+        if not draft or len(forms) != len(group) or not is_denoiser(group[0][1].target.name):
             return
         plan, places = Plan(forms), {id(call): i for i, (_, call) in enumerate(group)}
         try:

@@ -17,6 +17,7 @@ import torch
 
 from steploom.weave.axes import Axes
 from steploom.weave.calls import SCALARS, Leaf, ModuleCall, Structure
+from steploom.weave.order import is_denoiser
 from steploom.weave.ragged import RaggedText
 
 if TYPE_CHECKING:
@@ -115,8 +116,13 @@ class Form:
         return leaves
 
 
-def form_of(structure: Structure, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Form | None:
-    """The form of a call; None if an argument can only be compared by taking it apart."""
+def form_of(
+    structure: Structure, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, recurs: bool = True
+) -> Form | None:
+    """The form of a call; None if an argument can only be compared by taking it apart.
+
+    One that ``recurs`` holds its tensors until the next, to know again those that stay the same.
+    """
     checks: list[Check | Sizes] = []
     steady: list[Any] = []
     for value in (*args, *kwargs.values()):
@@ -124,7 +130,8 @@ def form_of(structure: Structure, args: tuple[Any, ...], kwargs: Mapping[str, An
         if check is None:
             return None
         checks.append(check)
-        steady.append(value if isinstance(value, (torch.Tensor, *SCALARS)) else _CHANGES)
+        kinds = (torch.Tensor, *SCALARS) if recurs else SCALARS
+        steady.append(value if isinstance(value, kinds) else _CHANGES)
     return Form(structure, checks, steady, len(args), tuple(kwargs))
 
 
@@ -152,7 +159,7 @@ def formed_call(
         if leaves is not None:
             return ModuleCall(target, args, kwargs, form, leaves)
     call = ModuleCall(target, args, kwargs)
-    call.form = form_of(call.structure, args, kwargs)
+    call.form = form_of(call.structure, args, kwargs, recurs=is_denoiser(target.name))
     if call.form is not None:
         known.insert(0, call.form)
         del known[FORMS_KEPT:]

@@ -126,6 +126,7 @@ class Hub:
     def forget(self, program: Program) -> None:
         """The program is over."""
         self.batches.forget(program)
+        self._wholes.clear()  # the batch is another one now, or there is none
         self._seated.discard(program)
         self._denoising = [one for one in self._denoising if one is not program]
 

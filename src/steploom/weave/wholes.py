@@ -23,6 +23,10 @@ class Wholes:
         """Forgets what is older than one tick: views keep all rows of their whole in memory."""
         self._before, self._now = self._now, {}
 
+    def clear(self) -> None:
+        """Forgets all."""
+        self._now, self._before = {}, {}
+
     def note(self, parts: Sequence[torch.Tensor], whole: torch.Tensor) -> None:
         """``parts`` are views of ``whole [rows, ...]``, in order, and all that there is of it."""
         self._now[id(parts[0])] = (parts, whole)
