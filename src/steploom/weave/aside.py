@@ -162,9 +162,10 @@ class Aside:
         self._took[call.target.name, call.target.method] = time.perf_counter() - started
 
     def _remaining_s(self) -> float:
-        """Seconds until what runs, or is next, is likely to be done; 0 if nobody knows."""
+        """Seconds until what runs, or is next, is likely to be done; as long again where nobody knows or it is late."""
         (first, *_), spent = (self._running, time.perf_counter() - self._began) if self._running else (self._queue, 0.0)
-        return max(0.0, self._took.get((first.call.target.name, first.call.target.method), 0.0) - spent)
+        expected = self._took.get((first.call.target.name, first.call.target.method), 0.0)
+        return expected - spent if expected > spent else spent
 
 
 class SideThread(Aside):

@@ -166,11 +166,11 @@ class Runner:
             self._tuning.look(self._loom)
         if request.adapters and self._loras is not None:
             self._settle_adapters()
-            self._selections[request.request_id] = self._loras.take(request.adapters)
+            self._selections[new.run_id] = self._loras.take(request.adapters)
         try:
-            program = self._program(new.run_id, request, lambda: self._doubled(request))
+            program = self._program(new.run_id, request, lambda: self._doubled(new))
         except BaseException:
-            self._give_back(request)
+            self._give_back(new.run_id)
             raise
         caching = step_caches.parse(self._config.cache if request.cache is None else request.cache)
         if caching is not None and not program.watcher.open_ended:
@@ -181,7 +181,7 @@ class Runner:
 
     def _program(
         self,
-        name: str,
+        run_id: str,
         request: DiffusionRequest,
         doubled: Callable[[], Iterable[Program]] = tuple,
         changes: Mapping[str, Any] = MappingProxyType({}),
@@ -192,7 +192,7 @@ class Runner:
         info = self.info.serving(request)
         member = self._family.member(info.pipeline_class)
         self._loom.adopt(self._family.additional)
-        selection = self._selections.get(request.request_id)
+        selection = self._selections.get(run_id)
         views = {} if selection is None else selection.views
         pipeline = self._loom.thread_pipeline(watcher, request.noise_scheduler, views, member)
         accepted = {parameter.name for parameter in info.parameters}
@@ -206,14 +206,14 @@ class Runner:
         if unknown:
             raise InvalidRequest(f"{min(unknown)}: {info.pipeline_class} takes no such argument", field=min(unknown))
         watcher.follow_text(pipeline, signatures.defaults(member) | arguments)
-        return Program(name, lambda: pipeline(**arguments), watcher, doubled, request.context)
+        return Program(run_id, lambda: pipeline(**arguments), watcher, doubled, request.context)
 
-    def _doubled(self, request: DiffusionRequest) -> Iterator[Program]:
-        accepted = {parameter.name for parameter in self.info.serving(request).parameters}
-        for changes in doubled(request, accepted):
+    def _doubled(self, new: NewRequest) -> Iterator[Program]:
+        accepted = {parameter.name for parameter in self.info.serving(new.request).parameters}
+        for changes in doubled(new.request, accepted):
             self._hub.aside.settle()  # it runs modules at once
-            kept = {n: v for n, v in changes.items() if n in accepted and (v is not None or n in request.params)}
-            yield self._program("probe", request, changes=kept)
+            kept = {n: v for n, v in changes.items() if n in accepted and (v is not None or n in new.request.params)}
+            yield self._program(new.run_id, new.request, changes=kept)
 
     def _forget(self, run_id: str) -> None:
         """Ends a program; one whose module call runs aside is ended once that is done."""
@@ -233,10 +233,10 @@ class Runner:
                 continue
             resident.program.unwind()
             self._hub.forget(resident.program)
-            self._give_back(resident.request)
+            self._give_back(resident.run_id)
 
-    def _give_back(self, request: DiffusionRequest) -> None:
-        selection = self._selections.pop(request.request_id, None)
+    def _give_back(self, run_id: str) -> None:
+        selection = self._selections.pop(run_id, None)
         if selection is not None and self._loras is not None:
             self._settle_adapters()
             self._loras.give_back(selection)
