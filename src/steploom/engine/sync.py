@@ -195,6 +195,11 @@ class _LoopThread:
         future: Future[T] | None = None
         try:
             future = self._portal.start_task_soon(run)
+            # A plain lock: a Condition, as result() has one, was seen to hang after a signal handler had raised in it.
+            over = threading.Lock()
+            over.acquire()
+            future.add_done_callback(lambda _: over.release())
+            over.acquire()
             return future.result()
         except BaseException as error:  # Also one of a signal handler, which may come before there is a future.
             if future is None and isinstance(error, RuntimeError):
