@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections import OrderedDict
 from typing import Any
 
@@ -91,6 +92,18 @@ def test_a_tensor_that_was_reshaped_in_place_has_another_form():
     other = formed_call(target, (torch.zeros(1), text), {}, forms)  # pyright: ignore[reportArgumentType]
     assert other.form is not first.form
     assert sizes(other) == [(1,), (1, 2, 3)]
+
+
+@pytest.mark.parametrize(("name", "held"), [("vae", False), ("transformer", True)])
+def test_only_a_call_that_comes_again_holds_its_tensors(name: str, held: bool):
+    target, forms, video = Echo(), OrderedDict(), torch.ones(2, 3)
+    target.name = name
+    formed_call(target, (video,), {}, forms)  # pyright: ignore[reportArgumentType]
+    gone = weakref.ref(video)
+    del video
+    assert (gone() is not None) == held
+    formed_call(target, (torch.ones(2, 3),), {}, forms)  # pyright: ignore[reportArgumentType]
+    assert gone() is None
 
 
 def test_an_object_of_its_own_has_no_form():

@@ -84,6 +84,6 @@ class Observers(list[EngineObserver], EngineObserver):
         for observer in list(self):
             try:
                 getattr(observer, method)(*what)
-            except Exception:
+            except Exception:  # the observer's boundary: recorded, and no request is hurt
                 log.exception("observer %r raised, and is told nothing more", observer)
                 self.remove(observer)

@@ -20,7 +20,7 @@ import greenlet
 import torch
 
 from steploom.weave.batches import Group
-from steploom.weave.calls import ModuleCall, flatten
+from steploom.weave.calls import ModuleCall
 from steploom.weave.program import Program
 from steploom.weave.streams import SideStream
 
@@ -290,7 +290,12 @@ def _given(running: list[Errand]) -> list[torch.Tensor]:
     return _tensors([leaf for errand in running for leaf in errand.call.leaves])
 
 
-def _tensors(value: Any) -> list[torch.Tensor]:
-    leaves: list[Any] = []
-    flatten(value, leaves)
-    return [tensor for leaf in leaves for tensor in (leaf if isinstance(leaf, list) else [leaf])]  # pyright: ignore
+def _tensors(value: Any, depth: int = 4) -> list[torch.Tensor]:
+    """The tensors in arguments or an answer, and in the attributes of objects there: a VAE's distribution has some."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if not depth or isinstance(value, (torch.nn.Module, type)):
+        return []
+    inner: Any = value if isinstance(value, (list, tuple)) else getattr(value, "__dict__", {}).values()
+    inner = value.values() if isinstance(value, dict) else inner
+    return [tensor for one in inner for tensor in _tensors(one, depth - 1)]

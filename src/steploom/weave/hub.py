@@ -83,7 +83,8 @@ class Hub:
         self.counters.begin_tick()
         self._wholes.begin_tick()
         self._seated.clear()
-        self._seats = max(self._most, sum(not program.aside for program in programs))
+        here = sum(not program.aside for program in programs)
+        self._seats = math.inf if here == len(programs) else max(self._most, here)
         self._others, self._denoising = others, [p for p in programs if p.phase == "denoise"]
         with torch.no_grad():  # not inference_mode: pipelines update in place what the hub returned
             for program in programs:
@@ -101,9 +102,7 @@ class Hub:
             while programs and not others and self.aside.busy and all(program.aside for program in programs):
                 self._give_time(programs, math.inf)
                 self._advance(programs, denoise=True)
-            for program in programs:
-                if program.step_end is not None and program.witness is not None:
-                    program.witness()
+            self._witness(programs)
             # After its last step a program decodes in the same tick: it would only take a place in the next one.
             # One that cannot say which step is the last runs on to its next call, or to its end.
             finishing = [p for p in programs if p.step_end and (p.phase == "decode" or p.watcher.open_ended)]
@@ -116,7 +115,15 @@ class Hub:
                 self._step_s = max(0.0, time.perf_counter() - began - self.counters.warmup_s)
             self._advance(finishing, denoise=False)
             if self.aside.busy:
+                stepped = {program for program in programs if program.step_end is not None}
                 self._give_time(programs, self._left)
+                self._witness([program for program in programs if program not in stepped])
+
+    @staticmethod
+    def _witness(programs: Sequence[Program]) -> None:
+        for program in programs:
+            if program.step_end is not None and program.witness is not None:
+                program.witness()
 
     @property
     def kinds(self) -> dict[str, str]:
@@ -246,7 +253,9 @@ class Hub:
         return [(program, call) for program, call in pending if call.target.name == name]
 
     def _seat(self, program: Program) -> bool:
-        """Whether the program has a place in the denoisers' forwards of this tick."""
+        """Whether the program has a place in the denoisers' forwards of this tick; all have where nobody returns."""
+        if self._seats == math.inf:
+            return True
         if len(self._seated) < self._seats:
             self._seated.add(program)
         return program in self._seated
