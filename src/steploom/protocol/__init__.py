@@ -196,6 +196,7 @@ class RunnerOutput(msgspec.Struct, kw_only=True):
         reports: One per scheduled request that the worker holds, and one for each that is aside.
         seconds: Wall time of the tick in the worker.
         forward_s: Of these, inside module forwards (encoders, denoisers and VAEs).
+        chores_s: Of these, in module forwards before and after the requests' loops: text encoders and VAEs.
         warmup_s: Of these, in probing, verification, compiling and capturing (excluded from figures and from
             ``tick_timeout_s``).
         alone: Denoiser calls that ran alone although others could have shared, by reason, in this tick.
@@ -208,6 +209,7 @@ class RunnerOutput(msgspec.Struct, kw_only=True):
     reports: list[RequestReport] = []
     seconds: float = 0.0
     forward_s: float = 0.0
+    chores_s: float = 0.0
     warmup_s: float = 0.0
     alone: dict[str, int] = {}
     amendments: int = 0

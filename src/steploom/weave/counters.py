@@ -19,6 +19,7 @@ class Counters:
     alone_calls: dict[str, int] = dataclasses.field(default_factory=dict)
     alone_this_tick: dict[str, int] = dataclasses.field(default_factory=dict)
     forward_s: float = 0.0
+    chores_s: float = 0.0
     warmup_s: float = 0.0
 
     def forget(self) -> None:
@@ -35,13 +36,18 @@ class Counters:
 
     def begin_tick(self) -> None:
         """A tick begins."""
-        self.forward_s = self.warmup_s = 0.0
+        self.forward_s = self.chores_s = self.warmup_s = 0.0
         self.alone_this_tick = {}
 
     def forward(self, name: str, requests: int) -> None:
         """A forward of the component ``name`` carried ``requests`` requests."""
         if is_denoiser(name):
             self.denoiser_forwards[requests] = self.denoiser_forwards.get(requests, 0) + 1
+
+    def chore(self, seconds: float) -> None:
+        """Of the tick, so long was spent in text encoders and VAEs."""
+        self.forward_s += seconds
+        self.chores_s += seconds
 
     def alone(self, name: str, reason: str) -> None:
         """A call of the component ``name`` was run alone."""

@@ -179,7 +179,7 @@ class Hub:
         while self.aside.busy:
             started = time.perf_counter()
             done = started < until and self.aside.spend(until - started)
-            self.counters.forward_s += time.perf_counter() - started
+            self.counters.chore(time.perf_counter() - started)
             if not done:
                 break
             self._take_back()
@@ -286,7 +286,7 @@ class Hub:
         self.absorb()
         with self.aside.timed(group[0][1]):
             self.chores.answer(group)
-        self.counters.forward_s += self.chores.counters.forward_s
+        self.counters.chore(self.chores.counters.forward_s)
         self.counters.warmup_s += self.chores.counters.warmup_s
         self._take_back()
 

@@ -150,12 +150,16 @@ class Runner:
             reports=reports,
             seconds=time.perf_counter() - started,
             forward_s=counters.forward_s,
+            chores_s=counters.chores_s,
             warmup_s=counters.warmup_s,
             alone=counters.alone_this_tick,
         )
-        self._spent["tick_s"] += result.seconds
-        self._spent["forward_s"] += result.forward_s
-        self._spent["warmup_s"] += result.warmup_s
+        for name, seconds in (
+            ("tick_s", result.seconds),
+            ("forward_s", result.forward_s),
+            ("warmup_s", result.warmup_s),
+        ):
+            self._spent[name] += seconds
         return result
 
     def _start(self, new: NewRequest) -> Resident:
