@@ -13,9 +13,8 @@ from steploom.engine.flights import Flights
 from steploom.errors import QueueFull, RequestCancelled
 from steploom.protocol import PipelineInfo, RequestReport, RunnerOutput, SchedulerOutput, request_id_of
 from steploom.requests import DiffusionRequest, Failed, Finished, Restarted
-from steploom.sched import build_scheduler
+from steploom.sched import Fcfs, Ranked, build_scheduler
 from steploom.sched.base_scheduler import BaseScheduler
-from steploom.sched.fcfs import Fcfs
 from steploom.worker.agenda import Agenda
 from steploom.worker.gaps import Gaps
 from steploom.worker.messages import Amend, Command, Tick, Ticked
@@ -104,9 +103,14 @@ class CountingRunner:
 class AheadWorld:
     """Both sides, moved by hand."""
 
-    def __init__(self, scheduler: str, max_batch: int, spare: int) -> None:
+    def __init__(self, scheduler: str, max_batch: int, spare: int, policy: str = "deadline") -> None:
         config = EngineConfig(
-            scheduler=scheduler, max_batch=max_batch, max_resident=max_batch + spare, max_waiting=8, max_retries=1
+            scheduler=scheduler,
+            max_batch=max_batch,
+            max_resident=max_batch + spare,
+            max_waiting=8,
+            max_retries=1,
+            policy=policy,
         )
         self.scheduler = build_scheduler(config, lambda: 0.0)
         assert self.scheduler.runs_ahead
@@ -197,8 +201,11 @@ class AheadWorld:
         """Each resident is planned for, or in its last step in a tick in flight, or without a place, or aside."""
         scheduler = self.scheduler
         assert isinstance(scheduler, BaseScheduler)
-        assert isinstance(scheduler.policy, Fcfs)
-        planned, ending, outside = scheduler.policy._home.keys(), scheduler._ending.keys(), scheduler._outside.keys()
+        policy = scheduler.policy
+        assert isinstance(policy, Fcfs | Ranked)
+        groups = policy._groups if isinstance(policy, Fcfs) else policy._groups.active
+        planned = {run for group in groups.values() for run in group.residents}
+        ending, outside = scheduler._ending.keys(), scheduler._outside.keys()
         aside = scheduler._aside.keys()
         assert len(planned) + len(ending) + len(outside) + len(aside) == len(scheduler._resident)
         assert planned | ending | outside | aside == scheduler._resident.keys()

@@ -1,7 +1,6 @@
 """The world in which the scheduler is tested: an engine, a worker that holds programs, and what they know.
 
-It knows each program's true course, so that it can say after every call what the scheduler must have decided; it shares
-no code with the scheduler.
+It knows each program's course, and so what the scheduler must have decided; it shares no code with the scheduler.
 """
 
 from __future__ import annotations
@@ -61,16 +60,13 @@ class World:
         stable: Whether requests of one shape have one observed key, as most pipelines have; else keys are erratic.
     """
 
-    def __init__(self, scheduler: str, max_batch: int, spare: int, stable: bool) -> None:
+    def __init__(self, scheduler: str, max_batch: int, spare: int, stable: bool, policy: str, preempt: bool) -> None:
         self.now = 0.0
         self.stable = stable
-        config = EngineConfig(
-            scheduler=scheduler,
-            max_batch=max_batch,
-            max_resident=max_batch + spare,
-            max_waiting=MAX_WAITING,
-            max_retries=MAX_RETRIES,
-        )
+        order = {"policy": policy, "preempt": preempt, "priority_ageing_s": 1e9}
+        limits = {"max_resident": max_batch + spare, "max_waiting": MAX_WAITING, "max_retries": MAX_RETRIES}
+        config = EngineConfig(scheduler=scheduler, max_batch=max_batch, **limits, **order)
+        self.policy, self.preempt = policy, preempt
         self.scheduler = build_scheduler(config, lambda: self.now)
         self.max_batch = max_batch if scheduler == "step" else 1
         self.limit = max_batch + spare if scheduler == "step" else 1
@@ -110,8 +106,7 @@ class World:
             self.arrivals += 1
 
     def abort(self, names: list[str]) -> None:
-        error = RequestCancelled("enough")
-        alive = [name for name in dict.fromkeys(names) if name in self.live]
+        alive, error = [name for name in dict.fromkeys(names) if name in self.live], RequestCancelled("enough")
         events = self.scheduler.finish_requests(names, error)
         assert events == [Failed(request_id=name, error=error) for name in alive]
         for name in alive:
@@ -173,7 +168,7 @@ class World:
             assert members, "something can run, and nothing does"
         if len(members) == self.max_batch:
             return
-        for run, known in self.resident.items():
+        for run, known in () if self.preempt else self.resident.items():
             assert run in members or not self._belongs(known, output), f"{run} could have stepped"
         if len(self.resident) < self.limit and not self._kept_free(output):
             for name, known in self.waiting.items():
@@ -193,9 +188,11 @@ class World:
         return self.stable and known.program.shape in self.learned and true_key(known.program.shape) == output.batch_key
 
     def _check_order(self, joined: list[str]) -> None:
-        """Within a guess: lower priority first, replays before others, then first come first served."""
+        """Within a guess: lower priority first; of fcfs also replays before others, then first come first served."""
 
-        def rank(known: Known) -> tuple[int, int, int]:
+        def rank(known: Known) -> tuple[int, ...]:
+            if self.policy != "fcfs":
+                return (known.program.priority,)
             return known.program.priority, -bool(known.replays), 0 if known.replays else known.arrival
 
         for name in joined:

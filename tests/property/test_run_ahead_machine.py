@@ -18,9 +18,10 @@ class RunAheadMachine(RuleBasedStateMachine):
         scheduler=st.sampled_from(["step", "step", "step", "request"]),
         max_batch=st.integers(1, 4),
         spare=st.integers(0, 3),
+        policy=st.sampled_from(["fcfs", "deadline", "srpt"]),
     )
-    def start(self, scheduler: str, max_batch: int, spare: int) -> None:
-        self.world = AheadWorld(scheduler, max_batch, spare)
+    def start(self, scheduler: str, max_batch: int, spare: int, policy: str) -> None:
+        self.world = AheadWorld(scheduler, max_batch, spare, policy)
 
     @rule(
         encode=st.sampled_from([0, 0, 0, 1, 2]),

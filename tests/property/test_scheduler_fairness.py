@@ -10,6 +10,8 @@ from steploom.protocol import RequestReport, RunnerOutput
 from steploom.requests import DiffusionRequest
 from steploom.sched import SchedulerInterface, build_scheduler
 from steploom.sched.fcfs import TERM
+from steploom.sched.lines import RESERVE
+from steploom.sched.ranked import PASSES
 
 
 class Flood:
@@ -59,6 +61,7 @@ class Flood:
     flood_steps=st.integers(1, 5),
     head_start=st.integers(0, 12),
     same_shape=st.booleans(),
+    policy=st.sampled_from(["fcfs", "deadline", "srpt"]),
 )
 def test_nobody_starves(
     scheduler: str,
@@ -69,9 +72,10 @@ def test_nobody_starves(
     flood_steps: int,
     head_start: int,
     same_shape: bool,
+    policy: str,
 ) -> None:
     """A victim among shapes that are flooded without end is done in a number of ticks that is known beforehand."""
-    config = EngineConfig(scheduler=scheduler, max_batch=max_batch, max_resident=max_batch + spare)
+    config = EngineConfig(scheduler=scheduler, max_batch=max_batch, max_resident=max_batch + spare, policy=policy)
     flood = Flood(build_scheduler(config, lambda: 0.0), shapes, depth, flood_steps)
     for _ in range(head_start):
         flood.pour()
@@ -86,6 +90,8 @@ def test_nobody_starves(
     place = rotation * (flood_steps + 1)
     reigns = 2 * TERM * max_batch if depth > 1 and max_batch > 1 else 0
     bound = ((depth + 1) * rotation + reigns) * place + 3 * rotation
+    if policy != "fcfs":  # in which a shape may be passed over, and one of a user's requests by eight others
+        bound = RESERVE * bound + 4 * rotation * PASSES
     for _ in range(bound):
         flood.pour()
         flood.tick()

@@ -19,9 +19,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_batch=st.integers(1, 4),
         spare=st.integers(0, 4),
         stable=st.booleans(),
+        policy=st.sampled_from(["fcfs", "deadline", "srpt"]),
+        preempt=st.booleans(),
     )
-    def start(self, scheduler: str, max_batch: int, spare: int, stable: bool) -> None:
-        self.world = World(scheduler, max_batch, spare, stable)
+    def start(self, scheduler: str, max_batch: int, spare: int, stable: bool, policy: str, preempt: bool) -> None:
+        self.world = World(scheduler, max_batch, spare, stable, policy, preempt and policy != "fcfs")
 
     @rule(
         names=st.lists(st.integers(0, 30), min_size=1, max_size=6),

@@ -15,7 +15,7 @@ class Harness:
 
     def __init__(self, **config: Any) -> None:
         self.now = 0.0
-        self.scheduler = build_scheduler(EngineConfig(**{"max_batch": 8, **config}), lambda: self.now)
+        self.scheduler = build_scheduler(EngineConfig(**{"max_batch": 8, "policy": "fcfs", **config}), lambda: self.now)
         self.steps: dict[str, int] = {}
         self.done: dict[str, int] = {}
         self.heights: dict[str, Any] = {}

@@ -23,7 +23,7 @@ FLAGS = [name for name, field in FIELDS.items() if field.type == "bool"]
 @pytest.mark.parametrize(
     ("name", "value", "mend"),
     [
-        ("max_batch", "8", "an integer of at least 1; the default is 16"),
+        ("max_batch", "8", "an integer of at least 1 or one of 'auto'; the default is 16"),
         ("max_batch", 2.5, "an integer of at least 1"),
         ("max_batch", True, "an integer of at least 1"),
         ("max_batch", None, "an integer of at least 1"),
@@ -58,7 +58,7 @@ FLAGS = [name for name, field in FIELDS.items() if field.type == "bool"]
         ("vae_tiling", "yes", "True or False"),
         ("revision", 1, "a str that is not empty or None"),
         ("scheduler", object(), "a str that is not empty or a class"),
-        ("policy", 5, "a str that is not empty or a class; the default is 'fcfs'"),
+        ("policy", 5, "a str that is not empty or a class; the default is 'deadline'"),
         ("loras", "ink.safetensors", "a mapping of names to files, folders or hub ids or None"),
         ("loras", {"ink": 3}, "a mapping of names"),
         ("loras", {"": "x"}, "a mapping of names"),
@@ -183,7 +183,11 @@ def test_variables_are_read_by_the_type_of_their_field() -> None:
 @pytest.mark.parametrize(
     ("variable", "raw", "words"),
     [
-        ("STEPLOOM_MAX_BATCH", "many", "STEPLOOM_MAX_BATCH='many': must be an integer; unset it for the default, 16"),
+        (
+            "STEPLOOM_MAX_BATCH",
+            "many",
+            "STEPLOOM_MAX_BATCH='many': must be an integer or auto; unset it for the default, 16",
+        ),
         ("STEPLOOM_COMPILE", "maybe", "STEPLOOM_COMPILE='maybe': must be true or false; unset it"),
         ("STEPLOOM_TICK_TIMEOUT_S", "soon", "STEPLOOM_TICK_TIMEOUT_S='soon': must be a number"),
         ("STEPLOOM_TICK_TIMEOUT_S", "nan", "tick_timeout_s=nan: must be a number of seconds greater than 0"),

@@ -66,7 +66,7 @@ class EngineCore:
     ) -> None:
         whole = executor.granularity == "request"
         if whole:  # A whole request cannot pause: everything resident runs.
-            config = dataclasses.replace(config, max_resident=config.max_batch)
+            config = dataclasses.replace(config, max_resident=config.batch_limit)
         self.config = config
         self.executor = executor
         self._on_progress = on_progress

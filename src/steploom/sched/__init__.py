@@ -9,10 +9,14 @@ from typing import TypeVar
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError
 from steploom.sched.base_scheduler import BaseScheduler
+from steploom.sched.cost_model import Cost, CostModel
+from steploom.sched.deadline import Deadline
 from steploom.sched.fcfs import Fcfs
 from steploom.sched.interface import SchedulerInterface
 from steploom.sched.policy import Batch, Policy
+from steploom.sched.ranked import Ranked
 from steploom.sched.request_scheduler import RequestScheduler
+from steploom.sched.srpt import Srpt
 from steploom.sched.state import Clock, RequestState
 from steploom.sched.step_scheduler import StepScheduler
 
@@ -20,17 +24,22 @@ __all__ = [
     "BaseScheduler",
     "Batch",
     "Clock",
+    "Cost",
+    "CostModel",
+    "Deadline",
     "Fcfs",
     "Policy",
+    "Ranked",
     "RequestScheduler",
     "RequestState",
     "SchedulerInterface",
+    "Srpt",
     "StepScheduler",
     "build_scheduler",
 ]
 
 SCHEDULERS: dict[str, type[SchedulerInterface]] = {"step": StepScheduler, "request": RequestScheduler}
-POLICIES: dict[str, type[Policy]] = {"fcfs": Fcfs}
+POLICIES: dict[str, type[Policy]] = {"deadline": Deadline, "fcfs": Fcfs, "srpt": Srpt}
 
 _T = TypeVar("_T")
 

@@ -7,19 +7,14 @@ from collections import deque
 from collections.abc import Iterable
 
 from steploom.config import EngineConfig
-from steploom.errors import GenerationFailed, InvalidRequest, ProtocolError, QueueFull, RequestError
+from steploom.errors import GenerationFailed, InvalidRequest, ProtocolError, RequestError
 from steploom.protocol import NewRequest, RequestReport, RunnerOutput, SchedulerOutput, run_id
-from steploom.requests import (
-    DiffusionOutput,
-    DiffusionRequest,
-    Event,
-    Failed,
-    Finished,
-    Queued,
-    Restarted,
-    StepEvent,
-)
+from steploom.requests import DiffusionRequest, Event, Failed, Queued, Restarted, StepEvent
+from steploom.sched.cost_model import CostModel
+from steploom.sched.demand import Demands
+from steploom.sched.intake import Intake
 from steploom.sched.interface import SchedulerInterface, overrides_together
+from steploom.sched.outcome import outcome
 from steploom.sched.policy import Batch, Policy
 from steploom.sched.state import Clock, RequestState, guess_key
 from steploom.sched.texts import texts
@@ -45,6 +40,9 @@ class BaseScheduler(SchedulerInterface):
         self.config = config
         self.policy = policy
         self.clock = clock
+        self.demands: Demands = getattr(policy, "demands", None) or Demands(CostModel())
+        self.costs = self.demands.costs
+        self._intake = Intake(config, self.demands)
         self._tick = 0
         self._arrivals = 0
         self._runs = 0
@@ -102,16 +100,16 @@ class BaseScheduler(SchedulerInterface):
                 f"request_id={request_id!r}: a live request has this id; choose another or leave it out",
                 field="request_id",
             )
-        if position >= self.config.max_waiting:
-            raise QueueFull(f"max_waiting={self.config.max_waiting}: as many requests wait already; try again later")
         if type(request.priority) is not int:
             raise InvalidRequest(
                 f"priority={request.priority!r}: must be an integer; lower runs first", field="priority"
             )
         guess, run = guess_key(request), self._new_run_id(request_id)
         state = RequestState(request, self._arrivals, self.clock(), guess, run)
+        self._intake.admit(state, position)
         self._arrivals += 1
         self._alive[request_id] = state
+        self._intake.enters(state)
         self.policy.enqueue(state)
         return Queued(request_id=request_id, position=position)
 
@@ -187,6 +185,7 @@ class BaseScheduler(SchedulerInterface):
         for state in joining:
             state.resident = True
             resident[state.run_id] = state
+            self._intake.leaves(state, self.num_waiting)
             if state.queued_s is None:
                 state.queued_s = now - state.submitted
             new.append(NewRequest(state.run_id, state.request))
@@ -199,6 +198,7 @@ class BaseScheduler(SchedulerInterface):
         self._landed(output, result)
         events: list[Event] = []
         resident, near = self._resident, self._near
+        rows, ended_s = 0, 0.0
         # The hot loop of the host: what happens in every step of every request is inlined.
         for report in result.reports:
             state = resident.get(report.run_id)
@@ -212,6 +212,7 @@ class BaseScheduler(SchedulerInterface):
             if report.batch_requests:
                 state.calls += 1
                 state.mates += report.batch_requests
+                rows += report.rows
             if report.stepped:
                 state.steps += 1
                 # fmt: off
@@ -223,18 +224,17 @@ class BaseScheduler(SchedulerInterface):
                 # fmt: on
             if report.commit is not None or report.draft is not None:
                 events += texts(state.request_id, report)
-            if report.encode_s or report.decode_s:
-                state.encode_s += report.encode_s
-                state.decode_s += report.decode_s
+            state.encode_s += report.encode_s
+            state.decode_s += report.decode_s
             if report.finished:
+                ended_s += state.standalone_s
                 events.append(self._conclude(state, report))
             elif report.total_steps == report.step + 1 and not report.aside:
                 near[report.run_id] = state
         if near or self._ending:
             self._expect_ends()
-        if len(result.reports) < len(output.scheduled_cached_reqs) + len(output.scheduled_new_reqs):
-            events += self._replay_lost(output, result)
-        return events
+        self.costs.observe(output.batch_key, result, rows, ended_s)
+        return events + self._replay_lost(output, result)
 
     def _landed(self, output: SchedulerOutput, result: RunnerOutput) -> None:
         """The tick is in flight no more, nor is one before it."""
@@ -266,7 +266,8 @@ class BaseScheduler(SchedulerInterface):
         if state.retired and (changed or not (report.finished or state.run_id in (among or ()))):
             self._stays(state)
         if changed:
-            state.batch_key = report.batch_key
+            state.batch_key, state.total_steps = report.batch_key, report.total_steps
+            self.demands.learn(state, report)
             self.policy.observe(state)
         if among is not None and not state.retired:
             self._near.pop(state.run_id, None)
@@ -275,24 +276,7 @@ class BaseScheduler(SchedulerInterface):
     def _conclude(self, state: RequestState, report: RequestReport) -> Event:
         """The terminal event of a request whose program is done; the worker has dropped it already."""
         self._remove(state)
-        request_id = state.request_id
-        if report.error is not None:
-            error = report.error.exception()
-            if not isinstance(error, RequestError):
-                error = GenerationFailed(report.error.message, remote_traceback=report.error.traceback)
-            return Failed(request_id=request_id, error=error)
-        output = DiffusionOutput(
-            request_id=request_id,
-            seed=state.request.seed,
-            output=report.output,
-            timings=state.timings(self.clock(), report.skipped_steps),
-            trajectory_latents=report.trajectory_latents,
-            trajectory_timesteps=report.trajectory_timesteps,
-            frame_rate=report.frame_rate,
-            sampling_rate=report.sampling_rate,
-            texts=report.texts,
-        )
-        return Finished(request_id=request_id, output=output)
+        return outcome(state, report, self.clock())
 
     def finish_requests(self, request_ids: Iterable[str], error: RequestError) -> list[Event]:
         """Ends requests from outside."""
@@ -319,6 +303,8 @@ class BaseScheduler(SchedulerInterface):
 
     def _replay_lost(self, output: SchedulerOutput, result: RunnerOutput) -> list[Event]:
         """Replays the live members of a tick that the worker did not mention: it does not hold them."""
+        if len(result.reports) >= len(output.scheduled_cached_reqs) + len(output.scheduled_new_reqs):
+            return []
         mentioned = {report.run_id for report in result.reports}
         states = (self._resident.get(run) for run in output.run_ids if run not in mentioned)
         return self._replay([state for state in states if state is not None], "its worker lost it")
@@ -335,6 +321,7 @@ class BaseScheduler(SchedulerInterface):
                 continue
             state.begin_attempt(self._new_run_id(request_id))
             self._alive[request_id] = state
+            self._intake.enters(state)
             self.policy.enqueue(state, front=True)
             events.append(Restarted(request_id=request_id, attempt=state.attempt))
         return events[::-1]
@@ -347,4 +334,5 @@ class BaseScheduler(SchedulerInterface):
             self._near.pop(state.run_id, None)
             (self._unlist if state.retired else self.policy.retire)(state)
         else:
+            self._intake.leaves(state, self.num_waiting)
             self.policy.withdraw(state)

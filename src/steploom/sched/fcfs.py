@@ -58,7 +58,7 @@ class Fcfs(Policy):
         self._home: dict[str, Group] = {}
         self._links: dict[str, str] = {}
         self._crowds: OrderedDict[str, Group] = OrderedDict()
-        self._crowd = max(2, (config.max_batch + 1) // 2)
+        self._crowd = max(2, (config.batch_limit + 1) // 2)
         self._favoured: Group | None = None
         self._term = 0  # How many more requests the favoured group may admit before the favour passes on.
         self._let_in = False  # Whether a pending group has got a place since the favoured one was chosen.

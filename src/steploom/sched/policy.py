@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from steploom.config import EngineConfig
+from steploom.sched.cost_model import CostModel
+from steploom.sched.demand import Demands
 from steploom.sched.state import Clock, RequestState
 
 
@@ -34,11 +36,17 @@ class Policy(ABC):
     Args:
         config: Settings of the engine.
         clock: Seconds from a fixed origin, for policies that look at deadlines.
+
+    Attributes:
+        costs: What ticks cost; the scheduler has it learn from the workers' answers.
+        demands: What requests take, estimated from that.
     """
 
     def __init__(self, config: EngineConfig, clock: Clock) -> None:
         self.config = config
         self.clock = clock
+        self.demands = Demands(CostModel())
+        self.costs = self.demands.costs
 
     @abstractmethod
     def enqueue(self, state: RequestState, *, front: bool = False) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -74,6 +75,10 @@ class RequestState:
         decode_s: Likewise after its loop.
         calls: Ticks in which the current attempt made a denoiser call.
         mates: Requests that shared these calls, itself included, summed over the ticks.
+        rows: Rows that its denoiser calls bring, once a worker has reported them; 0 until then.
+        total_steps: Its steps in all, likewise; None until then, or if nobody knows.
+        standalone_s: Seconds that it would take by itself, estimated when it came.
+        deadline: Clock reading by which it should be done.
         request_id: The request's id, at hand because every step needs it.
     """
 
@@ -93,6 +98,10 @@ class RequestState:
     decode_s: float = 0.0
     calls: int = 0
     mates: float = 0
+    rows: int = 0
+    total_steps: int | None = None
+    standalone_s: float = 0.0
+    deadline: float = math.inf
     request_id: str = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
@@ -103,7 +112,7 @@ class RequestState:
         self.attempt += 1
         self.run_id = run_id
         self.resident = self.retired = False
-        self.batch_key = None
+        self.batch_key = self.total_steps = None
         self.steps = self.calls = self.mates = 0
         self.encode_s = self.denoise_s = self.decode_s = 0.0
 

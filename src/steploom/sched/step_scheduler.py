@@ -13,7 +13,7 @@ class StepScheduler(BaseScheduler):
     """
 
     def _choose(self) -> Batch:
-        return self.policy.choose(self.config.max_batch, self.config.resident_limit - self._held)
+        return self.policy.choose(self.config.batch_limit, self.config.resident_limit - self._held)
 
     def _extend(self, members: list[str]) -> Batch:
-        return self.policy.extend(members, self.config.max_batch, self.config.resident_limit - self._held)
+        return self.policy.extend(members, self.config.batch_limit, self.config.resident_limit - self._held)

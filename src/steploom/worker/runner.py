@@ -77,7 +77,7 @@ class Runner:
         self._lora_counts = Counts()
         self._ticks = 0
         self._homes: dict[str, Any] = {}
-        self._spent = {"tick_s": 0.0, "forward_s": 0.0, "warmup_s": 0.0}
+        self._spent = dict.fromkeys(("tick_s", "forward_s", "warmup_s"), 0.0)
         self._tuning = Tuning(config, self._tell, given=in_process)
         self._adopt(pipeline)
         self._extensions = Extensions(self, config.worker_extension)
@@ -110,7 +110,7 @@ class Runner:
             raise ConfigError(f"cache={self._config.cache!r}: no step of text is like the one before; leave it None")
         device = torch.device(getattr(pipeline, "_execution_device", "cpu"))
         aside = functools.partial(make_aside, self._config.aside, device)
-        self._hub = Hub(self._config.encode_cache_bytes, self._tell, aside, self._config.max_batch)
+        self._hub = Hub(self._config.encode_cache_bytes, self._tell, aside, self._config.batch_limit)
         self._weave()
         tiny = load_tiny(self._config.preview_vae, pipeline, local_files_only=self._config.local_files_only)
         self._previewer = Previewer(pipeline, tiny, self._hub.aside.settle)
@@ -154,12 +154,8 @@ class Runner:
             warmup_s=counters.warmup_s,
             alone=counters.alone_this_tick,
         )
-        for name, seconds in (
-            ("tick_s", result.seconds),
-            ("forward_s", result.forward_s),
-            ("warmup_s", result.warmup_s),
-        ):
-            self._spent[name] += seconds
+        spent = {"tick_s": result.seconds, "forward_s": counters.forward_s, "warmup_s": counters.warmup_s}
+        self._spent = {name: seconds + spent[name] for name, seconds in self._spent.items()}
         return result
 
     def _start(self, new: NewRequest) -> Resident:

@@ -51,7 +51,7 @@ def plan(info: PipelineInfo, config: EngineConfig) -> Plan:
     """The rounds of a warm-up, within the limits that requests have."""
     known = {parameter.name for parameter in info.parameters}
     usual = {name: value for name, value in _arguments(info, config).items() if name in known}
-    several = min(3, config.max_batch)
+    several = min(3, config.batch_limit)
     if config.compile:
         oblong = {**usual, **(_oblong(info, usual) if {"width", "height"} <= known else {})}
         yield f"{several} requests", several, oblong
@@ -60,8 +60,8 @@ def plan(info: PipelineInfo, config: EngineConfig) -> Plan:
             yield "one request without guidance", 1, {**usual, "guidance_scale": 1.0}
     if config.cuda_graphs:
         count = 1
-        while count < 2 * config.max_batch:
-            now = min(count, config.max_batch)
+        while count < 2 * config.batch_limit:
+            now = min(count, config.batch_limit)
             yield f"{now} requests", now, usual
             count *= 2
 

@@ -101,7 +101,7 @@ async def info(request: Request) -> Response:
             "parameters": _names(pipeline), "image_parameters": _image_parameters(pipeline),
             "default_steps": pipeline.default_steps, "default_size": pipeline.default_size,
             "size_multiple": pipeline.size_multiple, "size_most": pipeline.size_most,
-            "max_pixels": config.max_pixels, "max_steps": config.max_steps, "max_batch": config.max_batch,
+            "max_pixels": config.max_pixels, "max_steps": config.max_steps, "max_batch": config.batch_limit,
             "max_images": state.settings.max_images, "needs_image": _needs_image(pipeline), **demo,
         },
         headers={"Cache-Control": "no-store"},

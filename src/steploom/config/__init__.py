@@ -6,54 +6,26 @@ This module is the only reader of environment variables.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, MutableMapping
-from types import NoneType
-from typing import Any, Literal, Protocol, cast, get_args
+from collections.abc import Mapping, MutableMapping
+from typing import Any
 
 from steploom import step_caches
+from steploom.config.values import (
+    AUTO_BATCH,
+    Auto,
+    Compiler,
+    OffloadLevel,
+    QuantizationConfig,
+    check,
+    check_entries,
+    parse,
+    plain,
+)
+from steploom.config.values import AsideMode as AsideMode
+from steploom.config.values import Dtype as Dtype
 from steploom.errors import ConfigError, InvalidRequest
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-OffloadLevel = Literal["leaf_level", "block_level"]
-AsideMode = Literal["auto", "thread", "slices", "off"]
-Compiler = Mapping[str, Any]
-"""Arguments of ``torch.compile``: ``mode``, ``backend``, ``dynamic``, ``fullgraph``, ``options``; and ``regional``."""
-
-_CHOICES = {"Dtype": get_args(Dtype), "OffloadLevel": get_args(OffloadLevel), "AsideMode": get_args(AsideMode)}
-
-_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
-    "str": ((str,), "a str that is not empty"),
-    "int": ((int,), "an integer"),
-    "float": ((int, float), "a number of seconds greater than 0"),
-    "bool": ((bool,), "True or False"),
-    "type": ((type,), "a class"),
-    "None": ((NoneType,), "None"),
-    "Mapping[str, str]": ((Mapping,), "a mapping of names to files, folders or hub ids"),
-    "Mapping[str, Any]": ((Mapping,), "a mapping by name"),
-    "Compiler": ((Mapping,), "a mapping of torch.compile's arguments"),
-    "QuantizationConfig": ((), "a quantization config of diffusers"),
-    **{name: ((str,), f"one of {', '.join(map(repr, values))}") for name, values in _CHOICES.items()},
-}
-"""What the fields' annotations mean, and how a message says it."""
-
-_LEAST = {"max_retries": 0, "encode_cache_bytes": 0, "compile_cache_bytes": 0}
-"""The least that an integer may be, where that is not 1."""
-
-_COMPILER: dict[Any, tuple[tuple[type, ...], str]] = {
-    "mode": ((str,), "a mode of torch.compile"),
-    "backend": ((str,), "a backend of torch.compile"),
-    "dynamic": ((bool, NoneType), "True, False or None"),
-    "fullgraph": ((bool,), "True or False"),
-    "options": ((dict,), "a mapping of the backend's options"),
-    "regional": ((bool,), "True or False"),
-}
-"""The arguments of ``compile``, and what they may be."""
-
-_MOST = 2**63 - 1
-"""The greatest integer that reaches a worker."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,13 +57,23 @@ class EngineConfig:
             :class:`steploom.executor.DiffusionExecutor`, or its name as ``"pkg.module.Class"``.
         scheduler: ``"step"`` (requests join between denoising steps), ``"request"`` (one request to completion), or a
             subclass of :class:`steploom.sched.SchedulerInterface`, or its name.
-        policy: Order and batch choice; ``"fcfs"``, or a :class:`steploom.sched.Policy` class or its name.
+        policy: Who runs next: ``"deadline"`` (the earliest that can be kept), ``"srpt"`` (the shortest rest),
+            ``"fcfs"`` (first come, first served), or a :class:`steploom.sched.Policy` class or its name.
+        preempt: Let requests pause at a step for more urgent ones, where they can afford it.
+        priority_ageing_s: Seconds after which a waiting request rises to the next class of ``priority``.
+        user_weights: Shares of users (``DiffusionRequest.user``) where they differ from 1. As a variable:
+            ``STEPLOOM_USER_WEIGHTS=ann=2,bob=0.5``.
         run_ahead: Decide and send a tick while the one before it runs, so that the worker never waits for the engine.
         aside: Where text encoders and VAEs run while others' steps go on: on a ``"thread"`` (on CUDA, and a stream), in
             ``"slices"`` of the ticks, or all at once in a tick (``"off"``); ``"auto"`` by whether a core is to spare.
-        max_batch: Requests that share one tick, at most.
+        max_batch: Requests that share one tick, at most; ``"auto"``: up to the rows beyond which another one only makes
+            everybody late, as measured for each shape.
         max_resident: Requests whose latents are held by a worker, at most. None: twice ``max_batch``.
         max_waiting: Requests that wait, at most; one more raises :class:`~steploom.errors.QueueFull`.
+        max_waiting_s: Seconds of work that waits, at most, as estimated; more raises ``QueueFull``. None: no bound.
+        refuse_hopeless: Refuse a request at once that cannot be done within its ``timeout``, as estimated.
+        costs_file: Where what ticks cost is kept for the next start; ``"auto"``: a file for this model and device among
+            the user's states; None keeps nothing.
         data_parallel_size: Number of workers.
         batch_invariant: Pad merged forwards to a fixed number of rows, so that results do not depend on company.
         compile: Compile the denoisers' repeated blocks, or a denoiser that names none as a whole; or a mapping of
@@ -142,12 +124,18 @@ class EngineConfig:
     vae_slicing: bool = False
     distributed_executor_backend: str | type = "mp"
     scheduler: str | type = "step"
-    policy: str | type = "fcfs"
+    policy: str | type = "deadline"
+    preempt: bool = False
+    priority_ageing_s: float = 60.0
+    user_weights: Mapping[str, float] | None = dataclasses.field(default=None, hash=False)
     run_ahead: bool = True
     aside: AsideMode = "off"
-    max_batch: int = 16
+    max_batch: int | Auto = 16
     max_resident: int | None = None
     max_waiting: int = 1024
+    max_waiting_s: float | None = None
+    refuse_hopeless: bool = False
+    costs_file: str | None = "auto"
     data_parallel_size: int = 1
     batch_invariant: bool = False
     compile: Compiler | bool = dataclasses.field(default=False, hash=False)
@@ -174,9 +162,9 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _plain(field.name, getattr(self, field.name)))
-            _check(field, getattr(self, field.name))
-        _check_entries(self)
+            object.__setattr__(self, field.name, plain(field.name, getattr(self, field.name)))
+            check(field, getattr(self, field.name))
+        check_entries(self.dtype, self.compile, self.components)
         try:
             step_caches.parse(self.cache)
         except InvalidRequest as error:
@@ -187,16 +175,23 @@ class EngineConfig:
             if getattr(self, name) and self.group_offload is not None:
                 both = f"group_offload={self.group_offload!r} with {name}={getattr(self, name)!r}"
                 raise ConfigError(f"{both}: {why}; leave one of them out")
-        if self.max_resident is not None and self.max_resident < self.max_batch:
+        if self.max_resident is not None and self.max_batch != "auto" and self.max_resident < self.max_batch:
             raise ConfigError(
                 f"max_resident={self.max_resident}: must be at least max_batch={self.max_batch}, "
                 "since every request of a batch is resident; raise it, or leave it None"
             )
 
     @property
+    def batch_limit(self) -> int:
+        """Requests of a tick at most, whatever its cost."""
+        if self.max_batch != "auto":
+            return self.max_batch
+        return AUTO_BATCH if self.max_resident is None else min(AUTO_BATCH, self.max_resident)
+
+    @property
     def resident_limit(self) -> int:
         """Requests held by a worker at most: ``max_resident``, else twice ``max_batch``."""
-        return self.max_resident if self.max_resident is not None else 2 * self.max_batch
+        return self.max_resident if self.max_resident is not None else 2 * self.batch_limit
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None, **overrides: Any) -> EngineConfig:
@@ -210,112 +205,8 @@ class EngineConfig:
         for field in dataclasses.fields(cls):
             raw = env.get(f"STEPLOOM_{field.name.upper()}")
             if raw is not None:
-                values[field.name] = _parse(field, raw)
+                values[field.name] = parse(field, raw)
         return cls(**{**values, **overrides})
-
-
-class QuantizationConfig(Protocol):
-    """A quantization config of diffusers or transformers, or a ``PipelineQuantizationConfig`` (a mapping of them)."""
-
-    quant_method: Any
-
-
-def _is_quantization(value: object) -> bool:
-    return not isinstance(value, type) and (hasattr(value, "quant_method") or hasattr(value, "quant_mapping"))
-
-
-def _plain(name: str, value: Any) -> Any:
-    """``value`` without what only says the same in other types: paths, torch's dtypes and devices."""
-    if name == "compile" and isinstance(value, Mapping):
-        return dict(cast("Mapping[Any, Any]", value)) or True
-    if name in ("model", "base_model") and isinstance(value, os.PathLike):
-        return os.fspath(cast("os.PathLike[str]", value))
-    if name in ("dtype", "device") and (type(value).__module__, type(value).__name__) == ("torch", name):
-        return str(value).removeprefix("torch.")
-    if name in ("dtype", "components") and isinstance(value, Mapping):
-        entries = cast("Mapping[Any, Any]", value)
-        return {key: _plain("dtype" if name == "dtype" else "model", entry) for key, entry in entries.items()}
-    return value
-
-
-def _check(field: dataclasses.Field[Any], value: Any) -> None:
-    """Refuses a value that is not of its field's type, or out of bounds.
-
-    Raises:
-        ConfigError: It names the field, the value and what would do.
-    """
-    names = str(field.type).split(" | ")
-    kinds = [kind for name in names for kind in _KINDS[name][0]]
-    # bool is a subclass of int, and True is not what anybody means by 1.
-    fits = isinstance(value, tuple(kinds)) and (bool in kinds or not isinstance(value, bool))
-    fits = fits or ("QuantizationConfig" in names and _is_quantization(value))
-    least = _LEAST.get(field.name, 1)
-    if fits and isinstance(value, str):
-        fits = bool(value) and all(value in _CHOICES[name] for name in names if name in _CHOICES)
-    elif fits and isinstance(value, (int, float)) and bool not in kinds:
-        fits = value > 0 if "float" in names else value >= least
-        fits = fits and (isinstance(value, float) or value <= _MOST)
-    if fits and "Mapping[str, str]" in names and isinstance(value, Mapping):
-        entries = cast("Mapping[Any, Any]", value).items()
-        fits = all(isinstance(part, str) and part for entry in entries for part in entry)
-    if fits:
-        return
-    bounds = f" of at least {least}" + (" and below 2**63" if isinstance(value, int) and value > _MOST else "")
-    meanings = [_KINDS[name][1] + (bounds if name == "int" else "") for name in names]
-    raise ConfigError(f"{field.name}={value!r}: must be {' or '.join(meanings)}; the default is {field.default!r}")
-
-
-def _check_entries(config: EngineConfig) -> None:
-    """Refuses entries of the mappings ``dtype`` and ``components`` that mean nothing."""
-    known = [name for name in _CHOICES["Dtype"] if name != "auto"]
-    dtypes: Mapping[Any, Any] = config.dtype if isinstance(config.dtype, Mapping) else {}
-    for name, value in dtypes.items():
-        if value not in known:
-            raise ConfigError(f"dtype[{name!r}]={value!r}: must be one of {', '.join(map(repr, known))}")
-    compiler: Mapping[Any, Any] = config.compile if isinstance(config.compile, Mapping) else {}
-    for name, value in compiler.items():
-        kinds, meaning = _COMPILER.get(name, ((), ""))
-        if not kinds:
-            raise ConfigError(f"compile[{name!r}]={value!r}: there is no such argument; give {', '.join(_COMPILER)}")
-        if not isinstance(value, kinds):
-            raise ConfigError(f"compile[{name!r}]={value!r}: must be {meaning}")
-    for name, value in (config.components or {}).items():
-        if value is not None and not (isinstance(value, str) and value):
-            raise ConfigError(
-                f"components[{name!r}]={value!r}: must be a folder, a hub id or a file, or None to leave it out"
-            )
-
-
-def _parse(field: dataclasses.Field[Any], raw: str) -> Any:
-    """``raw`` as the type of its field: what may be a mapping is one if it is written as JSON."""
-    names, default = str(field.type).split(" | "), field.default
-    kinds: dict[str, Callable[[str], Any]] = {"int": int, "float": float}
-    meanings = {"bool": "true or false", "int": "an integer", "float": "a number"}
-    meaning = meanings.get(names[-1], "name=path,name=path" if "Mapping[str, str]" in names else "a JSON object")
-    try:
-        if names[-1] == "bool":
-            return json.loads(raw) if raw.startswith("{") else _flag(raw)
-        if "Mapping[str, str]" in names and not raw.startswith("{"):
-            return _entries(raw)
-        if raw.startswith("{") or ("Mapping[str, Any]" in names and "str" not in names and names[0] not in _CHOICES):
-            return json.loads(raw)
-        return kinds.get(names[0], str)(raw)
-    except (ValueError, KeyError):
-        mend = f"unset it for the default, {default!r}"
-        raise ConfigError(f"STEPLOOM_{field.name.upper()}={raw!r}: must be {meaning}; {mend}") from None
-
-
-def _flag(raw: str) -> bool:
-    return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[raw.lower()]
-
-
-def _entries(raw: str) -> dict[str, str]:
-    """``name=path,name=path`` as a mapping."""
-    entries: dict[str, str] = {}
-    for entry in raw.split(","):
-        name, place = entry.split("=", 1)
-        entries[name.strip()] = place.strip()
-    return entries
 
 
 def worker_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -1,0 +1,266 @@
+"""CostModel: the seconds of a tick by batch key and rows, learned from what the workers measure; and the knee."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+from statistics import median
+from typing import Any, cast
+
+from steploom.protocol import RunnerOutput
+
+SAMPLES = 15
+"""Measurements of one number of rows that are kept: their median is the cost, so seven outliers do no harm."""
+
+KNEE_SHARE = 0.9
+"""The knee is where so much of the best throughput is reached."""
+
+CLIMBS = 1.05
+"""If twice the rows gave so many times the throughput, the knee may lie beyond what was measured."""
+
+FIXED = 0.3
+"""Share of a tick that does not grow with its rows, where only one number of rows was measured."""
+
+MAX_KEYS = 1024
+"""Batch keys that are remembered; the one that was measured longest ago is forgotten first."""
+
+DECAY = 0.99
+"""What counts of what was known, when a request has ended."""
+
+VERSION = 1
+
+
+def cost_key(batch_key: str) -> str:
+    """What of a batch key says what a tick costs, in every process: module and sizes, without the running number."""
+    return batch_key.rpartition("#")[0] or batch_key
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What is known about the ticks of one batch key.
+
+    Attributes:
+        batch_key: Module and sizes that the requests share.
+        seconds: Seconds of a tick, by rows.
+        samples: Measurements that each rests on.
+        knee: Rows beyond which another row only makes everybody late; None while nobody can say.
+        chores_s: Seconds that a request's text encoders and VAEs take.
+    """
+
+    batch_key: str
+    seconds: dict[int, float]
+    samples: dict[int, int]
+    knee: int | None
+    chores_s: float
+
+
+class Curve:
+    """Seconds of a tick by rows, of one batch key."""
+
+    def __init__(self) -> None:
+        self._samples: dict[int, deque[float]] = {}
+        self._points: list[tuple[int, float]] | None = []
+        self._knee: int | None = None
+        self._age = 0
+        self.chores_s = 0.0
+        self._ended = 0.0
+        self._chores = 0.0
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """A tick with so many rows took so long."""
+        samples = self._samples.get(rows)
+        if samples is None:
+            samples = self._samples[rows] = deque(maxlen=SAMPLES)
+            self._age = 0
+        samples.append(seconds)
+        self._age -= 1
+        if self._age < 0:  # Medians are taken now and then, and at once for a new number of rows.
+            self._points, self._age = None, min(4 * len(samples), 2 * SAMPLES)
+
+    def observe_chores(self, seconds: float, ended: int) -> None:
+        """Encoders and VAEs took so long in a tick in which so many requests ended. Old ticks count less and less."""
+        self._chores = 0.98 * self._chores + seconds
+        self._ended = 0.98 * self._ended + ended
+        self.chores_s = self._chores / max(self._ended, 1.0)
+
+    @property
+    def points(self) -> list[tuple[int, float]]:
+        """Rows and seconds, as measured, but never less for more rows."""
+        if self._points is None:
+            self._points, most = [], 0.0
+            for rows in sorted(self._samples):
+                most = max(most, median(self._samples[rows]))
+                self._points.append((rows, most))
+            self._knee = _knee(self._points)
+        return self._points
+
+    def at(self, rows: float) -> float:
+        """Seconds with so many rows: between what was measured, or beyond it in a straight line."""
+        points = self.points
+        if len(points) == 1:
+            known, seconds = points[0]
+            return seconds * (FIXED + (1 - FIXED) * rows / known)
+        above = next((i for i, point in enumerate(points) if point[0] >= rows), len(points) - 1)
+        (low, fast), (high, slow) = points[max(above, 1) - 1], points[max(above, 1)]
+        return max(fast + (slow - fast) * (rows - low) / (high - low), fast * min(1.0, rows / low))
+
+    @property
+    def knee(self) -> int | None:
+        """Rows beyond which another row only makes everybody late; None while nobody can say."""
+        return self._knee if self.points else None
+
+    @property
+    def most(self) -> int:
+        """The most rows that were measured; 0 if none were."""
+        return self.points[-1][0] if self.points else 0
+
+    def shown(self, key: str) -> Cost:
+        """What is known, for people."""
+        samples = {rows: len(values) for rows, values in sorted(self._samples.items())}
+        return Cost(key, dict(self.points), samples, self.knee, self.chores_s)
+
+    def state(self) -> dict[str, Any]:
+        """What another process needs to go on."""
+        seconds = {str(rows): list(values) for rows, values in self._samples.items()}
+        return {"seconds": seconds, "chores": [self._chores, self._ended]}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Curve:
+        """The curve that :meth:`state` told of."""
+        curve = cls()
+        for rows, values in state["seconds"].items():
+            curve._samples[int(rows)] = deque(map(float, values), maxlen=SAMPLES)
+        chores, ended = map(float, state["chores"])
+        curve._points = None
+        curve._chores, curve._ended, curve.chores_s = chores, ended, chores / max(ended, 1.0)
+        return curve
+
+
+def _knee(points: list[tuple[int, float]]) -> int | None:
+    """The fewest rows with most of the best throughput that was measured; None while it is still growing."""
+    if not points:
+        return None
+    most, _ = points[-1]
+    curve = [(rows, rows / _line(points, rows)) for rows in range(1, most + 1)]
+    best = max(throughput for _, throughput in curve)
+    if most < 2 or curve[-1][1] >= CLIMBS * curve[(most + 1) // 2 - 1][1]:
+        return None
+    return next(rows for rows, throughput in curve if throughput >= KNEE_SHARE * best)
+
+
+def _line(points: list[tuple[int, float]], rows: int) -> float:
+    before = (0, 0.0) if points[0][0] > 1 else points[0]
+    for point in points:
+        if point[0] >= rows:
+            (low, fast), (high, slow) = before, point
+            return slow if high == low else fast + (slow - fast) * (rows - low) / (high - low)
+        before = point
+    return before[1]
+
+
+class CostModel:
+    """What ticks cost, by batch key and rows. It belongs to a scheduler, and learns from the answers of its workers.
+
+    The cost of a tick is its seconds in the worker without warm-up, text encoders and VAEs: these are counted by
+    themselves, for each request. Of each number of rows the median of the last measurements counts.
+    """
+
+    def __init__(self) -> None:
+        self._curves: OrderedDict[str, Curve] = OrderedDict()
+        self._names: dict[str, Curve] = {}
+        self.standalone_s = 0.0
+        self.busy_s = 0.0
+
+    def curve(self, batch_key: str) -> Curve:
+        """What is known about a batch key, to learn more."""
+        curve = self._names.get(batch_key)
+        if curve is None:
+            key = cost_key(batch_key)
+            curve = self._curves.setdefault(key, Curve())
+            if len(self._names) >= MAX_KEYS or len(self._curves) > MAX_KEYS:
+                self._names.clear()
+                while len(self._curves) > MAX_KEYS:
+                    self._curves.popitem(last=False)
+            self._names[batch_key] = curve
+            self._curves.move_to_end(key)
+        return curve
+
+    def find(self, batch_key: str | None) -> Curve | None:
+        """What is known about a batch key, if anything was measured."""
+        if batch_key is None:
+            return None
+        curve = self._names.get(batch_key) or self._curves.get(cost_key(batch_key))
+        return curve if curve is not None and curve.points else None
+
+    def seconds(self, batch_key: str, rows: int) -> float | None:
+        """Seconds of a tick; None if nothing is known about the batch key."""
+        curve = self.find(batch_key)
+        return None if curve is None else curve.at(rows)
+
+    def knee(self, batch_key: str) -> int | None:
+        """Rows beyond which another row only makes everybody late; None while nobody can say."""
+        curve = self.find(batch_key)
+        return None if curve is None else curve.knee
+
+    def cap(self, batch_key: str | None) -> float:
+        """Rows that a batch may have: the knee, or where that is not known yet, twice what was measured."""
+        curve = self.find(batch_key)
+        if curve is None:
+            return 4
+        return curve.knee or 2 * curve.most
+
+    def observe(self, batch_key: str | None, result: RunnerOutput, rows: int, ended_s: float) -> None:
+        """Takes note of a tick, unless there was warm-up in it.
+
+        Args:
+            batch_key: What its members had in common; None if that was not known when it was decided.
+            result: The worker's answer.
+            rows: Rows of all denoiser calls.
+            ended_s: Standalone seconds of the requests that ended in it.
+        """
+        if not rows or result.warmup_s:
+            return
+        self.busy_s += result.seconds
+        if batch_key is None:
+            keys = {report.batch_key for report in result.reports if report.batch_requests}
+            batch_key = keys.pop() if len(keys) == 1 else None
+        if batch_key is not None:
+            curve = self._names.get(batch_key) or self.curve(batch_key)
+            if result.seconds > result.chores_s:
+                curve.observe(rows, result.seconds - result.chores_s)
+            if result.chores_s or ended_s:
+                curve.observe_chores(result.chores_s, sum(report.finished for report in result.reports))
+        if ended_s:  # Old work counts less and less.
+            self.standalone_s = DECAY * self.standalone_s + ended_s
+            self.busy_s *= DECAY
+
+    @property
+    def gain(self) -> float:
+        """Standalone seconds of work that are done in a second, by sharing; 1 while nobody can say."""
+        return self.standalone_s / self.busy_s if self.standalone_s > 0 and self.busy_s > 0 else 1.0
+
+    def shown(self) -> list[Cost]:
+        """All that is known, for people."""
+        return [curve.shown(key) for key, curve in self._curves.items() if curve.points]
+
+    def state(self) -> dict[str, Any]:
+        """What another process needs to go on: plain, as JSON takes it."""
+        curves = {key: curve.state() for key, curve in self._curves.items() if curve.points}
+        return {"version": VERSION, "curves": curves, "gain": [self.standalone_s, self.busy_s]}
+
+    def restore(self, state: object) -> bool:
+        """Goes on where another process was; whether that was possible. What was measured since counts as well."""
+        try:
+            told = cast("Mapping[str, Any]", state)
+            if told["version"] != VERSION:
+                return False
+            curves = {str(key): Curve.of(curve) for key, curve in told["curves"].items()}
+            standalone_s, busy_s = map(float, told["gain"])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return False
+        self._names.clear()
+        for key, curve in curves.items():
+            self._curves.setdefault(key, curve)
+        self.standalone_s, self.busy_s = self.standalone_s + standalone_s, self.busy_s + busy_s
+        return True

@@ -1,0 +1,161 @@
+"""Demand: how long a request takes by itself, and how much of that is left, from its steps and what a step costs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict
+from typing import Any
+
+from steploom.protocol import RequestReport
+from steploom.requests import DiffusionRequest
+from steploom.sched.cost_model import CostModel
+from steploom.sched.state import RequestState
+
+MAX_SHAPES = 4096
+"""Kinds of requests that are remembered."""
+
+UNKNOWN_STEP_S = 0.1
+"""Seconds of a step of one megapixel, before anything was measured. Only the order of requests rests on it."""
+
+GROWTH = 1.2
+"""Seconds grow with pixels to this power, from the nearest size that was measured."""
+
+DEFAULT_STEPS = 30
+
+
+@dataclasses.dataclass(slots=True)
+class Shape:
+    """What requests of a kind turned out to be.
+
+    Attributes:
+        batch_key: That of their denoiser calls.
+        rows: Rows per image.
+        steps: Steps of one that does not say how many.
+        pixels: Of one image or video, if its arguments say so.
+    """
+
+    batch_key: str
+    rows: float
+    steps: int
+    pixels: float | None
+
+
+def images(request: DiffusionRequest) -> int:
+    """Images or videos that the request asks for."""
+    prompts = len(request.prompt) if isinstance(request.prompt, list | tuple) else 1
+    each = request.params.get("num_images_per_prompt") or request.params.get("num_videos_per_prompt")
+    return max(1, prompts * each) if isinstance(each, int) else max(1, prompts)
+
+
+def pixels(params: Any) -> float | None:
+    """Width times height times frames, as far as the arguments say."""
+    width, height = params.get("width"), params.get("height")
+    if not isinstance(width, int | float) or not isinstance(height, int | float):
+        return None
+    frames = params.get("num_frames", 1)
+    return float(width * height * (frames if isinstance(frames, int) else 1))
+
+
+class Demands:
+    """Estimates of requests: of those that wait from others of their kind, of those that run from themselves.
+
+    A kind is the guess at the batch key, and whether there is guidance, since that doubles the rows.
+    """
+
+    def __init__(self, costs: CostModel) -> None:
+        self.costs = costs
+        self._shapes: OrderedDict[tuple[str, bool], Shape] = OrderedDict()
+        self._last: Shape | None = None
+
+    @property
+    def knows(self) -> bool:
+        """Whether anything was measured."""
+        return bool(self._shapes)
+
+    def learn(self, state: RequestState, report: RequestReport) -> None:
+        """A request has made its first denoiser call."""
+        if report.batch_key is None or report.rows < 1:
+            return
+        state.rows = report.rows
+        kind = _kind(state.guess, state.request)
+        size = pixels(state.request.params)
+        steps = report.total_steps or DEFAULT_STEPS
+        shape = Shape(report.batch_key, report.rows / images(state.request), steps, size)
+        self._shapes[kind] = self._last = shape
+        self._shapes.move_to_end(kind)
+        if len(self._shapes) > MAX_SHAPES:
+            self._shapes.popitem(last=False)
+
+    def rows(self, state: RequestState) -> int:
+        """Rows that the request brings to a forward."""
+        if state.rows:
+            return state.rows
+        shape = self._shape(state)
+        return max(1, round((shape.rows if shape else 1.0) * images(state.request)))
+
+    def steps(self, state: RequestState) -> int:
+        """Steps that it takes in all."""
+        if state.total_steps is not None:
+            return state.total_steps
+        params = state.request.params
+        given, strength = params.get("num_inference_steps"), params.get("strength")
+        if not isinstance(given, int):
+            shape = self._shape(state)
+            return shape.steps if shape else DEFAULT_STEPS
+        if "image" in params and isinstance(strength, int | float) and 0 < strength < 1:
+            return max(1, int(given * strength))
+        return max(1, given)
+
+    def step_s(self, state: RequestState, company: int = 0) -> float:
+        """Seconds of one of its steps beside so many rows of others."""
+        rows = self.rows(state) + company
+        if state.batch_key is not None:
+            own = self.costs.find(state.batch_key)
+            if own is not None:
+                return own.at(rows)
+        shape, size = self._shape(state), pixels(state.request.params)
+        curve = self.costs.find(shape.batch_key) if shape else None
+        if curve is None or shape is None:
+            return UNKNOWN_STEP_S * ((size or 2**20) / 2**20) ** GROWTH * (0.5 + 0.5 * rows)
+        scale = (size / shape.pixels) ** GROWTH if size and shape.pixels else 1.0
+        return curve.at(rows) * scale
+
+    def chores_s(self, state: RequestState) -> float:
+        """Seconds of its text encoders and VAEs."""
+        curve = self.costs.find(state.batch_key or getattr(self._shape(state), "batch_key", None))
+        return curve.chores_s if curve is not None else 0.0
+
+    def standalone_s(self, state: RequestState) -> float:
+        """Seconds that the request would take by itself."""
+        return self.steps(state) * self.step_s(state) + self.chores_s(state)
+
+    def remaining_s(self, state: RequestState, company: int = 0) -> float:
+        """Seconds that are left of it beside so many rows of others."""
+        left = max(0, self.steps(state) - state.steps)
+        return left * self.step_s(state, company) + self.chores_s(state) * (1.0 if not state.steps else 0.5)
+
+    def _shape(self, state: RequestState) -> Shape | None:
+        """The request's kind, or else the nearest one by size, of whatever guidance."""
+        kind = _kind(state.guess, state.request)
+        found = self._shapes.get(kind) or self._shapes.get((kind[0], not kind[1]))
+        if found is not None or not self._shapes:
+            return found
+        size = pixels(state.request.params)
+        sized = [shape for shape in self._shapes.values() if shape.pixels] if size and len(self._shapes) <= 64 else []
+        if not sized or size is None:
+            return self._last
+        return min(sized, key=lambda shape: max(shape.pixels or 1, size) / min(shape.pixels or 1, size))
+
+    def state(self) -> list[list[Any]]:
+        """What another process needs to go on."""
+        return [[*kind, shape.batch_key, shape.rows, shape.steps, shape.pixels] for kind, shape in self._shapes.items()]
+
+    def restore(self, state: list[list[Any]]) -> None:
+        """Goes on where another process was."""
+        for guess, guided, key, rows, steps, size in state:
+            self._shapes.setdefault((guess, guided), Shape(key, rows, steps, size))
+
+
+def _kind(guess: str, request: DiffusionRequest) -> tuple[str, bool]:
+    scales = (request.params.get(name) for name in ("guidance_scale", "true_cfg_scale"))
+    return guess, all(scale is None or not isinstance(scale, int | float) or scale > 1 for scale in scales)

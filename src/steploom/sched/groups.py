@@ -1,0 +1,211 @@
+"""Groups: requests that may share a forward, resident or waiting; and which guess leads to which group."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from heapq import heapify, heappop, heappush
+
+from steploom.sched.lines import Line, Order, Rank
+from steploom.sched.state import RequestState
+
+MAX_LINKS = 4096
+"""How many guesses an observed key is remembered for."""
+
+SLACK = 64
+"""Entries of groups that do not wait any more that the index may have, whatever its size."""
+
+
+class Group:
+    """The requests of a batch key.
+
+    Attributes:
+        key: The observed key, or a guess.
+        residents: Those that a worker holds, by run id, oldest first.
+        paused: Of these, those that are left out of the group's ticks.
+        line: Those that wait.
+        since: When it had its last turn, or came into being.
+        turn: The number of the policy's choice then.
+    """
+
+    __slots__ = ("key", "line", "paused", "residents", "since", "turn")
+
+    def __init__(self, key: str, order: Order, now: float, turn: int) -> None:
+        self.key = key
+        self.residents: dict[str, RequestState] = {}
+        self.paused: dict[str, RequestState] = {}
+        self.line = Line(order)
+        self.since = now
+        self.turn = turn
+
+    @property
+    def batch_key(self) -> str | None:
+        """The observed key; None if it is only guessed."""
+        return None if self.key.startswith("?") else self.key
+
+    @property
+    def priority(self) -> int:
+        """The best class of its residents, or else of those that wait."""
+        if self.residents:
+            return min(state.request.priority for state in self.residents.values())
+        return self.line.priority
+
+    @property
+    def stepping(self) -> int:
+        """Residents that are not paused."""
+        return len(self.residents) - len(self.paused)
+
+
+class Groups:
+    """All groups by key: those with residents (``active``), and those in which all wait (``pending``, oldest first).
+
+    A request belongs to the group of its observed key. Before there is one it belongs to the group that the last
+    request of the same guess turned out to be in, or to a group of its own guess.
+
+    ``_index`` orders the requests of pending groups by the policy's rank. Stale entries, whose request left or whose
+    group has residents, are dropped when they come up, or when they are the majority.
+    """
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+        self.active: OrderedDict[str, Group] = OrderedDict()
+        self.pending: OrderedDict[str, Group] = OrderedDict()
+        self.home: dict[str, Group] = {}
+        self.turns = 0
+        self._links: OrderedDict[str, str] = OrderedDict()
+        self._index: list[tuple[int, bool, Rank, int, str]] = []
+
+    def of(self, key: str, now: float) -> Group:
+        """The group of a key, made if there is none."""
+        group = self.active.get(key) or self.pending.get(key)
+        if group is None:
+            group = self.pending[key] = Group(key, self._order, now, self.turns)
+        return group
+
+    def of_state(self, state: RequestState, now: float) -> Group:
+        """The group that the resident ``state`` belongs to by what is known about it."""
+        return self.of(state.batch_key or self._links.get(state.guess, state.guess), now)
+
+    def push(self, state: RequestState, now: float, front: bool = False) -> None:
+        """``state`` waits from now on."""
+        group = self.of(self._links.get(state.guess, state.guess), now)
+        group.line.push(state, front=front)
+        self.home[state.run_id] = group
+        if not group.residents:
+            self._enter(group, state, now)
+
+    def remove(self, state: RequestState, now: float) -> None:
+        """``state`` waits no more."""
+        group = self.home.pop(state.run_id)
+        group.line.remove(state)
+        if group.residents:
+            return
+        if len(group.line):
+            self._enter(group, group.line.first(now), now)
+        else:
+            del self.pending[group.key]
+
+    def admit(self, group: Group, now: float) -> RequestState:
+        """The next of those that wait in the group is resident from now on."""
+        state = group.line.pop(now)
+        self.settle(state, group)
+        return state
+
+    def settle(self, state: RequestState, group: Group) -> None:
+        """The resident ``state`` belongs to ``group``, before those that came later than it."""
+        residents = group.residents
+        if residents and next(reversed(residents.values())).arrival > state.arrival:
+            self._insert(state, residents)
+        else:
+            residents[state.run_id] = state
+        self.home[state.run_id] = group
+        if self.pending.pop(group.key, None) is not None:
+            self.active[group.key] = group
+
+    def _insert(self, state: RequestState, residents: dict[str, RequestState]) -> None:
+        later = [(run, other) for run, other in residents.items() if other.arrival > state.arrival]
+        for run, _ in later:
+            del residents[run]
+        residents[state.run_id] = state
+        residents.update(later)
+
+    def release(self, state: RequestState, now: float) -> None:
+        """The resident ``state`` is gone."""
+        group = self.home.pop(state.run_id)
+        del group.residents[state.run_id]
+        group.paused.pop(state.run_id, None)
+        self._emptied(group, now)
+
+    def observed(self, state: RequestState, now: float) -> None:
+        """The key of a resident is known, or has changed: it moves there, and those of its guess follow."""
+        assert state.batch_key is not None
+        old, group = self.home[state.run_id], self.of(state.batch_key, now)
+        if old is not group:
+            self._move(state, old, group, now)
+        linked = self._links.get(state.guess)
+        # A link holds while its group lives, or a guess that covers several keys were moved about by every report.
+        if linked != group.key and linked not in self.active:
+            self._link(state.guess, group, now)
+
+    def _move(self, state: RequestState, old: Group, group: Group, now: float) -> None:
+        del old.residents[state.run_id]
+        paused = old.paused.pop(state.run_id, None)
+        self.settle(state, group)
+        if paused is not None:
+            group.paused[state.run_id] = state
+        self._emptied(old, now)
+
+    def _link(self, guess: str, group: Group, now: float) -> None:
+        """Requests of this guess belong to ``group`` from now on."""
+        key = self._links.pop(guess, guess)
+        old = self.active.get(key) or self.pending.get(key)
+        self._links[guess] = group.key
+        if len(self._links) > MAX_LINKS:
+            self._links.popitem(last=False)
+        if old is None or old is group:
+            return
+        for state in [s for s in old.residents.values() if s.batch_key is None and s.guess == guess]:
+            self._move(state, old, group, now)
+        self.pending.pop(old.key, None)
+        for state in old.line.drain():
+            self.push(state, now, front=bool(state.attempt))
+
+    def first(self, now: float) -> Group | None:
+        """The pending group that is to be let in next, if there is one."""
+        if not self.pending:
+            self._index.clear()
+            return None
+        while True:
+            priority, late, _, _, run = self._index[0]
+            group = self.home.get(run)
+            found = None if group is None or group.residents else group.line.find(run)
+            if found is None or group is None:
+                heappop(self._index)
+                continue
+            state, number = found
+            if (number, self._late(state, now)) == (priority, late):
+                return group
+            heappop(self._index)
+            self._enter(group, state, now)
+
+    def _enter(self, group: Group, state: RequestState, now: float) -> None:
+        """Notes that ``state`` waits in a pending group."""
+        found = group.line.find(state.run_id)
+        number = state.request.priority if found is None else found[1]
+        entry = (number, self._late(state, now), self._order.rank(state), state.arrival, state.run_id)
+        heappush(self._index, entry)
+        if len(self._index) > 2 * len(self.home) + SLACK:
+            self._index = [e for e in self._index if (home := self.home.get(e[4])) is not None and not home.residents]
+            heapify(self._index)
+
+    def _late(self, state: RequestState, now: float) -> bool:
+        return not state.attempt and self._order.late(state, now)
+
+    def _emptied(self, group: Group, now: float) -> None:
+        """A group without residents is pending, or forgotten."""
+        if group.residents:
+            return
+        self.active.pop(group.key, None)
+        if len(group.line):
+            group.since, group.turn = now, self.turns
+            self.pending[group.key] = group
+            self._enter(group, group.line.first(now), now)

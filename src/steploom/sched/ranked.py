@@ -1,0 +1,242 @@
+"""Ranked: what policies share that order requests by what they cost: who joins, and whose turn a tick is."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from itertools import islice
+
+from steploom.config import EngineConfig
+from steploom.sched.groups import Group, Groups
+from steploom.sched.lines import Order, Rank
+from steploom.sched.policy import Batch, Policy
+from steploom.sched.state import Clock, RequestState
+
+PATIENCE = 12
+"""A group that was passed over for so many times the seconds of its tick has the next one."""
+
+PASSES = 256
+"""A group that was passed over in so many ticks has the next one, whatever they cost."""
+
+PREEMPT_GAIN = 2.0
+"""Who is paused has so many times as much left to do, or to spare, as the one that goes first needs."""
+
+
+class Ranked(Policy):
+    """Requests in an order of the subclass's, in groups that share a forward; priority classes and users above it.
+
+    A tick steps one group, and lets waiting requests of it join while there is room: up to ``max_batch`` requests, and
+    with ``max_batch="auto"`` up to the knee of its cost. The group is
+
+    1. one that somebody can join: so who finds a free place joins at once;
+    2. else one that was passed over for ``PATIENCE`` times the seconds of its tick, so that no shape starves, and who
+       is overtaken has its share of the time;
+    3. else the one with the most urgent resident.
+
+    Among groups without residents the one with the first request in the subclass's order is let in next. One that has
+    waited for ``priority_ageing_s`` for a place goes before all others, and a free place is kept for it.
+
+    With ``preempt`` a resident is paused when the batch is full, somebody waits that is more urgent, and the one with
+    the most to spare can afford it. It keeps its place in the worker, goes on as soon as there is room in the batch,
+    before anybody joins, and is never paused again.
+    """
+
+    def __init__(self, config: EngineConfig, clock: Clock) -> None:
+        super().__init__(config, clock)
+        order = Order(self.rank, self.late, self._charge, config.user_weights or {}, config.priority_ageing_s)
+        self._groups = Groups(order)
+        self._chosen: Group | None = None
+        self._paused_before: set[str] = set()
+        self._knees = config.max_batch == "auto"
+
+    @abstractmethod
+    def rank(self, state: RequestState) -> Rank:
+        """The order of those that wait; it does not change while ``state`` waits."""
+
+    @abstractmethod
+    def urgency(self, state: RequestState, now: float, group_s: float) -> Rank:
+        """The order of residents, of whatever group. ``group_s``: seconds of a tick of its group, as it is now."""
+
+    def late(self, state: RequestState, now: float) -> bool:
+        """Whether ``state``, which waits, cannot be done in time any more."""
+        return False
+
+    def spares(self, victim: RequestState, other: RequestState, now: float, group_s: float) -> bool:
+        """Whether ``victim`` can afford to be paused until ``other`` is done."""
+        return False
+
+    def _charge(self, state: RequestState) -> float:
+        return state.standalone_s
+
+    def enqueue(self, state: RequestState, *, front: bool = False) -> None:
+        """``state`` waits in its group."""
+        self._groups.push(state, self.clock(), front)
+
+    def withdraw(self, state: RequestState) -> None:
+        """The waiting ``state`` is gone."""
+        self._groups.remove(state, self.clock())
+
+    def retire(self, state: RequestState) -> None:
+        """The resident ``state`` is gone."""
+        self._groups.release(state, self.clock())
+        self._paused_before.discard(state.run_id)
+
+    def stay(self, state: RequestState) -> None:
+        """``state`` is resident after all, before those of its group that came later than it."""
+        now = self.clock()
+        self._groups.settle(state, self._groups.of_state(state, now))
+
+    def observe(self, state: RequestState) -> None:
+        """Moves ``state`` to the group of its observed key, and those of its guess."""
+        self._groups.observed(state, self.clock())
+
+    def choose(self, max_batch: int, free: int) -> Batch:
+        """The residents of the group whose turn it is, and those of its waiting requests that find room."""
+        now = self.clock()
+        group = self._turn(now, max_batch, free)
+        if group is None:
+            return Batch(None, [], [])
+        self._groups.turns += 1
+        self._chosen, group.since, group.turn = group, now, self._groups.turns
+        if group.paused:
+            self._resume(group, max_batch, now)
+        joining: list[RequestState] = []
+        cached = self._steps(group, max_batch)
+        if free > 0 and len(group.line):
+            joining = self._join(group, max_batch, free, now)
+            if self.config.preempt and len(joining) < free and len(group.line):
+                joining += self._preempt(group, now)
+                cached = [run for run in cached if run not in group.paused]
+        return Batch(group.batch_key, cached, joining)
+
+    def _steps(self, group: Group, max_batch: int) -> list[str]:
+        """The residents that step in a tick of the group, oldest first."""
+        paused = group.paused
+        runs = [run for run in group.residents if run not in paused] if paused else list(group.residents)
+        return runs if len(runs) <= max_batch else runs[:max_batch]
+
+    def extend(self, members: Sequence[str], max_batch: int, free: int) -> Batch:
+        """Who else of the members' group finds room: first its residents, then those of its waiting requests."""
+        group, room = self._chosen, max_batch - len(members)
+        if group is None or room <= 0 or not (group.residents or len(group.line)):
+            return Batch(None, [], [])
+        there = set(members) | group.paused.keys()
+        cached = list(islice((run for run in group.residents if run not in there), room))
+        joining: list[RequestState] = []
+        now = self.clock()
+        if room > len(cached) and free > 0 and len(group.line) and (group.residents or self._opens(group, free, now)):
+            # Those whose last step this is still have their rows in the tick.
+            gone = len(members) - sum(run in group.residents for run in members)
+            joining = self._join(group, max_batch - gone, free, now)
+        return Batch(group.batch_key, cached, joining)
+
+    def _turn(self, now: float, max_batch: int, free: int) -> Group | None:
+        """The group of the next tick; None if there is none that can run."""
+        active, pending = self._groups.active, self._groups.pending
+        if len(active) <= 1 and not (pending and free > 0):
+            return next(iter(active.values()), None)
+        best = min((group.priority for group in active.values()), default=math.inf)
+        newcomer = self._newcomer(now, max_batch, free, best)
+        if newcomer is not None:
+            return newcomer
+        seconds = {key: self._tick_s(group) for key, group in active.items()}
+        late = max(active.values(), key=lambda group: (now - group.since) / seconds[group.key])
+        if now - late.since > PATIENCE * seconds[late.key]:
+            return late
+        late = min(active.values(), key=lambda group: group.turn)
+        if self._groups.turns - late.turn > PASSES:
+            return late
+        return min(active.values(), key=lambda group: self._urgency(group, now, seconds[group.key]))
+
+    def _newcomer(self, now: float, max_batch: int, free: int, best: float) -> Group | None:
+        """The group that somebody can join now, of the best class; of those the one that had its last turn first."""
+        if free <= 0:
+            return None
+        groups = self._groups
+        if groups.pending and self._opens(None, free, now):
+            oldest = next(iter(groups.pending.values()))
+            if groups.active and self._kept(now):
+                return oldest
+            first = groups.first(now)
+            if first is not None and first.line.priority <= best:
+                return first
+        free -= self._kept(now)
+        found = [
+            group for group in groups.active.values()
+            if len(group.line) and group.line.priority <= best and self._room(group, max_batch, free, now)
+        ]  # fmt: skip
+        return min(found, key=lambda group: group.since, default=None)
+
+    def _opens(self, group: Group | None, free: int, now: float) -> bool:
+        """Whether one more group may have residents: so many that a full batch of another one finds places."""
+        batch, places = self.config.batch_limit, self.config.resident_limit
+        return free > 0 and len(self._groups.active) < max(places - batch, batch, 1)
+
+    def _kept(self, now: float) -> int:
+        """Places that are kept for groups that have waited for too long."""
+        oldest = next(iter(self._groups.pending.values()), None)
+        if oldest is None:
+            return 0
+        return int(now - oldest.since > self.config.priority_ageing_s or self._groups.turns - oldest.turn > PASSES)
+
+    def _room(self, group: Group, max_batch: int, free: int, now: float) -> bool:
+        """Whether the next of those that wait in the group may join it."""
+        if free <= 0 or group.stepping >= max_batch:
+            return False
+        return not self._knees or not group.stepping or self._fits(group, group.line.first(now))
+
+    def _fits(self, group: Group, state: RequestState) -> bool:
+        if not self._knees:
+            return True
+        return self._rows(group) + self.demands.rows(state) <= self.costs.cap(group.batch_key)
+
+    def _rows(self, group: Group) -> int:
+        rows = self.demands.rows
+        return sum(rows(state) for run, state in group.residents.items() if run not in group.paused)
+
+    def _join(self, group: Group, max_batch: int, free: int, now: float) -> list[RequestState]:
+        """Makes waiting requests of the group resident, as far as there is room."""
+        joining: list[RequestState] = []
+        if group.residents:
+            free -= self._kept(now)
+        while len(group.line) and self._room(group, max_batch, free - len(joining), now):
+            joining.append(self._groups.admit(group, now))
+        return joining
+
+    def _resume(self, group: Group, max_batch: int, now: float) -> None:
+        """Those that were paused go on as far as there is room, the most urgent first."""
+        seconds = self._tick_s(group)
+        paused = sorted(group.paused.values(), key=lambda state: self.urgency(state, now, seconds))
+        for state in paused:
+            if group.stepping >= max_batch or (group.stepping and not self._fits(group, state)):
+                break
+            del group.paused[state.run_id]
+
+    def _preempt(self, group: Group, now: float) -> list[RequestState]:
+        """One resident of a full batch is paused for one that waits and is more urgent, if there are two such."""
+        first, seconds = group.line.first(now), self._tick_s(group)
+        steps = [s for run, s in group.residents.items() if run not in group.paused and run not in self._paused_before]
+        if not steps:
+            return []
+        victim = max(steps, key=lambda state: (state.request.priority, self.urgency(state, now, seconds)))
+        above = first.request.priority < victim.request.priority
+        if not above:
+            least, own = self.urgency(first, now, seconds), self.urgency(victim, now, seconds)
+            if first.request.priority > victim.request.priority or not least < own:
+                return []
+            if not self.spares(victim, first, now, seconds):
+                return []
+        group.paused[victim.run_id] = victim
+        self._paused_before.add(victim.run_id)
+        return [self._groups.admit(group, now)]
+
+    def _tick_s(self, group: Group) -> float:
+        """Seconds of a tick of the group as it is."""
+        any_one = next(iter(group.residents.values()))
+        return max(1e-6, self.demands.step_s(any_one, self._rows(group) - self.demands.rows(any_one)))
+
+    def _urgency(self, group: Group, now: float, seconds: float) -> tuple[float, Rank]:
+        """The best class in the group, and that of its most urgent resident."""
+        steps = [state for run, state in group.residents.items() if run not in group.paused] or group.residents.values()
+        return group.priority, min(self.urgency(state, now, seconds) for state in steps)
