@@ -16,7 +16,7 @@ from steploom.sched.state import Clock, RequestState
 PATIENCE = 12
 """A group that was passed over for so many times the seconds of its tick has the next one."""
 
-PASSES = 256
+PASSES = 64
 """A group that was passed over in so many ticks has the next one, whatever they cost."""
 
 PREEMPT_GAIN = 2.0
@@ -29,9 +29,9 @@ class Ranked(Policy):
     A tick steps one group, and lets waiting requests of it join while there is room: up to ``max_batch`` requests, and
     with ``max_batch="auto"`` up to the knee of its cost. The group is
 
-    1. one that somebody can join: so who finds a free place joins at once;
-    2. else one that was passed over for ``PATIENCE`` times the seconds of its tick, so that no shape starves, and who
-       is overtaken has its share of the time;
+    1. one that was passed over for ``PATIENCE`` times the seconds of its tick, so that no shape starves, and who is
+       overtaken has its share of the time;
+    2. else one that somebody can join: so who finds a free place joins at once;
     3. else the one with the most urgent resident.
 
     Among groups without residents the one with the first request in the subclass's order is let in next. One that has
@@ -136,17 +136,18 @@ class Ranked(Policy):
         active, pending = self._groups.active, self._groups.pending
         if len(active) <= 1 and not (pending and free > 0):
             return next(iter(active.values()), None)
+        seconds = {key: self._tick_s(group) for key, group in active.items()}
+        if active:
+            late = max(active.values(), key=lambda group: (now - group.since) / seconds[group.key])
+            if now - late.since > PATIENCE * seconds[late.key]:
+                return late
+            late = min(active.values(), key=lambda group: group.turn)
+            if self._groups.turns - late.turn > PASSES:
+                return late
         best = min((group.priority for group in active.values()), default=math.inf)
         newcomer = self._newcomer(now, max_batch, free, best)
         if newcomer is not None:
             return newcomer
-        seconds = {key: self._tick_s(group) for key, group in active.items()}
-        late = max(active.values(), key=lambda group: (now - group.since) / seconds[group.key])
-        if now - late.since > PATIENCE * seconds[late.key]:
-            return late
-        late = min(active.values(), key=lambda group: group.turn)
-        if self._groups.turns - late.turn > PASSES:
-            return late
         return min(active.values(), key=lambda group: self._urgency(group, now, seconds[group.key]))
 
     def _newcomer(self, now: float, max_batch: int, free: int, best: float) -> Group | None:
