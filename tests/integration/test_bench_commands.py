@@ -197,8 +197,23 @@ ODD = {
 }
 
 
+CHUNKED = b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9;x=y\r\n{"data": \r\n9\r\n[{}, {}]}\r\n0\r\n\r\n'
+
+
+async def test_an_answer_in_chunks():
+    (one,) = await answered(CHUNKED)
+    assert (one.error, one.answer.images) == (None, 2)
+
+
 @pytest.mark.parametrize(("answer", "said"), ODD.items())
 async def test_answers_that_are_none(answer: bytes, said: str):
+    (one,) = await answered(answer)
+    assert said in one.error
+
+
+async def answered(answer: bytes) -> list[Any]:
+    """What a request comes to that a server answers so."""
+
     async def serve(stream: Any) -> None:
         async with stream:
             await stream.receive()
@@ -212,7 +227,7 @@ async def test_answers_that_are_none(answer: bytes, said: str):
         await load.run()
         group.cancel_scope.cancel()
     await listener.aclose()
-    assert said in load.outcomes[0].error
+    return load.outcomes
 
 
 def test_addresses():

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from steploom.engine.async_engine import AsyncDiffusionEngine
 
 PATH = "/v1/images/generations"
-_SIZES = ("small", "large")
-_COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "black", "white")
-_SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
+_SIZES = ("small", "medium", "large")
+_COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
+_SHAPES = ("circle", "square", "triangle", "diamond", "star", "heart", "ring")
+_RELATIONS = ("above", "below", "to the left of", "to the right of")
+_GROUNDS = ("white", "black", "gray")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +44,12 @@ class Asking:
     previews: bool = False
 
     def prompt_of(self, index: int) -> str:
-        """The prompt of a request, by its index in the workload: one that every model can draw."""
+        """The prompt of a request, by its index in the workload: in the built-in model's words (``demo/scene.py``)."""
         if self.prompt is not None:
             return self.prompt
-        draw = random.Random(f"{self.seed} prompt {index}")
-        size, (colour, ground), shape = draw.choice(_SIZES), draw.sample(_COLOURS, 2), draw.choice(_SHAPES)
-        other = f"a {draw.choice(_SIZES)} {draw.choice(_COLOURS)} {draw.choice(_SHAPES)}"
-        return f"a {size} {colour} {shape} and {other} on a {ground} background"
+        pick = random.Random(f"{self.seed} prompt {index}").choice
+        one, other = (f"a {pick(_SIZES)} {pick(_COLOURS)} {pick(_SHAPES)}" for _ in range(2))
+        return f"{one} {pick(_RELATIONS)} {other} on a {pick(_GROUNDS)} background"
 
     def seed_of(self, index: int) -> int:
         """The seed of a request."""
