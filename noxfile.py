@@ -28,6 +28,9 @@ PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 NO_TESTS = 5
 """pytest's exit status if there was nothing to run."""
 
+LONG_BENCHMARKS = ("latency",)
+"""Scripts of ``benchmarks/`` that take hours: they run when they are asked for by name."""
+
 MODEL_LIMIT = 12_000_000
 """Bytes that the built-in model may add to the wheel."""
 
@@ -151,7 +154,8 @@ def docs(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """The benchmarks of benchmarks/README.md; arguments after ``--`` name some of them."""
     prepare(session)
-    names = session.posargs or sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
+    scripts = [path for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text()]
+    names = session.posargs or sorted(path.stem for path in scripts if path.stem not in LONG_BENCHMARKS)
     for name in names:
         folder = (ROOT / "benchmarks" / name).is_dir()  # benchmarks of several files, when they are asked for: gpu
         run(session, "python", f"benchmarks/{name}" if folder else f"benchmarks/{name}.py")

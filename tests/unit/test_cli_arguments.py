@@ -30,14 +30,19 @@ def examples(command: str | None) -> list[list[str]]:
     if command is None:
         text = parser.format_help()
     else:
-        (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-        text = commands.choices[command].format_help()
+        for name in command.split():
+            (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+            parser = commands.choices[name]
+        text = parser.format_help()
     lines = [line.strip() for line in text.partition("examples:")[2].splitlines()]
     commands_shown = [line.partition("  ")[0].partition(" || ")[0] for line in lines if line.startswith("steploom ")]
     return [shlex.split(line)[1:] for line in commands_shown]
 
 
-@pytest.mark.parametrize("command", [None, "demo", "generate", "serve", "verify", "doctor"])
+@pytest.mark.parametrize(
+    "command",
+    [None, "demo", "generate", "serve", "verify", "bench", "bench tick", "bench throughput", "bench serve", "doctor"],
+)
 def test_every_help_teaches_by_examples_that_parse(command: str | None, tmp_path: pathlib.Path, monkeypatch) -> None:
     for name in ("my-sd3", "my-flux", "my-model", "my-llada2"):
         (tmp_path / name).mkdir()

@@ -1,4 +1,4 @@
-"""``steploom bench``: where the time goes on this machine."""
+"""``steploom bench``: where the time goes on this machine, and how the engine or a server does under load."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steploom.cli import arguments
+from steploom.cli import arguments, bench_serve, bench_throughput
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +16,15 @@ if TYPE_CHECKING:
 
     from steploom.engine.async_engine import AsyncDiffusionEngine
 
+_BENCH_EXAMPLES = """
+examples:
+  steploom bench tick                                  where the time of a tick goes
+  steploom bench throughput --baseline                 images a second, beside one at a time
+  steploom bench serve --workload W1 --load 0.9        latency under load, with four sizes of images
+  steploom bench serve --url http://127.0.0.1:8000 --rate 5 --size 64   of a server that runs
+
+`steploom bench serve --help` and so on say more; docs/benchmarking.md tells what each figure means.
+"""
 _EXAMPLES = """
 examples:
   where a tick's time goes, on the built-in model
@@ -34,9 +43,17 @@ EXTENSION = "steploom.worker.tick_profile.TickProfile"
 
 def add_parser(commands: arguments.Commands) -> None:
     """Adds ``bench`` to the command."""
+    summary = "where the time of a tick goes; latency and throughput under load"
+    parser = commands.add_parser("bench", help=summary, description=f"{summary.capitalize()}.", epilog=_BENCH_EXAMPLES)
+    whats = parser.add_subparsers(title="what", metavar="WHAT", required=True, dest="what")
+    _add_tick(whats)
+    for command in (bench_throughput, bench_serve):
+        command.add_parser(whats)
+
+
+def _add_tick(commands: arguments.Commands) -> None:
     summary = "where the time of a tick goes on this machine"
-    parser = arguments.add_command(commands, "bench", run, summary=summary, examples=_EXAMPLES)
-    parser.add_argument("what", choices=("tick",), help="tick: seconds of a tick by part")
+    parser = arguments.add_command(commands, "tick", run, summary=summary, examples=_EXAMPLES)
     parser.add_argument("--model", type=arguments.model, default="demo", metavar="MODEL",
                         help="a folder, a hub id, a file, pkg.module:factory, or demo (the default)")  # fmt: skip
     parser.add_argument("--requests", type=arguments.count, default=8, metavar="N",
