@@ -16,13 +16,17 @@ tick is in flight at a time, and neither aborts nor faults occur.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from simulation import costs as cost_tables
+from simulation import document
 from simulation.figures import SLO
+from simulation.picture import picture
 from simulation.scenario import WORKLOADS, Scenario
 from simulation.study import Row, Study, known_policies
 from simulation.tables import print_goodput, print_rows
@@ -53,6 +57,12 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--set", type=setting, action="append", default=[], metavar="FIELD=VALUE", help="of EngineConfig: max_batch=4")
     add("--goodput", action="store_true", help="find the highest load at which enough requests finish in time")
     add("--target", type=float, default=0.9, help="what is enough (default: %(default)s)")
+    add("--picture", type=Path, metavar="FILE", help="draw the first load there, as SVG; one for each workload")
+    add("--jobs", type=positive, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
+    add("--docs", nargs="?", const=document.DOCS / "policies.md", type=Path, metavar="FILE",
+        help="write the tables and pictures of docs/policies.md; those of W3 if --trace is given")  # fmt: skip
+    add("--measure", metavar="MODEL", help="measure the costs of a model on this machine: demo, or a folder")
+    add("--rounds", type=positive, default=3, help="of --measure (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="write the figures there")
     return parser.parse_args(argv)
 
@@ -99,22 +109,47 @@ def compare(options: argparse.Namespace, study: Study) -> dict[str, Any]:
     for workload in options.workload:
         scenario = Scenario(workload, table, options.shapes, options.requests, options.warm_up, options.trace)
         if options.goodput and not scenario.bursts:
-            for policy in policies:
-                load, rate = study.goodput(scenario, policy, options.target)
+            found = study.goodputs(scenario, policies, options.target)
+            for policy, (load, rate) in zip(policies, found, strict=True):
                 goodputs.append({"workload": workload, "policy": policy, "load": load, "rate_per_s": rate})
             print_goodput([one for one in goodputs if one["workload"] == workload], options.target)
             continue
-        for load in options.load[:1] if scenario.bursts else options.load:
-            same = [study.row(scenario, policy, load) for policy in policies]
-            print_rows(same)
-            rows += same
+        loads = options.load[:1] if scenario.bursts else options.load
+        found = study.rows(scenario, policies, loads)
+        for load in loads:
+            print_rows([row for row in found if row.load == load])
+        if options.picture:
+            place = options.picture
+            if len(options.workload) > 1:
+                place = place.with_stem(f"{place.stem}-{workload.lower()}")
+            place.write_text(picture([row for row in found if row.load == loads[0]], options.slo))
+        rows += found
     return {"rows": [row.as_json() for row in rows], "goodput": goodputs}
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Writes the costs of a model."""
+    import asyncio
+
+    from simulation.measure import SIZES, measured
+
+    table, about = asyncio.run(measured(options.measure, options.shapes or SIZES, options.rounds, tell))
+    file = options.json or cost_tables.RESULTS / f"costs-{table.name}.json"
+    file.write_text(json.dumps({**table.as_json(), "measured": about}, indent=1) + "\n")
+    print(f"wrote {file}")
 
 
 def main(argv: list[str] | None = None) -> int:
     options = arguments(argv)
-    study = Study(options.seeds, options.slo, options.timeout, dict(options.set), tell)
+    if options.measure:
+        measure(options)
+        return 0
+    study = Study(options.seeds, options.slo, options.timeout, dict(options.set), tell, options.jobs)
     try:
+        if options.docs:
+            fixed = dataclasses.replace(study, seeds=document.SEEDS)
+            print(*document.write(options.docs, options.trace, fixed), sep="\n")
+            return 0
         record = compare(options, study)
     except (SteploomError, ValueError, TypeError) as error:
         print(f"simulate: {error}", file=sys.stderr)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 LEAST, MOST = 1 / 64, 64.0
 
 
-def highest_load(attained: Callable[[float], float], target: float = 0.9, tolerance: float = 0.01) -> float:
+def highest_load(attained: Callable[[float], float], target: float = 0.9, tolerance: float = 0.02) -> float:
     """Bisects for the highest load at which ``attained(load) >= target``, from 0.5 outwards.
 
     Attainment falls with load but for chance, so what is found is a load at which it still holds and by at most

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from simulation.engine import Run, Simulation
@@ -16,6 +17,10 @@ from steploom.sched import POLICIES
 
 LOCK = "lock"
 """One request at a time, first come first served: what an application behind a lock does."""
+
+
+def silent(text: str) -> None:
+    """Tells nobody."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +53,32 @@ class Study:
         timeout: Seconds after which any request is given up; None is never.
         settings: Further fields of ``EngineConfig``.
         tell: Is told of each run.
+        jobs: Processes.
     """
 
     seeds: int = 1
     slo: float = SLO
     timeout: float | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
-    tell: Callable[[str], None] = lambda text: None
+    tell: Callable[[str], None] = silent
+    jobs: int = 1
+
+    def rows(self, scenario: Scenario, policies: Sequence[str], loads: Sequence[float]) -> list[Row]:
+        """Each policy at each load, load by load."""
+        cases = [(policy, load) for load in loads for policy in policies]
+        return self._each(self.row, [(scenario, policy, load) for policy, load in cases])
+
+    def goodputs(self, scenario: Scenario, policies: Sequence[str], target: float) -> list[tuple[float, float]]:
+        """:meth:`goodput` of each policy, of the first seed."""
+        one = dataclasses.replace(self, seeds=1)
+        return self._each(one.goodput, [(scenario, policy, target) for policy in policies])
+
+    def _each(self, call: Callable[..., Any], cases: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """In processes if there are to be several; the order is that of the cases."""
+        if self.jobs == 1 or len(cases) == 1:
+            return [call(*case) for case in cases]
+        with ProcessPoolExecutor(self.jobs) as pool:
+            return list(pool.map(call, *zip(*cases, strict=True)))
 
     def row(self, scenario: Scenario, policy: str, load: float) -> Row:
         """One policy at one load."""
@@ -93,5 +117,6 @@ def config_of(policy: str, settings: Mapping[str, Any]) -> EngineConfig:
 
 
 def known_policies() -> list[str]:
-    """All that are compared by default: the lock first."""
-    return [LOCK, *POLICIES]
+    """All that are compared by default, the simplest first."""
+    order = (LOCK, "fcfs", "srpt", "deadline")
+    return sorted([LOCK, *POLICIES], key=lambda name: order.index(name) if name in order else len(order))

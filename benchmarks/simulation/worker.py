@@ -16,8 +16,9 @@ class Resident:
     shape: Shape
     key: str
     steps: int
-    images: int
     rows: int
+    encode_s: float
+    decode_s: float
     done: int = 0
 
 
@@ -41,7 +42,7 @@ class SimulatedWorker:
         chores_s = 0.0
         for new in output.scheduled_new_reqs:
             member = residents[new.run_id] = self._started(new)
-            chores_s += self.costs.of(member.shape).encode_s
+            chores_s += member.encode_s
             members.append(member)
         sharing: dict[str, list[Resident]] = {}
         for member in members:
@@ -61,8 +62,16 @@ class SimulatedWorker:
         params = new.request.params
         shape = (params["width"], params["height"])
         images = params.get("num_images_per_prompt", 1)
-        rows = images * self.costs.rows_per_image
-        return Resident(new.run_id, shape, f"denoiser:{named(shape)}", params["num_inference_steps"], images, rows)
+        rows, costs = images * self.costs.rows_per_image, self.costs.of(shape)
+        return Resident(
+            run_id=new.run_id,
+            shape=shape,
+            key=f"denoiser:{named(shape)}",
+            steps=params["num_inference_steps"],
+            rows=rows,
+            encode_s=costs.encode_s,
+            decode_s=images * costs.decode_s,
+        )
 
     def _stepped(self, member: Resident, mates: int, steps_s: float) -> RequestReport:
         member.done += 1
@@ -77,10 +86,9 @@ class SimulatedWorker:
             rows=member.rows,
             denoise_s=steps_s,
         )
-        costs = self.costs.of(member.shape)
         if member.done == 1:
-            report.encode_s = costs.encode_s
+            report.encode_s = member.encode_s
         if member.done == member.steps:
-            report.phase, report.finished, report.decode_s = "done", True, member.images * costs.decode_s
+            report.phase, report.finished, report.decode_s = "done", True, member.decode_s
             del self.residents[member.run_id]
         return report
