@@ -134,6 +134,9 @@ def test_warm_up_does_not_count() -> None:
     assert (len(arrivals), [outcome.arrival for outcome in run.outcomes]) == (50, arrivals[10:])
     work = sum(map(scenario.costs.standalone_s, arrivals))
     assert work / 50 * scenario.rate(0.5, 1) == pytest.approx(0.5)
+    twice = [arrival.at_s / 2 for arrival in arrivals]
+    assert [arrival.at_s for arrival in scenario.arrivals(1.0, 1)] == pytest.approx(twice)
+    assert 0.3 < work / arrivals[-1].at_s < 0.8
 
 
 def test_a_trace_is_replayed_with_its_users(tmp_path: pathlib.Path) -> None:
