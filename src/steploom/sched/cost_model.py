@@ -139,24 +139,24 @@ class Curve:
 
 def _knee(points: list[tuple[int, float]]) -> int | None:
     """The fewest rows with most of the best throughput that was measured; None while it is still growing."""
-    if not points:
+    if len(points) < 2:
         return None
-    most, _ = points[-1]
-    curve = [(rows, rows / _line(points, rows)) for rows in range(1, most + 1)]
-    best = max(throughput for _, throughput in curve)
-    if most < 2 or curve[-1][1] >= CLIMBS * curve[(most + 1) // 2 - 1][1]:
+    least, most = points[0][0], points[-1][0]
+    throughput = {rows: rows / _between(points, rows) for rows in range(least, most + 1)}
+    if throughput[most] >= CLIMBS * throughput[max(least, most // 2)]:
         return None
-    return next(rows for rows, throughput in curve if throughput >= KNEE_SHARE * best)
+    best = max(throughput.values())
+    return next(rows for rows in throughput if throughput[rows] >= KNEE_SHARE * best)
 
 
-def _line(points: list[tuple[int, float]], rows: int) -> float:
-    before = (0, 0.0) if points[0][0] > 1 else points[0]
-    for point in points:
-        if point[0] >= rows:
-            (low, fast), (high, slow) = before, point
+def _between(points: list[tuple[int, float]], rows: int) -> float:
+    """Seconds with so many rows, which are not more or fewer than were measured."""
+    low, fast = points[0]
+    for high, slow in points:
+        if high >= rows:
             return slow if high == low else fast + (slow - fast) * (rows - low) / (high - low)
-        before = point
-    return before[1]
+        low, fast = high, slow
+    return fast
 
 
 class CostModel:

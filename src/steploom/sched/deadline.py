@@ -11,7 +11,7 @@ class Deadline(Ranked):
     """The earliest deadline that can still be kept goes first; requests without one are due after 5 times standalone.
 
     Who cannot be done in time any more goes behind those that can, the one that came first before the others. Every
-    eighth place of a user is for the one that has waited longest, late or not, and a group that is passed over has a
+    sixteenth place of a user is for the one that has waited longest, late or not, and a group that is passed over has a
     share of the time; so the hopeless do not starve.
     """
 

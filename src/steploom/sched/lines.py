@@ -13,7 +13,7 @@ from steploom.sched.state import RequestState
 SLACK = 64
 """Entries of requests that left a heap may have, whatever its size."""
 
-RESERVE = 8
+RESERVE = 16
 """Every so many of a user's requests the one that has waited longest is next, whatever its rank."""
 
 Rank = tuple[float, ...]

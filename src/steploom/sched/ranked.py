@@ -13,10 +13,10 @@ from steploom.sched.lines import Order, Rank
 from steploom.sched.policy import Batch, Policy
 from steploom.sched.state import Clock, RequestState
 
-PATIENCE = 12
+PATIENCE = 50
 """A group that was passed over for so many times the seconds of its tick has the next one."""
 
-PASSES = 64
+PASSES = 256
 """A group that was passed over in so many ticks has the next one, whatever they cost."""
 
 PREEMPT_GAIN = 2.0

@@ -11,7 +11,7 @@ class Srpt(Ranked):
     """Who has the least left to do goes first: the best mean latency, at the cost of those that ask for much.
 
     L. Schrage, "A Proof of the Optimality of the Shortest Remaining Processing Time Discipline", Operations Research
-    16, 1968. Every eighth place of a user is for the one that has waited longest.
+    16, 1968. Every sixteenth place of a user is for the one that has waited longest.
     """
 
     def rank(self, state: RequestState) -> Rank:
