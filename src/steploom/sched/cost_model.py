@@ -19,6 +19,12 @@ KNEE_SHARE = 0.9
 CLIMBS = 1.05
 """If twice the rows gave so many times the throughput, the knee may lie beyond what was measured."""
 
+TRIED = 4
+"""Times the fewest rows that are tried before anything is said about the knee."""
+
+UNTRIED = 16
+"""Rows that a batch may have before anything was measured."""
+
 FIXED = 0.3
 """Share of a tick that does not grow with its rows, where only one number of rows was measured."""
 
@@ -139,9 +145,9 @@ class Curve:
 
 def _knee(points: list[tuple[int, float]]) -> int | None:
     """The fewest rows with most of the best throughput that was measured; None while it is still growing."""
-    if len(points) < 2:
+    least, most = (points[0][0], points[-1][0]) if points else (1, 1)
+    if most < TRIED * least:
         return None
-    least, most = points[0][0], points[-1][0]
     throughput = {rows: rows / _between(points, rows) for rows in range(least, most + 1)}
     if throughput[most] >= CLIMBS * throughput[max(least, most // 2)]:
         return None
@@ -207,8 +213,8 @@ class CostModel:
         """Rows that a batch may have: the knee, or where that is not known yet, twice what was measured."""
         curve = self.find(batch_key)
         if curve is None:
-            return 4
-        return curve.knee or 2 * curve.most
+            return UNTRIED
+        return curve.knee or max(UNTRIED, 2 * curve.most)
 
     def observe(self, batch_key: str | None, result: RunnerOutput, rows: int, ended_s: float) -> None:
         """Takes note of a tick, unless there was warm-up in it.

@@ -28,6 +28,10 @@ class Deadline(Ranked):
         left = max(0, self.demands.steps(state) - state.steps) * group_s
         return (now + left > state.deadline, state.deadline)
 
+    def lost(self, state: RequestState, now: float, group_s: float) -> bool:
+        """Whether the resident ``state`` is too late."""
+        return self.urgency(state, now, group_s)[0] > 0
+
     def spares(self, victim: RequestState, other: RequestState, now: float, group_s: float) -> bool:
         """Whether ``victim`` is done in time though it waits for all of ``other``, which is not without it."""
         wait_s = PREEMPT_GAIN * self.demands.steps(other) * group_s

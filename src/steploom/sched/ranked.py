@@ -37,9 +37,9 @@ class Ranked(Policy):
     Among groups without residents the one with the first request in the subclass's order is let in next. One that has
     waited for ``priority_ageing_s`` for a place goes before all others, and a free place is kept for it.
 
-    With ``preempt`` a resident is paused when the batch is full, somebody waits that is more urgent, and the one with
-    the most to spare can afford it. It keeps its place in the worker, goes on as soon as there is room in the batch,
-    before anybody joins, and is never paused again.
+    A resident that cannot be done in time any more is paused for one that waits and can be. With ``preempt`` also one 
+    is paused that can afford it, when somebody waits that is more urgent. Who is paused keeps its place in the worker,
+    goes on as soon as there is room in the batch, before anybody joins, and is never paused again.
     """
 
     def __init__(self, config: EngineConfig, clock: Clock) -> None:
@@ -60,6 +60,10 @@ class Ranked(Policy):
 
     def late(self, state: RequestState, now: float) -> bool:
         """Whether ``state``, which waits, cannot be done in time any more."""
+        return False
+
+    def lost(self, state: RequestState, now: float, group_s: float) -> bool:
+        """Whether the resident ``state`` cannot be done in time any more."""
         return False
 
     def spares(self, victim: RequestState, other: RequestState, now: float, group_s: float) -> bool:
@@ -105,7 +109,7 @@ class Ranked(Policy):
         cached = self._steps(group, max_batch)
         if free > 0 and len(group.line):
             joining = self._join(group, max_batch, free, now)
-            if self.config.preempt and len(joining) < free and len(group.line):
+            if len(joining) < free and len(group.line):
                 joining += self._preempt(group, now)
                 cached = [run for run in cached if run not in group.paused]
         return Batch(group.batch_key, cached, joining)
@@ -221,16 +225,22 @@ class Ranked(Policy):
         if not steps:
             return []
         victim = max(steps, key=lambda state: (state.request.priority, self.urgency(state, now, seconds)))
-        above = first.request.priority < victim.request.priority
-        if not above:
-            least, own = self.urgency(first, now, seconds), self.urgency(victim, now, seconds)
-            if first.request.priority > victim.request.priority or not least < own:
-                return []
-            if not self.spares(victim, first, now, seconds):
-                return []
+        if not self._before(first, victim, now, seconds):
+            return []
         group.paused[victim.run_id] = victim
         self._paused_before.add(victim.run_id)
         return [self._groups.admit(group, now)]
+
+    def _before(self, first: RequestState, victim: RequestState, now: float, seconds: float) -> bool:
+        """Whether ``first``, which waits, goes before ``victim``, which runs."""
+        above = first.request.priority - victim.request.priority
+        if above > 0 or (above < 0 and self.config.preempt):
+            return above < 0
+        if not self.urgency(first, now, seconds) < self.urgency(victim, now, seconds):
+            return False
+        if self.lost(victim, now, seconds):
+            return not self.late(first, now)
+        return self.config.preempt and self.spares(victim, first, now, seconds)
 
     def _tick_s(self, group: Group) -> float:
         """Seconds of a tick of the group as it is."""
@@ -239,5 +249,8 @@ class Ranked(Policy):
 
     def _urgency(self, group: Group, now: float, seconds: float) -> tuple[float, Rank]:
         """The best class in the group, and that of its most urgent resident."""
-        steps = [state for run, state in group.residents.items() if run not in group.paused] or group.residents.values()
-        return group.priority, min(self.urgency(state, now, seconds) for state in steps)
+        states = [state for run, state in group.residents.items() if run not in group.paused]
+        states = states or list(group.residents.values())
+        if len(group.line):
+            states.append(group.line.first(now))
+        return group.priority, min(self.urgency(state, now, seconds) for state in states)
