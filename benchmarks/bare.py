@@ -88,8 +88,10 @@ class Ceiling:
             self._best[module] = best, lambda real=real, args=args, kwargs=kwargs: real(*args, **kwargs)
 
     def measure(self) -> dict[str, float]:
-        """Seconds of all requests: ``forward_s``, ``decode_s``, ``encode_s``; ``seconds`` is the first two together, and
-        ``with_encode_s`` adds the text encoders, once for each request since their prompts differ."""
+        """Seconds of all requests: ``forward_s``, ``decode_s``, ``encode_s``; ``seconds`` is the first two together.
+
+        ``with_encode_s`` adds the text encoders, once for each request, since their prompts differ.
+        """
         each = {module: seconds(function, 3) / best for module, (best, function) in self._best.items()}
         forward, decode = self._requests * self._steps * each.pop("transformer"), self._requests * each.pop("vae")
         encode = self._requests * sum(each.values())
