@@ -62,33 +62,46 @@ def _costs(pipe: Any, module: str, method: str, arguments: dict[str, Any], most:
     return found
 
 
-def allowed(pipe: Any, arguments: dict[str, Any], requests: int, steps: int) -> dict[str, float]:
-    """Seconds that a burst needs at least: forwards and decodes, each at the number of requests that is best for it.
+class Ceiling:
+    """What a burst of requests needs at least: each module at the number of requests that is best for it.
 
     Args:
         pipe: Of the built-in model's class.
         arguments: Of its call: the size among them.
         requests: Of the burst.
         steps: Of each.
-
-    Returns:
-        ``forward_s`` and ``decode_s`` of all, ``seconds`` their sum, and ``with_encode_s``, which adds the text
-        encoders once for each request, since their prompts differ.
     """
-    forward = min(cost / count for count, cost in _costs(pipe, "transformer", "forward", arguments, requests).items())
-    decode = min(cost / count for count, cost in _costs(pipe, "vae", "decode", arguments, requests).items())
-    encode = 0.0
-    for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
-        if getattr(pipe, name, None) is not None:
-            encode += min(c / n for n, c in _costs(pipe, name, "forward", arguments, requests).items())
-    total = requests * (steps * forward + decode)
-    return {
-        "forward_s": requests * steps * forward,
-        "decode_s": requests * decode,
-        "encode_s": requests * encode,
-        "seconds": total,
-        "with_encode_s": total + requests * encode,
-    }
+
+    def __init__(self, pipe: Any, arguments: dict[str, Any], requests: int, steps: int) -> None:
+        self._requests, self._steps = requests, steps
+        self._best: dict[str, tuple[int, Callable[[], Any]]] = {}
+        encoders = [name for name in ("text_encoder", "text_encoder_2", "text_encoder_3") if getattr(pipe, name, None)]
+        for module, method in (
+            ("transformer", "forward"),
+            ("vae", "decode"),
+            *((name, "forward") for name in encoders),
+        ):
+            costs = _costs(pipe, module, method, arguments, requests)
+            best = min(costs, key=lambda count: costs[count] / count)
+            args, kwargs = merged(captured(pipe, module, method, arguments), best)
+            real = getattr(getattr(pipe, module), method)
+            self._best[module] = best, lambda real=real, args=args, kwargs=kwargs: real(*args, **kwargs)
+
+    def measure(self) -> dict[str, float]:
+        """Seconds of all requests: ``forward_s``, ``decode_s``, ``encode_s``; ``seconds`` is the first two together.
+
+        ``with_encode_s`` adds the text encoders, once for each request, since their prompts differ.
+        """
+        each = {module: seconds(function, 3) / best for module, (best, function) in self._best.items()}
+        forward, decode = self._requests * self._steps * each.pop("transformer"), self._requests * each.pop("vae")
+        encode = self._requests * sum(each.values())
+        return {
+            "forward_s": forward,
+            "decode_s": decode,
+            "encode_s": encode,
+            "seconds": forward + decode,
+            "with_encode_s": forward + decode + encode,
+        }
 
 
 def knee(pipe: Any, arguments: dict[str, Any], share: float = 0.95) -> tuple[int, dict[int, float]]:

@@ -16,6 +16,7 @@ import asyncio
 import copy
 import dataclasses
 import os
+import time
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -45,11 +46,12 @@ def call(pipe: Any, asking: Asking, members: Sequence[tuple[int, Arrival]]) -> N
 
 
 class Locked:
-    """One at a time."""
+    """One at a time. ``busy_s``: seconds that it has run; by those of a load, what its load really was."""
 
     def __init__(self, pipe: Any, asking: Asking) -> None:
         self._pipe, self._asking = pipe, asking
         self._lock = asyncio.Lock()  # noqa: TID251 - the very thing that is compared with
+        self.busy_s = 0.0
 
     async def __aenter__(self) -> Self:
         return self
@@ -58,7 +60,9 @@ class Locked:
 
     async def send(self, index: int, arrival: Arrival) -> Answer:
         async with self._lock:
+            began = time.monotonic()
             await anyio.to_thread.run_sync(call, self._pipe, self._asking, [(index, arrival)])
+            self.busy_s += time.monotonic() - began
         return Answer(steps=arrival.steps, images=arrival.images, mean_batch_requests=1.0)
 
 

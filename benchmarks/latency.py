@@ -8,7 +8,8 @@ seeds, sizes and arrival times. One torch thread each; ``pool`` has as many thre
 when a request was due. ``baselines.py`` has the baselines, ``docs/benchmarking.md`` what the words mean.
 
 ``w1``     the design's W1 (32, 48, 64 and 96 pixels; 20, 20, 25 and 35 steps), Poisson at each of ``--loads`` of the
-           serial capacity: the inverse of what ``pipe(...)`` alone takes on average, measured anew in each round.
+           serial capacity: the inverse of what ``pipe(...)`` alone takes on average, measured anew in each round. How
+           busy the lock's thread then was says what the load really was, should the machine's speed have changed.
 ``burst``  the design's W4: 24 requests of 32x32 and 4 steps at once; seconds to the last image, beside what the bare
            merged forward plus decode of the same round allow at the best number of rows, and with text encoders added.
 ``join``   requests of one size at the knee (the least batch with 95% of the best throughput per request of the bare
@@ -37,7 +38,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import bare
 import torch
 from baselines import Locked, Pool, StaticBatches
-from latency_summary import CONTESTANTS, show, summary
+from latency_summary import CONTESTANTS, median, show, summary
 
 from steploom import AsyncDiffusionEngine, EngineConfig, demo
 from steploom.cli import standalone, workloads
@@ -51,6 +52,8 @@ RESULTS = Path(__file__).parent / "results" / "latency.json"
 PARTS = ("w1", "burst", "join")
 BURST = workloads.w4(24, workloads.SMALL_SIZES[0], 4)
 JOIN_SIZE, JOIN_LOAD = 64, 0.5
+FEW = 100_000
+"""More than a workload has requests: what lies between the indices of two, so that their prompts differ."""
 
 
 class Contest:
@@ -84,15 +87,16 @@ class Contest:
         self.tell_estimate(capacity)
         if self.options.estimate:
             return
+        first = FEW * 100 * (1 + number)
         names = list(self.targets)[:: 1 if number % 2 == 0 else -1]
         if "w1" in self.options.parts:
-            for load in self.options.loads:
+            for place, load in enumerate(self.options.loads):
                 seed, rate = self.options.seed + number, load * capacity
                 arrivals = workloads.w1(self.options.requests, rate, seed, workloads.SMALL_SIZES)
                 for name in names:
-                    await self.once(entry, f"w1 {load:g}", name, arrivals, alone)
+                    await self.once(entry, f"w1 {load:g}", name, arrivals, alone, first + (1 + place) * FEW)
         if "burst" in self.options.parts:
-            await self.burst(entry, names)
+            await self.burst(entry, names, first)
         if "join" in self.options.parts and "join" not in entry:
             entry["join"] = await self.join(alone, self.options.seed + number)
             self.save()
@@ -104,9 +108,10 @@ class Contest:
         print(f"  {rounds} rounds of {len(self.targets)} contestants take about {seconds / 60:.0f} minutes", flush=True)
 
     async def once(
-        self, entry: dict[str, Any], part: str, name: str, arrivals: list[Arrival], alone: standalone.Standalone | None
-    ) -> None:
-        """One workload, one contestant."""
+        self, entry: dict[str, Any], part: str, name: str, arrivals: list[Arrival], alone: standalone.Standalone,
+        first: int,
+    ) -> None:  # fmt: skip
+        """One workload, one contestant. ``first``: so that no prompt is known from an earlier one."""
         done = entry.setdefault(part, {})
         if name in done:
             return
@@ -114,33 +119,39 @@ class Contest:
         joins = Joins(most_of(self.engines[name])) if name in self.engines else None
         if joins is not None:
             self.engines[name].observers.append(joins)
-        load = Load(self.targets[name], arrivals)
+        load, busy = Load(self.targets[name], arrivals, first=first), getattr(self.targets[name], "busy_s", 0.0)
         await load.run()
+        busy = getattr(self.targets[name], "busy_s", 0.0) - busy
         if joins is not None:
             self.engines[name].observers.remove(joins)
         row = figures(load.outcomes, load.duration_s, alone=alone, slo_multiple=self.options.slo_multiple)
         done[name] = {**row, **(joins.figures() if joins is not None else {}), "peak": load.peak}
+        if busy:
+            done[name]["busy_share"] = busy / load.duration_s
         self.save()
-        met = row.get("slo_attainment")
-        told = "" if met is None else f"  attained {met:.1%}"
         print(f"  {part:8} {name:7} mean {row['mean_e2el_ms'] or 0:8.0f} ms  p99 {row['p99_e2el_ms'] or 0:8.0f} ms  "
-              f"all in {load.duration_s:7.1f} s{told}  failed {row['failed']}", flush=True)  # fmt: skip
+              f"all in {load.duration_s:7.1f} s  attained {row['slo_attainment']:.1%}  failed {row['failed']}"
+              + (f"  really busy {busy / load.duration_s:.0%}" if busy else ""), flush=True)  # fmt: skip
 
-    async def burst(self, entry: dict[str, Any], names: list[str]) -> None:
-        """W4 with the ceiling measured before and after each contestant, as the machine is then."""
-        ceilings = entry.setdefault("ceiling", {})
+    async def burst(self, entry: dict[str, Any], names: list[str], first: int) -> None:
+        """W4 some times, with the ceiling measured before and after each, as the machine is then."""
         arguments = {**self.asking.params, "width": BURST[0].width, "height": BURST[0].height}
-        for name in names:
-            if name in entry.get("burst", {}):
-                continue
-            before = await asyncio.to_thread(bare.allowed, self.pipe, arguments, len(BURST), BURST[0].steps)
-            await self.once(entry, "burst", name, BURST, None)
-            after = await asyncio.to_thread(bare.allowed, self.pipe, arguments, len(BURST), BURST[0].steps)
-            ceilings[name] = {key: (before[key] + after[key]) / 2 for key in before}
-            last, most = entry["burst"][name]["max_e2el_ms"] / 1000, ceilings[name]
-            print(f"  burst    {name:7} last image after {last:.3f} s; bare merged forward and decode: "
-                  f"{most['seconds']:.3f} s ({last / most['seconds']:.2f} times), with text encoders "
-                  f"{most['with_encode_s']:.3f} s", flush=True)  # fmt: skip
+        bound = await asyncio.to_thread(bare.Ceiling, self.pipe, arguments, len(BURST), BURST[0].steps)
+        done = entry.setdefault("burst", {})
+        for name in [name for name in names if name not in done]:
+            runs: list[dict[str, float]] = []
+            for again in range(self.options.bursts):
+                before = await asyncio.to_thread(bound.measure)
+                load = Load(self.targets[name], BURST, first=first + again * len(BURST))
+                await load.run()
+                after = await asyncio.to_thread(bound.measure)
+                ceiling = {key: (before[key] + after[key]) / 2 for key in before}
+                runs.append({"last_image_s": load.duration_s, "failed": load.failed, **ceiling})
+            done[name] = runs
+            best, most = (median(run[key] for run in runs) for key in ("last_image_s", "seconds"))
+            times = median(run["last_image_s"] / run["seconds"] for run in runs)
+            print(f"  burst    {name:7} last image after {best:.3f} s; bare merged forward and decode: {most:.3f} s "
+                  f"({times:.2f} times)", flush=True)  # fmt: skip
             self.save()
 
     async def join(self, alone: standalone.Standalone, seed: int) -> dict[str, Any]:
@@ -188,10 +199,10 @@ def most_of(engine: AsyncDiffusionEngine) -> int | None:
 
 
 async def warm_up(target: Any, sizes: list[int], each: int = 4) -> None:
-    """Merges are learned and verified before anything is measured."""
+    """Merges are learned and verified before anything is measured. Numbers of steps differ, so that timesteps do."""
     async with asyncio.TaskGroup() as group:
         for place, size in enumerate(size for size in sizes for _ in range(each)):
-            group.create_task(target.send(2_000_000 + place, Arrival(0, size, size, 3)))
+            group.create_task(target.send(2_000_000 + place, Arrival(0, size, size, 2 + place % 3)))
 
 
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -218,6 +229,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
             targets[name] = EngineTarget(engines[name], asking)
         for target in targets.values():
             await warm_up(target, list(workloads.SMALL_SIZES))
+            await warm_up(target, [BURST[0].width], len(BURST))
         contest = Contest(options, pipe, targets, engines, begun(options, engines))
         for number in range(options.first_round, options.rounds):
             await contest.round(number)
@@ -269,6 +281,7 @@ def read() -> argparse.Namespace:
     parser.add_argument("--slo-multiple", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--alone", type=int, default=5, help="how often each size runs alone in a round")
+    parser.add_argument("--bursts", type=int, default=3, help="how often W4 is sent in a round")
     parser.add_argument("--join-requests", type=int, default=100)
     parser.add_argument("--text", type=int, default=16, help="max_sequence_length, as in throughput.py")
     parser.add_argument("--out", type=Path, default=RESULTS)

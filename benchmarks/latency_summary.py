@@ -25,14 +25,13 @@ def summary(rounds: dict[str, Any]) -> dict[str, Any]:
                 "attainment_of_locks": median(ratio(a["slo_attainment"], b["slo_attainment"]) for a, b in both),
                 "mean_e2el_of_locks": median(ratio(a["mean_e2el_ms"], b["mean_e2el_ms"]) for a, b in both),
             }  # fmt: skip
-    bursts = [entry for entry in rounds.values() if "burst" in entry]
-    for name in {name for entry in bursts for name in entry["ceiling"]}:
-        rows = [(entry["burst"][name]["max_e2el_ms"] / 1000, entry["ceiling"][name]) for entry in bursts
-                if name in entry["ceiling"]]  # fmt: skip
+    bursts = [entry["burst"] for entry in rounds.values() if "burst" in entry]
+    for name in {name for entry in bursts for name in entry}:
+        runs = [run for entry in bursts for run in entry.get(name, ())]
         found.setdefault("burst", {})[name] = {
-            "last_image_s": median(last for last, _ in rows),
-            "of_ceiling": median(last / most["seconds"] for last, most in rows),
-            "of_ceiling_with_encode": median(last / most["with_encode_s"] for last, most in rows),
+            "last_image_s": median(run["last_image_s"] for run in runs),
+            "of_ceiling": median(run["last_image_s"] / run["seconds"] for run in runs),
+            "of_ceiling_with_encode": median(run["last_image_s"] / run["with_encode_s"] for run in runs),
         }
     joins = [entry["join"] for entry in rounds.values() if "join" in entry]
     keys = ("knee", "p99_join_delay_steps_slot_free", "max_join_delay_steps_slot_free", "joins_with_slot_free")

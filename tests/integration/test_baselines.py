@@ -84,3 +84,24 @@ async def test_static_batches_are_bounded_and_the_oldest_shape_is_next(baselines
             group.start_soon(target.send, index, Arrival(0, 32, 32, steps))
     calls = [(given["num_inference_steps"], len(prompts_of(given))) for _, given in own.components["calls"]]
     assert calls == [(4, 2), (9, 2), (4, 1)]
+
+
+def test_medians_over_rounds_and_ratios_inside_them(baselines):
+    import latency_summary
+
+    def row(met: float, mean: float, **more: Any) -> dict[str, Any]:
+        return {"slo_attainment": met, "mean_e2el_ms": mean, **more}
+
+    rounds = {
+        "0": {"w1 0.9": {"lock": row(0.4, 100.0), "mp": row(0.9, 50.0, mean_rows=3.0)},
+              "burst": {"mp": [{"last_image_s": 1.2, "seconds": 1.0, "with_encode_s": 1.2}]}},
+        "1": {"w1 0.9": {"lock": row(0.6, 400.0), "mp": row(0.9, 80.0, mean_rows=5.0)}},
+        "2": {"w1 0.9": {"lock": row(0.5, 100.0)}},
+    }  # fmt: skip
+    found = latency_summary.summary(rounds)
+    lock, mp = found["w1 0.9"]["lock"], found["w1 0.9"]["mp"]
+    assert (lock["rounds"], lock["slo_attainment"], lock["mean_e2el_of_locks"]) == (3, 0.5, 1)
+    assert mp["attainment_of_locks"] == pytest.approx((0.9 / 0.4 + 0.9 / 0.6) / 2)
+    assert mp["mean_e2el_of_locks"] == pytest.approx((0.5 + 0.2) / 2)
+    assert mp["mean_rows"] == 4
+    assert found["burst"]["mp"] == pytest.approx({"last_image_s": 1.2, "of_ceiling": 1.2, "of_ceiling_with_encode": 1})

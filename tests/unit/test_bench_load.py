@@ -123,12 +123,16 @@ async def test_cancelled_it_keeps_what_there_is_so_far():
 
 
 async def test_an_engine_gets_what_the_workload_says_and_figures_agree_with_its_timings():
-    seen = []
+    seen, together = [], []
 
     class Spy(Joins):
         def on_queued(self, request) -> None:
             super().on_queued(request)
             seen.append(request)
+
+        def on_tick(self, output, result, began, ended) -> None:
+            super().on_tick(output, result, began, ended)
+            together.append(len(result.reports))  # of a pretended engine: all of them in one call, two rows each
 
     async with FakeEngine(max_batch=4) as engine:
         joins = Spy(4)
@@ -144,7 +148,10 @@ async def test_an_engine_gets_what_the_workload_says_and_figures_agree_with_its_
     assert len({one.seed for one in seen}) == 4
     answers = [one.answer for one in load.outcomes if one.answer is not None]
     assert [one.steps for one in answers] == [3] * 4
-    assert joins.mean_rows == pytest.approx(2 * answers[0].mean_batch_requests)
+    calls = [many for many in together if many]
+    assert sum(calls) == 4 * 3
+    assert joins.mean_rows == pytest.approx(2 * sum(calls) / len(calls))
+    assert sum(one.steps * one.mean_batch_requests for one in answers) == pytest.approx(sum(n * n for n in calls))
     assert sum(one.images for one in answers) == 5
 
 
