@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +14,12 @@ import pytest_asyncio
 # A shell that starts us in the background has us ignore Ctrl-C, and every process that a test starts and interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_states(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What engines keep for their next start is kept for no other run of the tests."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("states"))
 
 
 @pytest.fixture(scope="session")

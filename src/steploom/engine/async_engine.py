@@ -9,9 +9,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import anyio
+import anyio.to_thread
 
 from steploom.config import EngineConfig
 from steploom.engine.core import EngineCore
+from steploom.engine.costs_file import CostsFile, learned, teach
 from steploom.engine.mailbox import fresh
 from steploom.engine.observer import Observers
 from steploom.engine.stream import RequestStream
@@ -21,6 +23,7 @@ from steploom.executor import resolve_executor
 from steploom.executor.abstract import ProgressCallback
 from steploom.protocol import PipelineInfo
 from steploom.requests import DiffusionOutput, DiffusionRequest
+from steploom.sched import BaseScheduler, Cost
 
 _NOT_STARTED = "the engine was not started: use `async with engine`, or await engine.start()"
 Prompt = str | list[str] | DiffusionRequest | None
@@ -58,6 +61,7 @@ class AsyncDiffusionEngine:
         self._core: EngineCore | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._owner: asyncio.Task[None] | None = None
+        self._costs_file: CostsFile | None = None
 
     @classmethod
     def from_pipeline(cls, pipe: Any, *, controlnet: Any = None, **config: Any) -> Self:
@@ -106,6 +110,8 @@ class AsyncDiffusionEngine:
         self._owner = self._loop.create_task(core.run(), name="steploom engine")
         try:
             await core.started.wait()
+            if core.info is not None:
+                await self._recall(core, core.info)
         except BaseException:
             core.stop()
             await _outlast(core.ended)
@@ -127,8 +133,15 @@ class AsyncDiffusionEngine:
         if self._core is None or self._core.ended.is_set():
             return
         self._check_loop()
-        self._core.stop()
-        await _outlast(self._core.ended)
+        core, file = self._core, self._costs_file
+        state = learned(core.scheduler)
+        core.stop()
+        try:
+            await _outlast(core.ended)
+        finally:
+            if file is not None and state is not None:
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(file.write, state)
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -271,6 +284,21 @@ class AsyncDiffusionEngine:
             EngineError: The engine cannot serve.
         """
         await self._serving().wake_up()
+
+    def costs(self) -> list[Cost]:
+        """What ticks cost, as learned so far: by batch key seconds by rows, the knee, and the text encoders and VAEs.
+
+        Raises:
+            EngineError: The engine cannot serve.
+        """
+        scheduler = self._serving().scheduler
+        return scheduler.costs.shown() if isinstance(scheduler, BaseScheduler) else []
+
+    async def _recall(self, core: EngineCore, info: PipelineInfo) -> None:
+        """Goes on with what an earlier engine of this model has learned about costs."""
+        self._costs_file = file = CostsFile.of(self.config, info)
+        if file is not None:
+            teach(core.scheduler, await anyio.to_thread.run_sync(file.read))
 
     def _serving(self) -> EngineCore:
         """The core, if it can serve this caller.

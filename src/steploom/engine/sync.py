@@ -20,6 +20,7 @@ from steploom.engine.async_engine import AsyncDiffusionEngine, Prompt
 from steploom.errors import EngineError, EngineNotRunning, RequestError
 from steploom.protocol import PipelineInfo
 from steploom.requests import DiffusionOutput, DiffusionRequest
+from steploom.sched import Cost
 
 T = TypeVar("T")
 
@@ -149,6 +150,14 @@ class DiffusionEngine:
             EngineError: They are not, or do not.
         """
         self._thread.call(self._engine.check_health)
+
+    def costs(self) -> list[Cost]:
+        """As :meth:`AsyncDiffusionEngine.costs <steploom.AsyncDiffusionEngine.costs>`."""
+
+        async def ask() -> list[Cost]:
+            return self._engine.costs()
+
+        return self._thread.call(ask)
 
     def sleep(self, level: int = 1) -> None:
         """Moves the weights off the device until :meth:`wake_up`; requests are refused meanwhile."""

@@ -245,6 +245,7 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
         size_most: Neither may be larger, since the model has positions for no more; None where it sets no bound.
         modules: Names of the woven components.
         device: Where the denoiser lives.
+        device_name: What that device is called, as costs depend on it.
         dtype: Its dtype.
         in_process: Whether objects that cannot travel (generators, callbacks) may be passed.
         tasks: The tasks that a request may name, and the pipelines over the same components that do each: of several
@@ -269,6 +270,7 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
     size_most: int | None = None
     modules: list[str] = []
     device: str = "cpu"
+    device_name: str = ""
     dtype: str = "float32"
     in_process: bool = False
     makes: list[str] = []

@@ -198,7 +198,7 @@ class BaseScheduler(SchedulerInterface):
         self._landed(output, result)
         events: list[Event] = []
         resident, near = self._resident, self._near
-        rows, ended_s = 0, 0.0
+        rows = 0
         # The hot loop of the host: what happens in every step of every request is inlined.
         for report in result.reports:
             state = resident.get(report.run_id)
@@ -227,13 +227,12 @@ class BaseScheduler(SchedulerInterface):
             state.encode_s += report.encode_s
             state.decode_s += report.decode_s
             if report.finished:
-                ended_s += state.standalone_s
                 events.append(self._conclude(state, report))
             elif report.total_steps == report.step + 1 and not report.aside:
                 near[report.run_id] = state
         if near or self._ending:
             self._expect_ends()
-        self.costs.observe(output.batch_key, result, rows, ended_s)
+        self.costs.observe(output.batch_key, result, rows)
         return events + self._replay_lost(output, result)
 
     def _landed(self, output: SchedulerOutput, result: RunnerOutput) -> None:

@@ -32,7 +32,10 @@ MAX_KEYS = 1024
 """Batch keys that are remembered; the one that was measured longest ago is forgotten first."""
 
 DECAY = 0.99
-"""What counts of what was known, when a request has ended."""
+"""What counts of what was known about the gain of sharing, at each tick that is looked at for it."""
+
+SAMPLED = 8
+"""Every so many ticks are looked at for it."""
 
 VERSION = 1
 
@@ -175,8 +178,9 @@ class CostModel:
     def __init__(self) -> None:
         self._curves: OrderedDict[str, Curve] = OrderedDict()
         self._names: dict[str, Curve] = {}
-        self.standalone_s = 0.0
+        self.alone_s = 0.0
         self.busy_s = 0.0
+        self._ticks = 0
 
     def curve(self, batch_key: str) -> Curve:
         """What is known about a batch key, to learn more."""
@@ -216,35 +220,36 @@ class CostModel:
             return UNTRIED
         return curve.knee or max(UNTRIED, 2 * curve.most)
 
-    def observe(self, batch_key: str | None, result: RunnerOutput, rows: int, ended_s: float) -> None:
+    def observe(self, batch_key: str | None, result: RunnerOutput, rows: int) -> None:
         """Takes note of a tick, unless there was warm-up in it.
 
         Args:
             batch_key: What its members had in common; None if that was not known when it was decided.
             result: The worker's answer.
             rows: Rows of all denoiser calls.
-            ended_s: Standalone seconds of the requests that ended in it.
         """
         if not rows or result.warmup_s:
             return
-        self.busy_s += result.seconds
         if batch_key is None:
             keys = {report.batch_key for report in result.reports if report.batch_requests}
             batch_key = keys.pop() if len(keys) == 1 else None
-        if batch_key is not None:
-            curve = self._names.get(batch_key) or self.curve(batch_key)
-            if result.seconds > result.chores_s:
-                curve.observe(rows, result.seconds - result.chores_s)
-            if result.chores_s or ended_s:
-                curve.observe_chores(result.chores_s, sum(report.finished for report in result.reports))
-        if ended_s:  # Old work counts less and less.
-            self.standalone_s = DECAY * self.standalone_s + ended_s
-            self.busy_s *= DECAY
+        seconds = result.seconds - result.chores_s
+        if batch_key is None or seconds <= 0:
+            return
+        curve = self._names.get(batch_key) or self.curve(batch_key)
+        curve.observe(rows, seconds)
+        if result.chores_s:
+            curve.observe_chores(result.chores_s, sum(report.finished for report in result.reports))
+        self._ticks += 1
+        if self._ticks % SAMPLED == 1:
+            members = sum(report.batch_requests > 0 for report in result.reports)
+            self.alone_s = DECAY * self.alone_s + members * curve.at(rows / members)
+            self.busy_s = DECAY * self.busy_s + seconds
 
     @property
     def gain(self) -> float:
-        """Standalone seconds of work that are done in a second, by sharing; 1 while nobody can say."""
-        return self.standalone_s / self.busy_s if self.standalone_s > 0 and self.busy_s > 0 else 1.0
+        """Seconds that a second's work would take one request at a time, since forwards are shared; 1 at first."""
+        return self.alone_s / self.busy_s if self.alone_s > 0 and self.busy_s > 0 else 1.0
 
     def shown(self) -> list[Cost]:
         """All that is known, for people."""
@@ -253,7 +258,7 @@ class CostModel:
     def state(self) -> dict[str, Any]:
         """What another process needs to go on: plain, as JSON takes it."""
         curves = {key: curve.state() for key, curve in self._curves.items() if curve.points}
-        return {"version": VERSION, "curves": curves, "gain": [self.standalone_s, self.busy_s]}
+        return {"version": VERSION, "curves": curves, "gain": [self.alone_s, self.busy_s]}
 
     def restore(self, state: object) -> bool:
         """Goes on where another process was; whether that was possible. What was measured since counts as well."""
@@ -262,11 +267,11 @@ class CostModel:
             if told["version"] != VERSION:
                 return False
             curves = {str(key): Curve.of(curve) for key, curve in told["curves"].items()}
-            standalone_s, busy_s = map(float, told["gain"])
+            alone_s, busy_s = map(float, told["gain"])
         except (KeyError, TypeError, ValueError, AttributeError):
             return False
         self._names.clear()
         for key, curve in curves.items():
             self._curves.setdefault(key, curve)
-        self.standalone_s, self.busy_s = self.standalone_s + standalone_s, self.busy_s + busy_s
+        self.alone_s, self.busy_s = self.alone_s + alone_s, self.busy_s + busy_s
         return True

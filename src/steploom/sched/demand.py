@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from typing import Any
+from typing import Any, cast
 
 from steploom.protocol import RequestReport
 from steploom.requests import DiffusionRequest
@@ -150,10 +150,15 @@ class Demands:
         """What another process needs to go on."""
         return [[*kind, shape.batch_key, shape.rows, shape.steps, shape.pixels] for kind, shape in self._shapes.items()]
 
-    def restore(self, state: list[list[Any]]) -> None:
-        """Goes on where another process was."""
-        for guess, guided, key, rows, steps, size in state:
-            self._shapes.setdefault((guess, guided), Shape(key, rows, steps, size))
+    def restore(self, state: object) -> None:
+        """Goes on where another process was, as far as that can be read."""
+        for entry in cast("list[Any]", state) if isinstance(state, list) else []:
+            try:
+                guess, guided, key, rows, steps, size = entry
+                shape = Shape(str(key), float(rows), int(steps), None if size is None else float(size))
+            except (TypeError, ValueError):
+                continue
+            self._shapes.setdefault((str(guess), bool(guided)), shape)
 
 
 def _kind(guess: str, request: DiffusionRequest) -> tuple[str, bool]:

@@ -158,6 +158,8 @@ class Line:
 
     def pop(self, now: float) -> RequestState:
         """Takes out the request that is next."""
+        if len(self._classes) > 1:
+            self._age(now)
         one = self._classes[self._numbers[0]]
         user, state = one.first(self._order, now)
         waiting = one.users[user]

@@ -37,7 +37,7 @@ class Ranked(Policy):
     Among groups without residents the one with the first request in the subclass's order is let in next. One that has
     waited for ``priority_ageing_s`` for a place goes before all others, and a free place is kept for it.
 
-    A resident that cannot be done in time any more is paused for one that waits and can be. With ``preempt`` also one 
+    A resident that cannot be done in time any more is paused for one that waits and can be. With ``preempt`` also one
     is paused that can afford it, when somebody waits that is more urgent. Who is paused keeps its place in the worker,
     goes on as soon as there is room in the batch, before anybody joins, and is never paused again.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import platform
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -194,6 +195,13 @@ def refuse_sleep(modules: Mapping[str, Any]) -> None:
             )
 
 
+def device_name(device: str) -> str:
+    """What the device is called: the GPU's name, or the processor's and how many threads torch takes of it."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()} x{torch.get_num_threads()}"
+
+
 def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
     """What the engine needs to know about a loaded pipeline."""
     parameters = signatures.call_parameters(pipeline)
@@ -213,6 +221,7 @@ def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
         size_most=sizes.most(pipeline, denoiser),
         modules=list(untyped.modules_of(pipeline)),
         device=str(getattr(denoiser, "device", "cpu")),
+        device_name=device_name(str(getattr(denoiser, "device", "cpu"))),
         dtype=str(getattr(denoiser, "dtype", torch.float32)).removeprefix("torch."),
         in_process=in_process,
         makes=products.makes(pipeline),

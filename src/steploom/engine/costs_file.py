@@ -1,0 +1,88 @@
+"""What ticks cost, kept in a file for the next start: one for each model, device and way of running."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import pathlib
+import re
+import tempfile
+from typing import Any
+
+from steploom.config import EngineConfig, state_folder
+from steploom.protocol import PipelineInfo
+from steploom.sched import BaseScheduler, SchedulerInterface
+
+log = logging.getLogger(__name__)
+
+_DECIDES = (
+    "model", "base_model", "components", "task", "controlnet", "variant", "revision", "quantization_config", "dtype",
+    "group_offload", "vae_tiling", "vae_slicing", "compile", "cuda_graphs", "attention_backend", "torch_threads",
+    "aside", "batch_invariant", "data_parallel_size",
+)  # fmt: skip
+"""Settings on which the cost of a tick depends."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CostsFile:
+    """A file of costs.
+
+    Attributes:
+        path: Where it is.
+        owner: What the costs are of; a file of another owner is not read, and replaced.
+    """
+
+    path: pathlib.Path
+    owner: dict[str, str]
+
+    @classmethod
+    def of(cls, config: EngineConfig, info: PipelineInfo) -> CostsFile | None:
+        """The file that the settings name; None if they name none, or if nobody can say which model it is."""
+        named = config.distributed_executor_backend == "mp"  # else it may be any pipeline, or a pretended one
+        if config.costs_file is None or (config.costs_file == "auto" and not named):
+            return None
+        owner = {name: str(getattr(config, name)) for name in _DECIDES}
+        owner |= {"pipeline": info.pipeline_class, "device": info.device_name or info.device, "dtype": info.dtype}
+        if config.costs_file != "auto":
+            return cls(pathlib.Path(config.costs_file).expanduser(), owner)
+        digest = hashlib.sha256(json.dumps(owner, sort_keys=True).encode()).hexdigest()[:16]
+        name = re.sub(r"[^A-Za-z0-9]+", "-", pathlib.Path(config.model).name)[:40].strip("-")
+        return cls(state_folder() / "costs" / f"{name or 'model'}-{digest}.json", owner)
+
+    def read(self) -> Any:
+        """What was kept; None if there is nothing that can be used."""
+        try:
+            kept = json.loads(self.path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            log.warning("costs of ticks are learned anew, since %s cannot be read: %s", self.path, error)
+            return None
+        return kept if isinstance(kept, dict) and kept.get("owner") == self.owner else None  # pyright: ignore
+
+    def write(self, state: dict[str, Any]) -> None:
+        """Keeps ``state``, whole or not at all."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, suffix=".part", delete=False) as part:
+                json.dump({"owner": self.owner, **state}, part)
+            pathlib.Path(part.name).replace(self.path)
+        except OSError as error:
+            log.warning("costs of ticks are not kept in %s: %s", self.path, error)
+
+
+def learned(scheduler: SchedulerInterface) -> dict[str, Any] | None:
+    """What the scheduler has learned; None if it learns nothing, or has learned nothing yet."""
+    if not isinstance(scheduler, BaseScheduler) or not scheduler.costs.shown():
+        return None
+    return {"costs": scheduler.costs.state(), "demands": scheduler.demands.state()}
+
+
+def teach(scheduler: SchedulerInterface, kept: Any) -> None:
+    """Has the scheduler go on where another one was."""
+    if kept is None or not isinstance(scheduler, BaseScheduler):
+        return
+    if scheduler.costs.restore(kept.get("costs")):
+        scheduler.demands.restore(kept.get("demands"))
