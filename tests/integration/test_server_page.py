@@ -126,7 +126,7 @@ async def test_the_facts_of_the_model() -> None:
 
 
 async def test_the_feed_tells_the_engines_own_ticks_and_no_prompt() -> None:
-    async with served(engine={"max_batch": 2, "max_resident": 2}) as (client, engine):
+    async with served(engine={"max_batch": 2, "max_resident": 2, "policy": "fcfs"}) as (client, engine):
         told = Told()
         engine.observers.append(told)
         engine.hold()

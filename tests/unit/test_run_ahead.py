@@ -158,7 +158,10 @@ async def test_an_amendment_that_comes_too_late_acts_in_the_tick_after() -> None
 
 
 async def test_a_place_is_planned_for_before_it_is_free() -> None:
-    async with ahead(max_batch=2, max_resident=2) as (engine, executor), anyio.create_task_group() as group:
+    async with (
+        ahead(max_batch=2, max_resident=2, policy="fcfs") as (engine, executor),
+        anyio.create_task_group() as group,
+    ):
         for name, steps in (("a", 2), ("b", 4), ("c", 3)):
             group.start_soon(run, engine, name, steps)
         executor.let_go()

@@ -74,9 +74,9 @@ class Intake:
                 retry_after_s=self._until((queued_s + alone_s - timeout) * self.gain),
             )
 
-    def _until(self, standalone_s: float) -> float:
-        """Seconds until so much of the work is done."""
-        return max(0.1, standalone_s / self.gain)
+    def _until(self, standalone_s: float) -> float | None:
+        """Seconds until so much of the work is done; None while nobody can say."""
+        return max(0.1, standalone_s / self.gain) if self._demands.knows else None
 
     def enters(self, state: RequestState) -> None:
         """``state`` waits from now on."""
