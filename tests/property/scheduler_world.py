@@ -90,9 +90,9 @@ class World:
         return {known.run: known for known in self.live.values() if known.run is not None}
 
     def submit(self, name: str, program: Program) -> None:
-        request = DiffusionRequest(
-            name, seed=1, request_id=name, priority=program.priority, height=64 * program.shape, num_inference_steps=4
-        )
+        hints = {"user": (None, "ann", "bob")[self.arrivals % 3], "deadline": (None, 0.1, 9.0, 99.0)[self.arrivals % 4]}
+        shape = {"height": 64 * program.shape, "width": 64, "num_inference_steps": 4}
+        request = DiffusionRequest(name, seed=1, request_id=name, priority=program.priority, **shape, **hints)
         waiting = len(self.waiting)
         if name in self.live:
             with pytest.raises(InvalidRequest):
@@ -209,7 +209,8 @@ class World:
             self.held[new.run_id] = 0
         assert len(self.held) <= self.limit
         here = [run for run in output.run_ids if run in self.held]
-        flight.result = RunnerOutput(tick=output.tick, reports=[self._advance(run, len(here)) for run in here])
+        reports = [self._advance(run, len(here)) for run in here]
+        flight.result = RunnerOutput(tick=output.tick, reports=reports, seconds=0.5 + len(here))
 
     def _advance(self, run: str, mates: int) -> RequestReport:
         program, done = self.programs[run], self.held[run]
@@ -219,7 +220,7 @@ class World:
         if done == 0 or key is None:
             report.encode_s = 0.5  # Also in the tick of the first denoiser call.
         if key is not None:
-            report.phase, report.batch_requests, report.denoise_s = "denoise", mates, 0.25
+            report.phase, report.batch_requests, report.rows, report.denoise_s = "denoise", mates, 1, 0.25
         if done + 1 == len(program.keys):
             del self.held[run]
             report.finished, report.decode_s = True, 0.125

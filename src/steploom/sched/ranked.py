@@ -109,9 +109,9 @@ class Ranked(Policy):
         cached = self._steps(group, max_batch)
         if free > 0 and len(group.line):
             joining = self._join(group, max_batch, free, now)
-            if len(joining) < free and len(group.line):
-                joining += self._preempt(group, now)
-                cached = [run for run in cached if run not in group.paused]
+            if len(joining) < free - self._kept(now) and len(group.line):
+                joining += self._preempt(group, cached, now)
+                cached = [run for run in cached if run not in group.paused][: max_batch - len(joining)]
         return Batch(group.batch_key, cached, joining)
 
     def _steps(self, group: Group, max_batch: int) -> list[str]:
@@ -218,10 +218,10 @@ class Ranked(Policy):
                 break
             del group.paused[state.run_id]
 
-    def _preempt(self, group: Group, now: float) -> list[RequestState]:
+    def _preempt(self, group: Group, cached: list[str], now: float) -> list[RequestState]:
         """One resident of a full batch is paused for one that waits and is more urgent, if there are two such."""
         first, seconds = group.line.first(now), self._tick_s(group)
-        steps = [s for run, s in group.residents.items() if run not in group.paused and run not in self._paused_before]
+        steps = [group.residents[run] for run in cached if run not in self._paused_before]
         if not steps:
             return []
         victim = max(steps, key=lambda state: (state.request.priority, self.urgency(state, now, seconds)))
