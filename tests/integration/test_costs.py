@@ -8,8 +8,34 @@ from pathlib import Path
 import pytest
 
 from steploom import AsyncDiffusionEngine
+from steploom.errors import ConfigError, EngineNotRunning
 
 SMALL = {"width": 32, "height": 32, "num_inference_steps": 8, "max_sequence_length": 16}
+
+
+@pytest.mark.asyncio
+async def test_a_profiling_pass_measures_before_anybody_asks(tiny_model: Path, tmp_path: Path) -> None:
+    settings = {"model": str(tiny_model), "distributed_executor_backend": "inproc", "torch_threads": 1, "max_batch": 4,
+                "costs_file": str(tmp_path / "costs.json"), "profile": "32x32"}  # fmt: skip
+    told: list[str] = []
+    engine = await AsyncDiffusionEngine(**settings).start(told.append)
+    (cost,) = engine.costs()
+    await engine.close()
+    assert {2, 4} <= cost.seconds.keys()
+    assert "profiling 32x32, 2 at a time" in told
+    told.clear()
+    engine = await AsyncDiffusionEngine(**settings).start(told.append)
+    assert not any("profiling" in line for line in told), "costs are known"
+    await engine.close()
+
+
+@pytest.mark.asyncio
+async def test_a_size_that_the_model_refuses_ends_the_start_with_the_reason(tiny_model: Path) -> None:
+    engine = AsyncDiffusionEngine(model=str(tiny_model), distributed_executor_backend="inproc", profile="33x33")
+    with pytest.raises(ConfigError, match=r"profile='33x33': a request of 33x33 failed.*33"):
+        await engine.start()
+    with pytest.raises(EngineNotRunning):
+        engine.costs()
 
 
 @pytest.mark.asyncio

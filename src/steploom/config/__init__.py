@@ -22,6 +22,7 @@ from steploom.config.values import (
     check_entries,
     parse,
     plain,
+    sizes,
 )
 from steploom.config.values import AsideMode as AsideMode
 from steploom.config.values import Dtype as Dtype
@@ -72,6 +73,8 @@ class EngineConfig:
         max_waiting: Requests that wait, at most; one more raises :class:`~steploom.errors.QueueFull`.
         max_waiting_s: Seconds of work that waits, at most, as estimated; more raises ``QueueFull``. None: no bound.
         refuse_hopeless: Refuse a request at once that cannot be done within its ``timeout``, as estimated.
+        profile: Sizes whose ticks are measured at the start, by 1, 2, 4... requests, unless costs are kept already:
+            ``"512x512,1024x1024"``.
         costs_file: Where what ticks cost is kept for the next start; ``"auto"``: a file for this model and device among
             the user's states; None keeps nothing.
         data_parallel_size: Number of workers.
@@ -135,6 +138,7 @@ class EngineConfig:
     max_waiting: int = 1024
     max_waiting_s: float | None = None
     refuse_hopeless: bool = False
+    profile: str | None = None
     costs_file: str | None = "auto"
     data_parallel_size: int = 1
     batch_invariant: bool = False
@@ -164,6 +168,7 @@ class EngineConfig:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, plain(field.name, getattr(self, field.name)))
             check(field, getattr(self, field.name))
+        sizes(self.profile or "")
         check_entries(self.dtype, self.compile, self.components)
         try:
             step_caches.parse(self.cache)

@@ -138,6 +138,21 @@ def check_entries(dtype: Any, compiler: Any, components: Any) -> None:
             )
 
 
+def sizes(text: str) -> list[tuple[int, int]]:
+    """``"512x512,1024x768"`` as widths and heights.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    found: list[tuple[int, int]] = []
+    for part in text.split(",") if text else []:
+        width, cross, height = part.strip().partition("x")
+        if not (cross and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+            raise ConfigError(f"profile={text!r}: must be sizes in pixels, as '512x512,1024x768'")
+        found.append((int(width), int(height)))
+    return found
+
+
 def parse(field: dataclasses.Field[Any], raw: str) -> Any:
     """``raw`` as the type of its field: what may be a mapping is one if it is written as JSON."""
     names, default = str(field.type).split(" | "), field.default

@@ -16,6 +16,7 @@ from steploom.engine.core import EngineCore
 from steploom.engine.costs_file import CostsFile, learned, teach
 from steploom.engine.mailbox import fresh
 from steploom.engine.observer import Observers
+from steploom.engine.profiling import profile
 from steploom.engine.stream import RequestStream
 from steploom.engine.validation import make_config, make_request
 from steploom.errors import ConfigError, EngineError, EngineNotRunning, RequestCancelled, SteploomError
@@ -112,6 +113,8 @@ class AsyncDiffusionEngine:
             await core.started.wait()
             if core.info is not None:
                 await self._recall(core, core.info)
+                if self.config.profile is not None and not self.costs():
+                    await profile(self.generate, self.costs, self.config, on_progress)
         except BaseException:
             core.stop()
             await _outlast(core.ended)

@@ -126,6 +126,7 @@ class Curve:
 
     def shown(self, key: str) -> Cost:
         """What is known, for people."""
+        self._points = None  # as of now
         samples = {rows: len(values) for rows, values in sorted(self._samples.items())}
         return Cost(key, dict(self.points), samples, self.knee, self.chores_s)
 
