@@ -199,6 +199,7 @@ class RunnerOutput(msgspec.Struct, kw_only=True):
         chores_s: Of these, in module forwards before and after the requests' loops: text encoders and VAEs.
         warmup_s: Of these, in probing, verification, compiling and capturing (excluded from figures and from
             ``tick_timeout_s``).
+        too_many_rows: The fewest rows of which a denoiser's forward ran out of memory in this tick; 0 if none did.
         alone: Denoiser calls that ran alone although others could have shared, by reason, in this tick.
         amendments: How many amendments of the tick had arrived when it began. Later ones act in the next tick.
         gap_s: Seconds since the end of the tick before, without RPCs; 0 if no program was resident meanwhile.
@@ -211,6 +212,7 @@ class RunnerOutput(msgspec.Struct, kw_only=True):
     forward_s: float = 0.0
     chores_s: float = 0.0
     warmup_s: float = 0.0
+    too_many_rows: int = 0
     alone: dict[str, int] = {}
     amendments: int = 0
     gap_s: float = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 from statistics import median
@@ -18,6 +19,12 @@ KNEE_SHARE = 0.9
 
 CLIMBS = 1.05
 """If twice the rows gave so many times the throughput, the knee may lie beyond what was measured."""
+
+RECOVERS = 32
+"""Ticks that have to go well before a batch that ran out of memory may grow; twice as many each time that it does."""
+
+MOST_WAIT = 4096
+"""Such ticks, at most."""
 
 TRIED = 4
 """Times the fewest rows that are tried before anything is said about the knee."""
@@ -72,6 +79,8 @@ class Curve:
         self._points: list[tuple[int, float]] | None = []
         self._knee: int | None = None
         self._age = 0
+        self.limit = math.inf
+        self._fine, self._wait = 0, RECOVERS
         self.chores_s = 0.0
         self._ended = 0.0
         self._chores = 0.0
@@ -83,9 +92,22 @@ class Curve:
             samples = self._samples[rows] = deque(maxlen=SAMPLES)
             self._age = 0
         samples.append(seconds)
+        if rows >= 0.7 * self.limit:
+            self._recover()
         self._age -= 1
         if self._age < 0:  # Medians are taken now and then, and at once for a new number of rows.
             self._points, self._age = None, min(4 * len(samples), 2 * SAMPLES)
+
+    def overflowed(self, rows: int) -> None:
+        """So many rows ran out of memory: batches have half as many for a while."""
+        self.limit = max(1.0, min(self.limit, rows / 2))
+        self._fine, self._wait = 0, min(2 * self._wait, MOST_WAIT)
+
+    def _recover(self) -> None:
+        """A tick with as many rows as may be went well. After enough of them there may be more."""
+        self._fine += 1
+        if self._fine >= self._wait:
+            self._fine, self.limit = 0, self.limit * 1.25 + 1
 
     def observe_chores(self, seconds: float, ended: int) -> None:
         """Encoders and VAEs took so long in a tick in which so many requests ended. Old ticks count less and less."""
@@ -182,6 +204,7 @@ class CostModel:
         self.alone_s = 0.0
         self.busy_s = 0.0
         self._ticks = 0
+        self.limited = False
 
     def curve(self, batch_key: str) -> Curve:
         """What is known about a batch key, to learn more."""
@@ -229,6 +252,8 @@ class CostModel:
             result: The worker's answer.
             rows: Rows of all denoiser calls.
         """
+        if result.too_many_rows:
+            self._overflowed(batch_key, result)
         if not rows or result.warmup_s:
             return
         if batch_key is None:
@@ -246,6 +271,18 @@ class CostModel:
             members = sum(report.batch_requests > 0 for report in result.reports)
             self.alone_s = DECAY * self.alone_s + members * curve.at(rows / members)
             self.busy_s = DECAY * self.busy_s + seconds
+
+    def _overflowed(self, batch_key: str | None, result: RunnerOutput) -> None:
+        self.limited = True
+        keys = [batch_key] if batch_key else {report.batch_key for report in result.reports}
+        for key in keys:
+            if key is not None:
+                self.curve(key).overflowed(result.too_many_rows)
+
+    def limit(self, batch_key: str | None) -> float:
+        """Rows that a batch may have, since more ran out of memory."""
+        curve = None if batch_key is None else self._names.get(batch_key)
+        return math.inf if curve is None else curve.limit
 
     @property
     def gain(self) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from itertools import islice
+from itertools import accumulate, islice
 
 from steploom.config import EngineConfig
 from steploom.sched.groups import Group, Groups
@@ -118,12 +118,22 @@ class Ranked(Policy):
         """The residents that step in a tick of the group, oldest first."""
         paused = group.paused
         runs = [run for run in group.residents if run not in paused] if paused else list(group.residents)
+        limit = self.costs.limit(group.batch_key) if self.costs.limited else math.inf
+        if limit < math.inf:
+            max_batch = min(max_batch, self._within(group, runs, limit))
         return runs if len(runs) <= max_batch else runs[:max_batch]
+
+    def _within(self, group: Group, runs: list[str], limit: float) -> int:
+        """How many of these have no more rows than that; at least one."""
+        rows = accumulate(self.demands.rows(group.residents[run]) for run in runs)
+        return max(1, sum(total <= limit for total in rows))
 
     def extend(self, members: Sequence[str], max_batch: int, free: int) -> Batch:
         """Who else of the members' group finds room: first its residents, then those of its waiting requests."""
         group, room = self._chosen, max_batch - len(members)
         if group is None or room <= 0 or not (group.residents or len(group.line)):
+            return Batch(None, [], [])
+        if self.costs.limit(group.batch_key) < math.inf:
             return Batch(None, [], [])
         there = set(members) | group.paused.keys()
         cached = list(islice((run for run in group.residents if run not in there), room))
@@ -189,12 +199,14 @@ class Ranked(Policy):
         """Whether the next of those that wait in the group may join it."""
         if free <= 0 or group.stepping >= max_batch:
             return False
-        return not self._knees or not group.stepping or self._fits(group, group.line.first(now))
+        bounded = self._knees or self.costs.limited
+        return not bounded or not group.stepping or self._fits(group, group.line.first(now))
 
     def _fits(self, group: Group, state: RequestState) -> bool:
-        if not self._knees:
+        if not (self._knees or self.costs.limited):
             return True
-        return self._rows(group) + self.demands.rows(state) <= self.costs.cap(group.batch_key)
+        cap = self.costs.cap(group.batch_key) if self._knees else math.inf
+        return self._rows(group) + self.demands.rows(state) <= min(cap, self.costs.limit(group.batch_key))
 
     def _rows(self, group: Group) -> int:
         rows = self.demands.rows

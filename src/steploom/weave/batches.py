@@ -253,6 +253,8 @@ class Batches:
     def _run_apart(self, merged: MergedCall, members: Group, fault: Exception) -> None:
         """A merged call failed: halves, down to single calls, so that only the culprit's request fails."""
         self._draft = None
+        if isinstance(fault, torch.OutOfMemoryError) and is_denoiser(merged.target.name):
+            self._counters.overflowed(merged.total_rows)
         middle = len(members) // 2
         for half in (members[:middle], members[middle:]):
             self.run_members(half, "a merged call failed")

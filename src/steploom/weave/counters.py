@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from steploom.protocol import RequestReport, RunnerOutput
 from steploom.weave.order import is_denoiser
 
 
@@ -21,6 +22,7 @@ class Counters:
     forward_s: float = 0.0
     chores_s: float = 0.0
     warmup_s: float = 0.0
+    too_many_rows: int = 0
 
     def forget(self) -> None:
         """Forgets what was counted so far."""
@@ -37,12 +39,29 @@ class Counters:
     def begin_tick(self) -> None:
         """A tick begins."""
         self.forward_s = self.chores_s = self.warmup_s = 0.0
-        self.alone_this_tick = {}
+        self.alone_this_tick, self.too_many_rows = {}, 0
 
     def forward(self, name: str, requests: int) -> None:
         """A forward of the component ``name`` carried ``requests`` requests."""
         if is_denoiser(name):
             self.denoiser_forwards[requests] = self.denoiser_forwards.get(requests, 0) + 1
+
+    def overflowed(self, rows: int) -> None:
+        """A denoiser's forward of so many rows ran out of memory."""
+        self.too_many_rows = min(rows, self.too_many_rows or rows)
+
+    def answer(self, tick: int, reports: list[RequestReport], seconds: float) -> RunnerOutput:
+        """What a worker says of a tick that took so many seconds."""
+        return RunnerOutput(
+            tick=tick,
+            reports=reports,
+            seconds=seconds,
+            forward_s=self.forward_s,
+            chores_s=self.chores_s,
+            warmup_s=self.warmup_s,
+            too_many_rows=self.too_many_rows,
+            alone=self.alone_this_tick,
+        )
 
     def chore(self, seconds: float) -> None:
         """Of the tick, so long was spent in text encoders and VAEs."""

@@ -145,15 +145,7 @@ class Runner:
         self._end_leaving()
         show(reports)
         counters = self._hub.counters
-        result = RunnerOutput(
-            tick=output.tick,
-            reports=reports,
-            seconds=time.perf_counter() - started,
-            forward_s=counters.forward_s,
-            chores_s=counters.chores_s,
-            warmup_s=counters.warmup_s,
-            alone=counters.alone_this_tick,
-        )
+        result = counters.answer(output.tick, reports, time.perf_counter() - started)
         spent = {"tick_s": result.seconds, "forward_s": counters.forward_s, "warmup_s": counters.warmup_s}
         self._spent = {name: seconds + spent[name] for name, seconds in self._spent.items()}
         return result

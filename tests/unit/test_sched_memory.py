@@ -1,0 +1,73 @@
+"""A forward that ran out of memory: batches have fewer rows for a while, and everybody is done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sched_harness import Harness
+
+from steploom.protocol import RunnerOutput, SchedulerOutput, request_id_of
+from steploom.requests import Event
+
+ROOM = 6
+"""Rows that the device has memory for."""
+
+
+class Tight(Harness):
+    """More than ``room`` rows of a tick run out of memory: the worker bisects, and says so."""
+
+    room = ROOM
+
+    def answer(self, output: SchedulerOutput, /, *, without: tuple[str, ...] = (), **fields: Any) -> list[Event]:
+        reports = [
+            self.report(run, rows=2, total_steps=self.steps[request_id_of(run)], **fields) for run in output.run_ids
+        ]
+        rows = 2 * len(reports)
+        result = RunnerOutput(
+            tick=output.tick, reports=reports, seconds=1.0, too_many_rows=rows if rows > self.room else 0
+        )
+        return self.scheduler.update_from_output(output, result)
+
+
+def test_after_an_overflow_batches_have_half_the_rows_and_everybody_is_done() -> None:
+    h = Tight(policy="deadline", max_batch=8)
+    h.add(*(f"r{number}" for number in range(8)), steps=10)
+    sizes = [len(h.tick()[0]) for _ in range(12)]
+    assert sizes[0] == 8
+    assert max(sizes[2:]) <= 4
+    assert max(sizes[4:]) <= ROOM // 2
+    h.drain()
+    assert all(h.done[run] == 10 for run in h.done)
+
+
+def test_who_comes_later_joins_within_the_lower_bound() -> None:
+    h = Tight(policy="deadline", max_batch=8)
+    h.add(*(f"r{number}" for number in range(8)), steps=6)
+    h.drain()
+    h.add(*(f"s{number}" for number in range(8)), steps=6)
+    assert {len(h.tick()[0]) for _ in range(6)} <= {1, 2, 3}
+    h.drain()
+
+
+def test_the_bound_recovers_when_there_is_room_again() -> None:
+    h = Tight(policy="srpt", max_batch=8)
+    h.add(*(f"r{number}" for number in range(8)), steps=6)
+    h.drain()
+    h.room = 1000
+    for wave in range(80):
+        h.add(*(f"{wave}x{number}" for number in range(8)), steps=10)
+        largest = 0
+        while h.scheduler.has_work:
+            largest = max(largest, len(h.tick()[0]))
+        if largest == 8:
+            return
+    raise AssertionError("it never recovers")
+
+
+def test_another_shape_is_not_bounded_by_it() -> None:
+    h = Tight(policy="deadline", max_batch=8)
+    h.add(*(f"r{number}" for number in range(8)), steps=3, height=1024)
+    h.drain()
+    h.room = 1000
+    h.add(*(f"s{number}" for number in range(8)), steps=3, height=512)
+    assert max(len(h.tick()[0]) for _ in range(3)) == 8
