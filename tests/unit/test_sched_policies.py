@@ -77,6 +77,16 @@ def test_a_request_without_a_deadline_is_due_after_five_times_its_own_time() -> 
     assert h.run() == ["short", "long"]
 
 
+def test_a_timeout_is_a_deadline_too() -> None:
+    h = Costly(max_batch=1, max_resident=1)
+    h.learn(512)
+    h.add("now", steps=3)
+    h.tick()
+    h.add("short", steps=2)  # due in 10
+    h.add("strict", steps=3, timeout=6)
+    assert h.run() == ["now", "strict", "short"]
+
+
 def test_the_hopeless_never_starve() -> None:
     h = Costly(max_batch=1, max_resident=1)
     h.learn(512)

@@ -71,6 +71,16 @@ def count(text: str) -> int:
     return value
 
 
+def count_or_auto(text: str) -> int | str:
+    """An integer of at least 1, or ``auto``."""
+    if text == "auto":
+        return text
+    try:
+        return count(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or auto") from None
+
+
 def finite(text: str) -> float:
     """A number that is neither infinite nor nan."""
     try:

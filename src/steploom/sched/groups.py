@@ -174,7 +174,7 @@ class Groups:
         if not self.pending:
             self._index.clear()
             return None
-        while True:
+        while True:  # Each pending group has an entry: of whoever came last, or became its first.
             priority, late, _, _, run = self._index[0]
             group = self.home.get(run)
             found = None if group is None or group.residents else group.line.find(run)

@@ -51,7 +51,7 @@ class Intake:
         if self._config.refuse_hopeless and request.timeout is not None:
             self._check_timeout(request.timeout, state.standalone_s)
         due = DUE * state.standalone_s if request.deadline is None else request.deadline
-        state.deadline = state.submitted + due
+        state.deadline = state.submitted + (due if request.timeout is None else min(due, request.timeout))
 
     @property
     def gain(self) -> float:
