@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from steploom.config import EngineConfig
@@ -62,6 +62,17 @@ class Flood:
     head_start=st.integers(0, 12),
     same_shape=st.booleans(),
     policy=st.sampled_from(["fcfs", "deadline", "srpt"]),
+)
+@example(
+    scheduler="step",
+    max_batch=2,
+    spare=2,
+    shapes=2,
+    depth=1,
+    flood_steps=2,
+    head_start=0,
+    same_shape=False,
+    policy="deadline",
 )
 def test_nobody_starves(
     scheduler: str,

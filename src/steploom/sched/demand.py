@@ -77,10 +77,14 @@ class Demands:
         if report.batch_key is None or report.rows < 1:
             return
         state.rows = report.rows
-        kind = _kind(state.guess, state.request)
+        kind, each = _kind(state), report.rows / images(state.request)
+        known = self._shapes.get(kind)
+        if known is not None and known.batch_key == report.batch_key and known.rows == each:
+            self._last = known
+            return
         size = pixels(state.request.params)
         steps = report.total_steps or DEFAULT_STEPS
-        shape = Shape(report.batch_key, report.rows / images(state.request), steps, size)
+        shape = Shape(report.batch_key, each, steps, size)
         self._shapes[kind] = self._last = shape
         self._shapes.move_to_end(kind)
         if len(self._shapes) > MAX_SHAPES:
@@ -136,7 +140,7 @@ class Demands:
 
     def _shape(self, state: RequestState) -> Shape | None:
         """The request's kind, or else the nearest one by size, of whatever guidance."""
-        kind = _kind(state.guess, state.request)
+        kind = _kind(state)
         found = self._shapes.get(kind) or self._shapes.get((kind[0], not kind[1]))
         if found is not None or not self._shapes:
             return found
@@ -161,6 +165,9 @@ class Demands:
             self._shapes.setdefault((str(guess), bool(guided)), shape)
 
 
-def _kind(guess: str, request: DiffusionRequest) -> tuple[str, bool]:
-    scales = (request.params.get(name) for name in ("guidance_scale", "true_cfg_scale"))
-    return guess, all(scale is None or not isinstance(scale, int | float) or scale > 1 for scale in scales)
+def _kind(state: RequestState) -> tuple[str, bool]:
+    if state.kind is None:
+        scales = (state.request.params.get(name) for name in ("guidance_scale", "true_cfg_scale"))
+        guided = all(scale is None or not isinstance(scale, int | float) or scale > 1 for scale in scales)
+        state.kind = state.guess, guided
+    return state.kind

@@ -169,14 +169,12 @@ class Ranked(Policy):
         if free <= 0:
             return None
         groups = self._groups
+        if self._kept(now):
+            return next(iter(groups.pending.values()))
         if groups.pending and self._opens(None, free, now):
-            oldest = next(iter(groups.pending.values()))
-            if groups.active and self._kept(now):
-                return oldest
             first = groups.first(now)
             if first is not None and first.line.priority <= best:
                 return first
-        free -= self._kept(now)
         found = [
             group for group in groups.active.values()
             if len(group.line) and group.line.priority <= best and self._room(group, max_batch, free, now)

@@ -77,6 +77,7 @@ class RequestState:
         mates: Requests that shared these calls, itself included, summed over the ticks.
         rows: Rows that its denoiser calls bring, once a worker has reported them; 0 until then.
         total_steps: Its steps in all, likewise; None until then, or if nobody knows.
+        kind: Its guess, and whether it has guidance, once somebody has asked.
         standalone_s: Seconds that it would take by itself, estimated when it came.
         deadline: Clock reading by which it should be done.
         request_id: The request's id, at hand because every step needs it.
@@ -100,6 +101,7 @@ class RequestState:
     mates: float = 0
     rows: int = 0
     total_steps: int | None = None
+    kind: tuple[str, bool] | None = None
     standalone_s: float = 0.0
     deadline: float = math.inf
     request_id: str = dataclasses.field(init=False)
