@@ -132,9 +132,8 @@ class Curve:
         if len(points) == 1:
             known, seconds = points[0]
             return seconds * (FIXED + (1 - FIXED) * rows / known)
-        above = next((i for i, point in enumerate(points) if point[0] >= rows), len(points) - 1)
-        (low, fast), (high, slow) = points[max(above, 1) - 1], points[max(above, 1)]
-        return max(fast + (slow - fast) * (rows - low) / (high - low), fast * min(1.0, rows / low))
+        low, fast = points[0]
+        return max(_line(points, rows), fast * min(1.0, rows / low))
 
     @property
     def knee(self) -> int | None:
@@ -174,21 +173,18 @@ def _knee(points: list[tuple[int, float]]) -> int | None:
     least, most = (points[0][0], points[-1][0]) if points else (1, 1)
     if most < TRIED * least:
         return None
-    throughput = {rows: rows / _between(points, rows) for rows in range(least, most + 1)}
+    throughput = {rows: rows / _line(points, rows) for rows in range(least, most + 1)}
     if throughput[most] >= CLIMBS * throughput[max(least, most // 2)]:
         return None
     best = max(throughput.values())
     return next(rows for rows in throughput if throughput[rows] >= KNEE_SHARE * best)
 
 
-def _between(points: list[tuple[int, float]], rows: int) -> float:
-    """Seconds with so many rows, which are not more or fewer than were measured."""
-    low, fast = points[0]
-    for high, slow in points:
-        if high >= rows:
-            return slow if high == low else fast + (slow - fast) * (rows - low) / (high - low)
-        low, fast = high, slow
-    return fast
+def _line(points: list[tuple[int, float]], rows: float) -> float:
+    """Seconds on the straight line between the two points around so many rows, or through the outermost two."""
+    above = next((i for i, point in enumerate(points) if point[0] >= rows), len(points) - 1)
+    (low, fast), (high, slow) = points[max(above, 1) - 1], points[max(above, 1)]
+    return fast + (slow - fast) * (rows - low) / (high - low)
 
 
 class CostModel:
