@@ -142,8 +142,8 @@ def test_a_size_that_was_never_seen_is_estimated_from_the_nearest() -> None:
 def test_what_is_left_of_a_request_shrinks_with_its_steps() -> None:
     demands, state = taught(), state_of(20)
     state.batch_key, state.total_steps, state.steps = "transformer:64#1", 20, 15
-    assert demands.remaining_s(state) == pytest.approx(0.5)
-    assert demands.remaining_s(state, company=2) == pytest.approx(0.75)
+    alone, beside = demands.step_s(state), demands.step_s(state, company=2)
+    assert (demands.remaining_s(state, alone), demands.remaining_s(state, beside)) == pytest.approx((0.5, 0.75))
 
 
 def test_demands_go_on_in_another_process_and_odd_entries_are_left_out() -> None:

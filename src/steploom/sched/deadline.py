@@ -25,8 +25,7 @@ class Deadline(Ranked):
 
     def urgency(self, state: RequestState, now: float, group_s: float) -> Rank:
         """By deadline; those that are too late come last."""
-        left = max(0, self.demands.steps(state) - state.steps) * group_s
-        return (now + left > state.deadline, state.deadline)
+        return (now + self.demands.remaining_s(state, group_s) > state.deadline, state.deadline)
 
     def lost(self, state: RequestState, now: float, group_s: float) -> bool:
         """Whether the resident ``state`` is too late."""
@@ -35,5 +34,5 @@ class Deadline(Ranked):
     def spares(self, victim: RequestState, other: RequestState, now: float, group_s: float) -> bool:
         """Whether ``victim`` is done in time though it waits for all of ``other``, which is not without it."""
         wait_s = PREEMPT_GAIN * self.demands.steps(other) * group_s
-        own_s = max(0, self.demands.steps(victim) - victim.steps) * group_s
+        own_s = self.demands.remaining_s(victim, group_s)
         return now + wait_s + own_s < victim.deadline and not self.late(other, now)

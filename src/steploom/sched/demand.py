@@ -133,10 +133,13 @@ class Demands:
         """Seconds that the request would take by itself."""
         return self.steps(state) * self.step_s(state) + self.chores_s(state)
 
-    def remaining_s(self, state: RequestState, company: int = 0) -> float:
-        """Seconds that are left of it beside so many rows of others."""
-        left = max(0, self.steps(state) - state.steps)
-        return left * self.step_s(state, company) + self.chores_s(state) * (1.0 if not state.steps else 0.5)
+    def left(self, state: RequestState) -> int:
+        """Steps that are left of it."""
+        return max(0, self.steps(state) - state.steps)
+
+    def remaining_s(self, state: RequestState, step_s: float) -> float:
+        """Seconds that are left of it, if each of its steps takes so long: half of its chores come before the first."""
+        return self.left(state) * step_s + self.chores_s(state) * (0.5 if state.steps else 1.0)
 
     def _shape(self, state: RequestState) -> Shape | None:
         """The request's kind, or else the nearest one by size, of whatever guidance."""

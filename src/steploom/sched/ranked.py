@@ -139,7 +139,7 @@ class Ranked(Policy):
         cached = list(islice((run for run in group.residents if run not in there), room))
         joining: list[RequestState] = []
         now = self.clock()
-        if room > len(cached) and free > 0 and len(group.line) and (group.residents or self._opens(group, free, now)):
+        if room > len(cached) and free > 0 and len(group.line) and (group.residents or self._opens()):
             # Those whose last step this is still have their rows in the tick.
             gone = len(members) - sum(run in group.residents for run in members)
             joining = self._join(group, max_batch - gone, free, now)
@@ -171,7 +171,7 @@ class Ranked(Policy):
         groups = self._groups
         if self._kept(now):
             return next(iter(groups.pending.values()))
-        if groups.pending and self._opens(None, free, now):
+        if groups.pending and self._opens():
             first = groups.first(now)
             if first is not None and first.line.priority <= best:
                 return first
@@ -181,10 +181,10 @@ class Ranked(Policy):
         ]  # fmt: skip
         return min(found, key=lambda group: group.since, default=None)
 
-    def _opens(self, group: Group | None, free: int, now: float) -> bool:
+    def _opens(self) -> bool:
         """Whether one more group may have residents: so many that a full batch of another one finds places."""
         batch, places = self.config.batch_limit, self.config.resident_limit
-        return free > 0 and len(self._groups.active) < max(places - batch, batch, 1)
+        return len(self._groups.active) < max(places - batch, batch, 1)
 
     def _kept(self, now: float) -> int:
         """Places that are kept for groups that have waited for too long."""

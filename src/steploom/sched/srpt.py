@@ -20,9 +20,8 @@ class Srpt(Ranked):
 
     def urgency(self, state: RequestState, now: float, group_s: float) -> Rank:
         """By the seconds that are left."""
-        return (max(0, self.demands.steps(state) - state.steps) * group_s,)
+        return (self.demands.remaining_s(state, group_s),)
 
     def spares(self, victim: RequestState, other: RequestState, now: float, group_s: float) -> bool:
         """Whether ``victim`` has twice as much left to do."""
-        left = max(0, self.demands.steps(victim) - victim.steps)
-        return left > PREEMPT_GAIN * self.demands.steps(other)
+        return self.demands.left(victim) > PREEMPT_GAIN * self.demands.steps(other)
