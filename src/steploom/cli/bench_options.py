@@ -6,9 +6,9 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from steploom.cli import arguments, workloads
 from steploom.cli.workloads import Arrival
@@ -22,6 +22,33 @@ if TYPE_CHECKING:
 _FLAGS = {"num_inference_steps": "--steps", "width": "--size", "height": "--size", "prompt": "--prompt"}
 WARM_UP_STEPS = 4
 """Steps of a request that warms up, at most: enough for merges to be learned and verified."""
+
+
+class Bench(Protocol):
+    """A benchmark that can be interrupted."""
+
+    load: Load | None
+
+    def measure(self) -> Coroutine[Any, Any, None]:
+        """Runs it."""
+        ...
+
+    def tell(self, *, interrupted: bool = False) -> None:
+        """Says what it found."""
+        ...
+
+
+def conduct(bench: Bench) -> None:
+    """Runs ``bench``, and says what it found; after Ctrl-C what there is so far."""
+    from steploom.cli import loop
+
+    try:
+        loop.run(bench.measure())
+    except KeyboardInterrupt:
+        if bench.load is not None and bench.load.outcomes:
+            bench.tell(interrupted=True)
+        raise
+    bench.tell()
 
 
 def sizes(text: str) -> tuple[int, ...]:

@@ -114,17 +114,9 @@ def _with_steps(one: Arrival, steps: int) -> Arrival:
 
 def run(options: argparse.Namespace) -> int:
     """Runs ``steploom bench serve``."""
-    from steploom.cli import loop
-
     _check(options)
     bench = _Bench(options)
-    try:
-        loop.run(bench.measure())
-    except KeyboardInterrupt:
-        if bench.load is not None and bench.load.outcomes:
-            bench.tell(interrupted=True)
-        raise
-    bench.tell()
+    bench_options.conduct(bench)
     return 0 if any(one.error is None for one in bench.outcomes) else 1
 
 

@@ -42,17 +42,9 @@ def add_parser(commands: arguments.Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs ``steploom bench throughput``."""
-    from steploom.cli import loop
-
     bench_options.check_json(options)
     bench = _Bench(options)
-    try:
-        loop.run(bench.measure())
-    except KeyboardInterrupt:
-        if bench.load is not None and bench.load.outcomes:
-            bench.tell(interrupted=True)
-        raise
-    bench.tell()
+    bench_options.conduct(bench)
     return 0 if bench.load is not None and bench.load.failed < len(bench.load.outcomes) else 1
 
 
