@@ -189,22 +189,14 @@ def test_who_can_afford_it_is_paused_for_somebody_urgent_once() -> None:
     assert h.tick()[0] == ["patient"], "nobody is paused twice"
 
 
-def test_nobody_is_paused_unless_it_is_asked_for() -> None:
-    h = Costly(max_batch=1, max_resident=4)
+@pytest.mark.parametrize(("preempt", "deadline"), [(False, 1000), (True, 11)], ids=["not asked for", "would be late"])
+def test_who_runs_is_not_paused(preempt: bool, deadline: float) -> None:
+    h = Costly(max_batch=1, max_resident=4, preempt=preempt)
     h.learn(512)
-    h.add("patient", steps=10, deadline=1000)
+    h.add("runs", steps=10, deadline=deadline)
     h.tick()
     h.add("urgent", steps=2, deadline=8)
-    assert h.tick()[0] == ["patient"]
-
-
-def test_who_would_be_late_by_it_is_not_paused() -> None:
-    h = Costly(max_batch=1, max_resident=4, preempt=True)
-    h.learn(512)
-    h.add("tight", steps=10, deadline=11)
-    h.tick()
-    h.add("urgent", steps=2, deadline=8)
-    assert h.tick()[0] == ["tight"]
+    assert h.tick()[0] == ["runs"]
 
 
 def test_with_auto_the_batch_ends_at_the_knee() -> None:
