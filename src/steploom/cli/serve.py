@@ -213,6 +213,7 @@ async def _hold(engine: AsyncDiffusionEngine, state: ServerState, server: Server
     import anyio
 
     from steploom.server.telemetry import logs
+    from steploom.worker.memory import still
 
     def on_progress(line: str) -> None:
         state.loading = line
@@ -224,6 +225,7 @@ async def _hold(engine: AsyncDiffusionEngine, state: ServerState, server: Server
             state.loading = "warming up"
             with state.aside():
                 await _warm_up(engine)
+            still.freeze()  # a full collection would hold up everybody for 0.1 s
             async with state:
                 state.loading = None
                 logs.say(f"{', '.join(state.model_names)} is ready at {address}")

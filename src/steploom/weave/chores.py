@@ -34,7 +34,6 @@ class Chores:
 
     def answer(self, group: Group) -> None:
         """Answers every call of the group, each with a result or with its own fault."""
-        self._cache.look_again()
         firsts: dict[Hashable, Program] = {}
         fresh: Group = []
         repeats: list[tuple[Hashable, Program, ModuleCall]] = []

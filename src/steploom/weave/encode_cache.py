@@ -34,7 +34,7 @@ class EncodeCache:
         self.misses = 0
 
     def look_again(self) -> None:
-        """Looks at the weights of modules again, which it does once until this is called."""
+        """A tick begins: looks at the weights of modules again, which it does once until this is called."""
         self._fingerprints.clear()
 
     def key(self, call: ModuleCall) -> Hashable | None:

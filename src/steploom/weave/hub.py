@@ -82,6 +82,7 @@ class Hub:
         """
         self.counters.begin_tick()
         self._wholes.begin_tick()
+        self.cache.look_again()
         self._seated.clear()
         here = sum(not program.aside for program in programs)
         self._seats = math.inf if here == len(programs) else max(self._most, here)

@@ -9,10 +9,20 @@ from typing import Any
 
 def takes(function: Any, argument: str) -> bool:
     """Whether ``function`` has a parameter of that name."""
+    plain = getattr(function, "__func__", None)
+    if plain is None:  # an object's own, which may hold the object: not to be kept
+        return argument in _names(function)
+    return argument in _names_of_method(plain)
+
+
+def _names(function: Any) -> frozenset[str]:
     try:
-        return argument in inspect.signature(function).parameters
+        return frozenset(inspect.signature(function).parameters)
     except (TypeError, ValueError):
-        return False
+        return frozenset()
+
+
+_names_of_method = functools.lru_cache(maxsize=256)(_names)  # six calls of encoders ask for each request
 
 
 def parameters_of(function: Any) -> list[str]:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 
+from steploom.worker.memory import keep_freed
 from steploom.worker.process import end_with_engine, run
 from steploom.worker.serving import DEFAULT_RUNNER
 
@@ -21,6 +22,7 @@ def main() -> int:
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the engine decides when a worker ends
     faulthandler.enable()
+    keep_freed()
     if arguments.alive_fd is not None:
         os.set_inheritable(arguments.alive_fd, False)
     end_with_engine(arguments.address)

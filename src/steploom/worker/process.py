@@ -23,6 +23,7 @@ from steploom.errors import InvalidRequest, ProtocolError
 from steploom.protocol import RequestReport
 from steploom.worker.agenda import Agenda
 from steploom.worker.gaps import Gaps
+from steploom.worker.memory import still
 from steploom.worker.messages import (
     Answer,
     Close,
@@ -114,6 +115,7 @@ def _serve(link: EngineLink, runner_name: str) -> None:
     config = configure.restore()
     runner = runner_factory(runner_name)(config, lambda line: link.send(Progress(line)))
     try:
+        still.freeze()
         link.packages = (*codec.PACKAGES, type(getattr(runner, "pipeline", None)).__module__.partition(".")[0])
         link.send(Ready(runner.info, list(link.packages)))
         _obey_all(link, runner, config.resident_limit)

@@ -318,6 +318,7 @@ class Runner:
         del self._loom, self._previewer, self._family
         self.pipeline = self._loras = None
         self._homes = {}
+        memory.still.thaw()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -326,6 +327,7 @@ class Runner:
         if self._reload is not None and self.pipeline is None:
             self._hub.aside.close()
             self._adopt(self._reload())
+            memory.still.freeze_again()
             return
         modules = self._family.modules
         for name, device in self._homes.items():
