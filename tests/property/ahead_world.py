@@ -13,7 +13,7 @@ from steploom.engine.flights import Flights
 from steploom.errors import QueueFull, RequestCancelled
 from steploom.protocol import PipelineInfo, RequestReport, RunnerOutput, SchedulerOutput, request_id_of
 from steploom.requests import DiffusionRequest, Failed, Finished, Restarted
-from steploom.sched import Fcfs, Ranked, build_scheduler
+from steploom.sched import Ranked, build_scheduler
 from steploom.sched.base_scheduler import BaseScheduler
 from steploom.worker.agenda import Agenda
 from steploom.worker.gaps import Gaps
@@ -202,9 +202,8 @@ class AheadWorld:
         scheduler = self.scheduler
         assert isinstance(scheduler, BaseScheduler)
         policy = scheduler.policy
-        assert isinstance(policy, Fcfs | Ranked)
-        groups = policy._groups if isinstance(policy, Fcfs) else policy._groups.active
-        planned = {run for group in groups.values() for run in group.residents}
+        assert isinstance(policy, Ranked)
+        planned = {run for group in policy._groups.active.values() for run in group.residents}
         ending, outside = scheduler._ending.keys(), scheduler._outside.keys()
         aside = scheduler._aside.keys()
         assert len(planned) + len(ending) + len(outside) + len(aside) == len(scheduler._resident)

@@ -188,17 +188,16 @@ class World:
         return self.stable and known.program.shape in self.learned and true_key(known.program.shape) == output.batch_key
 
     def _check_order(self, joined: list[str]) -> None:
-        """Within a guess: lower priority first; of fcfs also replays before others, then first come first served."""
+        """Within a guess: lower priority first; of fcfs and a user replays before others, then first come first."""
 
-        def rank(known: Known) -> tuple[int, ...]:
-            if self.policy != "fcfs":
+        def rank(known: Known, other: Known) -> tuple[int, ...]:
+            if self.policy != "fcfs" or (known.arrival - other.arrival) % 3:  # the user is by arrival
                 return (known.program.priority,)
             return known.program.priority, -bool(known.replays), 0 if known.replays else known.arrival
 
-        for name in joined:
-            shape = self.live[name].program.shape
-            behind = [known for known in self.waiting.values() if known.program.shape == shape]
-            assert all(rank(self.live[name]) <= rank(known) for known in behind)
+        for one in (self.live[name] for name in joined):
+            behind = [known for known in self.waiting.values() if known.program.shape == one.program.shape]
+            assert all(rank(one, known) <= rank(known, one) for known in behind)
 
     def execute(self) -> None:
         flight = next(flight for flight in self.flights if flight.result is None)

@@ -23,7 +23,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         preempt=st.booleans(),
     )
     def start(self, scheduler: str, max_batch: int, spare: int, stable: bool, policy: str, preempt: bool) -> None:
-        self.world = World(scheduler, max_batch, spare, stable, policy, preempt and policy != "fcfs")
+        self.world = World(scheduler, max_batch, spare, stable, policy, preempt)
 
     @rule(
         names=st.lists(st.integers(0, 30), min_size=1, max_size=6),

@@ -136,14 +136,15 @@ def test_arrival_decides_between_guesses_of_one_key() -> None:
 
 
 def test_links_from_guesses_to_keys_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("steploom.sched.fcfs.MAX_LINKS", 3)
+    monkeypatch.setattr("steploom.sched.groups.MAX_LINKS", 3)
     h = Harness()
     for height in range(10):
         h.add(f"r{height}", height=height)
     h.drain()
     policy = h.scheduler.policy  # type: ignore[attr-defined]
-    assert len(policy._links) == 3
-    books = (policy._groups, policy._active, policy._pending, policy._queues, policy._home)
+    groups = policy._groups
+    assert len(groups._links) == 3
+    books = (groups.active, groups.pending, groups.home, policy._crowds)
     assert not any(books), "everything else is empty when nothing is left"
 
 

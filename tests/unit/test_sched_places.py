@@ -192,8 +192,11 @@ def test_index_is_bounded_while_requests_come_and_go(shapes: int) -> None:
         h.add("brief", height=turn % shapes, priority=-turn if turn % 2 else turn)
         h.scheduler.finish_requests(["brief"], RequestCancelled("enough"))
     policy = h.scheduler.policy  # type: ignore[attr-defined]
-    queues = list(policy._queues.values())
-    assert sum(len(queue.line) + len(queue.heap) for queue in queues) <= 70 * shapes
-    assert all(len(queue.states) == 1 for queue in queues), "no payload is kept"
-    (group,) = {id(queue.group): queue.group for queue in queues}.values()
-    assert len(group.heads) <= 2 * shapes + 65
+    groups = policy._groups
+    for group in groups.pending.values():
+        waiting = group.line._classes[-9].users[""]
+        assert len(waiting.heap) + len(waiting.ages) <= 2 * 70
+        assert len(group.line._classes) == 1
+        assert len(group.line) == 1, "no payload is kept"
+        assert len(group.line._ages) <= 70
+    assert len(groups._index) <= 2 * shapes + 70

@@ -11,6 +11,8 @@ from steploom.errors import DeadlineExceeded, QueueFull
 from steploom.protocol import RunnerOutput, SchedulerOutput, request_id_of
 from steploom.requests import Event
 
+every_policy = pytest.mark.parametrize("policy", ["deadline", "srpt", "fcfs"])
+
 
 class Costly(Harness):
     """Ticks take seconds: ``cost[height]`` for each request in them, and that many of the clock pass."""
@@ -111,7 +113,7 @@ def test_srpt_lets_the_shortest_go_first() -> None:
     assert h.run() == ["now", "short", "long", "large"]
 
 
-@pytest.mark.parametrize("policy", ["deadline", "srpt"])
+@every_policy
 def test_a_lower_class_goes_before_whatever_the_policy_says(policy: str) -> None:
     h = Costly(policy=policy, max_batch=1, max_resident=1)
     h.learn(512)
@@ -122,8 +124,9 @@ def test_a_lower_class_goes_before_whatever_the_policy_says(policy: str) -> None
     assert h.run() == ["now", "first", "second"]
 
 
-def test_who_has_waited_for_long_rises_to_the_next_class() -> None:
-    h = Costly(max_batch=1, max_resident=1, priority_ageing_s=50.0)
+@every_policy
+def test_who_has_waited_for_long_rises_to_the_next_class(policy: str) -> None:
+    h = Costly(policy=policy, max_batch=1, max_resident=1, priority_ageing_s=50.0)
     h.learn(512)
     h.add("low", steps=1, priority=3, deadline=10)
     for number in range(100):
@@ -133,18 +136,46 @@ def test_who_has_waited_for_long_rises_to_the_next_class() -> None:
     assert 20 < h.joined["low"] < 150
 
 
-def test_a_request_of_another_shape_joins_at_once_if_there_is_a_place() -> None:
-    h = Costly(max_batch=4)
+@every_policy
+def test_a_request_of_another_shape_joins_at_once_if_there_is_a_place(policy: str) -> None:
+    h = Costly(policy=policy, max_batch=4)
     h.learn(512, 1024)
     h.add("a", "b", steps=100)
     h.tick()
     h.add("large", steps=4, height=1024)
     h.tick()
+    if policy == "fcfs":  # which has the shapes take turns
+        h.tick()
     assert "large" in h.joined
 
 
-def test_no_shape_starves_while_others_come_without_end() -> None:
-    h = Costly(max_batch=2, max_resident=4)
+@every_policy
+def test_a_lower_class_goes_before_another_shape(policy: str) -> None:
+    h = Costly(policy=policy, max_batch=4, max_resident=8, priority_ageing_s=1e6)
+    h.learn(512, 1024)
+    h.add("low", steps=20, height=1024, priority=1, deadline=25)
+    h.tick()
+    h.add("high", steps=10, priority=0, deadline=500)
+    assert [h.tick()[0] for _ in range(10)] == [["high"]] * 10
+    assert h.tick()[0] == ["low"]
+
+
+@every_policy
+def test_a_lower_shape_has_a_share_while_a_better_one_never_ends(policy: str) -> None:
+    """With the only place taken each time by another request of the better class."""
+    h = Costly(policy=policy, max_batch=1, max_resident=1, priority_ageing_s=60.0)
+    h.learn(512, 1024)
+    h.add("low", steps=1, height=1024, priority=1, deadline=25)
+    for number in range(100):
+        h.add(f"high{number}", steps=2, priority=0)
+        h.tick()
+        h.tick()
+    assert 20 < h.joined["low"] < 150
+
+
+@every_policy
+def test_no_shape_starves_while_others_come_without_end(policy: str) -> None:
+    h = Costly(policy=policy, max_batch=2, max_resident=4)
     h.learn(512, 1024)
     h.add("large", steps=3, height=1024, deadline=0.1)
     for number in range(400):
@@ -155,8 +186,9 @@ def test_no_shape_starves_while_others_come_without_end() -> None:
     raise AssertionError("it starves")
 
 
-def test_one_user_s_flood_does_not_delay_another_user_s_request() -> None:
-    h = Costly(max_batch=1, max_resident=1)
+@every_policy
+def test_one_user_s_flood_does_not_delay_another_user_s_request(policy: str) -> None:
+    h = Costly(policy=policy, max_batch=1, max_resident=1)
     h.learn(512)
     h.add(*(f"flood{number}" for number in range(200)), steps=2, user="ann")
     for _ in range(4):
@@ -167,8 +199,9 @@ def test_one_user_s_flood_does_not_delay_another_user_s_request() -> None:
     assert h.joined["single"] - before <= 4
 
 
-def test_users_share_seconds_not_requests_by_their_weights() -> None:
-    h = Costly(max_batch=1, max_resident=1, user_weights={"ann": 3.0})
+@every_policy
+def test_users_share_seconds_not_requests_by_their_weights(policy: str) -> None:
+    h = Costly(policy=policy, max_batch=1, max_resident=1, user_weights={"ann": 3.0})
     h.learn(512)
     h.add(*(f"ann{number}" for number in range(100)), steps=2, user="ann", deadline=1e6)
     h.add(*(f"bob{number}" for number in range(100)), steps=4, user="bob", deadline=1e6)
@@ -176,6 +209,16 @@ def test_users_share_seconds_not_requests_by_their_weights() -> None:
         h.tick()
     ann, bob = (sum(h.steps[name] for name in h.joined if name.startswith(user)) for user in ("ann", "bob"))
     assert 2.3 < ann / bob < 3.7
+
+
+@every_policy
+def test_who_runs_is_paused_for_a_better_class_if_asked_for(policy: str) -> None:
+    h = Costly(policy=policy, max_batch=1, max_resident=4, preempt=True)
+    h.learn(512)
+    h.add("low", steps=10, priority=1, deadline=1000)
+    h.tick()
+    h.add("high", steps=2, priority=0, deadline=5000)
+    assert [h.tick()[0] for _ in range(3)] == [["high"], ["high"], ["low"]]
 
 
 def test_who_can_afford_it_is_paused_for_somebody_urgent_once() -> None:
@@ -199,8 +242,9 @@ def test_who_runs_is_not_paused(preempt: bool, deadline: float) -> None:
     assert h.tick()[0] == ["runs"]
 
 
-def test_with_auto_the_batch_ends_at_the_knee() -> None:
-    h = Costly(max_batch="auto")
+@every_policy
+def test_with_auto_the_batch_ends_at_the_knee(policy: str) -> None:
+    h = Costly(policy=policy, max_batch="auto")
     h.add(*(f"r{number}" for number in range(12)), steps=30)
     sizes = [len(h.tick()[0]) for _ in range(20)]
     assert max(sizes) == 12, "nobody knows yet"

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from itertools import islice
 
 from steploom.config import EngineConfig
-from steploom.sched.policy import Batch, Policy
-from steploom.sched.queues import Group, Queue
+from steploom.sched.groups import Group
+from steploom.sched.lines import Rank
+from steploom.sched.ranked import Ranked
 from steploom.sched.state import Clock, RequestState
-
-MAX_LINKS = 4096
-"""How many guesses the policy remembers an observed key for."""
 
 TERM = 8
 """Full batches that the favoured group may admit before the favour passes to another crowd."""
 
 
-class Fcfs(Policy):
-    """First come first served within a batch key (lower ``priority`` first), round robin over batch keys.
+class Fcfs(Ranked):
+    """First come first served within a batch key, round robin over batch keys: what requests cost does not count.
 
     A tick steps the residents of one group, oldest first, and lets waiting requests of that group join while there is
-    room. Groups take turns. A group that has no residents cannot run before a worker has a place for one of its
-    requests; until then others run, and it keeps its turn. So a full batch is never drained to make room for a
-    different shape.
+    room. Groups of the best class take turns. A group that has no residents cannot run before a worker has a place for
+    one of its requests; until then others run, and it keeps its turn. So a full batch is never drained to make room
+    for a different shape.
 
     A place is held to the end of its request, so many different shapes could hold them all, and leave none for the
     shape that most requests have. Therefore not every group may take a free place:
@@ -40,144 +36,112 @@ class Fcfs(Policy):
     to come finds room where a worker has more places than one batch. That costs no tick, since a tick runs one group:
     none is empty if anything is resident or waits. Who is let in goes by turn, and the others' places come free sooner
     or later, so nobody starves.
-
-    A request belongs to the group of its observed key. Before there is one it belongs to the group that the last
-    request of the same guess turned out to be in, or to a group of its own guess.
     """
 
     def __init__(self, config: EngineConfig, clock: Clock) -> None:
         super().__init__(config, clock)
-        self._turn = 0
-        self._chosen = ""  # Key of the group whose turn it was last.
-        self._groups: dict[str, Group] = {}
-        # Two rotations, each ordered by turn, so that finding the next group that can run never walks over those
-        # that cannot: groups with residents, and groups whose requests all wait.
-        self._active: OrderedDict[str, Group] = OrderedDict()
-        self._pending: OrderedDict[str, Group] = OrderedDict()
-        self._queues: dict[str, Queue] = {}
-        self._home: dict[str, Group] = {}
-        self._links: dict[str, str] = {}
         self._crowds: OrderedDict[str, Group] = OrderedDict()
         self._crowd = max(2, (config.batch_limit + 1) // 2)
         self._favoured: Group | None = None
         self._term = 0  # How many more requests the favoured group may admit before the favour passes on.
         self._let_in = False  # Whether a pending group has got a place since the favoured one was chosen.
 
+    def rank(self, state: RequestState) -> Rank:
+        """None: who came first is first."""
+        return ()
+
+    def urgency(self, state: RequestState, now: float, group_s: float) -> Rank:
+        """Who came first is first."""
+        return (state.arrival,)
+
     def enqueue(self, state: RequestState, *, front: bool = False) -> None:
-        """``state`` waits in the queue of its guess."""
-        queue = self._queues.get(state.guess)
-        if queue is None:
-            group = self._group(self._links.get(state.guess, state.guess))
-            queue = self._queues[state.guess] = Queue(state.guess, group)
-            group.add(queue)
-        queue.push(state, front)
-        self._settle(queue.group)
+        """``state`` waits in its group, which may be a crowd now."""
+        super().enqueue(state, front=front)
+        self._count(self._groups.home[state.run_id])
 
     def withdraw(self, state: RequestState) -> None:
-        """The waiting ``state`` is gone. O(1) on average."""
-        queue = self._queues[state.guess]
-        queue.remove(state)
-        if not queue.states:
-            self._drop(queue)
-
-    def retire(self, state: RequestState) -> None:
-        """The resident ``state`` is gone."""
-        group = self._home.pop(state.run_id)
-        del group.residents[state.run_id]
-        if not group.residents:
-            self._settle(group)
+        """The waiting ``state`` is gone."""
+        group = self._groups.home[state.run_id]
+        super().withdraw(state)
+        self._count(group)
 
     def observe(self, state: RequestState) -> None:
-        """Moves ``state`` to the group of its observed key, and links its guess to that group."""
-        key = state.batch_key
-        assert key is not None
-        old, group = self._home[state.run_id], self._group(key)
-        if old is not group:
-            self._move(state, group)
-            self._settle(group)
-            self._settle(old)
-        self._learn(state.guess, group)
-
-    def choose(self, max_batch: int, free: int) -> Batch:
-        """The residents of the group whose turn it is, and those of its waiting requests that find room."""
-        group, room = self._next(max_batch, free)
-        if group is None:
-            return Batch(None, [], [])
-        residents = group.residents
-        cached = list(residents) if len(residents) <= max_batch else list(islice(residents, max_batch))
-        joining: list[RequestState] = []
-        if room > 0 and group.waiting and len(cached) < max_batch:
-            joining = self._join(group, min(max_batch - len(cached), room))
-        self._turn += 1
-        group.turn = self._turn
-        self._active.move_to_end(group.key)
-        self._chosen = group.key
-        return Batch(None if group.key.startswith("?") else group.key, cached, joining)
-
-    def extend(self, members: Sequence[str], max_batch: int, free: int) -> Batch:
-        """Who else of the members' group finds room: first its residents, then those of its waiting requests."""
-        group, room = self._groups.get(self._chosen), max_batch - len(members)
-        if group is None or room <= 0:
-            return Batch(None, [], [])
-        there = set(members)
-        cached = list(islice((run for run in group.residents if run not in there), room))
-        joining: list[RequestState] = []
-        room = min(room - len(cached), self._open(group, max_batch, free))
-        if room > 0 and group.waiting:
-            joining = self._join(group, room)
-        return Batch(None if group.key.startswith("?") else group.key, cached, joining)
-
-    def _open(self, group: Group, max_batch: int, free: int) -> int:
-        """How many of the free places the group may take."""
-        if free <= 0 or len(self._groups) == 1:
-            return free
-        favoured = self._elect(max_batch)
-        return free if group is favoured else self._room(favoured, max_batch, free)
+        """Moves ``state`` to the group of its observed key, and those of its guess: and the favour with them."""
+        led = self._groups.led(state.guess)
+        super().observe(state)
+        group = self._groups.home[state.run_id]
+        if led is not None:
+            self._count(led)
+            if led is self._favoured and led is not group and self._groups.led(state.guess) is group:
+                self._favoured = group
+        self._count(group)
 
     def stay(self, state: RequestState) -> None:
-        """``state`` is resident after all, before those of its group that came later than it.
+        """``state`` is resident after all."""
+        super().stay(state)
+        self._count(self._groups.home[state.run_id])
 
-        If the worker has no room for one of these until ``state`` is done, it must not be chosen instead.
-        """
-        group = self._group(state.batch_key or self._links.get(state.guess, state.guess))
-        residents = group.residents
-        others = list(residents.items())
-        residents.clear()
-        residents.update((run, other) for run, other in others if other.arrival < state.arrival)
-        residents[state.run_id] = state
-        residents.update((run, other) for run, other in others if other.arrival > state.arrival)
-        self._home[state.run_id] = group
-        self._settle(group)
+    def _count(self, group: Group) -> None:
+        """Notes whether the group is a crowd."""
+        waiting = len(group.line)
+        if not waiting:
+            self._crowds.pop(group.key, None)
+        elif waiting + len(group.residents) >= self._crowd:
+            self._crowds[group.key] = group
 
-    def _next(self, max_batch: int, free: int) -> tuple[Group | None, int]:
-        """The group whose turn it is among those that can run, and how many places it may take."""
-        group = next(iter(self._active.values())) if self._active else None
-        if free <= 0:
-            return group, 0
-        if len(self._groups) == 1:
-            return next(iter(self._groups.values())), free
+    def _turn(self, now: float, max_batch: int, free: int) -> Group | None:
+        """The group of the best class whose turn it is, among those that can run."""
+        active, pending = self._groups.active, self._groups.pending
+        opens = bool(pending) and free > 0
+        if len(active) <= 1 and not opens:
+            return next(iter(active.values()), None)
+        if opens and self._kept(now):
+            return next(iter(pending.values()))
+        overdue = self._overdue(now, {key: self._tick_s(group) for key, group in active.items()})
+        if overdue is not None:
+            return overdue
+        groups = list(active.values())
+        if opens:
+            favoured = self._elect(max_batch)
+            if self._leaves_over(favoured, max_batch, free) > 0:
+                groups.append(self._next(now))
+            if favoured is not None and not favoured.residents and len(favoured.line):
+                groups.append(favoured)
+        return min(groups, key=lambda group: (group.priority, group.turn), default=None)
+
+    def _kept(self, now: float) -> int:
+        """A place is kept for who has waited for too long behind better classes; else all have their turn."""
+        if not super()._kept(now):
+            return 0
+        oldest, first = next(iter(self._groups.pending.values())), self._groups.first(now)
+        better = [group.priority for group in (first, *self._groups.active.values()) if group is not None]
+        return int(min(better) < oldest.line.priority)
+
+    def _next(self, now: float) -> Group:
+        """The group without residents whose turn it is, of the best class; there must be one."""
+        oldest, best = next(iter(self._groups.pending.values())), self._groups.first(now)
+        return oldest if best is None or oldest.line.priority <= best.line.priority else best
+
+    def _places(self, group: Group, max_batch: int, free: int, now: float) -> int:
+        """How many of the free places the group may take: fewer than all while another one is favoured."""
+        places = super()._places(group, max_batch, free, now)
+        groups = self._groups
+        if places <= 0 or len(groups.active) + len(groups.pending) == 1 or (not group.residents and self._kept(now)):
+            return places
         favoured = self._elect(max_batch)
-        room = self._room(favoured, max_batch, free)
-        if room > 0 and self._pending:
-            pending = next(iter(self._pending.values()))
-            if group is None or pending.turn < group.turn:
-                group = pending
-        if favoured is None:
-            return group, room
-        if not favoured.residents and favoured.waiting and (group is None or favoured.turn < group.turn):
-            group = favoured
-        return group, free if group is favoured else room
+        return places if group is favoured else min(places, self._leaves_over(favoured, max_batch, free))
 
-    def _room(self, favoured: Group | None, max_batch: int, free: int) -> int:
+    def _leaves_over(self, favoured: Group | None, max_batch: int, free: int) -> int:
         """How many of the free places groups that are not favoured may take."""
         if max_batch == 1:  # Nothing is ever shared.
             return free
-        taken = len(self._home)
+        active, pending = self._groups.active, self._groups.pending
+        taken = self._groups.taken
         places = taken + free
         if favoured is None:
-            return free if len(self._active) < max(max_batch, places - max_batch) or not self._pending else 0
+            return free if len(active) < max(max_batch, places - max_batch) or not pending else 0
         own = len(favoured.residents)
-        kept = min(max_batch, own + favoured.waiting)
+        kept = min(max_batch, own + len(favoured.line))
         return min(free, max(1, places - kept) - (taken - own))
 
     def _elect(self, max_batch: int) -> Group | None:
@@ -187,7 +151,7 @@ class Fcfs(Policy):
             return None
         if favoured is not None:
             waits = crowds.get(favoured.key) is favoured
-            if (self._term > 0 or len(crowds) == 1) if waits else (self._pending and not self._let_in):
+            if (self._term > 0 or len(crowds) == 1) if waits else (self._groups.pending and not self._let_in):
                 return favoured
             if waits:
                 crowds.move_to_end(favoured.key)
@@ -195,90 +159,13 @@ class Fcfs(Policy):
         self._term, self._let_in = TERM * max_batch, False
         return self._favoured
 
-    def _join(self, group: Group, room: int) -> list[RequestState]:
-        """Makes up to ``room`` waiting requests of the group resident."""
-        residents, home = group.residents, self._home
-        opening = not residents
-        joining: list[RequestState] = []
-        while group.waiting and len(joining) < room:
-            queue = group.first()
-            state = queue.pop()
-            residents[state.run_id] = state  # First, or a group with an empty queue would be forgotten.
-            home[state.run_id] = group
-            if not queue.states:
-                self._drop(queue)
-            joining.append(state)
+    def _join(self, group: Group, max_batch: int, free: int, now: float) -> list[RequestState]:
+        """Makes waiting requests of the group resident, and counts them."""
+        opening = not group.residents
+        joining = super()._join(group, max_batch, free, now)
         if group is self._favoured:
             self._term -= len(joining)
         elif opening:
             self._let_in = True
-        if opening:
-            self._settle(group)
+        self._count(group)
         return joining
-
-    def _learn(self, guess: str, group: Group) -> None:
-        """Requests of this guess belong to ``group``, unless the group that they are linked to is alive.
-
-        The exception keeps a guess that covers several observed keys from being moved about by every report.
-        """
-        linked = self._links.get(guess)
-        if linked == group.key or linked in self._active:
-            return
-        self._links.pop(guess, None)
-        self._links[guess] = group.key
-        if len(self._links) > MAX_LINKS:
-            del self._links[next(iter(self._links))]
-        queue = self._queues.get(guess)
-        old = queue.group if queue is not None else self._groups.get(linked or guess)
-        if old is None or old is group:
-            return
-        if queue is not None:
-            old.discard(queue)
-            group.add(queue)
-            if old is self._favoured:
-                self._favoured = group
-        for state in [s for s in old.residents.values() if s.batch_key is None and s.guess == guess]:
-            self._move(state, group)
-        self._settle(group)
-        self._settle(old)
-
-    def _move(self, state: RequestState, group: Group) -> None:
-        """Makes a resident a member of ``group``, as its youngest."""
-        del self._home[state.run_id].residents[state.run_id]
-        group.residents[state.run_id] = state
-        self._home[state.run_id] = group
-
-    def _drop(self, queue: Queue) -> None:
-        """Forgets an empty queue."""
-        del self._queues[queue.guess]
-        queue.group.discard(queue)
-        self._settle(queue.group)
-
-    def _group(self, key: str) -> Group:
-        """The group of ``key``, made if there is none."""
-        group = self._groups.get(key)
-        if group is None:
-            group = self._groups[key] = Group(key)
-        return group
-
-    def _settle(self, group: Group) -> None:
-        """Puts the group where it belongs now: among the crowds or not, and into one of the rotations or none.
-
-        It goes to the end of a rotation that it was not in.
-        """
-        key, waiting = group.key, group.waiting
-        if not waiting:
-            self._crowds.pop(key, None)
-        elif waiting + len(group.residents) >= self._crowd:
-            self._crowds[key] = group
-        rotation = self._active if group.residents else self._pending if waiting else None
-        if rotation is not None and key in rotation:
-            return
-        self._active.pop(key, None)
-        self._pending.pop(key, None)
-        if rotation is None:
-            del self._groups[key]
-            return
-        self._turn += 1
-        group.turn = self._turn
-        rotation[key] = group

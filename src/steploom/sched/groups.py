@@ -81,6 +81,16 @@ class Groups:
             group = self.pending[key] = Group(key, self._order, now, self.turns)
         return group
 
+    def led(self, guess: str) -> Group | None:
+        """The group that waiting requests of this guess are in, or would be, if there is one."""
+        key = self._links.get(guess, guess)
+        return self.active.get(key) or self.pending.get(key)
+
+    @property
+    def taken(self) -> int:
+        """Residents of all groups."""
+        return sum(len(group.residents) for group in self.active.values())
+
     def of_state(self, state: RequestState, now: float) -> Group:
         """The group that the resident ``state`` belongs to by what is known about it."""
         return self.of(state.batch_key or self._links.get(state.guess, state.guess), now)

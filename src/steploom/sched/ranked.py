@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, islice
 
 from steploom.config import EngineConfig
@@ -101,15 +101,16 @@ class Ranked(Policy):
         group = self._turn(now, max_batch, free)
         if group is None:
             return Batch(None, [], [])
+        places = self._places(group, max_batch, free, now) if free > 0 and len(group.line) else 0
         self._groups.turns += 1
         self._chosen, group.since, group.turn = group, now, self._groups.turns
         if group.paused:
             self._resume(group, max_batch, now)
         joining: list[RequestState] = []
         cached = self._steps(group, max_batch)
-        if free > 0 and len(group.line):
-            joining = self._join(group, max_batch, free, now)
-            if len(joining) < free - self._kept(now) and len(group.line):
+        if places > 0:
+            joining = self._join(group, max_batch, places, now)
+            if len(joining) < places and len(group.line):
                 joining += self._preempt(group, cached, now)
                 cached = [run for run in cached if run not in group.paused][: max_batch - len(joining)]
         return Batch(group.batch_key, cached, joining)
@@ -139,10 +140,11 @@ class Ranked(Policy):
         cached = list(islice((run for run in group.residents if run not in there), room))
         joining: list[RequestState] = []
         now = self.clock()
-        if room > len(cached) and free > 0 and len(group.line) and (group.residents or self._opens()):
+        places = self._places(group, max_batch, free, now) if free > 0 and len(group.line) else 0
+        if room > len(cached) and places > 0 and (group.residents or self._opens()):
             # Those whose last step this is still have their rows in the tick.
             gone = len(members) - sum(run in group.residents for run in members)
-            joining = self._join(group, max_batch - gone, free, now)
+            joining = self._join(group, max_batch - gone, places, now)
         return Batch(group.batch_key, cached, joining)
 
     def _turn(self, now: float, max_batch: int, free: int) -> Group | None:
@@ -151,18 +153,25 @@ class Ranked(Policy):
         if len(active) <= 1 and not (pending and free > 0):
             return next(iter(active.values()), None)
         seconds = {key: self._tick_s(group) for key, group in active.items()}
-        if active:
-            late = max(active.values(), key=lambda group: (now - group.since) / seconds[group.key])
-            if now - late.since > PATIENCE * seconds[late.key]:
-                return late
-            late = min(active.values(), key=lambda group: group.turn)
-            if self._groups.turns - late.turn > PASSES:
-                return late
+        overdue = self._overdue(now, seconds)
+        if overdue is not None:
+            return overdue
         best = min((group.priority for group in active.values()), default=math.inf)
         newcomer = self._newcomer(now, max_batch, free, best)
         if newcomer is not None:
             return newcomer
         return min(active.values(), key=lambda group: self._urgency(group, now, seconds[group.key]))
+
+    def _overdue(self, now: float, seconds: Mapping[str, float]) -> Group | None:
+        """The group with residents that was passed over for too long, if there is one."""
+        active = self._groups.active
+        if not active:
+            return None
+        late = max(active.values(), key=lambda group: (now - group.since) / seconds[group.key])
+        if now - late.since > PATIENCE * seconds[late.key]:
+            return late
+        late = min(active.values(), key=lambda group: group.turn)
+        return late if self._groups.turns - late.turn > PASSES else None
 
     def _newcomer(self, now: float, max_batch: int, free: int, best: float) -> Group | None:
         """The group that somebody can join now, of the best class; of those the one that had its last turn first."""
@@ -193,6 +202,10 @@ class Ranked(Policy):
             return 0
         return int(now - oldest.since > self.config.priority_ageing_s or self._groups.turns - oldest.turn > PASSES)
 
+    def _places(self, group: Group, max_batch: int, free: int, now: float) -> int:
+        """How many of the free places the group may take."""
+        return free - self._kept(now) if group.residents else free
+
     def _room(self, group: Group, max_batch: int, free: int, now: float) -> bool:
         """Whether the next of those that wait in the group may join it."""
         if free <= 0 or group.stepping >= max_batch:
@@ -213,8 +226,6 @@ class Ranked(Policy):
     def _join(self, group: Group, max_batch: int, free: int, now: float) -> list[RequestState]:
         """Makes waiting requests of the group resident, as far as there is room."""
         joining: list[RequestState] = []
-        if group.residents:
-            free -= self._kept(now)
         while len(group.line) and self._room(group, max_batch, free - len(joining), now):
             joining.append(self._groups.admit(group, now))
         return joining
