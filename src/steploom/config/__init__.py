@@ -78,7 +78,8 @@ class EngineConfig:
         costs_file: Where what ticks cost is kept for the next start; ``"auto"``: a file for this model and device among
             the user's states; None keeps nothing.
         data_parallel_size: Number of workers.
-        batch_invariant: Pad merged forwards to a fixed number of rows, so that results do not depend on company.
+        batch_invariant: Fill merged forwards up to ``max_batch`` requests, so that a request's bits do not depend on
+            its company.
         compile: Compile the denoisers' repeated blocks, or a denoiser that names none as a whole; or a mapping of
             ``torch.compile``'s ``mode``, ``backend``, ``dynamic``, ``fullgraph`` and ``options``, and of ``regional``
             (False: as a whole).

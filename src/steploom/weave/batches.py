@@ -17,6 +17,7 @@ from steploom.weave.alike import common_key, completed
 from steploom.weave.axes import Axes, AxisBook, guess
 from steploom.weave.calls import ModuleCall, has_opaque
 from steploom.weave.counters import Counters
+from steploom.weave.fixed import Group, filled_up, own
 from steploom.weave.forms import Facts
 from steploom.weave.forwards import Forwards
 from steploom.weave.merge_keys import Merger, rows_of, shared_leaves
@@ -32,8 +33,6 @@ log = logging.getLogger(__name__)
 KEYS_KEPT = 4096
 """Merge keys that have numbers."""
 
-Group = list[tuple[Program, ModuleCall]]
-
 
 class Batches:
     """Runs groups of calls of one module, and learns what may be merged.
@@ -42,18 +41,23 @@ class Batches:
         counters: What is done is counted there.
         tell: Hears of probing and verification, which make a tick longer than others.
         wholes: What was split in this tick and the last one.
+        fixed: If given, every merged call has as many calls, of one row count and length: copies of the first one make
+            up for those that are missing. So the bits of a call do not depend on its company. 1: nothing is merged.
 
     Attributes:
         forwards: How the real modules are run.
         verdicts: What was verified.
     """
 
-    def __init__(self, counters: Counters, tell: Callable[[str], None], wholes: Wholes) -> None:
+    def __init__(
+        self, counters: Counters, tell: Callable[[str], None], wholes: Wholes, fixed: int | None = None
+    ) -> None:
         self.forwards = Forwards()
         self.verdicts = Verdicts()
         self._counters = counters
         self._tell = tell
         self._wholes = wholes
+        self._fixed = fixed
         self._axes = AxisBook()
         self._merger = Merger()
         self._key_names: dict[Hashable, str] = {}
@@ -128,7 +132,7 @@ class Batches:
         calls = [call for _, call in group]
         made: Group = []
         for program, call in group:
-            found = completed(call, calls) if len(group) > 1 else None
+            found = completed(call, calls) if len(group) > 1 and self._fixed is None else None
             axes = None if found is None else self._axes.find(found[1])
             made.append((program, call if found is None or axes is None or axes.reason is not None else found[0]))
         return made
@@ -185,10 +189,14 @@ class Batches:
             if axes.reason is not None:
                 log.warning("calls of %s are not merged: %s", call.target.name, axes.reason)
             self._key(program, call, axes)
+            return None if self._fixed is None else axes  # the answer of a call by itself has other bits
         return None
 
     def run_members(self, members: Group, reason: str = "only one") -> None:
         """Runs calls that share a key as one forward, if their kind of merge holds."""
+        if self._fixed is not None:
+            self._run_fixed(members, reason)
+            return
         if len(members) == 1:
             self._run_alone(members, reason)
             return
@@ -207,6 +215,23 @@ class Batches:
         if self._draft is not None:
             self._draft.append((merged, members, ""))
         self._run_merged(merged, [members[i] for i in merged.order])
+
+    def _run_fixed(self, members: Group, reason: str) -> None:
+        """Runs calls that share a key in merged calls of a fixed size, each with those that are exactly alike."""
+        size, (_, call) = self._fixed or 1, members[0]
+        axes = self._axes.find(call)
+        if size == 1 or axes is None or axes.reason is not None or call.language or has_opaque(call.structure):
+            self._run_alone(members, reason)
+            return
+        for chunk, filled in filled_up(members, size):
+            merged = self._merged(filled)
+            refusal = "the calls could not be put together" if merged is None else self.verdicts.refusal(merged)
+            if merged is None or refusal is not None:
+                self._run_alone(chunk, refusal or reason)
+                continue
+            if self._draft is not None:
+                self._draft.append((merged, filled, ""))
+            self._run_merged(merged, filled)
 
     def _merged(self, members: Group) -> MergedCall | None:
         """The members' calls as one; None if they cannot be put together, which is no reason for anybody to fail."""
@@ -234,7 +259,7 @@ class Batches:
             if pinned:  # merged from now on with calls that agree in these
                 self._axes.put(merged.calls[0], dataclasses.replace(merged.axes, pinned=pinned))
                 self._relearn()
-                self.run(members)
+                self.run(own(members))
                 self._counters.warmup_s += time.perf_counter() - started
                 return
             self.verdicts.record(merged, reason)
@@ -242,22 +267,27 @@ class Batches:
             if reason is not None:
                 self._relearn()
                 log.warning("calls of %s are not merged: %s", merged.target.name, reason)
-                self.run_members(members)
+                self.run_members(own(members))
                 return
+        real = own(members)
         self._counters.merged_calls += 1
-        self._counters.forward(merged.target.name, len(members))
-        for (program, _), result in zip(members, results, strict=True):
+        self._counters.forward(merged.target.name, len(real))
+        for (program, _), result in zip(real, results, strict=False):
             program.answer = result
-            program.shared(merged.target.name, len(members))
+            program.shared(merged.target.name, len(real))
 
     def _run_apart(self, merged: MergedCall, members: Group, fault: Exception) -> None:
         """A merged call failed: halves, down to single calls, so that only the culprit's request fails."""
         self._draft = None
         if isinstance(fault, torch.OutOfMemoryError) and is_denoiser(merged.target.name):
             self._counters.overflowed(merged.total_rows)
-        middle = len(members) // 2
-        for half in (members[:middle], members[middle:]):
-            self.run_members(half, "a merged call failed")
+        if self._fixed is None:
+            middle = len(members) // 2
+            for half in (members[:middle], members[middle:]):
+                self.run_members(half, "a merged call failed")
+        else:  # halves would be as large
+            members = own(members)
+            self._run_alone(members, "a merged call failed")
         innocent = all(program.fault is None for program, _ in members)
         if innocent and not isinstance(fault, torch.OutOfMemoryError):
             reason = f"the merged call raised {type(fault).__name__}: {fault}"

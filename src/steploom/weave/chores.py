@@ -21,15 +21,16 @@ class Chores:
     Args:
         cache: Of text-encoder results.
         tell: Hears of verification; on the thread that answers.
+        fixed: As of :class:`~steploom.weave.batches.Batches`.
 
     Attributes:
         batches: What is known about merging them.
         counters: What was done since these were absorbed last.
     """
 
-    def __init__(self, cache: EncodeCache, tell: Callable[[str], None]) -> None:
+    def __init__(self, cache: EncodeCache, tell: Callable[[str], None], fixed: int | None = None) -> None:
         self.counters = Counters()
-        self.batches = Batches(self.counters, tell, Wholes())
+        self.batches = Batches(self.counters, tell, Wholes(), fixed)
         self._cache = cache
 
     def answer(self, group: Group) -> None:

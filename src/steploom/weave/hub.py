@@ -44,6 +44,8 @@ class Hub:
         tell: Hears of probing and verification, which make a tick longer than others.
         aside: Makes what runs text encoders and VAEs beside the ticks; without it they run in the ticks.
         most: Programs that take part in a denoiser's forward, at most; those that return from aside come last.
+        invariant: A request's bits do not depend on who shares its forwards: each has ``most`` requests, filled up with
+            copies, and nothing else is merged.
     """
 
     def __init__(
@@ -52,14 +54,17 @@ class Hub:
         tell: Callable[[str], None] = lambda line: None,
         aside: Callable[[Callable[[Group], None]], Aside] = Aside,
         most: int | None = None,
+        *,
+        invariant: bool = False,
     ) -> None:
         self.cache = EncodeCache(encode_cache_bytes)
         self.counters = Counters()
         self._wholes = Wholes()
-        self.batches = Batches(self.counters, tell, self._wholes)
+        self._invariant = invariant
+        self.batches = Batches(self.counters, tell, self._wholes, most if invariant else None)
         self._news: list[str] = []
         self._tell = tell
-        self.chores = Chores(self.cache, self._news.append)
+        self.chores = Chores(self.cache, self._news.append, 1 if invariant else None)
         self.aside = aside(self.chores.answer)
         self._order = CallOrder()
         self._most = math.inf if most is None else most
@@ -209,8 +214,8 @@ class Hub:
             assert program.due is not None
             alike.setdefault(program.due.rows.key, []).append(program)
         for members in alike.values():
-            answers = _taken_together(members, self._wholes) or [None] * len(members)
-            for program, answer in zip(members, answers, strict=True):
+            answers = None if self._invariant else _taken_together(members, self._wholes)
+            for program, answer in zip(members, answers or [None] * len(members), strict=True):
                 program.take_step(answer)
 
     def _resume(self, program: Program) -> None:

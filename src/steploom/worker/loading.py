@@ -88,8 +88,6 @@ def refuse_settings(config: EngineConfig, *, given: bool) -> None:
     Raises:
         ConfigError: A setting would otherwise be silently without effect.
     """
-    if config.batch_invariant:
-        raise ConfigError("batch_invariant=True: this version does not have it yet; leave it False")
     for name, instead in _GIVEN.items() if given else ():
         if getattr(config, name):
             raise ConfigError(

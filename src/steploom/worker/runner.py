@@ -110,7 +110,10 @@ class Runner:
             raise ConfigError(f"cache={self._config.cache!r}: no step of text is like the one before; leave it None")
         device = torch.device(getattr(pipeline, "_execution_device", "cpu"))
         aside = functools.partial(make_aside, self._config.aside, device)
-        self._hub = Hub(self._config.encode_cache_bytes, self._tell, aside, self._config.batch_limit)
+        config = self._config
+        self._hub = Hub(
+            config.encode_cache_bytes, self._tell, aside, config.batch_limit, invariant=config.batch_invariant
+        )
         self._weave()
         tiny = load_tiny(self._config.preview_vae, pipeline, local_files_only=self._config.local_files_only)
         self._previewer = Previewer(pipeline, tiny, self._hub.aside.settle)

@@ -1,0 +1,41 @@
+"""Calls of a fixed size: so that the bits of a row do not depend on who shares its forward.
+
+A kernel is chosen by the sizes of its operands, and one kernel rounds otherwise than another. Horace He and Thinking
+Machines Lab, "Defeating Nondeterminism in LLM Inference", 2025, make the kernels invariant; here their sizes are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+
+from steploom.weave.calls import Leaf, ModuleCall
+from steploom.weave.program import Program
+
+Group = list[tuple[Program, ModuleCall]]
+
+
+def filled_up(members: Group, size: int) -> Iterator[tuple[Group, Group]]:
+    """The members by what is exactly alike, at most ``size`` at a time; each also with copies of its first one.
+
+    Nothing is padded for a mate's sake: neither text of another length nor rows of another count.
+    """
+    alike: dict[Hashable, Group] = {}
+    for program, call in members:
+        kind = (call.target.key, call.structure, tuple(map(_shape, call.leaves)))
+        alike.setdefault(kind, []).append((program, call))
+    for group in alike.values():
+        for start in range(0, len(group), size):
+            chunk = group[start : start + size]
+            yield chunk, [*chunk, *[chunk[0]] * (size - len(chunk))]
+
+
+def own(members: Group) -> Group:
+    """The members without copies."""
+    first = members[0][0]
+    return [members[0], *(member for member in members[1:] if member[0] is not first)]
+
+
+def _shape(leaf: Leaf) -> Hashable:
+    if isinstance(leaf, list):
+        return tuple((tuple(entry.shape), entry.dtype) for entry in leaf)
+    return tuple(leaf.shape), leaf.dtype
