@@ -80,6 +80,8 @@ class EngineConfig:
         data_parallel_size: Number of workers.
         batch_invariant: Fill merged forwards up to ``max_batch`` requests, so that a request's bits do not depend on
             its company.
+        check_finite: A request in whose latents NaN or Inf comes up fails at that step, alone. Without it the pipeline
+            goes on, as diffusers' own does, and may give a black image.
         compile: Compile the denoisers' repeated blocks, or a denoiser that names none as a whole; or a mapping of
             ``torch.compile``'s ``mode``, ``backend``, ``dynamic``, ``fullgraph`` and ``options``, and of ``regional``
             (False: as a whole).
@@ -143,6 +145,7 @@ class EngineConfig:
     costs_file: str | None = "auto"
     data_parallel_size: int = 1
     batch_invariant: bool = False
+    check_finite: bool = False
     compile: Compiler | bool = dataclasses.field(default=False, hash=False)
     max_compilations: int = 64
     compile_cache_bytes: int = 4 * 2**30

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from steploom.errors import SteploomError
+from steploom.errors import GenerationFailed, SteploomError
 from steploom.protocol import ErrorInfo, PipelineInfo, RequestReport
 from steploom.requests import DiffusionRequest
 from steploom.weave import preview
@@ -30,10 +30,18 @@ class Resident:
         program: Its suspended pipeline call.
         previewer: Makes its previews, if it wants some.
         info: What its pipeline makes.
+        check_finite: It fails if its latents do not stay finite.
     """
 
     def __init__(
-        self, run_id: str, request: DiffusionRequest, program: Program, previewer: Previewer, info: PipelineInfo
+        self,
+        run_id: str,
+        request: DiffusionRequest,
+        program: Program,
+        previewer: Previewer,
+        info: PipelineInfo,
+        *,
+        check_finite: bool = False,
     ) -> None:
         self.run_id = run_id
         self.request = request
@@ -41,6 +49,7 @@ class Resident:
         self._trajectory: list[tuple[Any, Any]] = []
         self._previewer = previewer
         self._info = info
+        self._check_finite = check_finite
         self._picture: torch.Tensor | None = None
         if request.preview_every:
             program.witness = self._see
@@ -88,6 +97,8 @@ class Resident:
         end, request = self.program.step_end, self.request
         assert end is not None
         report.stepped, report.sigma = True, end.sigma
+        if self._check_finite:
+            _refuse_broken(end.latents, report)
         if request.latents_every and report.step % request.latents_every == 0:
             report.latents = on_host(end.latents)
         report.preview, self._picture = self._picture, None
@@ -129,6 +140,16 @@ def show(reports: Iterable[RequestReport]) -> None:
     for report in reports:
         if report.preview is not None:
             report.preview = preview.on_host(report.preview)
+
+
+def _refuse_broken(latents: Any, report: RequestReport) -> None:
+    """Raises if latents are not finite: on a GPU it waits for the step to end, which is why it has to be asked for."""
+    if isinstance(latents, torch.Tensor) and latents.is_floating_point() and not bool(latents.isfinite().all()):
+        total = "" if report.total_steps is None else f" of {report.total_steps}"
+        raise GenerationFailed(
+            f"check_finite=True: NaN or Inf in the latents after step {report.step}{total}; try another dtype "
+            "(float16 overflows where bfloat16 does not), or other arguments"
+        )
 
 
 def _stacked(values: list[Any]) -> Any:

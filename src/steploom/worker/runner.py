@@ -171,7 +171,9 @@ class Runner:
         if caching is not None and not program.watcher.open_ended:
             program.step_cache = StepCache(caching)
         program.settle_with(self._hub.aside.settle)
-        resident = self._residents[new.run_id] = Resident(new.run_id, request, program, self._previewer, self.info)
+        resident = self._residents[new.run_id] = Resident(
+            new.run_id, request, program, self._previewer, self.info, check_finite=self._config.check_finite
+        )
         return resident
 
     def _program(

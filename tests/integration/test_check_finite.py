@@ -1,0 +1,50 @@
+"""NaN in a request's latents: that request fails, at that step, alone, if it is asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from driving import Driver, alone, config, distance, request
+
+from steploom.worker.runner import Runner
+
+SMALL: dict[str, Any] = {"height": 32, "width": 32, "num_inference_steps": 4, "max_sequence_length": 16}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("checked", [True, False])
+def test_who_breaks_fails_at_that_step_and_its_mates_do_not(value: float, checked: bool) -> None:
+    pipe = tiny.sd3()
+    asked = [request(f"r{n}", f"a cat {n}", n, **SMALL) for n in range(4)]
+    expected = [alone(pipe, one) for one in asked]
+    runner = Runner.from_pipeline(pipe, config(check_finite=checked))
+    driver = Driver(runner)
+    driver.drain([request("warm", "a dog", 9, **SMALL), request("warm2", "a bird", 8, **SMALL)])  # verified by now
+
+    def breaks(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        """In the third step of the second request: an overflow somewhere in the model, of its rows alone."""
+        if driver.ticks == started + 3:
+            rows = len(output[0]) // 4
+            output[0].unflatten(0, (rows, 4))[:, 1, 0, 0] = value
+        return output
+
+    handle = pipe.transformer.register_forward_hook(breaks, with_kwargs=True)
+    started = driver.ticks
+    finished = driver.drain(asked)
+    handle.remove()
+    broken = finished["r1"]
+    if checked:
+        assert broken.error is not None
+        assert broken.error.kind == "GenerationFailed"
+        assert "check_finite=True: NaN or Inf in the latents after step 3 of 4" in broken.error.message
+        assert len(driver.reports["r1"]) == 3, "it takes part in no further step"
+    else:
+        assert broken.error is None
+        assert not torch.as_tensor(broken.output.images).isfinite().all()
+    for n in (0, 2, 3):
+        assert finished[f"r{n}"].error is None
+        assert distance(finished[f"r{n}"].output, expected[n]) <= 1e-4
+    assert driver.drain([request("next", "a dog", 9, **SMALL)])["next"].error is None
