@@ -84,9 +84,16 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def slow(session: nox.Session) -> None:
     """What needs longer than the fast path allows. The page is looked at in a browser, which root gets from Debian."""
-    prepare(session, "test")
+    prepare(session, "test", "fuzz")
     _browser(session)
     pytest(session, "slow and not thorough")
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """The decoder of the wire, fed a million mutations of valid messages: two minutes."""
+    prepare(session, "test", "fuzz")
+    run(session, "python", "tests/fuzz/decoder.py", *session.posargs)
 
 
 @nox.session
