@@ -1,0 +1,391 @@
+"""Workers that are killed, stopped, or talk nonsense: others take their place, and no request is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import psutil
+import pytest
+from mortal_runner import Sum
+from processes import content, gone
+from scripted_runner import Gate
+
+from steploom import AsyncDiffusionEngine, DiffusionRequest, EngineDead, EngineObserver, GenerationFailed
+from steploom.errors import (
+    DeadlineExceeded,
+    EngineError,
+    EngineNotRunning,
+    ProtocolError,
+    RequestCancelled,
+    TickTimeout,
+    WorkerDied,
+)
+from steploom.executor import MultiprocExecutor
+from steploom.requests import Event, Restarted, StepEvent
+
+pytestmark = pytest.mark.usefixtures("temporary")
+
+STEPS = 6
+
+
+class Mortal(MultiprocExecutor):
+    runner = "mortal_runner:make"
+
+
+class Witness(EngineObserver):
+    """Notes faults and recoveries; an event for each recovery."""
+
+    def __init__(self) -> None:
+        self.faults: list[EngineError] = []
+        self.recovered = 0
+        self.begun, self.done = anyio.Event(), anyio.Event()
+
+    def on_fault(self, fault: EngineError) -> None:
+        self.faults.append(fault)
+        self.begun.set()
+
+    def on_recovered(self, seconds: float) -> None:
+        assert seconds >= 0
+        self.recovered += 1
+        self.done.set()
+
+
+class Site:
+    """A model's file, and engines for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.model = folder / "model"
+        self.witness = Witness()
+
+    @contextlib.asynccontextmanager
+    async def engine(self, *plan: str, **config: Any) -> AsyncIterator[AsyncDiffusionEngine]:
+        """An engine whose loads go by ``plan``; nothing of it is left afterwards."""
+        self.model.write_text("\n".join(plan))
+        own = {"distributed_executor_backend": Mortal, "costs_file": None, "restart_backoff_s": 0.001, **config}
+        engine = AsyncDiffusionEngine(model=str(self.model), **own)
+        engine.observers.append(self.witness)
+        tasks, children = asyncio.all_tasks(), set(psutil.Process().children(recursive=True))
+        try:
+            async with engine:
+                yield engine
+        finally:
+            assert asyncio.all_tasks() == tasks
+            assert set(psutil.Process().children(recursive=True)) == children
+
+    @property
+    def loads(self) -> list[int]:
+        """The worker processes, in order of their start."""
+        return [int(line) for line in Path(f"{self.model}.log").read_text().splitlines()]
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Sends the newest worker a signal."""
+        os.kill(self.loads[-1], number)
+
+
+@pytest.fixture
+def site(tmp_path: Path, temporary: Path) -> Any:
+    yield Site(tmp_path)
+    assert content(temporary) == []
+
+
+def expected(name: str, steps: int = STEPS) -> int:
+    """What a request comes to when nothing happens."""
+    one = Sum(DiffusionRequest(name, seed=1))
+    for _ in range(steps):
+        one.advance()
+    return one.total
+
+
+class Asked:
+    """Requests that run side by side, and what became of each."""
+
+    def __init__(self, engine: AsyncDiffusionEngine, group: Any) -> None:
+        self._engine, self._group = engine, group
+        self.outcomes: dict[str, Any] = {}
+
+    def ask(self, name: str, **params: Any) -> None:
+        """Asks for one; its prompt is its id."""
+        self._group.start_soon(self._one, name, params)
+
+    async def _one(self, name: str, params: dict[str, Any]) -> None:
+        params = {"num_inference_steps": STEPS, **params}
+        try:
+            self.outcomes[name] = (await self._engine.generate(name, seed=1, request_id=name, **params)).output
+        except Exception as error:  # noqa: BLE001 - it is the outcome
+            self.outcomes[name] = error
+
+    def all_but(self, *names: str) -> None:
+        """All of the others have come to what they should."""
+        for name, outcome in self.outcomes.items():
+            if name not in names:
+                assert outcome == expected(name), name
+
+
+@contextlib.asynccontextmanager
+async def asking(engine: AsyncDiffusionEngine) -> AsyncIterator[Asked]:
+    async with anyio.create_task_group() as group:
+        yield Asked(engine, group)
+
+
+async def test_sixteen_run_while_the_only_worker_is_killed(site: Site, gate: Gate, caplog: Any) -> None:
+    events: list[Event] = []
+    with caplog.at_level(logging.WARNING, "steploom.engine"):
+        async with site.engine() as engine:
+            before = engine.info
+            async with asking(engine) as asked:
+                for i in range(15):
+                    asked.ask(f"r{i}")
+                async with engine.stream("r15", seed=1, num_inference_steps=STEPS, gate=str(gate.path), at=3) as run:
+                    await gate.reached()
+                    assert engine.num_running == 16
+                    site.kill()
+                    gate.close()
+                    async for event in run:
+                        events.append(event)
+                    asked.outcomes["r15"] = (await run.result()).output
+            asked.all_but()
+            assert len(asked.outcomes) == 16
+            assert engine.info is before
+            await engine.check_health()
+    assert len(site.loads) == 2, "one load, and one replay"
+    assert [type(fault) for fault in site.witness.faults] == [WorkerDied]
+    assert "worker 0 died with exit code -9" in caplog.text
+    steps = [event.step for event in events if isinstance(event, StepEvent)]
+    again = next(i for i, event in enumerate(events) if isinstance(event, Restarted))
+    after = [event.step for event in events[again:] if isinstance(event, StepEvent)]
+    assert after == sorted(after)
+    assert after[-1] == STEPS == max(steps)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "words"),
+    [
+        ("stop", TickTimeout, "did not answer tick"),
+        ("corrupt", ProtocolError, "a message cannot be decoded"),
+        ("wrong", ProtocolError, "answers another tick"),
+        ("boom", EngineDead, "RuntimeError: the runner is broken"),
+    ],
+)
+async def test_whatever_is_wrong_with_a_worker_it_is_replaced(
+    site: Site, tmp_path: Path, fault: str, kind: type[EngineError], words: str
+) -> None:
+    async with site.engine(tick_timeout_s=0.3) as engine:
+        async with asking(engine) as asked:
+            for i in range(4):
+                asked.ask(f"r{i}")
+            asked.ask("bad", at=3, **{fault: str(tmp_path / "once")})
+        asked.all_but()
+        assert len(asked.outcomes) == 5
+        (error,) = site.witness.faults
+        assert isinstance(error, kind)
+        assert words in str(error)
+        first, second = site.loads
+        await gone_by_id(first)
+        assert (await engine.collective_rpc("pid")) == [second]
+
+
+async def gone_by_id(process: int) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        await gone(psutil.Process(process))
+
+
+async def test_the_one_that_kills_its_worker_each_time_fails_alone(site: Site) -> None:
+    async with site.engine() as engine:
+        async with asking(engine) as asked:
+            for i in range(7):
+                asked.ask(f"r{i}")
+            asked.ask("killer", kill=True, at=3)
+        asked.all_but("killer")
+        assert len(asked.outcomes) == 8
+        error = asked.outcomes["killer"]
+        assert isinstance(error, GenerationFailed)
+        assert "worker 0 died with exit code -9" in str(error)
+        assert "max_retries=2" in str(error)
+        assert len(site.loads) <= 1 + 3 + 3
+        assert (await engine.generate("later", seed=1, num_inference_steps=STEPS)).output == expected("later")
+
+
+async def test_without_retries_who_ran_fails_and_others_are_served(site: Site, gate: Gate) -> None:
+    async with site.engine(max_retries=0, max_batch=1, max_resident=1) as engine:
+        async with asking(engine) as asked:
+            asked.ask("runs", gate=str(gate.path))
+            await gate.reached()
+            asked.ask("waits")
+            site.kill()
+        asked.all_but("runs")
+        assert isinstance(asked.outcomes["runs"], GenerationFailed)
+        assert "waits" in asked.outcomes
+
+
+async def test_an_idle_worker_that_dies_is_replaced_before_anybody_asks(site: Site) -> None:
+    async with site.engine() as engine:
+        for _ in range(3):
+            site.witness.done = anyio.Event()
+            site.kill()
+            await site.witness.done.wait()
+            assert engine.recovering is None
+        assert (await engine.generate("next", seed=1, num_inference_steps=STEPS)).output == expected("next")
+        assert len(site.loads) == 4
+
+
+async def test_a_replacement_that_dies_while_it_loads_is_replaced(site: Site, gate: Gate) -> None:
+    async with site.engine("ok", "die", "fail") as engine:
+        async with asking(engine) as asked:
+            asked.ask("a", gate=str(gate.path))
+            await gate.reached()
+            gate.close()
+            site.kill()
+        asked.all_but()
+        assert len(site.loads) == 4
+        assert site.witness.recovered == 1
+
+
+@pytest.mark.parametrize("word", ["fail", "die", "other"])
+async def test_an_engine_whose_worker_cannot_be_replaced_dies_of_it(site: Site, gate: Gate, word: str) -> None:
+    reasons = {"fail": "no such weights", "die": "died with exit code -9", "other": "another one than at the start"}
+    async with site.engine("ok", word, word, word, "ok") as engine:
+        async with asking(engine) as asked:
+            asked.ask("a", gate=str(gate.path))
+            await gate.reached()
+            site.kill()
+        error = asked.outcomes["a"]
+        assert isinstance(error, EngineDead)
+        assert reasons[word] in str(error)
+        assert "tried 3 times (max_retries=2)" in str(error)
+        with pytest.raises(EngineDead, match="died of"):
+            await engine.generate("b")
+        assert len(site.loads) == 4
+
+
+async def test_a_model_that_cannot_load_fails_the_start_once(site: Site) -> None:
+    with pytest.raises(EngineDead, match="no such weights"):
+        async with site.engine("fail"):
+            raise AssertionError("it has started")
+    assert len(site.loads) == 1
+
+
+@contextlib.asynccontextmanager
+async def recovering(site: Site, gate: Gate, **config: Any) -> AsyncIterator[tuple[AsyncDiffusionEngine, Asked]]:
+    """An engine whose worker was killed with request ``a``, and whose next one is still loading."""
+    async with site.engine("ok", f"gate {gate.path}", **config) as engine, asking(engine) as asked:
+        asked.ask("a", gate=str(gate.path))
+        await gate.reached()
+        gate.open()
+        site.kill()
+        await gate.reached()
+        yield engine, asked
+        gate.close()
+
+
+async def test_requests_are_taken_while_the_worker_is_replaced(site: Site, gate: Gate) -> None:
+    async with recovering(site, gate) as (engine, asked):
+        assert isinstance(engine.recovering, WorkerDied)
+        assert engine.serves
+        asked.ask("b")
+        await anyio.wait_all_tasks_blocked()
+        assert (engine.num_waiting, engine.num_running) == (2, 0)
+        for call in (engine.check_health, lambda: engine.collective_rpc("ping"), engine.wake_up):
+            with pytest.raises(EngineError, match=r"is being replaced.*worker 0 died with exit code -9"):
+                await call()
+    asked.all_but()
+    assert set(asked.outcomes) == {"a", "b"}
+    assert engine.recovering is None
+
+
+async def test_requests_end_early_while_the_worker_is_replaced(site: Site, gate: Gate) -> None:
+    async with recovering(site, gate) as (engine, asked):
+        assert await engine.abort("a")
+        asked.ask("late", timeout=0.01)
+        async with engine.stream("left"):
+            pass
+        while len(asked.outcomes) < 2:
+            await anyio.lowlevel.checkpoint()
+        assert engine.num_waiting == 0
+    assert isinstance(asked.outcomes["a"], RequestCancelled)
+    assert isinstance(asked.outcomes["late"], DeadlineExceeded)
+
+
+async def test_closing_does_not_wait_for_the_replacement(site: Site, gate: Gate) -> None:
+    async with recovering(site, gate) as (engine, asked):
+        with anyio.fail_after(5):
+            await engine.close()
+    assert isinstance(asked.outcomes["a"], RequestCancelled)
+    with pytest.raises(EngineNotRunning):
+        engine.check_serving()
+
+
+async def test_closing_does_not_wait_for_the_backoff(site: Site) -> None:
+    async with site.engine("ok", "fail", restart_backoff_s=60.0) as engine:
+        site.kill()
+        await site.witness.begun.wait()
+        while len(site.loads) < 2:
+            await anyio.lowlevel.checkpoint()
+        with anyio.fail_after(5):
+            await engine.close()
+    assert len(site.loads) == 2
+
+
+async def test_calls_that_wait_for_a_worker_that_dies_are_told(site: Site, gate: Gate) -> None:
+    async with site.engine() as engine:
+
+        async def call() -> None:
+            with pytest.raises(WorkerDied, match="exit code -9"):
+                await engine.collective_rpc("wait", args=(str(gate.path),))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(call)
+            await gate.reached()
+            site.kill()
+        await site.witness.done.wait()
+        assert await engine.collective_rpc("ping") == ["pong"]
+
+
+async def test_a_worker_that_slept_sleeps_again(site: Site) -> None:
+    async with site.engine() as engine:
+        await engine.sleep(2)
+        site.kill()
+        await site.witness.done.wait()
+        assert await engine.collective_rpc("asleep") == [2]
+        await engine.wake_up()
+        assert await engine.collective_rpc("asleep") == [None]
+        site.witness.done = anyio.Event()
+        site.kill()
+        await site.witness.done.wait()
+        assert await engine.collective_rpc("asleep") == [None]
+
+
+async def test_many_deaths_leave_no_sockets_behind(site: Site, temporary: Path) -> None:
+    async with site.engine() as engine:
+        (folder,) = content(temporary)
+        files = psutil.Process().num_fds()
+        for _ in range(5):
+            site.witness.done = anyio.Event()
+            site.kill()
+            await site.witness.done.wait()
+            await engine.collective_rpc("ping")
+        assert len(content(folder)) == 1
+        assert psutil.Process().num_fds() <= files
+
+
+@pytest.mark.parametrize("run_ahead", [False, True])
+async def test_it_works_with_one_and_with_two_ticks_in_flight(site: Site, tmp_path: Path, run_ahead: bool) -> None:
+    alive = tmp_path / "kill"
+    alive.touch()
+    async with site.engine(run_ahead=run_ahead, max_batch=2, max_retries=3) as engine:
+        async with asking(engine) as asked:
+            for i in range(8):
+                asked.ask(f"r{i}", kill=str(alive), at=1 + i % STEPS)
+            while len(site.loads) < 3:
+                await anyio.lowlevel.checkpoint()
+            alive.unlink()
+        asked.all_but()
+        assert len(asked.outcomes) == 8
