@@ -14,8 +14,10 @@ from typing import Any
 import anyio
 import psutil
 import pytest
+from exposition import local
 from mortal_runner import Sum
 from processes import content, gone
+from prometheus_client import CollectorRegistry
 from scripted_runner import Gate
 
 from steploom import AsyncDiffusionEngine, DiffusionRequest, EngineDead, EngineObserver, GenerationFailed
@@ -30,6 +32,8 @@ from steploom.errors import (
 )
 from steploom.executor import MultiprocExecutor
 from steploom.requests import Event, Restarted, StepEvent
+from steploom.server import create_app
+from steploom.telemetry import EngineMetrics
 
 pytestmark = pytest.mark.usefixtures("temporary")
 
@@ -389,3 +393,31 @@ async def test_it_works_with_one_and_with_two_ticks_in_flight(site: Site, tmp_pa
             alive.unlink()
         asked.all_but()
         assert len(asked.outcomes) == 8
+
+
+async def test_the_server_says_that_it_recovers_and_counts_it(site: Site, gate: Gate) -> None:
+    registry = CollectorRegistry()
+    async with recovering(site, gate) as (engine, _):
+        engine.observers.append(EngineMetrics(engine, registry))
+        async with local(create_app(engine)) as client:
+            answers = [await client.get(path) for path in ("/live", "/ready", "/health")]
+            why = "recovering: worker 0 died with exit code -9"
+            assert [(answer.status_code, answer.json()) for answer in answers] == [
+                (200, {"status": "live"}),
+                (503, {"status": "not ready", "why": why}),
+                (200, {"status": "recovering", "why": why, "requests": 0}),
+            ]
+            assert registry.get_sample_value("steploom_recovering") == 1
+            gate.close()
+            await site.witness.done.wait()
+            answers = [await client.get(path) for path in ("/ready", "/health")]
+            assert [answer.status_code for answer in answers] == [200, 200]
+            assert answers[1].json()["status"] == "healthy"
+        site.witness.done = anyio.Event()
+        site.kill()
+        await site.witness.done.wait()
+        values = {
+            name: registry.get_sample_value(f"steploom_{name}") for name in ("recovering", "worker_restarts_total")
+        }
+        assert values == {"recovering": 0, "worker_restarts_total": 2}
+        assert registry.get_sample_value("steploom_worker_faults_total", {"fault": "died"}) == 1

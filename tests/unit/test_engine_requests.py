@@ -19,6 +19,7 @@ from steploom import (
     RequestCancelled,
     StepEvent,
 )
+from steploom.engine.generators import Borrowed
 from steploom.protocol import RunnerOutput, SchedulerOutput
 
 
@@ -274,3 +275,16 @@ def test_settings_are_checked_when_the_engine_is_made() -> None:
         AsyncDiffusionEngine(distributed_executor_backend="no.such.Class")
     with pytest.raises(ConfigError, match="from_pipeline"):
         AsyncDiffusionEngine.from_pipeline(object(), model="demo")
+
+
+def test_a_request_that_begins_again_draws_from_where_it_was_accepted() -> None:
+    import torch
+
+    given = torch.Generator().manual_seed(3)
+    torch.rand(5, generator=given)
+    borrowed = Borrowed(DiffusionRequest("a", generator=given))
+    given.manual_seed(4)
+    own = borrowed.request.params["generator"]
+    first = torch.rand(3, generator=own)
+    borrowed.rewind()
+    assert torch.equal(torch.rand(3, generator=own), first)
