@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
-import os
-import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +11,12 @@ import anyio
 import psutil
 import pytest
 from exposition import local
-from mortal_runner import Sum
+from mortal_site import STEPS, Site, asking, expected, recovering
 from processes import content, gone
 from prometheus_client import CollectorRegistry
 from scripted_runner import Gate
 
-from steploom import AsyncDiffusionEngine, DiffusionRequest, EngineDead, EngineObserver, GenerationFailed
+from steploom import EngineDead, GenerationFailed
 from steploom.errors import (
     DeadlineExceeded,
     EngineError,
@@ -30,114 +26,17 @@ from steploom.errors import (
     TickTimeout,
     WorkerDied,
 )
-from steploom.executor import MultiprocExecutor
 from steploom.requests import Event, Restarted, StepEvent
 from steploom.server import create_app
 from steploom.telemetry import EngineMetrics
 
 pytestmark = pytest.mark.usefixtures("temporary")
 
-STEPS = 6
-
-
-class Mortal(MultiprocExecutor):
-    runner = "mortal_runner:make"
-
-
-class Witness(EngineObserver):
-    """Notes faults and recoveries; an event for each recovery."""
-
-    def __init__(self) -> None:
-        self.faults: list[EngineError] = []
-        self.recovered = 0
-        self.begun, self.done = anyio.Event(), anyio.Event()
-
-    def on_fault(self, fault: EngineError) -> None:
-        self.faults.append(fault)
-        self.begun.set()
-
-    def on_recovered(self, seconds: float) -> None:
-        assert seconds >= 0
-        self.recovered += 1
-        self.done.set()
-
-
-class Site:
-    """A model's file, and engines for it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.model = folder / "model"
-        self.witness = Witness()
-
-    @contextlib.asynccontextmanager
-    async def engine(self, *plan: str, **config: Any) -> AsyncIterator[AsyncDiffusionEngine]:
-        """An engine whose loads go by ``plan``; nothing of it is left afterwards."""
-        self.model.write_text("\n".join(plan))
-        own = {"distributed_executor_backend": Mortal, "costs_file": None, "restart_backoff_s": 0.001, **config}
-        engine = AsyncDiffusionEngine(model=str(self.model), **own)
-        engine.observers.append(self.witness)
-        tasks, children = asyncio.all_tasks(), set(psutil.Process().children(recursive=True))
-        try:
-            async with engine:
-                yield engine
-        finally:
-            assert asyncio.all_tasks() == tasks
-            assert set(psutil.Process().children(recursive=True)) == children
-
-    @property
-    def loads(self) -> list[int]:
-        """The worker processes, in order of their start."""
-        return [int(line) for line in Path(f"{self.model}.log").read_text().splitlines()]
-
-    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """Sends the newest worker a signal."""
-        os.kill(self.loads[-1], number)
-
 
 @pytest.fixture
 def site(tmp_path: Path, temporary: Path) -> Any:
     yield Site(tmp_path)
     assert content(temporary) == []
-
-
-def expected(name: str, steps: int = STEPS) -> int:
-    """What a request comes to when nothing happens."""
-    one = Sum(DiffusionRequest(name, seed=1))
-    for _ in range(steps):
-        one.advance()
-    return one.total
-
-
-class Asked:
-    """Requests that run side by side, and what became of each."""
-
-    def __init__(self, engine: AsyncDiffusionEngine, group: Any) -> None:
-        self._engine, self._group = engine, group
-        self.outcomes: dict[str, Any] = {}
-
-    def ask(self, name: str, **params: Any) -> None:
-        """Asks for one; its prompt is its id."""
-        self._group.start_soon(self._one, name, params)
-
-    async def _one(self, name: str, params: dict[str, Any]) -> None:
-        params = {"num_inference_steps": STEPS, **params}
-        try:
-            self.outcomes[name] = (await self._engine.generate(name, seed=1, request_id=name, **params)).output
-        except Exception as error:  # noqa: BLE001 - it is the outcome
-            self.outcomes[name] = error
-
-    def all_but(self, *names: str) -> None:
-        """All of the others have come to what they should."""
-        for name, outcome in self.outcomes.items():
-            if name not in names:
-                assert outcome == expected(name), name
-
-
-@contextlib.asynccontextmanager
-async def asking(engine: AsyncDiffusionEngine) -> AsyncIterator[Asked]:
-    async with anyio.create_task_group() as group:
-        yield Asked(engine, group)
 
 
 async def test_sixteen_run_while_the_only_worker_is_killed(site: Site, gate: Gate, caplog: Any) -> None:
@@ -275,19 +174,6 @@ async def test_a_model_that_cannot_load_fails_the_start_once(site: Site) -> None
         async with site.engine("fail"):
             raise AssertionError("it has started")
     assert len(site.loads) == 1
-
-
-@contextlib.asynccontextmanager
-async def recovering(site: Site, gate: Gate, **config: Any) -> AsyncIterator[tuple[AsyncDiffusionEngine, Asked]]:
-    """An engine whose worker was killed with request ``a``, and whose next one is still loading."""
-    async with site.engine("ok", f"gate {gate.path}", **config) as engine, asking(engine) as asked:
-        asked.ask("a", gate=str(gate.path))
-        await gate.reached()
-        gate.open()
-        site.kill()
-        await gate.reached()
-        yield engine, asked
-        gate.close()
 
 
 async def test_requests_are_taken_while_the_worker_is_replaced(site: Site, gate: Gate) -> None:
