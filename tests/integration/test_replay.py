@@ -26,6 +26,7 @@ from steploom.errors import (
     TickTimeout,
     WorkerDied,
 )
+from steploom.executor import process
 from steploom.requests import Event, Restarted, StepEvent
 from steploom.server import create_app
 from steploom.telemetry import EngineMetrics
@@ -79,8 +80,9 @@ async def test_sixteen_run_while_the_only_worker_is_killed(site: Site, gate: Gat
     ],
 )
 async def test_whatever_is_wrong_with_a_worker_it_is_replaced(
-    site: Site, tmp_path: Path, fault: str, kind: type[EngineError], words: str
+    site: Site, tmp_path: Path, fault: str, kind: type[EngineError], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(process, "TERM_S", 1000.0)  # who hears nothing is killed, and not asked first
     async with site.engine(tick_timeout_s=0.3) as engine:
         async with asking(engine) as asked:
             for i in range(4):
@@ -251,6 +253,20 @@ async def test_a_worker_that_slept_sleeps_again(site: Site) -> None:
         site.kill()
         await site.witness.done.wait()
         assert await engine.collective_rpc("asleep") == [None]
+
+
+async def test_who_is_told_to_sleep_meanwhile_does_so_when_the_worker_is_there(site: Site, gate: Gate) -> None:
+    async with site.engine("ok", f"gate {gate.path}") as engine, anyio.create_task_group() as group:
+        await engine.generate("a", seed=1)
+        site.kill()
+        await gate.reached()
+        group.start_soon(engine.sleep, 2)
+        await anyio.wait_all_tasks_blocked()
+        gate.open()
+        await site.witness.done.wait()
+        await anyio.wait_all_tasks_blocked()
+        while await engine.collective_rpc("asleep") != [2]:
+            pass
 
 
 async def test_many_deaths_leave_no_sockets_behind(site: Site, temporary: Path) -> None:
