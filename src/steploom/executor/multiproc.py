@@ -206,7 +206,10 @@ class _Worker:
         self.socket = WorkerSocket(context, address, self.channel.receive, self._damaged)
 
     def _send(self, command: Command) -> None:
-        self.socket.send(command)
+        try:
+            self.socket.send(command)
+        except EngineError:  # it hears nothing any more: most likely it is gone, which its exit is about to tell
+            self.process.kill()
 
     async def start(self) -> None:
         await anyio.to_thread.run_sync(self.process.spawn)
