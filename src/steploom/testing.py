@@ -91,7 +91,9 @@ class FakeEngine(AsyncDiffusionEngine):
         self._in_loop(partial(self._gate.release, ticks))
 
     def die(self) -> None:
-        """The worker dies: whatever runs fails with :class:`~steploom.WorkerDied`. May be called from any thread."""
+        """The worker dies, and cannot be replaced: whatever runs fails with :class:`~steploom.WorkerDied`, and the
+        engine is dead. May be called from any thread.
+        """
         self._in_loop(self._gate.die)
 
     def _in_loop(self, change: Callable[[], None]) -> None:

@@ -128,11 +128,14 @@ def test_a_dead_worker_shows() -> None:
     with served() as server:
         (worker,) = psutil.Process(server.process.pid).children()
         worker.kill()
-        assert "worker 0 died with exit code -9" in server.says("died")
+        assert "worker 0 died with exit code -9" in server.says("is being replaced")
         status, answer, _ = server.ask("/ready")
         assert status == 503
-        assert answer["why"].endswith("worker 0 died with exit code -9")  # and not what it had printed
-        assert (server.ask("/live")[0], server.draws(2)) == (200, 503)
+        assert answer["why"] == "recovering: worker 0 died with exit code -9"  # and not what it had printed
+        status, answer, _ = server.ask("/health")
+        assert (status, answer["status"]) == (200, "recovering")
+        assert (server.ask("/live")[0], server.draws(2)) == (200, 200)
+        assert (server.ask("/ready")[0], server.ask("/health")[1]["status"]) == (200, "healthy")
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(60) == 0
 

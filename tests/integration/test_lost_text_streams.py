@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny_language
 
-from steploom import AsyncDiffusionEngine, Commit, DiffusionRequest, Restarted, WorkerDied
+from steploom import AsyncDiffusionEngine, Commit, DiffusionRequest, Restarted
 from steploom.worker.trial import run_alone
 
 PARAMS: dict[str, Any] = {"gen_length": 20, "block_length": 8, "num_inference_steps": 4, "temperature": 1.0,
@@ -62,21 +62,22 @@ async def test_a_replayed_stream_commits_the_whole_text_anew(backend: str) -> No
 
 
 @pytest.mark.slow
-async def test_what_was_committed_before_the_worker_was_killed_is_the_beginning_of_the_text() -> None:
+async def test_the_stream_of_a_text_whose_worker_is_killed_commits_the_whole_text_anew() -> None:
     config: dict[str, Any] = {"model": "tiny_language:llada", "worker_extension": f"{__name__}.Losing"}
-    told: list[str] = []
-
-    async def read_and_kill() -> None:
-        async with AsyncDiffusionEngine(**config) as engine:
-            [process] = await engine.collective_rpc("process")
-            async with engine.stream(PROMPT, seed=SEED, **PARAMS) as run:
-                async for event in run:
-                    if isinstance(event, Commit):
-                        assert isinstance(event.text, str)
-                        told.append(event.text)
+    told = [""]
+    async with AsyncDiffusionEngine(**config) as engine:
+        [process] = await engine.collective_rpc("process")
+        async with engine.stream(PROMPT, seed=SEED, **PARAMS) as run:
+            async for event in run:
+                if isinstance(event, Restarted):
+                    told.append("")
+                if isinstance(event, Commit):
+                    assert isinstance(event.text, str)
+                    told[-1] += event.text
+                    if len(told) == 1:
                         os.kill(process, signal.SIGKILL)
-
-    with pytest.raises(WorkerDied):
-        await read_and_kill()
-    assert told
-    assert alone().startswith("".join(told))
+            text = (await run.result()).text
+    assert len(told) == 2
+    assert told[0]
+    assert told[1] == text == alone()
+    assert text.startswith(told[0])

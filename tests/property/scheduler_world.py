@@ -5,10 +5,12 @@ It knows each program's course, and so what the scheduler must have decided; it 
 
 from __future__ import annotations
 
-import dataclasses
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterable
 
 import pytest
+from programs import Flight, Known, Program
+from suspicions import Suspicions
 
 from steploom.config import EngineConfig
 from steploom.errors import GenerationFailed, InvalidRequest, QueueFull, RequestCancelled
@@ -19,38 +21,6 @@ from steploom.sched import build_scheduler
 MAX_WAITING = 6
 MAX_RETRIES = 1
 SHAPES = 4
-
-
-@dataclasses.dataclass
-class Program:
-    """The course of one request: a key for each tick that it is scheduled for; None is a tick of encoding."""
-
-    shape: int
-    priority: int
-    keys: list[str | None]
-    fails: bool
-
-
-@dataclasses.dataclass
-class Known:
-    """What the world knows about one live request."""
-
-    program: Program
-    arrival: int
-    submitted: float
-    replays: int = 0
-    run: str | None = None
-    observed: str | None = None
-    queued_s: float | None = None
-    reports: list[RequestReport] = dataclasses.field(default_factory=list)
-
-
-@dataclasses.dataclass
-class Flight:
-    """A tick that was decided and not answered yet."""
-
-    output: SchedulerOutput
-    result: RunnerOutput | None = None
 
 
 class World:
@@ -80,6 +50,7 @@ class World:
         self.held: dict[str, int] = {}  # the worker's programs: run id to ticks done
         self.programs: dict[str, Program] = {}  # what runs under a run id
         self.arrivals = 0
+        self.suspicions = Suspicions(MAX_RETRIES)
 
     @property
     def waiting(self) -> dict[str, Known]:
@@ -111,6 +82,7 @@ class World:
         assert events == [Failed(request_id=name, error=error) for name in alive]
         for name in alive:
             known = self.live.pop(name)
+            self.suspicions.forget(name)
             if known.run is not None:
                 self.owed.add(known.run)
 
@@ -120,8 +92,11 @@ class World:
         joined = [request_id_of(new.run_id) for new in output.scheduled_new_reqs]
         self._check_capacity(output, joined, waiting, resident)
         self._check_forget(output)
+        steps = self._steps(self.resident.values())
+        self.suspicions.looks(steps)
         for new, name in zip(output.scheduled_new_reqs, joined, strict=True):
             known = self.live[name]
+            self.suspicions.joins(name, [other for other in steps if other not in joined])
             assert new.request.request_id == name
             assert new.run_id not in self.sent, "run ids are never used twice"
             self.sent.add(new.run_id)
@@ -170,7 +145,8 @@ class World:
             return
         for run, known in () if self.preempt else self.resident.items():
             assert run in members or not self._belongs(known, output), f"{run} could have stepped"
-        if len(self.resident) < self.limit and not self._kept_free(output):
+        apart = any(map(self.suspicions.spent, self.live))
+        if len(self.resident) < self.limit and not apart and not self._kept_free(output):
             for name, known in self.waiting.items():
                 assert not self._belongs(known, output), f"{name} could have joined"
 
@@ -195,7 +171,8 @@ class World:
                 return (known.program.priority,)
             return known.program.priority, -bool(known.replays), 0 if known.replays else known.arrival
 
-        for one in (self.live[name] for name in joined):
+        apart = any(map(self.suspicions.spent, self.live))
+        for one in () if apart else (self.live[name] for name in joined):
             behind = [known for known in self.waiting.values() if known.program.shape == one.program.shape]
             assert all(rank(one, known) <= rank(known, one) for known in behind)
 
@@ -208,6 +185,9 @@ class World:
             self.held[new.run_id] = 0
         assert len(self.held) <= self.limit
         here = [run for run in output.run_ids if run in self.held]
+        if any(self.programs[run].kills == self.held[run] for run in here):
+            self.die(by_name=False, by_chance=False)
+            return
         reports = [self._advance(run, len(here)) for run in here]
         flight.result = RunnerOutput(tick=output.tick, reports=reports, seconds=0.5 + len(here))
 
@@ -242,7 +222,8 @@ class World:
             expected += self._expect(known, report)
         events = self.scheduler.update_from_output(flight.output, flight.result)
         self._compare(events[: len(expected)], expected)
-        self._replayed(events[len(expected) :], lost)
+        names = [request_id_of(known.run or "") for known in lost]
+        self._replayed(events[len(expected) :], lost, {name for name in names if self.suspicions.lost(name)})
 
     def _expect(self, known: Known, report: RequestReport) -> list[tuple[type, str, Known, RequestReport]]:
         name = request_id_of(report.run_id)
@@ -253,6 +234,7 @@ class World:
         expected = [(StepEvent, name, known, report)] if report.stepped else []
         if report.finished:
             del self.live[name]
+            self.suspicions.forget(name)
             expected.append((Failed if report.error else Finished, name, known, report))
         return expected
 
@@ -280,29 +262,41 @@ class World:
 
     def lose(self, runs: list[str]) -> None:
         """The worker drops programs and does not say so."""
+        self.suspicions.by_chance |= bool(runs)
         for run in runs:
             self.held.pop(run, None)
 
-    def die(self, by_name: bool) -> None:
+    def die(self, by_name: bool, by_chance: bool = True) -> None:
         """The worker ends, with all that it holds; its answers may still arrive."""
+        self.suspicions.by_chance |= by_chance
+        flying = Counter(run for flight in self.flights for run in flight.output.run_ids)
         self.stale = [flight for flight in self.flights if flight.result is not None]
         self.flights.clear()
         self.held.clear()
         lost = list(self.resident.values())
+        suspects = {request_id_of(run): ticks for run, ticks in flying.items() if run in self.resident}
+        ghosts = len(suspects) < len(flying)
+        guilty = self.suspicions.death(suspects, self._steps(lost), ghosts=ghosts)
         if by_name:
             events = self.scheduler.restart([request_id_of(known.run or "") for known in lost] + ["unknown"])
         else:
             events = self.scheduler.restart()
             self.owed.clear()
-        self._replayed(events, lost)
+        self._replayed(events, lost, guilty)
 
-    def _replayed(self, events: list[Event], lost: list[Known]) -> None:
+    def _steps(self, residents: Iterable[Known]) -> dict[str, int]:
+        """The steps of residents, by name, as far as they were reported."""
+        return {request_id_of(one.run or ""): sum(report.stepped for report in one.reports) for one in residents}
+
+    def _replayed(self, events: list[Event], lost: list[Known], guilty: set[str]) -> None:
         lost.sort(key=lambda known: known.arrival)
         assert [event.request_id for event in events] == [request_id_of(known.run or "") for known in lost]
         for event, known in zip(events, lost, strict=True):
-            if known.replays == MAX_RETRIES:
+            if event.request_id in guilty:
                 assert isinstance(event, Failed)
                 assert isinstance(event.error, GenerationFailed)
+                self.suspicions.blames(event.request_id, killer=known.program.kills is not None)
+                self.suspicions.forget(event.request_id)
                 del self.live[event.request_id]
             else:
                 known.replays += 1
@@ -326,20 +320,26 @@ class World:
     def drain(self) -> None:
         """Without further arrivals everything ends, and no tick is idle: each one advances a program."""
         while self.flights:
-            if self.flights[0].result is None:
-                self.execute()
-            self.answer()
-        budget = 1 + sum((MAX_RETRIES + 1) * (1 + len(known.program.keys)) for known in self.live.values())
+            self._end_tick()
+        killers = sum(known.program.kills is not None for known in self.live.values())
+        rounds = MAX_RETRIES + 1 + 2 * killers * (MAX_RETRIES + 1 + len(self.live).bit_length())
+        budget = 1 + rounds * sum(1 + len(known.program.keys) for known in self.live.values())
         for _ in range(budget):
             if not self.scheduler.has_work:
                 break
             self.schedule()
-            self.execute()
-            self.answer()
+            self._end_tick()
             self.check()
         assert not self.scheduler.has_work
         assert not self.live
         assert not self.held, "the worker is empty"
+
+    def _end_tick(self) -> None:
+        """The oldest tick is executed and answered; or the worker dies in it."""
+        if self.flights[0].result is None:
+            self.execute()
+        if self.flights:
+            self.answer()
 
 
 def true_key(shape: int) -> str:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from scheduler_world import SHAPES, Program, World, true_key
+from programs import Program
+from scheduler_world import SHAPES, World, true_key
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -32,12 +33,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         encode=st.integers(0, 2),
         keys=st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=6),
         fails=st.booleans(),
+        kills=st.sampled_from([*[None] * 8, 0, 1, 3]),
     )
-    def submit(self, names: list[int], shape: int, priority: int, encode: int, keys: list[str], fails: bool) -> None:
+    def submit(
+        self, names: list[int], shape: int, priority: int, encode: int, keys: list[str], fails: bool, kills: int | None
+    ) -> None:
         for offset, name in enumerate(names):
             erratic = keys[offset % len(keys) :] + keys[: offset % len(keys)]
             course = [true_key(shape) for _ in keys] if self.world.stable else erratic
-            self.world.submit(f"r{name}", Program(shape, priority, [*([None] * encode), *course], fails))
+            whole = [*([None] * encode), *course]
+            deadly = kills if offset == 0 and kills is not None and kills < len(whole) else None  # One of them at most.
+            self.world.submit(f"r{name}", Program(shape, priority, whole, fails, deadly))
 
     @rule(choice=st.lists(st.integers(0, 30), max_size=3))
     def abort(self, choice: list[int]) -> None:
@@ -66,7 +72,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         for _ in range(times):
             self.world.schedule()
             self.world.execute()
-            self.world.answer()
+            if self.world.flights:
+                self.world.answer()
 
     @precondition(lambda self: self.world.held)
     @rule(data=st.data())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import pytest
 from fakes import FakeExecutor, InProcessFake, fake_engine, settled
@@ -19,6 +21,7 @@ from steploom import (
     RequestCancelled,
     StepEvent,
 )
+from steploom.engine.generators import Borrowed
 from steploom.protocol import RunnerOutput, SchedulerOutput
 
 
@@ -274,3 +277,53 @@ def test_settings_are_checked_when_the_engine_is_made() -> None:
         AsyncDiffusionEngine(distributed_executor_backend="no.such.Class")
     with pytest.raises(ConfigError, match="from_pipeline"):
         AsyncDiffusionEngine.from_pipeline(object(), model="demo")
+
+
+def test_a_request_that_begins_again_draws_from_where_it_was_accepted() -> None:
+    import torch
+
+    given = torch.Generator().manual_seed(3)
+    torch.rand(5, generator=given)
+    borrowed = Borrowed(DiffusionRequest("a", generator=given))
+    given.manual_seed(4)
+    own = borrowed.request.params["generator"]
+    first = torch.rand(3, generator=own)
+    borrowed.rewind()
+    assert torch.equal(torch.rand(3, generator=own), first)
+
+
+class Drawing(InProcessFake):
+    """Draws a number in each step; the first attempt is lost after two."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.drawn: dict[str, list[float]] = {}
+        self.lost = False
+
+    def answer(self, output: SchedulerOutput) -> RunnerOutput:
+        import torch
+
+        if not self.lost and any(len(numbers) == 2 for numbers in self.drawn.values()):
+            self.lost = True
+            self.resident.clear()
+            return RunnerOutput(tick=output.tick)
+        result = super().answer(output)
+        for new in output.scheduled_new_reqs:
+            self.generator = new.request.params["generator"]
+        for run in output.run_ids:
+            self.drawn.setdefault(run, []).append(torch.rand((), generator=self.generator).item())
+        return result
+
+
+async def test_a_lost_request_is_replayed_with_the_generator_that_it_was_accepted_with() -> None:
+    import torch
+
+    given = torch.Generator().manual_seed(3)
+    async with fake_engine(Drawing) as (engine, executor):
+        await engine.generate("a", generator=given, num_inference_steps=4)
+    first, second = executor.drawn.values()
+    assert (len(first), len(second)) == (2, 4)
+    assert second[:2] == first
+    alone = torch.Generator().manual_seed(3)
+    assert second == [torch.rand((), generator=alone).item() for _ in range(4)]
+    assert torch.equal(given.get_state(), alone.get_state()), "and is handed back advanced"

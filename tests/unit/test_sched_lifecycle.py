@@ -182,21 +182,20 @@ def test_replay_goes_first_in_order_of_arrival_and_gives_up() -> None:
     h = Harness(max_batch=2, max_resident=2, max_retries=1)
     h.add("a", "b", "c", steps=3)
     first = h.scheduler.schedule()
-    h.answer(first)
     events = h.scheduler.restart(["b", "a", "c", "unknown"])
     assert events == [Restarted(request_id="a", attempt=1), Restarted(request_id="b", attempt=1)]
     assert (h.scheduler.num_running, h.scheduler.num_waiting) == (0, 3)
-    second = h.scheduler.schedule()
-    assert names(second) == ["a", "b"]
-    assert [new.request.request_id for new in second.scheduled_new_reqs] == ["a", "b"], "with their payload"
-    assert not set(first.run_ids) & set(second.run_ids)
     assert h.answer(first) == [], "late answers of the first attempt"
-    h.scheduler.finish_requests(["b"], ENOUGH)
-    (failed,) = h.scheduler.restart()
+    h.scheduler.finish_requests(["b", "c"], ENOUGH)
+    second = h.scheduler.schedule()
+    assert names(second) == ["a"]
+    assert [new.request.request_id for new in second.scheduled_new_reqs] == ["a"], "with its payload"
+    assert not set(first.run_ids) & set(second.run_ids)
+    (failed,) = h.scheduler.restart(why="worker 0 died")
     assert isinstance(failed, Failed)
     assert "max_retries=1" in str(failed.error)
-    assert h.scheduler.schedule().finished_req_ids == [], "a dead worker holds nothing"
-    assert h.scheduler.num_running == 1
+    assert "worker 0 died" in str(failed.error)
+    assert not h.scheduler.has_work, "a dead worker holds nothing"
 
 
 def test_replay_measures_afresh_but_waits_on() -> None:

@@ -96,8 +96,11 @@ class EngineConfig:
         worker_extension: ``"pkg.module.Class"`` whose methods run in the worker via ``collective_rpc``.
         start_timeout_s: Seconds that loading the model may take.
         tick_timeout_s: Seconds that one tick may take (warm-up and verification do not count).
-        max_retries: How often a request is to be replayed after its worker died. Not in this version: it fails with
-            :class:`~steploom.errors.WorkerDied`.
+        max_retries: How often a request is replayed, with all others, whose worker died with it in a tick; 0 fails it
+            at once. After that those that ran are told apart (:class:`steploom.sched.quarantine.Quarantine`). Also how
+            many starts of a worker may fail in a row while it is replaced.
+        restart_backoff_s: Seconds before a worker is started again whose predecessor was started again, too, and has
+            answered no tick; each time twice as many, at most 30.
         max_steps: Upper bound on ``num_inference_steps`` of a request.
         max_pixels: Upper bound on ``width * height`` of a request.
         max_images: Upper bound on the images or videos of a request: prompts times ``num_images_per_prompt``.
@@ -157,6 +160,7 @@ class EngineConfig:
     start_timeout_s: float = 600.0
     tick_timeout_s: float = 300.0
     max_retries: int = 2
+    restart_backoff_s: float = 0.5
     max_steps: int = 1000
     max_pixels: int = 4096 * 4096
     max_images: int = 64

@@ -186,6 +186,11 @@ class AsyncDiffusionEngine:
         return self._core is not None and self._core.serves
 
     @property
+    def recovering(self) -> EngineError | None:
+        """What a worker was lost by, while it is being replaced: requests are taken meanwhile, and wait. Else None."""
+        return self._core.recovery.fault if self._core is not None and self.serves else None
+
+    @property
     def num_waiting(self) -> int:
         """Requests that were accepted and wait for a worker; 0 while the engine does not serve."""
         return self._core.scheduler.num_waiting if self._core is not None and self.serves else 0
@@ -258,16 +263,17 @@ class AsyncDiffusionEngine:
         """
         core = self._serving()
         rpc = core.executor.collective_rpc
-        return await core.while_alive(partial(rpc, method, timeout, args, kwargs, unique_reply_rank))
+        return await core.ask(partial(rpc, method, timeout, args, kwargs, unique_reply_rank))
 
     async def check_health(self) -> None:
         """Returns if the engine and its workers are alive and answer.
 
         Raises:
-            EngineError: They are not, or do not.
+            EngineError: They are not, or do not; or a worker is being replaced (:attr:`recovering`), which needs no
+                help.
         """
         core = self._serving()
-        await core.while_alive(core.executor.check_health)
+        await core.ask(core.executor.check_health)
 
     async def sleep(self, level: int = 1) -> None:
         """Moves the weights off the device, once the requests that were accepted are done; new ones are refused.

@@ -1,10 +1,11 @@
-"""EngineCore: one life of an engine, from the start of its executor to its shutdown. The tick loop is here."""
+"""EngineCore: one life of an engine, from the start of its executor to its shutdown."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Generator
@@ -12,18 +13,19 @@ from functools import partial
 from typing import TypeVar
 
 import anyio
-import anyio.lowlevel
 
 from steploom.config import EngineConfig
-from steploom.engine.flights import Flights
 from steploom.engine.generators import Borrowed
 from steploom.engine.mailbox import Mailbox, fresh
 from steploom.engine.observer import Observers
+from steploom.engine.recovery import Recovery, cause
+from steploom.engine.ticking import Ticking
 from steploom.engine.validation import check_arguments, validate
-from steploom.engine.whole import TickExecutor, WholeRequests
+from steploom.engine.whole import WholeRequests
 from steploom.errors import (
     DeadlineExceeded,
     EngineDead,
+    EngineError,
     EngineNotRunning,
     RequestCancelled,
     RequestError,
@@ -35,12 +37,13 @@ from steploom.requests import DiffusionRequest, Event, Failed, Finished, Restart
 from steploom.sched import build_scheduler
 
 T = TypeVar("T")
+log = logging.getLogger("steploom.engine")
 
 
 class EngineCore:
     """Scheduler, executor and mailboxes of a running engine.
 
-    One task owns it: the one that runs :meth:`run`, whose task group holds tick loop and death watch. State changes
+    One task owns it: the one that runs :meth:`run`, whose task groups hold tick loops and death watch. State changes
     only in synchronous methods, called in the same event loop; so it is whole at every await, and no lock is needed.
 
     Args:
@@ -82,14 +85,14 @@ class EngineCore:
         self._calls: set[anyio.CancelScope] = set()
         self._stopping = False
         self._asleep = False
-        self._work = anyio.Event()
-        self._idle = anyio.Event()
+        self._slept: int | None = None  # How deep the workers sleep; None if they do not.
         self._scope = anyio.CancelScope()
         self._group = anyio.create_task_group()
-        self._whole = WholeRequests(executor, self._group) if whole else None
-        self._ticks: TickExecutor = self._whole or executor
         ahead = config.run_ahead and not whole and executor.ticks_in_flight > 1 and self.scheduler.runs_ahead
-        self._flights = Flights(2 if ahead else 1)
+        self.recovery = Recovery(executor, config, self._observers)
+        ticks = WholeRequests(executor, self._group) if whole else executor
+        self._ticking = Ticking(ticks, self.scheduler, self._observers, self._deliver, ahead=ahead)
+        self._loops = anyio.CancelScope()
 
     async def run(self) -> None:
         """Serves until :meth:`stop` or a fault, and leaves nothing behind. A fault is kept in ``failure``."""
@@ -108,68 +111,38 @@ class EngineCore:
     async def _serve(self) -> None:
         self.info = await self.executor.start(self._on_progress)
         self._observers.on_start(self.info)
-        async with self._group as group:
-            for _ in range(self._flights.most):
-                group.start_soon(self._guarded, self._tick_loop)
-            if self._flights.most > 1:
-                group.start_soon(self._guarded, self._amend_loop)
-            group.start_soon(self._guarded, self._watch)
+        async with self._group:
             self.started.set()
+            while True:
+                with anyio.CancelScope() as self._loops:
+                    async with anyio.create_task_group() as loops:
+                        for part in (*self._ticking.loops(), self._watch):
+                            loops.start_soon(self._guarded, part, self._struck)
+                await self._guarded(partial(self.recovery.run, self._sleep_on))
 
-    async def _watch(self) -> None:
-        raise await self.executor.wait_failed()
+    def _struck(self, error: Exception) -> None:
+        """A fault has ended a loop: what the workers held is replayed by others, if there can be others."""
+        if isinstance(error, EngineError) and self.recovery.fault is not None:
+            return  # The other loops met it, too.
+        if not (isinstance(error, EngineError) and self.recovery.begin(error)):
+            self._die(error)
+            return
+        log.warning("the worker is lost, and is being replaced: %s", error)
+        self._loops.cancel()
+        if self._ticking.forget():
+            self.recovery.fruitful()
+        for event in self.scheduler.restart(None, cause(error)):
+            self._deliver(event)
 
-    async def _tick_loop(self) -> None:
-        """Two of these take turns where ticks are sent ahead: one sends the next tick while the other's runs."""
-        executor = self._ticks
-        while True:
-            await self._wait_for_work()
-            flight = self._flights.depart(self.scheduler.schedule())
-            self._observers.on_schedule(flight.output, flight.sent)
-            flight.result = await executor.execute_step(flight.output)
-            self._take_note()
-
-    def _take_note(self) -> None:
-        """Takes in the answers that are there, in the order of the ticks."""
-        for output, result, began, ended in self._flights.land():
-            self._observers.on_tick(output, result, began, ended)
-            for event in self.scheduler.update_from_output(output, result):
-                self._deliver(event)
-        if self.scheduler.has_work:
-            self._work.set()
-
-    async def _amend_loop(self) -> None:
-        """Who comes, or goes, while the next tick waits behind the one that runs, is in that next one all the same."""
-        while True:
-            flight = await self._flights.amendable()
-            if (amendment := self.scheduler.amend()) is not None:
-                flight.amendments.append(amendment)
-                self._observers.on_schedule(amendment, time.monotonic())
-                self.executor.amend(amendment)
-
-    async def _wait_for_work(self) -> None:
-        """Returns when there is something to schedule. The event loop gets a turn in every tick, whatever runs it."""
-        await anyio.lowlevel.checkpoint()
-        while not self.scheduler.has_work:
-            if not self._flights:
-                self._idle.set()
-            if self._work.is_set():
-                self._work = anyio.Event()
-            await self._work.wait()
+    async def _sleep_on(self) -> None:
+        """A worker that takes the place of one that slept."""
+        if self._slept is not None:
+            await self.executor.sleep(self._slept)
 
     @property
     def in_process(self) -> bool:
         """Whether objects pass to the pipeline and back as they are."""
         return self.info is not None and self.info.in_process
-
-    def _kick(self) -> None:
-        """There may be something to schedule."""
-        if self.scheduler.has_work and self._idle.is_set():
-            self._idle = anyio.Event()
-        self._work.set()
-        self._flights.look_again()
-        if self._whole is not None:
-            self._whole.poke()
 
     def check(self, request: DiffusionRequest) -> None:
         """Raises what :meth:`submit` would, as far as that can be told before the request's pictures are read."""
@@ -198,7 +171,7 @@ class EngineCore:
         mailbox = self._mailboxes[request.request_id] = Mailbox()
         mailbox.put(queued)
         self._observers.on_queued(request)
-        self._kick()
+        self._ticking.kick()
         return mailbox
 
     @contextlib.contextmanager
@@ -223,7 +196,7 @@ class EngineCore:
         events = self.scheduler.finish_requests([request_id], error)
         for event in events:
             self._deliver(event)
-        self._kick()
+        self._ticking.kick()
         return bool(events)
 
     def withdraw(self, request_id: str, mailbox: Mailbox) -> None:
@@ -242,6 +215,7 @@ class EngineCore:
             self._borrowed[event.request_id].give_back()
         mailbox.put(event)
         if isinstance(event, Restarted):
+            self._borrowed[event.request_id].rewind()
             self._observers.on_restarted(event.request_id, event.attempt)
         if mailbox.settled:
             self._forget(event.request_id)
@@ -284,14 +258,14 @@ class EngineCore:
         try:
             await self.while_alive(self._idled)
             if self._asleep:
-                await self.while_alive(partial(self.executor.sleep, level))
+                await self.ask(partial(self.executor.sleep, level))
+                self._slept = level
         except BaseException:
             self._asleep = before
             raise
 
     async def _idled(self) -> None:
-        while not self._idle.is_set():
-            await self._idle.wait()
+        await self._ticking.idled()
 
     async def wake_up(self) -> None:
         """Moves the weights back and takes requests again.
@@ -299,8 +273,21 @@ class EngineCore:
         Raises:
             EngineError: The engine cannot serve, or has ended meanwhile.
         """
-        await self.while_alive(self.executor.wake_up)
-        self._asleep = False
+        await self.ask(self.executor.wake_up)
+        self._asleep, self._slept = False, None
+
+    async def _watch(self) -> None:
+        raise await self.executor.wait_failed()
+
+    async def ask(self, call: Callable[[], Awaitable[T]]) -> T:
+        """The answer of the workers to ``call``.
+
+        Raises:
+            EngineError: The engine cannot serve, or has ended meanwhile; or the workers are being replaced.
+        """
+        self.check_serving()
+        self.recovery.check()
+        return await self.while_alive(call)
 
     async def while_alive(self, call: Callable[[], Awaitable[T]]) -> T:
         """The result of ``call``, unless the engine ends before it is there.
@@ -324,12 +311,17 @@ class EngineCore:
         self._end_all(RequestCancelled("the engine was closed before the request was done"))
         self._scope.cancel()
 
-    async def _guarded(self, part: Callable[[], Awaitable[object]]) -> None:
-        """Runs a part of the engine; its fault ends the engine. The one place where anything at all is caught."""
+    async def _guarded(
+        self, part: Callable[[], Awaitable[object]], on_fault: Callable[[Exception], None] | None = None
+    ) -> None:
+        """Runs a part of the engine; its fault ends the engine, unless something else is done ``on_fault``.
+
+        The one place where anything at all is caught.
+        """
         try:
             await part()
         except Exception as error:  # noqa: BLE001 - recorded: every waiter and every later call raises it
-            self._die(error)
+            (on_fault or self._die)(error)
 
     def _die(self, error: Exception) -> None:
         if self.failure is None:

@@ -52,6 +52,10 @@ class Flights:
     def __len__(self) -> int:
         return len(self._flights)
 
+    def forget(self) -> None:
+        """None of them will land."""
+        self._flights.clear()
+
     def look_again(self) -> None:
         """There may be something to amend."""
         self._changed.set()

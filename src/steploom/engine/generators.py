@@ -27,6 +27,7 @@ class Borrowed:
     def __init__(self, request: DiffusionRequest) -> None:
         self.request = request
         self._pairs: list[tuple[Any, Any]] = []
+        self._starts: list[Any] = []
         given: Any = request.params.get("generator")
         if given is None:
             return
@@ -42,7 +43,13 @@ class Borrowed:
             )
         own = generator.clone_state()
         self._pairs.append((generator, own))
+        self._starts.append(own.get_state())
         return own
+
+    def rewind(self) -> None:
+        """The request begins again: so do the copies."""
+        for (_, own), start in zip(self._pairs, self._starts, strict=True):
+            own.set_state(start)
 
     def give_back(self) -> None:
         """The request is done: advances the application's generators to where the copies are."""

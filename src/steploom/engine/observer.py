@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from steploom.errors import RequestError, SteploomError
+from steploom.errors import EngineError, RequestError, SteploomError
 from steploom.protocol import PipelineInfo, RunnerOutput, SchedulerOutput
 from steploom.requests import DiffusionOutput, DiffusionRequest
 
@@ -42,6 +42,12 @@ class EngineObserver:
     def on_tick(self, output: SchedulerOutput, result: RunnerOutput, began: float, ended: float) -> None:
         """A tick is over: who was scheduled, and what that did for each; ``began`` to ``ended`` with the way there."""
 
+    def on_fault(self, fault: EngineError) -> None:
+        """A worker is lost, and is being replaced; those that it held are told by :meth:`on_restarted`, or end."""
+
+    def on_recovered(self, seconds: float) -> None:
+        """The worker was replaced, which took so long. Ticks go on."""
+
     def on_restarted(self, request_id: str, attempt: int) -> None:
         """A worker has lost the request; it waits again, for its next attempt (from 1)."""
 
@@ -71,6 +77,14 @@ class Observers(list[EngineObserver], EngineObserver):
     def on_tick(self, output: SchedulerOutput, result: RunnerOutput, began: float, ended: float) -> None:
         """Tells each."""
         self._tell("on_tick", output, result, began, ended)
+
+    def on_fault(self, fault: EngineError) -> None:
+        """Tells each."""
+        self._tell("on_fault", fault)
+
+    def on_recovered(self, seconds: float) -> None:
+        """Tells each."""
+        self._tell("on_recovered", seconds)
 
     def on_restarted(self, request_id: str, attempt: int) -> None:
         """Tells each."""

@@ -7,7 +7,6 @@ those that the scheduler ended, and answers as soon as there is something to say
 from __future__ import annotations
 
 import traceback
-from typing import Protocol
 
 import anyio
 import anyio.abc
@@ -15,14 +14,6 @@ import anyio.lowlevel
 
 from steploom.executor.abstract import DiffusionExecutor
 from steploom.protocol import ErrorInfo, NewRequest, RequestReport, RunnerOutput, SchedulerOutput
-
-
-class TickExecutor(Protocol):
-    """Whoever executes ticks: an executor, or :class:`WholeRequests`."""
-
-    async def execute_step(self, output: SchedulerOutput) -> RunnerOutput:
-        """Executes one tick."""
-        ...
 
 
 class WholeRequests:
@@ -44,6 +35,12 @@ class WholeRequests:
     def poke(self) -> None:
         """There is something new to schedule: the tick that waits, if any, returns."""
         self._changed.set()
+
+    def forget(self) -> None:
+        """Whoever was to execute them is gone: ends all calls."""
+        calls, self._calls, self._done = self._calls, {}, {}
+        for scope in calls.values():
+            scope.cancel()
 
     async def execute_step(self, output: SchedulerOutput) -> RunnerOutput:
         """Starts and cancels what ``output`` says; answers when a request is done or there is more to schedule."""

@@ -153,6 +153,26 @@ class DiffusionExecutor(ABC):
         await anyio.sleep_forever()
         raise AssertionError("unreachable")
 
+    def discard(self, fault: EngineError) -> bool:
+        """Ends at once the workers that ``fault`` has struck, as :meth:`wait_failed` or a tick has told it.
+
+        Whoever waits for them gets an error. Nothing of what they held is asked for again.
+
+        Returns:
+            Whether :meth:`recover` can replace them. If not, as by default, the fault ends the engine.
+        """
+        return False
+
+    async def recover(self) -> None:
+        """Replaces the workers that were discarded; returns when they serve as they did when they had started.
+
+        The engine calls it again, after a while, if it raises. It may be cancelled; :meth:`shutdown` follows then.
+
+        Raises:
+            EngineError: Not this time.
+        """
+        raise EngineError(f"{type(self).__name__} has no way to replace its workers")
+
     @abstractmethod
     async def shutdown(self) -> None:
         """Ends the workers, whatever they do, and leaves nothing behind. Idempotent, bounded in time."""

@@ -22,7 +22,15 @@ import zmq
 
 from steploom import codec
 from steploom.config import EngineConfig
-from steploom.errors import ConfigError, EngineError, EngineNotRunning, InvalidRequest, ProtocolError, WorkerDied
+from steploom.errors import (
+    ConfigError,
+    EngineDead,
+    EngineError,
+    EngineNotRunning,
+    InvalidRequest,
+    ProtocolError,
+    WorkerDied,
+)
 from steploom.executor.abstract import ProgressCallback
 from steploom.executor.channel import MAX_TICKS, Channel, ChannelExecutor
 from steploom.executor.process import GRACE_S, WorkerProcess
@@ -62,6 +70,8 @@ class MultiprocExecutor(ChannelExecutor):
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._workers: list[_Worker] = []
         self._closed: anyio.Event | None = None
+        self._info: PipelineInfo | None = None  # once it has started
+        self._spawned = 0
         self._refused: dict[int, list[RequestReport]] = {}  # by the tick whose answer tells of them
 
     async def _init_executor(self, on_progress: ProgressCallback) -> PipelineInfo:
@@ -71,7 +81,7 @@ class MultiprocExecutor(ChannelExecutor):
         self._folder = _private_folder()
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # also if nobody calls shutdown
         for rank in range(self.config.data_parallel_size):
-            worker = _Worker(rank, self.config, self._context, f"{self._folder}/worker-{rank}", self.runner)
+            worker = self._make(rank)
             self._workers.append(worker)
             self._channels.append(worker.channel)
             worker.channel.on_progress = on_progress  # from its first line on: what follows takes seconds
@@ -80,7 +90,53 @@ class MultiprocExecutor(ChannelExecutor):
         ready = await self._ready(on_progress)
         for worker, answer in zip(self._workers, ready, strict=True):
             worker.welcome(tuple(answer.packages))
-        return ready[0].info
+        self._info = ready[0].info
+        return self._info
+
+    def _make(self, rank: int) -> _Worker:
+        """A worker that was not started yet, with an address of its own: nothing for another one arrives here."""
+        assert self._context is not None
+        self._spawned += 1
+        address = f"{self._folder}/worker-{self._spawned}"
+        return _Worker(rank, self.config, self._context, address, self.runner)
+
+    def discard(self, fault: EngineError) -> bool:
+        """Kills the workers; see :meth:`DiffusionExecutor.discard`."""
+        if self._info is None or self._closed is not None:
+            return False
+        for worker in self._workers:
+            worker.discard(fault)
+        return True
+
+    async def recover(self) -> None:
+        """Starts new processes in the place of those that were discarded; see :meth:`DiffusionExecutor.recover`."""
+        self._refused.clear()
+        try:
+            with anyio.fail_after(self.config.start_timeout_s):
+                for rank in range(len(self._workers)):
+                    await self._replace(rank)
+        except TimeoutError:
+            raise EngineDead(
+                f"start_timeout_s={self.config.start_timeout_s}: model={self.config.model!r} was not loaded in time"
+            ) from None
+
+    async def _replace(self, rank: int) -> None:
+        lost = self._workers[rank]
+        if lost.channel.failure is None:
+            return
+        await lost.process.end(0.0)
+        lost.abandon()
+        worker = self._workers[rank] = self._make(rank)
+        try:
+            await worker.start()
+            ready = await worker.channel.ready
+            if ready.info != self._info:
+                raise EngineDead(f"model={self.config.model!r} is another one than at the start: restart the engine")
+        except BaseException as error:
+            worker.discard(EngineDead(str(error)))
+            raise
+        worker.welcome(tuple(ready.packages))
+        self._channels[rank] = worker.channel
 
     ticks_in_flight = MAX_TICKS
 
@@ -150,7 +206,10 @@ class _Worker:
         self.socket = WorkerSocket(context, address, self.channel.receive, self._damaged)
 
     def _send(self, command: Command) -> None:
-        self.socket.send(command)
+        try:
+            self.socket.send(command)
+        except EngineError:  # it hears nothing any more: most likely it is gone, which its exit is about to tell
+            self.process.kill()
 
     async def start(self) -> None:
         await anyio.to_thread.run_sync(self.process.spawn)
@@ -175,6 +234,12 @@ class _Worker:
     def _died(self) -> None:
         rank, exitcode, lines = self.rank, self.process.exitcode, self.process.last_lines
         self.channel.fail(lambda: WorkerDied(rank, exitcode, lines))
+
+    def discard(self, fault: EngineError) -> None:
+        """Kills it; whoever waits for it is told ``fault``."""
+        kind, message = EngineDead if isinstance(fault, WorkerDied) else type(fault), str(fault)
+        self.channel.fail(lambda: kind(message))
+        self.process.kill()
 
     async def stop(self) -> None:
         """Ends it: in order if it can hear, else by force."""
@@ -205,7 +270,7 @@ async def _import_what_answers_hold() -> None:
 def _private_folder() -> str:
     """A new folder that only this user can enter, with a path short enough for sockets."""
     folder = tempfile.mkdtemp(prefix="steploom-")
-    if len(os.fsencode(folder)) + len("/worker-000") <= LONGEST_ADDRESS:
+    if len(os.fsencode(folder)) + len("/worker-000000") <= LONGEST_ADDRESS:
         return folder
     Path(folder).rmdir()
     return tempfile.mkdtemp(prefix="steploom-", dir="/tmp")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 import zmq
 
@@ -36,6 +37,7 @@ class WorkerSocket:
         self._on_answer = on_answer
         self._on_damage = on_damage
         self._decoding = False
+        self._address = Path(address)
         self._loop = asyncio.get_running_loop()
         self._socket = context.socket(zmq.PAIR)
         self._socket.linger = 0
@@ -93,7 +95,8 @@ class WorkerSocket:
             self._on_answer(answer)
 
     def close(self) -> None:
-        """Stops listening."""
+        """Stops listening, and removes the socket's file, which ZMQ leaves."""
         if not self._socket.closed:
             self._loop.remove_reader(self._fd)
             self._socket.close()
+            self._address.unlink(missing_ok=True)

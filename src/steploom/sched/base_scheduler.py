@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import deque
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Collection, Iterable
 
 from steploom.config import EngineConfig
-from steploom.errors import GenerationFailed, InvalidRequest, ProtocolError, RequestError
+from steploom.errors import ProtocolError, RequestError
 from steploom.protocol import NewRequest, RequestReport, RunnerOutput, SchedulerOutput, run_id
 from steploom.requests import DiffusionRequest, Event, Failed, Queued, Restarted, StepEvent
 from steploom.sched.cost_model import CostModel
@@ -16,6 +16,7 @@ from steploom.sched.intake import Intake
 from steploom.sched.interface import SchedulerInterface, overrides_together
 from steploom.sched.outcome import outcome
 from steploom.sched.policy import Batch, Policy
+from steploom.sched.quarantine import Door, Quarantine
 from steploom.sched.state import Clock, RequestState, guess_key
 from steploom.sched.texts import texts
 
@@ -43,6 +44,8 @@ class BaseScheduler(SchedulerInterface):
         self.demands: Demands = getattr(policy, "demands", None) or Demands(CostModel())
         self.costs = self.demands.costs
         self._intake = Intake(config, self.demands)
+        self._quarantine = Quarantine(config.max_retries)
+        self._door = Door(policy, self._quarantine)
         self._tick = 0
         self._arrivals = 0
         self._runs = 0
@@ -85,7 +88,7 @@ class BaseScheduler(SchedulerInterface):
     @property
     def has_work(self) -> bool:
         """Whether :meth:`schedule` would emit something."""
-        return len(self._alive) > len(self._ending) or bool(self._forget)
+        return len(self._alive) > len(self._ending) + self._door.held(busy=bool(self._resident)) or bool(self._forget)
 
     @property
     def _held(self) -> int:
@@ -95,22 +98,14 @@ class BaseScheduler(SchedulerInterface):
     def add_request(self, request: DiffusionRequest) -> Queued:
         """Accepts a request into the waiting queue."""
         request_id, position = request.request_id, self.num_waiting
-        if request_id in self._alive:
-            raise InvalidRequest(
-                f"request_id={request_id!r}: a live request has this id; choose another or leave it out",
-                field="request_id",
-            )
-        if type(request.priority) is not int:
-            raise InvalidRequest(
-                f"priority={request.priority!r}: must be an integer; lower runs first", field="priority"
-            )
+        self._intake.check(request, self._alive)
         guess, run = guess_key(request), self._new_run_id(request_id)
         state = RequestState(request, self._arrivals, self.clock(), guess, run)
         self._intake.admit(state, position)
         self._arrivals += 1
         self._alive[request_id] = state
         self._intake.enters(state)
-        self.policy.enqueue(state)
+        self._door.enqueue(state)
         return Queued(request_id=request_id, position=position)
 
     def _new_run_id(self, request_id: str) -> str:
@@ -150,9 +145,12 @@ class BaseScheduler(SchedulerInterface):
         return amendment
 
     def _let_in(self) -> None:
-        """Plans again for those whom the worker has kept out, as far as it has places now."""
+        """Plans for those again whom the worker has kept out, as far as it has places, and for those held back."""
         while self._outside and self._held < self.config.resident_limit:
             self._stays(next(iter(self._outside.values())))
+        if self._quarantine.trial:
+            self._quarantine.judge({request_id: self._alive[request_id].steps for request_id in self._quarantine.trial})
+        self._door.open(busy=bool(self._resident))
 
     def _expect_ends(self) -> None:
         """Plans for those no more whose last step is under way, and again for those whose last step is not after all.
@@ -274,7 +272,7 @@ class BaseScheduler(SchedulerInterface):
 
     def _conclude(self, state: RequestState, report: RequestReport) -> Event:
         """The terminal event of a request whose program is done; the worker has dropped it already."""
-        self._remove(state)
+        self._end(state)
         return outcome(state, report, self.clock())
 
     def finish_requests(self, request_ids: Iterable[str], error: RequestError) -> list[Event]:
@@ -285,20 +283,29 @@ class BaseScheduler(SchedulerInterface):
             if state is not None:
                 if state.resident:
                     self._forget[state.run_id] = None
-                self._remove(state)
+                self._end(state)
                 events.append(Failed(request_id=request_id, error=error))
         return events
 
-    def restart(self, request_ids: Iterable[str] | None = None) -> list[Event]:
+    def restart(self, request_ids: Iterable[str] | None = None, why: str = "its worker died") -> list[Event]:
         """Replays requests whose worker is gone."""
+        flying = Counter(run for output in self._flights for run in output.run_ids)
         if request_ids is None:
             self._forget.clear()
-            self._flights.clear()
             lost = list(self._resident.values())
         else:
             alive = (self._alive.get(request_id) for request_id in dict.fromkeys(request_ids))
             lost = [state for state in alive if state is not None and state.resident]
-        return self._replay(lost, "its worker died")
+        left = self._resident.keys() - {state.run_id for state in lost}
+        self._flights = deque(output for output in self._flights if not left.isdisjoint(output.run_ids))
+        lost.sort(key=lambda state: state.arrival)
+        # Each tick in flight may have been in the midst of one more step of it.
+        suspects = {state.request_id: state.steps + flying[state.run_id] for state in lost if state.run_id in flying}
+        alone = len(suspects) == 1 and flying.keys() <= self._resident.keys()  # Else it may be one that was aborted.
+        guilty = self._quarantine.died(suspects, [state.request_id for state in lost], why, alone=alone)
+        events = self._replay(lost, guilty)
+        self._door.close(self._alive.values())
+        return events
 
     def _replay_lost(self, output: SchedulerOutput, result: RunnerOutput) -> list[Event]:
         """Replays the live members of a tick that the worker did not mention: it does not hold them."""
@@ -306,24 +313,30 @@ class BaseScheduler(SchedulerInterface):
             return []
         mentioned = {report.run_id for report in result.reports}
         states = (self._resident.get(run) for run in output.run_ids if run not in mentioned)
-        return self._replay([state for state in states if state is not None], "its worker lost it")
+        lost = sorted((state for state in states if state is not None), key=lambda state: state.arrival)
+        return self._replay(lost, [one.request_id for one in lost if self._quarantine.lost(one.request_id)])
 
-    def _replay(self, lost: list[RequestState], why: str) -> list[Event]:
+    def _replay(self, lost: list[RequestState], guilty: Collection[str]) -> list[Event]:
         """Puts residents back to the front of the queue as their next attempt, in the order of arrival."""
         events: list[Event] = []
-        for state in sorted(lost, key=lambda state: state.arrival, reverse=True):
+        for state in reversed(lost):
             request_id = state.request_id
-            self._remove(state)
-            if state.attempt >= self.config.max_retries:
-                message = f"gave up after attempt {state.attempt + 1}: {why} each time (max_retries={state.attempt})"
-                events.append(Failed(request_id=request_id, error=GenerationFailed(message)))
+            if request_id in guilty:
+                events.append(Failed(request_id=request_id, error=self._quarantine.verdict(request_id)))
+                self._end(state)
                 continue
+            self._remove(state)
             state.begin_attempt(self._new_run_id(request_id))
             self._alive[request_id] = state
             self._intake.enters(state)
-            self.policy.enqueue(state, front=True)
+            self._door.enqueue(state, front=True)
             events.append(Restarted(request_id=request_id, attempt=state.attempt))
         return events[::-1]
+
+    def _end(self, state: RequestState) -> None:
+        """It has its outcome."""
+        self._remove(state)
+        self._quarantine.leave(state.request_id)
 
     def _remove(self, state: RequestState) -> None:
         """Takes a live request out of all books."""
@@ -334,4 +347,4 @@ class BaseScheduler(SchedulerInterface):
             (self._unlist if state.retired else self.policy.retire)(state)
         else:
             self._intake.leaves(state, self.num_waiting)
-            self.policy.withdraw(state)
+            self._door.withdraw(state)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from steploom.config import EngineConfig
-from steploom.errors import DeadlineExceeded, QueueFull
+from steploom.errors import DeadlineExceeded, InvalidRequest, QueueFull
+from steploom.requests import DiffusionRequest
 from steploom.sched.demand import Demands
 from steploom.sched.state import RequestState
 
@@ -26,6 +29,20 @@ class Intake:
         self._config = config
         self._demands = demands
         self.queued_s = 0.0
+
+    def check(self, request: DiffusionRequest, alive: Container[str]) -> None:
+        """Raises:
+        InvalidRequest: One of those ``alive`` has the request's id, or it has no order among others.
+        """
+        if request.request_id in alive:
+            raise InvalidRequest(
+                f"request_id={request.request_id!r}: a live request has this id; choose another or leave it out",
+                field="request_id",
+            )
+        if type(request.priority) is not int:
+            raise InvalidRequest(
+                f"priority={request.priority!r}: must be an integer; lower runs first", field="priority"
+            )
 
     def admit(self, state: RequestState, waiting: int) -> None:
         """Estimates the request, and lets it wait behind so many others.

@@ -84,15 +84,17 @@ class SchedulerInterface(ABC):
         """
 
     @abstractmethod
-    def restart(self, request_ids: Iterable[str] | None = None) -> list[Event]:
+    def restart(self, request_ids: Iterable[str] | None = None, why: str = "its worker died") -> list[Event]:
         """The workers that held these requests are gone: replays them, before all that wait.
 
         Args:
             request_ids: Those to replay; ids that no worker holds are ignored. None is everything that any worker
                 holds, and the right thing to pass if there is one worker.
+            why: What the workers died of, for whom it is held against.
 
         Returns:
-            ``Restarted`` for each, or ``Failed`` for one that was replayed ``max_retries`` times already.
+            ``Restarted`` for each, or ``Failed`` for one that is to blame: it was replayed ``max_retries`` times
+            already, and alone in the ticks in flight.
         """
 
     @property

@@ -160,7 +160,12 @@ class ServerState:
             self.engine.check_serving()
         except EngineError as error:
             return outward(error)
-        return None
+        return self.recovering()
+
+    def recovering(self) -> str | None:
+        """What a worker was lost by that is being replaced; requests are taken meanwhile, and wait. Else None."""
+        fault = self.engine.recovering
+        return None if fault is None else f"recovering: {outward(fault)}"
 
 
 class StoredImages:

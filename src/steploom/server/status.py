@@ -7,6 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from steploom.errors import EngineError
 from steploom.server.errors import ApiError
 from steploom.server.openapi.components import ERROR
 from steploom.server.openapi.operation import as_json, operation
@@ -18,6 +19,7 @@ from steploom.server.openapi.status import (
     MODELS,
     NOT_READY,
     READY,
+    RECOVERING,
     REQUEST,
     REQUESTS,
 )
@@ -41,15 +43,21 @@ async def ready(request: Request) -> Response:
     return JSONResponse({"status": "ready"}) if why is None else _not_ready(why)
 
 
-@operation(answers={200: as_json(HEALTHY), 503: as_json({"anyOf": [NOT_READY, ERROR]})})
+@operation(answers={200: as_json({"anyOf": [HEALTHY, RECOVERING]}), 503: as_json({"anyOf": [NOT_READY, ERROR]})})
 async def health(request: Request) -> Response:
-    """The workers answer, between two ticks."""
+    """The workers answer, between two ticks; or one is being replaced, for which nobody need restart the server."""
     state = _state(request)
-    why = state.not_ready()
-    if why is not None:
-        return _not_ready(why)
-    await state.engine.check_health()
-    return JSONResponse({"status": "healthy", "requests": len(state.running)})
+    try:
+        if state.not_ready() is None:
+            await state.engine.check_health()
+            return JSONResponse({"status": "healthy", "requests": len(state.running)})
+    except EngineError:
+        if state.recovering() is None:
+            raise
+    why = state.not_ready() or ""
+    if why == state.recovering():
+        return JSONResponse({"status": "recovering", "why": why, "requests": len(state.running)})
+    return _not_ready(why)
 
 
 def _not_ready(why: str) -> Response:

@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from steploom.engine.async_engine import AsyncDiffusionEngine
-from steploom.errors import RequestError, SteploomError
+from steploom.errors import EngineError, RequestError, SteploomError
 from steploom.protocol import PipelineInfo, RunnerOutput, SchedulerOutput, WorkerStats
 from steploom.requests import DiffusionOutput, DiffusionRequest
 from steploom.telemetry.lives import Life, Lives
@@ -37,8 +37,10 @@ _COUNTERS = {
     "forward_seconds": "Seconds of ticks that workers spent in module forwards",
     "warmup_seconds": "Seconds of ticks that workers spent in probing, verification, compiling and capturing",
     "requests_restarted": "Requests that a worker had lost, and that waited again",
-    "worker_restarts": "How often the workers were started again",
+    "worker_restarts": "How often the workers were started again, with the engine or in the place of lost ones",
 }
+_FAULTS = {"WorkerDied": "died", "TickTimeout": "timeout", "ProtocolError": "protocol"}
+"""What workers are lost by; everything else is ``failed``."""
 _OF_WORKERS = {
     "encode_cache_hits": ("cache_hits", "Text-encoder calls answered without running it"),
     "encode_cache_misses": ("cache_misses", "Text-encoder calls that could have been, and were not"),
@@ -71,6 +73,7 @@ class EngineMetrics(Lives, Collector):
         self._started = engine.serves
         self._outcomes: dict[str, int] = dict.fromkeys(OUTCOMES, 0)
         self._unmerged: dict[str, int] = dict.fromkeys(VOCABULARY, 0)
+        self._faults: dict[str, int] = dict.fromkeys((*_FAULTS.values(), "failed"), 0)
         self._counts: dict[str, float] = dict.fromkeys(_COUNTERS, 0)
         self._tallies = {name: Tally(bounds) for name, (_, bounds) in _TALLIES.items()}
         self._stats: list[WorkerStats] = []
@@ -97,6 +100,15 @@ class EngineMetrics(Lives, Collector):
         """Each start but the first restarts the workers."""
         self._counts["worker_restarts"] += self._started
         self._started = True
+        self._stats = []
+
+    def on_fault(self, fault: EngineError) -> None:
+        """Counts it, by its kind."""
+        self._faults[_FAULTS.get(type(fault).__name__, "failed")] += 1
+
+    def on_recovered(self, seconds: float) -> None:
+        """Counts it. What the new worker counts begins at 0."""
+        self._counts["worker_restarts"] += 1
         self._stats = []
 
     def on_refused(self, request: DiffusionRequest, error: RequestError) -> None:
@@ -161,6 +173,8 @@ class EngineMetrics(Lives, Collector):
         yield _gauge("requests_waiting", "Requests that wait for a worker", self._engine.num_waiting)
         yield _gauge("queue_limit", "Requests that may wait", self._engine.config.max_waiting)
         yield _labelled("requests", "Requests by outcome", "outcome", self._outcomes)
+        yield _gauge("recovering", "Whether a worker is being replaced", self._engine.recovering is not None)
+        yield _labelled("worker_faults", "Workers that were lost, by what they were lost by", "fault", self._faults)
         about = "Module calls that ran alone although others could have shared, by reason"
         yield _labelled("unmerged_calls", about, "reason", self._unmerged)
         for name, about in _COUNTERS.items():

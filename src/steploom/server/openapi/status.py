@@ -25,4 +25,5 @@ CANCELLED = component(
 LIVE = exactly({"status": constant("live")})
 READY = exactly({"status": constant("ready")})
 HEALTHY = exactly({"status": constant("healthy"), "requests": INTEGER})
+RECOVERING = exactly({"status": constant("recovering"), "why": TEXT, "requests": INTEGER})
 NOT_READY = component("NotReady", exactly({"status": constant("not ready"), "why": TEXT}))

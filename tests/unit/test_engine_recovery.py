@@ -1,0 +1,75 @@
+"""How long an engine waits before it has a worker replaced, and when it gives up."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+from fakes import FakeExecutor
+
+from steploom import EngineConfig, EngineDead, WorkerDied
+from steploom.engine.observer import Observers
+from steploom.engine.recovery import LONGEST_BACKOFF_S, Recovery
+from steploom.errors import EngineError
+
+
+class Replaceable(FakeExecutor):
+    """Fails to be replaced as often as ``fails`` says."""
+
+    fails = 0
+
+    def discard(self, fault: EngineError) -> bool:
+        return True
+
+    async def recover(self) -> None:
+        if self.fails:
+            self.fails -= 1
+            raise WorkerDied(0, 1, "not this time")
+
+
+async def nothing() -> None:
+    pass
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr(anyio, "sleep", sleep)
+    return waits
+
+
+async def test_waits_double_until_a_tick_is_answered(waits: list[float]) -> None:
+    config = EngineConfig(restart_backoff_s=0.5)
+    recovery = Recovery(Replaceable(config), config, Observers())
+
+    async def again() -> None:
+        assert recovery.begin(WorkerDied(0, -9))
+        await recovery.run(nothing)
+        assert recovery.fault is None
+
+    for _ in range(3):
+        await again()
+    assert waits == [0.0, 0.5, 1.0]
+    recovery.fruitful()
+    for _ in range(40):
+        await again()
+    assert waits[3:6] == [0.0, 0.5, 1.0]
+    assert max(waits) == waits[-1] == LONGEST_BACKOFF_S
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+async def test_it_gives_up_after_so_many_failed_starts(waits: list[float], retries: int) -> None:
+    config = EngineConfig(max_retries=retries)
+    executor = Replaceable(config)
+    recovery = Recovery(executor, config, Observers())
+    executor.fails = retries
+    recovery.begin(WorkerDied(0, -9))
+    await recovery.run(nothing)
+    executor.fails = retries + 1
+    recovery.begin(WorkerDied(0, -9))
+    with pytest.raises(EngineDead, match=r"not this time; it was lost: worker 0 died with exit code -9"):
+        await recovery.run(nothing)
+    assert recovery.fault is not None
