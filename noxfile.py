@@ -90,6 +90,14 @@ def slow(session: nox.Session) -> None:
 
 
 @nox.session
+def chaos(session: nox.Session) -> None:
+    """A storm of accidents for nine minutes: workers die, stand still and mumble, forwards fail, clients leave."""
+    prepare(session, "test")
+    session.env.setdefault("STORM_SECONDS", "540")
+    run(session, "python", "-m", "pytest", "-s", "-m", "slow", "tests/chaos", *session.posargs)
+
+
+@nox.session
 def fuzz(session: nox.Session) -> None:
     """The decoder of the wire, fed a million mutations of valid messages: two minutes."""
     prepare(session, "test", "fuzz")
