@@ -94,7 +94,7 @@ def chaos(session: nox.Session) -> None:
     """A storm of accidents for nine minutes: workers die, stand still and mumble, forwards fail, clients leave."""
     prepare(session, "test")
     session.env.setdefault("STORM_SECONDS", "540")
-    run(session, "python", "-m", "pytest", "-s", "-m", "slow", "tests/chaos", *session.posargs)
+    run(session, "python", "-m", "pytest", "-s", "-m", "slow and not thorough", "tests/chaos", *session.posargs)
 
 
 @nox.session

@@ -6,7 +6,7 @@ import random
 import pytest
 from storm import storm
 
-SECONDS = float(os.environ.get("STORM_SECONDS", "40"))
+SECONDS = float(os.environ.get("STORM_SECONDS", "25"))
 SEED = int(os.environ.get("STORM_SEED", random.randrange(10**6)))
 
 

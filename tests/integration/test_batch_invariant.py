@@ -49,7 +49,7 @@ def meets(runner: Runner, luck: random.Random, watched: list[DiffusionRequest], 
         (tiny.sdxl, 4, {}),
         (tiny.flux, 4, {}),
         (tiny.qwen_image, 4, {"true_cfg_scale": 2.0}),
-        pytest.param(tiny.sd3, 100, {}, marks=pytest.mark.slow),
+        pytest.param(tiny.sd3, 100, {}, marks=[pytest.mark.slow, pytest.mark.thorough]),
     ],
     ids=["sd3", "sdxl", "flux", "qwen", "sd3 a hundred times"],
 )
