@@ -18,6 +18,7 @@ from steploom.config.values import (
     Compiler,
     OffloadLevel,
     QuantizationConfig,
+    Share,
     check,
     check_entries,
     parse,
@@ -70,6 +71,8 @@ class EngineConfig:
         max_batch: Requests that share one tick, at most; ``"auto"``: up to the rows beyond which another one only makes
             everybody late, as measured for each shape.
         max_resident: Requests whose latents are held by a worker, at most. None: twice ``max_batch``.
+        memory_share: Share of the memory that there is for requests which they may fill, as measured: those for whom it
+            is too little wait. None: nothing is measured, and there is no bound.
         max_waiting: Requests that wait, at most; one more raises :class:`~steploom.errors.QueueFull`.
         max_waiting_s: Seconds of work that waits, at most, as estimated; more raises ``QueueFull``. None: no bound.
         refuse_hopeless: Refuse a request at once that cannot be done within its ``timeout``, as estimated.
@@ -141,6 +144,7 @@ class EngineConfig:
     aside: AsideMode = "off"
     max_batch: int | Auto = 16
     max_resident: int | None = None
+    memory_share: Share | None = 0.9
     max_waiting: int = 1024
     max_waiting_s: float | None = None
     refuse_hopeless: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from types import NoneType
@@ -15,6 +16,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 OffloadLevel = Literal["leaf_level", "block_level"]
 AsideMode = Literal["auto", "thread", "slices", "off"]
 Auto = Literal["auto"]
+Share = float
 Compiler = Mapping[str, Any]
 """Arguments of ``torch.compile``: ``mode``, ``backend``, ``dynamic``, ``fullgraph``, ``options``; and ``regional``."""
 
@@ -25,6 +27,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "str": ((str,), "a str that is not empty"),
     "int": ((int,), "an integer"),
     "float": ((int, float), "a number of seconds greater than 0"),
+    "Share": ((int, float), "a share greater than 0 and at most 1"),
     "bool": ((bool,), "True or False"),
     "type": ((type,), "a class"),
     "None": ((NoneType,), "None"),
@@ -96,7 +99,7 @@ def check(field: dataclasses.Field[Any], value: Any) -> None:
     if fits and isinstance(value, str):
         fits = bool(value) and all(value in _CHOICES[name] for name in names if name in _CHOICES)
     elif fits and isinstance(value, (int, float)) and bool not in kinds:
-        fits = value > 0 if "float" in names else value >= least
+        fits = value >= least if "int" in names else 0 < value <= (1 if "Share" in names else math.inf)
         fits = fits and (isinstance(value, float) or value <= _MOST)
     if fits and "Mapping[str, str]" in names and isinstance(value, Mapping):
         entries = cast("Mapping[Any, Any]", value).items()
@@ -156,9 +159,10 @@ def sizes(text: str) -> list[tuple[int, int]]:
 def parse(field: dataclasses.Field[Any], raw: str) -> Any:
     """``raw`` as the type of its field: what may be a mapping is one if it is written as JSON."""
     names, default = str(field.type).split(" | "), field.default
-    kinds: dict[str, Callable[[str], Any]] = {"int": int, "float": float}
-    meanings = {"bool": "true or false", "int": "an integer", "float": "a number"}
-    meaning = meanings.get(names[-1], "name=path,name=path" if "Mapping[str, str]" in names else "a JSON object")
+    kinds: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "Share": float}
+    meanings = {"bool": "true or false", "int": "an integer", "float": "a number", "Share": "a number"}
+    other = "name=path,name=path" if "Mapping[str, str]" in names else "a JSON object"
+    meaning = next((meanings[name] for name in names if name in meanings), other)
     if "Mapping[str, float]" in names:
         meaning = "name=number,name=number"
     if names == ["int", "Auto"]:

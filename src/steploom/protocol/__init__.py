@@ -140,6 +140,7 @@ class RequestReport(msgspec.Struct, kw_only=True):
         batch_key: The observed batch key: what its denoiser call must share to be merged.
         batch_requests: How many requests shared its denoiser calls of this tick, on average; 0 if it made none.
         rows: Rows that it brought to that call.
+        held_bytes: Bytes that it keeps between steps, of its denoiser calls; told when its batch key is new, else 0.
         skipped_steps: Of its steps so far, those that its step cache has answered.
         aside: Whether it waits for a text encoder or a VAE that runs beside the ticks: it needs no place in a batch.
         encode_s: Seconds since its last report before its first denoiser call, waiting included.
@@ -169,6 +170,7 @@ class RequestReport(msgspec.Struct, kw_only=True):
     batch_key: str | None = None
     batch_requests: float = 0.0
     rows: int = 0
+    held_bytes: int = 0
     skipped_steps: int = 0
     aside: bool = False
     encode_s: float = 0.0
@@ -200,6 +202,9 @@ class RunnerOutput(msgspec.Struct, kw_only=True):
         warmup_s: Of these, in probing, verification, compiling and capturing (excluded from figures and from
             ``tick_timeout_s``).
         too_many_rows: The fewest rows of which a denoiser's forward ran out of memory in this tick; 0 if none did.
+        peak_bytes: Device memory that the tick took at its peak beyond what was taken before it; 0 if nobody can say.
+        room_bytes: Memory that there is for requests and their forwards, with what residents hold already; 0 if nobody
+            can say, and in most ticks, since it is looked up now and then.
         alone: Denoiser calls that ran alone although others could have shared, by reason, in this tick.
         amendments: How many amendments of the tick had arrived when it began. Later ones act in the next tick.
         gap_s: Seconds since the end of the tick before, without RPCs; 0 if no program was resident meanwhile.
@@ -213,6 +218,8 @@ class RunnerOutput(msgspec.Struct, kw_only=True):
     chores_s: float = 0.0
     warmup_s: float = 0.0
     too_many_rows: int = 0
+    peak_bytes: int = 0
+    room_bytes: int = 0
     alone: dict[str, int] = {}
     amendments: int = 0
     gap_s: float = 0.0
@@ -248,6 +255,7 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
         modules: Names of the woven components.
         device: Where the denoiser lives.
         device_name: What that device is called, as costs depend on it.
+        room_bytes: Memory that there is for requests and their forwards; 0 if nobody can say.
         dtype: Its dtype.
         in_process: Whether objects that cannot travel (generators, callbacks) may be passed.
         tasks: The tasks that a request may name, and the pipelines over the same components that do each: of several
@@ -273,6 +281,7 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
     modules: list[str] = []
     device: str = "cpu"
     device_name: str = ""
+    room_bytes: int = 0
     dtype: str = "float32"
     in_process: bool = False
     makes: list[str] = []

@@ -154,6 +154,7 @@ class Batches:
             shared = (call.target.group, *common[1:])  # those whose adapters keep them apart share ticks all the same
             facts.batch_key = self._name_key(shared, call) if mergeable else f"{call.target.name}:alone"
             facts.rows = rows_of(call.leaves, axes) if mergeable else 0
+            program.holdings.add(call.leaves, program.steps)
             program.note(facts)
         if call.form is not None:
             call.form.facts = facts

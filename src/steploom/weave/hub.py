@@ -242,7 +242,10 @@ class Hub:
             program.last_module = name
             if not is_denoiser(name):
                 self._chores_wait = True
-            elif program.phase == "encode":
+                return
+            if program.steps == program.holdings.step:  # its first one, or another call of it was of a new form
+                program.holdings.add(call.leaves, program.steps)
+            if program.phase == "encode":
                 program.enter("denoise")
 
     def _next_group(self, programs: Sequence[Program], denoise: bool) -> Group:

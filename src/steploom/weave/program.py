@@ -15,6 +15,7 @@ import greenlet
 import torch
 
 from steploom.weave.calls import ModuleCall
+from steploom.weave.holdings import Holdings
 from steploom.weave.noise import StepDue, StepEnd
 from steploom.weave.order import is_denoiser
 
@@ -53,6 +54,7 @@ class Program:
         called: Whether it has made any module call.
         shared_with: For each denoiser call of this tick, how many requests took part.
         rows: Rows that it brought to its last denoiser call.
+        holdings: What it keeps between steps.
         forms: Ids of the forms of its module calls.
         calls_made: Calls of this tick, by module.
         last_module: The module called last in this tick.
@@ -81,6 +83,7 @@ class Program:
         self.called = False
         self.shared_with: list[int] = []
         self.rows = 0
+        self.holdings = Holdings()
         self.forms: set[int] = set()
         self.calls_made: dict[str, int] = {}
         self.last_module: str | None = None

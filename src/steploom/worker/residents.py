@@ -51,6 +51,7 @@ class Resident:
         self._info = info
         self._check_finite = check_finite
         self._picture: torch.Tensor | None = None
+        self._told: str | None = None  # The batch key of which its bytes were told.
         if request.preview_every:
             program.witness = self._see
 
@@ -85,6 +86,8 @@ class Resident:
             denoise_s=seconds["denoise"],
             decode_s=seconds["decode"],
         )
+        if report.batch_key != self._told:
+            self._told, report.held_bytes = report.batch_key, program.holdings.nbytes
         if program.step_end is not None:
             self._report_step(report)
         if program.done:

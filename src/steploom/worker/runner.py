@@ -35,6 +35,7 @@ from steploom.weave.step_cache import StepCache
 from steploom.worker import loading, memory
 from steploom.worker.beside import make_aside
 from steploom.worker.family import Family, Given
+from steploom.worker.gauges import gauge_of
 from steploom.worker.loras import Counts, Loras
 from steploom.worker.probes import doubled
 from steploom.worker.residents import Resident, failure, show
@@ -109,6 +110,8 @@ class Runner:
         if self.info.makes == ["text"] and step_caches.parse(self._config.cache) is not None:
             raise ConfigError(f"cache={self._config.cache!r}: no step of text is like the one before; leave it None")
         device = torch.device(getattr(pipeline, "_execution_device", "cpu"))
+        self._gauge = gauge_of(device, self._config)
+        self.info.room_bytes = self._gauge.room()
         aside = functools.partial(make_aside, self._config.aside, device)
         config = self._config
         self._hub = Hub(
@@ -127,6 +130,7 @@ class Runner:
     def execute(self, output: SchedulerOutput) -> RunnerOutput:
         """One tick. A request's own fault ends that request alone and is reported."""
         started = time.perf_counter()
+        self._gauge.begin()
         self._ticks += 1
         for run_id in output.finished_req_ids:
             self._forget(run_id)
@@ -149,6 +153,7 @@ class Runner:
         show(reports)
         counters = self._hub.counters
         result = counters.answer(output.tick, reports, time.perf_counter() - started)
+        self._gauge.end(result, self._residents.values())
         spent = {"tick_s": result.seconds, "forward_s": counters.forward_s, "warmup_s": counters.warmup_s}
         self._spent = {name: seconds + spent[name] for name, seconds in self._spent.items()}
         return result
