@@ -35,7 +35,7 @@ class World:
         self.stable = stable
         order = {"policy": policy, "preempt": preempt, "priority_ageing_s": 1e9}
         limits = {"max_resident": max_batch + spare, "max_waiting": MAX_WAITING, "max_retries": MAX_RETRIES}
-        config = EngineConfig(scheduler=scheduler, max_batch=max_batch, **limits, **order)
+        config = EngineConfig(scheduler=scheduler, max_batch=max_batch, memory_share=1.0, **limits, **order)
         self.policy, self.preempt = policy, preempt
         self.scheduler = build_scheduler(config, lambda: self.now)
         self.max_batch = max_batch if scheduler == "step" else 1

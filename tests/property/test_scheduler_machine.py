@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from programs import Program
-from scheduler_world import SHAPES, World, true_key
+from scheduler_world import SHAPES, true_key
+from weighed_world import WeighedWorld
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Drives a :class:`World`; all checks are the world's."""
+    """Drives a :class:`WeighedWorld`; all checks are the world's."""
 
-    world: World
+    world: WeighedWorld
 
     @initialize(
         scheduler=st.sampled_from(["step", "step", "step", "request"]),
@@ -22,9 +25,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         stable=st.booleans(),
         policy=st.sampled_from(["fcfs", "deadline", "srpt"]),
         preempt=st.booleans(),
+        room=st.sampled_from([0, 0, 1, 4, 9]),
     )
-    def start(self, scheduler: str, max_batch: int, spare: int, stable: bool, policy: str, preempt: bool) -> None:
-        self.world = World(scheduler, max_batch, spare, stable, policy, preempt)
+    def start(self, room: int, **settings: Any) -> None:
+        self.world = WeighedWorld(**settings)
+        self.world.room = room
 
     @rule(
         names=st.lists(st.integers(0, 30), min_size=1, max_size=6),

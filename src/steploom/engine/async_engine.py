@@ -305,6 +305,8 @@ class AsyncDiffusionEngine:
 
     async def _recall(self, core: EngineCore, info: PipelineInfo) -> None:
         """Goes on with what an earlier engine of this model has learned about costs."""
+        if isinstance(core.scheduler, BaseScheduler):
+            core.scheduler.costs.room_bytes = info.room_bytes
         self._costs_file = file = CostsFile.of(self.config, info)
         if file is not None:
             teach(core.scheduler, await anyio.to_thread.run_sync(file.read))

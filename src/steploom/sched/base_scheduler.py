@@ -47,8 +47,7 @@ class BaseScheduler(SchedulerInterface):
         self._quarantine = Quarantine(config.max_retries)
         self._door = Door(policy, self._quarantine)
         self._tick = 0
-        self._arrivals = 0
-        self._runs = 0
+        self._arrivals = self._runs = 0
         self._alive: dict[str, RequestState] = {}
         self._resident: dict[str, RequestState] = {}
         self._forget: dict[str, None] = {}
@@ -57,6 +56,7 @@ class BaseScheduler(SchedulerInterface):
         self._ending: dict[str, RequestState] = {}
         self._outside: dict[str, RequestState] = {}
         self._aside: dict[str, RequestState] = {}
+        policy.ending, policy.aside = self._ending, self._aside  # They hold memory.
         self._ahead = self.runs_ahead
         self._can_stay = type(policy).stay is not Policy.stay  # Else it counts those aside, as it cannot be told.
 

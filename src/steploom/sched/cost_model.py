@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any, cast
 
 from steploom.protocol import RunnerOutput
+from steploom.sched.footprint import Footprint
 
 SAMPLES = 15
 """Measurements of one number of rows that are kept: their median is the cost, so seven outliers do no harm."""
@@ -62,6 +63,8 @@ class Cost:
         samples: Measurements that each rests on.
         knee: Rows beyond which another row only makes everybody late; None while nobody can say.
         chores_s: Seconds that a request's text encoders and VAEs take.
+        held_bytes: Bytes that a request keeps between steps, by its rows; 0 while nobody can say.
+        peak_bytes: Bytes of device memory that a tick takes on top of that, by its rows; likewise.
     """
 
     batch_key: str
@@ -69,10 +72,12 @@ class Cost:
     samples: dict[int, int]
     knee: int | None
     chores_s: float
+    held_bytes: float = 0.0
+    peak_bytes: float = 0.0
 
 
 class Curve:
-    """Seconds of a tick by rows, of one batch key."""
+    """Seconds of a tick by rows, of one batch key; and its bytes."""
 
     def __init__(self) -> None:
         self._samples: dict[int, deque[float]] = {}
@@ -84,6 +89,7 @@ class Curve:
         self.chores_s = 0.0
         self._ended = 0.0
         self._chores = 0.0
+        self.footprint = Footprint()
 
     def observe(self, rows: int, seconds: float) -> None:
         """A tick with so many rows took so long."""
@@ -149,12 +155,13 @@ class Curve:
         """What is known, for people."""
         self._points = None  # as of now
         samples = {rows: len(values) for rows, values in sorted(self._samples.items())}
-        return Cost(key, dict(self.points), samples, self.knee, self.chores_s)
+        held, peak = self.footprint.held, self.footprint.step
+        return Cost(key, dict(self.points), samples, self.knee, self.chores_s, held, peak)
 
     def state(self) -> dict[str, Any]:
         """What another process needs to go on."""
         seconds = {str(rows): list(values) for rows, values in self._samples.items()}
-        return {"seconds": seconds, "chores": [self._chores, self._ended]}
+        return {"seconds": seconds, "chores": [self._chores, self._ended], "bytes": self.footprint.state()}
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Curve:
@@ -164,6 +171,7 @@ class Curve:
             curve._samples[int(rows)] = deque(map(float, values), maxlen=SAMPLES)
         chores, ended = map(float, state["chores"])
         curve._points = None
+        curve.footprint = Footprint.of(state)
         curve._chores, curve._ended, curve.chores_s = chores, ended, chores / max(ended, 1.0)
         return curve
 
@@ -192,6 +200,12 @@ class CostModel:
 
     The cost of a tick is its seconds in the worker without warm-up, text encoders and VAEs: these are counted by
     themselves, for each request. Of each number of rows the median of the last measurements counts.
+
+    Attributes:
+        alone_s: Seconds that the ticks would have taken with one request in each.
+        busy_s: Seconds that they took.
+        limited: Whether any batch key has run out of memory.
+        room_bytes: Memory that there is for requests, as a worker said last; 0 while nobody can say.
     """
 
     def __init__(self) -> None:
@@ -201,6 +215,7 @@ class CostModel:
         self.busy_s = 0.0
         self._ticks = 0
         self.limited = False
+        self.room_bytes = 0
 
     def curve(self, batch_key: str) -> Curve:
         """What is known about a batch key, to learn more."""
@@ -218,10 +233,18 @@ class CostModel:
 
     def find(self, batch_key: str | None) -> Curve | None:
         """What is known about a batch key, if anything was measured."""
+        curve = self._found(batch_key)
+        return curve if curve is not None and curve.points else None
+
+    def footprint(self, batch_key: str | None) -> Footprint | None:
+        """What is known about its bytes; None if nothing was measured of the batch key."""
+        curve = self._found(batch_key)
+        return None if curve is None else curve.footprint
+
+    def _found(self, batch_key: str | None) -> Curve | None:
         if batch_key is None:
             return None
-        curve = self._names.get(batch_key) or self._curves.get(cost_key(batch_key))
-        return curve if curve is not None and curve.points else None
+        return self._names.get(batch_key) or self._curves.get(cost_key(batch_key))
 
     def seconds(self, batch_key: str, rows: int) -> float | None:
         """Seconds of a tick; None if nothing is known about the batch key."""
@@ -248,6 +271,7 @@ class CostModel:
             result: The worker's answer.
             rows: Rows of all denoiser calls.
         """
+        self.room_bytes = result.room_bytes or self.room_bytes
         if result.too_many_rows:
             self._overflowed(batch_key, result)
         if not rows or result.warmup_s:
@@ -260,6 +284,7 @@ class CostModel:
             return
         curve = self._names.get(batch_key) or self.curve(batch_key)
         curve.observe(rows, seconds)
+        curve.footprint.observe_tick(result, rows)
         if result.chores_s:
             curve.observe_chores(result.chores_s, sum(report.finished for report in result.reports))
         self._ticks += 1

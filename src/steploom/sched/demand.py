@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from typing import Any, cast
+from collections.abc import Collection
+from typing import Any, NamedTuple, cast
 
 from steploom.protocol import RequestReport
 from steploom.requests import DiffusionRequest
@@ -38,6 +39,20 @@ class Shape:
     rows: float
     steps: int
     pixels: float | None
+
+
+class Need(NamedTuple):
+    """Bytes of memory that requests take.
+
+    Attributes:
+        held: Kept between steps.
+        step: More at the peak of a tick that they share.
+        chores: More at the peak of a tick with text encoders or VAEs.
+    """
+
+    held: float
+    step: float
+    chores: float
 
 
 def images(request: DiffusionRequest) -> int:
@@ -74,7 +89,12 @@ class Demands:
 
     def learn(self, state: RequestState, report: RequestReport) -> None:
         """A request has made its first denoiser call."""
-        if report.batch_key is None or report.rows < 1:
+        if report.batch_key is None:
+            return
+        if report.held_bytes:
+            state.held_bytes = report.held_bytes
+            self.costs.curve(report.batch_key).footprint.observe_request(report.held_bytes, report.rows)
+        if report.rows < 1:
             return
         state.rows = report.rows
         kind, each = _kind(state), report.rows / images(state.request)
@@ -128,6 +148,35 @@ class Demands:
         """Seconds of its text encoders and VAEs."""
         curve = self.costs.find(state.batch_key or getattr(self._shape(state), "batch_key", None))
         return curve.chores_s if curve is not None else 0.0
+
+    def memory(self, states: Collection[RequestState], batch_key: str | None) -> Need:
+        """Bytes that these take together. ``batch_key``: what their calls share; None if that is not known."""
+        known = self.costs.footprint(batch_key)
+        if known is not None and known.held:
+            rows, held = 0, 0.0
+            for state in states:
+                own = state.rows or self.rows(state)
+                rows += own
+                held += state.held_bytes or own * known.held
+            return Need(held, rows * known.step, known.chores)
+        needs = [self._memory(state) for state in states]
+        return Need(
+            sum(need.held for need in needs),
+            sum(need.step for need in needs),
+            max((need.chores for need in needs), default=0.0),
+        )
+
+    def _memory(self, state: RequestState) -> Need:
+        """By its own batch key, or by the nearest kind."""
+        known, scale = self.costs.footprint(state.batch_key), 1.0
+        if known is None:
+            shape, size = self._shape(state), pixels(state.request.params)
+            known = self.costs.footprint(shape.batch_key) if shape else None
+            scale = size / shape.pixels if shape and size and shape.pixels else 1.0
+        if known is None:
+            return Need(state.held_bytes, 0.0, 0.0)
+        rows = scale * self.rows(state)
+        return Need(state.held_bytes or rows * known.held, rows * known.step, scale * known.chores)
 
     def standalone_s(self, state: RequestState) -> float:
         """Seconds that the request would take by itself."""

@@ -96,7 +96,9 @@ class Fcfs(Ranked):
         if len(active) <= 1 and not opens:
             return next(iter(active.values()), None)
         if opens and self._kept(now):
-            return next(iter(pending.values()))
+            oldest = next(iter(pending.values()))
+            if self._has_memory(oldest, now):
+                return oldest
         overdue = self._overdue(now, {key: self._tick_s(group) for key, group in active.items()})
         if overdue is not None:
             return overdue
@@ -107,6 +109,7 @@ class Fcfs(Ranked):
                 groups.append(self._next(now))
             if favoured is not None and not favoured.residents and len(favoured.line):
                 groups.append(favoured)
+            groups = [group for group in groups if group.residents or self._has_memory(group, now)]
         return min(groups, key=lambda group: (group.priority, group.turn), default=None)
 
     def _kept(self, now: float) -> int:

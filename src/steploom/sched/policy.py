@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from steploom.config import EngineConfig
@@ -40,6 +40,8 @@ class Policy(ABC):
     Attributes:
         costs: What ticks cost; the scheduler has it learn from the workers' answers.
         demands: What requests take, estimated from that.
+        ending: By run id the residents that were retired since their last step is under way.
+        aside: Likewise those that were retired since they wait for what runs beside the ticks.
     """
 
     def __init__(self, config: EngineConfig, clock: Clock) -> None:
@@ -47,6 +49,8 @@ class Policy(ABC):
         self.clock = clock
         self.demands = Demands(CostModel())
         self.costs = self.demands.costs
+        self.ending: Mapping[str, RequestState] = {}
+        self.aside: Mapping[str, RequestState] = {}
 
     @abstractmethod
     def enqueue(self, state: RequestState, *, front: bool = False) -> None:
@@ -77,7 +81,8 @@ class Policy(ABC):
             free: How many of them may join, since a worker has no place for more residents.
 
         Returns:
-            At least one member if a request is resident, or if one waits and ``free`` is not 0.
+            At least one member if a request is resident that is not aside, or if one waits, ``free`` is not 0 and
+            nobody is resident.
         """
 
     # Of a policy without these two, no tick is decided ahead.

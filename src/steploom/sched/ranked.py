@@ -10,6 +10,7 @@ from itertools import accumulate, islice
 from steploom.config import EngineConfig
 from steploom.sched.groups import Group, Groups
 from steploom.sched.lines import Order, Rank
+from steploom.sched.memory_model import Members, MemoryModel
 from steploom.sched.policy import Batch, Policy
 from steploom.sched.state import Clock, RequestState
 
@@ -27,7 +28,7 @@ class Ranked(Policy):
     """Requests in an order of the subclass's, in groups that share a forward; priority classes and users above it.
 
     A tick steps one group, and lets waiting requests of it join while there is room: up to ``max_batch`` requests, and
-    with ``max_batch="auto"`` up to the knee of its cost. The group is
+    with ``max_batch="auto"`` up to the knee of its cost; and while there is memory. The group is
 
     1. one that was passed over for ``PATIENCE`` times the seconds of its tick, so that no shape starves, and who is
        overtaken has its share of the time;
@@ -49,6 +50,8 @@ class Ranked(Policy):
         self._chosen: Group | None = None
         self._paused_before: set[str] = set()
         self._knees = config.max_batch == "auto"
+        self._memory = MemoryModel(self.demands, config.memory_share)
+        self._leaving: Members = (None, ())  # Those whose last step is in the tick that is decided.
 
     @abstractmethod
     def rank(self, state: RequestState) -> Rank:
@@ -97,7 +100,7 @@ class Ranked(Policy):
 
     def choose(self, max_batch: int, free: int) -> Batch:
         """The residents of the group whose turn it is, and those of its waiting requests that find room."""
-        now = self.clock()
+        now, self._leaving = self.clock(), (None, ())
         group = self._turn(now, max_batch, free)
         if group is None:
             return Batch(None, [], [])
@@ -139,7 +142,7 @@ class Ranked(Policy):
         there = set(members) | group.paused.keys()
         cached = list(islice((run for run in group.residents if run not in there), room))
         joining: list[RequestState] = []
-        now = self.clock()
+        now, self._leaving = self.clock(), (group, [self.ending[run] for run in members if run in self.ending])
         places = self._places(group, max_batch, free, now) if free > 0 and len(group.line) else 0
         if room > len(cached) and places > 0 and (group.residents or self._opens()):
             # Those whose last step this is still have their rows in the tick.
@@ -160,7 +163,7 @@ class Ranked(Policy):
         newcomer = self._newcomer(now, max_batch, free, best)
         if newcomer is not None:
             return newcomer
-        return min(active.values(), key=lambda group: self._urgency(group, now, seconds[group.key]))
+        return min(active.values(), key=lambda group: self._urgency(group, now, seconds[group.key]), default=None)
 
     def _overdue(self, now: float, seconds: Mapping[str, float]) -> Group | None:
         """The group with residents that was passed over for too long, if there is one."""
@@ -179,10 +182,11 @@ class Ranked(Policy):
             return None
         groups = self._groups
         if self._kept(now):
-            return next(iter(groups.pending.values()))
+            oldest = next(iter(groups.pending.values()))
+            return oldest if self._has_memory(oldest, now) else None
         if groups.pending and self._opens():
             first = groups.first(now)
-            if first is not None and first.line.priority <= best:
+            if first is not None and first.line.priority <= best and self._has_memory(first, now):
                 return first
         found = [
             group for group in groups.active.values()
@@ -195,12 +199,17 @@ class Ranked(Policy):
         batch, places = self.config.batch_limit, self.config.resident_limit
         return len(self._groups.active) < max(places - batch, batch, 1)
 
-    def _kept(self, now: float) -> int:
-        """Places that are kept for groups that have waited for too long."""
+    def _overtaken(self, now: float) -> Group | None:
+        """The group that has waited for too long for a place, if there is one."""
         oldest = next(iter(self._groups.pending.values()), None)
         if oldest is None:
-            return 0
-        return int(now - oldest.since > self.config.priority_ageing_s or self._groups.turns - oldest.turn > PASSES)
+            return None
+        passed = self._groups.turns - oldest.turn
+        return oldest if now - oldest.since > self.config.priority_ageing_s or passed > PASSES else None
+
+    def _kept(self, now: float) -> int:
+        """Places that are kept for groups that have waited for too long."""
+        return int(self._overtaken(now) is not None)
 
     def _places(self, group: Group, max_batch: int, free: int, now: float) -> int:
         """How many of the free places the group may take."""
@@ -210,8 +219,24 @@ class Ranked(Policy):
         """Whether the next of those that wait in the group may join it."""
         if free <= 0 or group.stepping >= max_batch:
             return False
-        bounded = self._knees or self.costs.limited
-        return not bounded or not group.stepping or self._fits(group, group.line.first(now))
+        bounded = (self._knees or self.costs.limited) and group.stepping
+        if bounded and not self._fits(group, group.line.first(now)):
+            return False
+        return self._has_memory(group, now)
+
+    def _has_memory(self, group: Group, now: float) -> bool:
+        """Whether there is memory for the next of those that wait in the group, beside who has waited for too long.
+
+        If nobody is resident there is: who is too large even alone is tried alone, and does not starve.
+        """
+        if not self._memory.bounded:
+            return True
+        residents: list[Members] = [(one, one.residents.values()) for one in self._groups.active.values()]
+        residents += [(None, self.aside.values()), self._leaving]
+        if not any(states for _, states in residents):
+            return True
+        waiting = {one.key: one for one in (group, self._overtaken(now)) if one is not None}
+        return self._memory.holds([*residents, *((one, [one.line.first(now)]) for one in waiting.values())])
 
     def _fits(self, group: Group, state: RequestState) -> bool:
         if not (self._knees or self.costs.limited):
@@ -241,6 +266,8 @@ class Ranked(Policy):
 
     def _preempt(self, group: Group, cached: list[str], now: float) -> list[RequestState]:
         """One resident of a full batch is paused for one that waits and is more urgent, if there are two such."""
+        if not self._has_memory(group, now):
+            return []
         first, seconds = group.line.first(now), self._tick_s(group)
         steps = [group.residents[run] for run in cached if run not in self._paused_before]
         if not steps:

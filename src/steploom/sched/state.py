@@ -76,6 +76,7 @@ class RequestState:
         calls: Ticks in which the current attempt made a denoiser call.
         mates: Requests that shared these calls, itself included, summed over the ticks.
         rows: Rows that its denoiser calls bring, once a worker has reported them; 0 until then.
+        held_bytes: Bytes that it keeps between steps, likewise.
         total_steps: Its steps in all, likewise; None until then, or if nobody knows.
         kind: Its guess, and whether it has guidance, once somebody has asked.
         standalone_s: Seconds that it would take by itself, estimated when it came.
@@ -100,6 +101,7 @@ class RequestState:
     calls: int = 0
     mates: float = 0
     rows: int = 0
+    held_bytes: int = 0
     total_steps: int | None = None
     kind: tuple[str, bool] | None = None
     standalone_s: float = 0.0

@@ -16,14 +16,7 @@ import torch
 from steploom import step_caches
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError, EngineError, InvalidRequest
-from steploom.protocol import (
-    NewRequest,
-    PipelineInfo,
-    RequestReport,
-    RunnerOutput,
-    SchedulerOutput,
-    WorkerStats,
-)
+from steploom.protocol import NewRequest, PipelineInfo, RequestReport, RunnerOutput, SchedulerOutput, WorkerStats
 from steploom.requests import DiffusionRequest
 from steploom.weave import signatures
 from steploom.weave.adapters import Selection

@@ -1,0 +1,47 @@
+"""MemoryModel: whether there is memory for one more resident, from what was measured of others of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from steploom.sched.demand import Demands
+from steploom.sched.groups import Group
+from steploom.sched.state import RequestState
+
+Members = tuple[Group | None, Collection[RequestState]]
+"""Requests, and the group whose ticks they take part in; None if they take part in none."""
+
+
+class MemoryModel:
+    """Bounds the residents of a worker by bytes: what they keep, and the largest peak that a tick of theirs may have.
+
+    A tick steps one group, so of the groups only the dearest tick counts. What nobody has measured counts as nothing,
+    and there is no bound while nobody says how much memory there is.
+
+    Args:
+        demands: Knows what requests take.
+        share: Of the memory that there is, so much may be filled; None for no bound.
+    """
+
+    def __init__(self, demands: Demands, share: float | None) -> None:
+        self._demands = demands
+        self._share = share
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there is a bound by now."""
+        return self._share is not None and self._demands.costs.room_bytes > 0
+
+    def holds(self, members: Iterable[Members]) -> bool:
+        """Whether there is memory for all of these at once."""
+        if self._share is None or not self.bounded:
+            return True
+        held = chores = 0.0
+        steps: dict[str, float] = {}
+        for group, states in members:
+            need = self._demands.memory(states, None if group is None else group.batch_key)
+            held += need.held
+            chores = max(chores, need.chores)
+            if group is not None:  # also those that are paused: they go on some time
+                steps[group.key] = steps.get(group.key, 0.0) + need.step
+        return held + max(chores, *steps.values(), 0.0) <= self._share * self._demands.costs.room_bytes
