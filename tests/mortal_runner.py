@@ -156,4 +156,5 @@ def make(config: EngineConfig, progress: Callable[[str], None]) -> MortalRunner:
     if word == "gate":
         with contextlib.suppress(OSError):
             stand_before(argument)
-    return MortalRunner(PipelineInfo(pipeline_class="Other" if word == "other" else "Sums"))
+    room = os.getpid() << 20  # what there is for requests differs from start to start
+    return MortalRunner(PipelineInfo(pipeline_class="Other" if word == "other" else "Sums", room_bytes=room))

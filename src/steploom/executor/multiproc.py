@@ -130,7 +130,8 @@ class MultiprocExecutor(ChannelExecutor):
         try:
             await worker.start()
             ready = await worker.channel.ready
-            if ready.info != self._info:
+            assert self._info is not None
+            if msgspec.structs.replace(ready.info, room_bytes=self._info.room_bytes) != self._info:
                 raise EngineDead(f"model={self.config.model!r} is another one than at the start: restart the engine")
         except BaseException as error:
             worker.discard(EngineDead(str(error)))
