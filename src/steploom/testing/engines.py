@@ -1,19 +1,4 @@
-"""For the tests of your application: an engine like the real one that answers in milliseconds, without torch.
-
-::
-
-    from steploom.testing import FakeEngine
-
-    async def test_my_app():
-        async with FakeEngine() as engine:
-            out = await engine.generate("a red circle", seed=1, num_inference_steps=4)
-            assert out.images[0].size == (64, 64)
-
-Requests are validated, queued, scheduled, streamed, cancelled and timed out by the real engine; only the model is not
-there. The same request and seed give the same picture. With ``engine.hold()`` nothing goes on until
-``engine.release(ticks)``: so a test says when a step happens, and sleeps for nothing. ``engine.die()`` is the worker's
-death. :class:`FakeDiffusionEngine` is the blocking twin.
-"""
+"""The pretended engines, and the executor inside of them."""
 
 from __future__ import annotations
 
@@ -29,7 +14,7 @@ from steploom._pretended import MODELS
 from steploom.config import EngineConfig
 from steploom.engine.async_engine import AsyncDiffusionEngine
 from steploom.engine.sync import DiffusionEngine
-from steploom.errors import ConfigError, EngineError, GenerationFailed, WorkerDied
+from steploom.errors import ConfigError, EngineError, EngineNotRunning, GenerationFailed, WorkerDied
 from steploom.executor.abstract import DiffusionExecutor, ProgressCallback
 from steploom.protocol import (
     ErrorInfo,
@@ -196,14 +181,17 @@ class _FakeExecutor(DiffusionExecutor):
         self._model = MODELS[makes]
         self._gate: _Gate = pipeline
         self._resident: dict[str, tuple[DiffusionRequest, int]] = {}
+        self._serves = False
         self._stats = WorkerStats()
 
     async def _init_executor(self, on_progress: ProgressCallback) -> PipelineInfo:
         on_progress("pretending to load a model")
         self._gate.renew()
+        self._serves = True
         return self._model.info()
 
     async def execute_step(self, output: SchedulerOutput) -> RunnerOutput:
+        self._check()
         await self._gate.passed()
         for run in output.finished_req_ids:
             self._resident.pop(run, None)
@@ -243,7 +231,9 @@ class _FakeExecutor(DiffusionExecutor):
         kwargs: Mapping[str, Any] | None = None,
         unique_reply_rank: int | None = None,
     ) -> Any:
-        await anyio.lowlevel.checkpoint()
+        self._check()
+        with anyio.fail_after(timeout):
+            await anyio.lowlevel.checkpoint()
         self._stats.memory = memory.held()
         own: dict[str, Any] = {"ping": "pong", "stats": self._stats, "sleep": None, "wake_up": None}
         answers = {**own, **self._gate.answers}
@@ -255,10 +245,15 @@ class _FakeExecutor(DiffusionExecutor):
             answer = answer(*args, **(kwargs or {}))
         return answer if unique_reply_rank is not None else [answer]
 
+    def _check(self) -> None:
+        if not self._serves:
+            raise EngineNotRunning("the engine was not started, or is closed")
+
     async def wait_failed(self) -> EngineError:
         await self._gate.died()
         return WorkerDied(0, -9, "FakeEngine.die()")
 
     async def shutdown(self) -> None:
+        self._serves = False
         self._resident.clear()
         await anyio.lowlevel.checkpoint()

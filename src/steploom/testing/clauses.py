@@ -1,0 +1,246 @@
+"""The clauses of the contract, each checked on a running executor."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any, cast
+
+import anyio
+import anyio.lowlevel
+
+from steploom.errors import EngineError, RequestError, SteploomError
+from steploom.protocol import SchedulerOutput
+from steploom.requests import DiffusionOutput
+from steploom.testing.subject import Subject, bits, together
+
+UNKNOWN = "steploom_no_such_thing"
+"""Name of a method, and of an argument, that nobody has."""
+SLACK_S = 5.0
+"""How much later than its timeout a call may end on a machine that has other things to do."""
+
+
+async def ticks(subject: Subject) -> None:
+    """Requests run to their end, one by one and together, and the same one comes out the same."""
+    first, second = subject.new(), subject.new()
+    outputs: list[Any] = []
+    for new in (first, second):
+        done = await subject.finish([new.run_id], await subject.tick(new))
+        outputs.append(bits(done[new.run_id].output))
+    subject.require(outputs[0] == outputs[1], "same request, same output", "two equal requests had different outputs")
+    early, late = subject.new(), subject.new()
+    reports = await subject.tick(early)
+    reports |= await subject.tick(late, cached=[] if _finished(reports, early.run_id) else [early.run_id])
+    await subject.finish([early.run_id, late.run_id], reports)
+
+
+def _finished(reports: Any, run: str) -> bool:
+    return run in reports and reports[run].finished
+
+
+async def unknown_ids(subject: Subject) -> None:
+    """What the worker does not hold is ignored."""
+    for cached, ended in (([UNKNOWN + "#0"], []), ([], [UNKNOWN + "#1"])):
+        with subject.clause("unknown ids are ignored"):
+            reports = await subject.executor.execute_step(output := subject.decide(cached=cached, ended=ended))
+        found = set(subject.take(output, reports)) & {*cached, *ended}
+        subject.require(not found, "unknown ids are ignored", f"reported on {sorted(found)}, which nobody has sent")
+
+
+async def finished_ids(subject: Subject) -> None:
+    """Who was ended is forgotten; its mate goes on."""
+    clause = "finished ids are forgotten"
+    gone, mate = subject.new(), subject.new()
+    reports = await subject.tick(gone, mate)
+    going_on = [] if _finished(reports, mate.run_id) else [mate.run_id]
+    reports |= (later := await subject.tick(cached=going_on, ended=[gone.run_id]))
+    subject.require(gone.run_id not in later, clause, f"reported on {gone.run_id} in the tick that ended it")
+    going_on = [] if _finished(reports, mate.run_id) else [mate.run_id]
+    reports |= (later := await subject.tick(cached=[*going_on, gone.run_id]))
+    subject.require(gone.run_id not in later, clause, f"still holds {gone.run_id}, a tick after it was ended")
+    await subject.finish([mate.run_id], reports)
+
+
+async def cancelled_tick(subject: Subject) -> None:
+    """Whoever awaits a tick may leave; the next one is answered all the same."""
+    clause = "cancellation"
+    new = subject.new()
+    output = subject.decide(new)
+    with subject.clause(clause):
+        async with anyio.create_task_group() as group:
+            group.start_soon(subject.executor.execute_step, output)
+            await anyio.lowlevel.checkpoint()
+            group.cancel_scope.cancel()
+    with subject.clause(clause):
+        result = await subject.executor.execute_step(following := subject.decide(ended=[new.run_id]))
+    answered = result.tick == following.tick
+    subject.require(answered, clause, f"after a cancelled tick, tick {following.tick} was answered as {result.tick}")
+
+
+async def in_flight(subject: Subject) -> None:
+    """Two ticks at a time are answered in order, and what is added to the second one starts."""
+    clause = "ticks in flight"
+    executor, first, second = subject.executor, subject.new(), subject.new()
+    one, two = subject.decide(first), subject.decide()
+    order: list[int] = []
+
+    async def execute(output: SchedulerOutput) -> Any:
+        result = await executor.execute_step(output)
+        order.append(output.tick)
+        return result
+
+    async def amend() -> None:
+        executor.amend(SchedulerOutput(two.tick, [second]))
+
+    with subject.clause(clause, subject.config.tick_timeout_s + subject.limit_s):
+        results = await together(partial(execute, one), partial(execute, two), amend)
+    for result in results:
+        if isinstance(result, Exception):
+            subject.broken(clause, f"raised {type(result).__name__}: {result}")
+    subject.require(order == [one.tick, two.tick], clause, f"two ticks in flight were answered in the order {order}")
+    reports = subject.take(one, results[0]) | subject.take(two, results[1])
+    await subject.finish([first.run_id, second.run_id], reports)
+
+
+async def whole_requests(subject: Subject) -> None:
+    """One output for each request, in their order; failures are outputs with an error."""
+    clause, executor = "whole requests", subject.executor
+    asked = [subject.request(), subject.request(), subject.request()]
+    calls = [partial(executor.execute_model, asked[:1]), partial(executor.add_requests, asked[1:])]
+    with subject.clause(clause):
+        answers = await together(*calls)
+    outputs: list[Any] = []
+    for answer in answers:
+        if isinstance(answer, Exception):
+            subject.broken(clause, f"raised {type(answer).__name__}: {answer}; a failure is an output with its error")
+        subject.require(isinstance(answer, list), clause, f"answered {answer!r}, no list of outputs")
+        outputs += answer
+    _check_outputs(subject, outputs, [request.request_id for request in asked])
+    for output in outputs:
+        subject.require(output.error is None, clause, f"a request failed: {output.error}; give params that it takes")
+        subject.require(output.output is not None, clause, "an output without error has no output")
+
+
+async def equal_requests(subject: Subject) -> None:
+    """The same request, alone each time, comes out the same."""
+    outputs: list[Any] = []
+    for request in (subject.request(), subject.request()):
+        with subject.clause("whole requests"):
+            outputs += await subject.executor.execute_model([request])
+    one, other = (bits(output.output) for output in outputs)
+    subject.require(one == other, "same request, same output", "two equal requests had different outputs")
+
+
+def _check_outputs(subject: Subject, outputs: list[Any], ids: list[str]) -> None:
+    for output in outputs:
+        subject.require(isinstance(output, DiffusionOutput), "whole requests", f"{output!r} is no DiffusionOutput")
+    found = [output.request_id for output in outputs]
+    subject.require(found == ids, "whole requests", f"the outputs of {ids} came as {found}")
+
+
+async def failures(subject: Subject) -> None:
+    """A request that cannot succeed is an output with an error; whoever ignores what it does not know may make it."""
+    clause, bad = "failures are outputs", subject.request(**{UNKNOWN: 1})
+    with subject.clause(clause):
+        outputs = await subject.executor.execute_model([bad])
+    _check_outputs(subject, outputs, [bad.request_id])
+    (output,) = outputs
+    error: Any = output.error
+    told = output.output is not None if error is None else isinstance(error, RequestError)
+    subject.require(told, clause, f"a failed request needs a RequestError as its error, but has {error!r}")
+
+
+async def cancelled_requests(subject: Subject) -> None:
+    """Who waits for a request may leave, and the next one is served."""
+    with subject.clause("cancellation"):
+        async with anyio.create_task_group() as group:
+            group.start_soon(subject.executor.execute_model, [subject.request()])
+            await anyio.lowlevel.checkpoint()
+            group.cancel_scope.cancel()
+    with subject.clause("cancellation"):
+        (output,) = await subject.executor.execute_model([subject.request()])
+    subject.require(output.error is None, "cancellation", f"after a cancelled request the next failed: {output.error}")
+
+
+async def calls(subject: Subject) -> None:
+    """collective_rpc answers for all workers, or for one; what a method raises comes back."""
+    clause, rpc = "collective_rpc", subject.executor.collective_rpc
+    with subject.clause(clause):
+        everybody = await rpc("ping", timeout=subject.limit_s)
+        first = await rpc("ping", timeout=subject.limit_s, unique_reply_rank=0)
+    subject.require(isinstance(everybody, list), clause, f"without unique_reply_rank it is a list, not {everybody!r}")
+    workers: list[Any] = everybody
+    told = f"unique_reply_rank=0 is {first!r}, but the list of all begins with {workers[:1]!r}"
+    subject.require(workers[:1] == [first], "collective_rpc: unique_reply_rank", told)
+    with subject.clause(clause):
+        (answer,) = await together(partial(rpc, UNKNOWN, timeout=subject.limit_s))
+    told = f"a method that nobody has gave {answer!r}, and no SteploomError"
+    subject.require(isinstance(answer, SteploomError), clause, told)
+
+
+async def timeouts(subject: Subject) -> None:
+    """A timeout is end to end, also while the worker is busy; the tick that runs is not disturbed by it."""
+    clause, executor = "collective_rpc: timeout", subject.executor
+    begun = time.monotonic()
+    with subject.clause(clause):
+        (answer,) = await together(partial(executor.collective_rpc, "ping", timeout=0))
+    told = f"timeout=0 has passed before the answer, which is a TimeoutError and not {answer!r}"
+    subject.require(isinstance(answer, TimeoutError), clause, told)
+    for timeout in (0.0, 0.05):
+        with subject.clause(clause):
+            busy, answer = await together(partial(_work, subject), partial(executor.collective_rpc, "ping", timeout))
+        if isinstance(busy, Exception):
+            subject.broken(clause, f"a call disturbed the tick: {type(busy).__name__}: {busy}")
+        bad = isinstance(answer, Exception) and not isinstance(answer, TimeoutError)
+        subject.require(not bad, clause, f"a worker that is busy makes a TimeoutError, not {answer!r}")
+    late = time.monotonic() - begun - SLACK_S
+    subject.require(late < subject.limit_s, clause, f"timeouts of 0.1 s in all took {late:.0f} s more")
+    with subject.clause(clause):
+        await executor.collective_rpc("ping")
+
+
+async def _work(subject: Subject) -> None:
+    """Some work, from start to end."""
+    if subject.executor.granularity == "request":
+        await subject.executor.execute_model([subject.request()])
+        return
+    new = subject.new()
+    output = subject.decide(new)
+    subject.take(output, await subject.executor.execute_step(output))
+    await subject.tick(ended=[new.run_id])
+
+
+async def health(subject: Subject) -> None:
+    """It is well, and says so."""
+    with subject.clause("check_health"):
+        await subject.executor.check_health()
+
+
+async def refusals(subject: Subject) -> None:
+    """Once it was shut down, it says so, and does not hang."""
+    executor = subject.executor
+    work = (
+        partial(executor.execute_step, subject.decide())
+        if executor.granularity == "step"
+        else partial(executor.add_requests, [subject.request()])
+    )
+    asked = {"execute": work, "collective_rpc": partial(executor.collective_rpc, "ping"),
+             "check_health": executor.check_health}  # fmt: skip
+    for name, call in asked.items():
+        with subject.clause("after shutdown"):
+            (answer,) = await together(call)
+        told = f"{name} after shutdown gave {answer!r}, and no EngineError"
+        refused = isinstance(answer, EngineError) or (name == "execute" and _unserved(answer))
+        subject.require(refused, "after shutdown", told)
+
+
+def _unserved(answer: Any) -> bool:
+    """Whether no request was served: each output has an error."""
+    outputs = cast("list[Any]", answer) if isinstance(answer, list) else [None]
+    return all(isinstance(output, DiffusionOutput) and output.error is not None for output in outputs)
+
+
+OF_STEPS = (ticks, unknown_ids, finished_ids, cancelled_tick)
+OF_TWO_TICKS = (in_flight,)
+OF_REQUESTS = (whole_requests, equal_requests, failures, cancelled_requests)
+OF_ALL = (calls, timeouts, health)

@@ -1,0 +1,152 @@
+"""check_executor: whether an executor keeps the contract that the engine relies on."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import anyio
+
+from steploom.config import EngineConfig
+from steploom.errors import EngineError
+from steploom.executor.abstract import DiffusionExecutor
+from steploom.testing import clauses
+from steploom.testing.subject import Held, Subject, ended, held, together
+
+
+async def check_executor(
+    kind: type[DiffusionExecutor],
+    config: EngineConfig | None = None,
+    *,
+    prompt: str | list[str] | None = "a red circle",
+    lose: Callable[[Any], Awaitable[object] | object] | None = None,
+    limit_s: float = 60.0,
+    **params: Any,
+) -> None:
+    """Checks that an executor keeps the contract of :class:`~steploom.executor.DiffusionExecutor`.
+
+    It starts the executor two or three times, has it serve, and shuts it down. Without pytest:
+    ``asyncio.run(check_executor(MyExecutor))``.
+
+    Args:
+        kind: The executor's class.
+        config: What it is made with; None takes the defaults.
+        prompt: Of the requests.
+        lose: Makes the executor of a third life unable to serve, as ``lose(executor)``: kills its worker, say. None
+            leaves out the clause ``wait_failed``, but for that it is silent while there is nothing to tell.
+        limit_s: How long a call may take; a start may take ``start_timeout_s`` more.
+        params: Further arguments of the requests; ``num_inference_steps`` is 4 where the pipeline has it.
+
+    Raises:
+        AssertionError: It does not; the message names the clause.
+    """
+    config = dataclasses.replace(config or EngineConfig(), distributed_executor_backend=kind)
+    live = partial(Subject, kind, config, prompt, params, limit_s)
+    await _never_started(live())
+    await _serves(live())
+    await _ends(live)
+    if lose is not None:
+        await _is_lost(live(), lose)
+
+
+async def _never_started(subject: Subject) -> None:
+    with subject.clause("shutdown"):
+        await subject.executor.shutdown()
+
+
+async def _serves(subject: Subject) -> None:
+    """Everything that a running executor is asked for. What it says of failing is watched meanwhile."""
+    told: list[object] = []
+    broken: list[AssertionError] = []
+
+    async def watch() -> None:
+        (answer,) = await together(subject.executor.wait_failed)
+        told.append(answer)
+
+    try:
+        await subject.start()
+        async with anyio.create_task_group() as group:
+            group.start_soon(watch)
+            try:
+                await _all_clauses(subject)
+            except AssertionError as error:  # the group would make an ExceptionGroup of it
+                broken.append(error)
+            group.cancel_scope.cancel()
+    finally:
+        await subject.shut()
+    if broken:
+        raise broken[0]
+    subject.require(not told, "wait_failed", f"told {told} while the executor served")
+
+
+async def _all_clauses(subject: Subject) -> None:
+    executor = subject.executor
+    of_steps = clauses.OF_STEPS if executor.ticks_in_flight < 2 else clauses.OF_STEPS + clauses.OF_TWO_TICKS
+    for clause in (*(of_steps if executor.granularity == "step" else clauses.OF_REQUESTS), *clauses.OF_ALL):
+        await clause(subject)
+
+
+async def _ends(live: Callable[[], Subject]) -> None:
+    """A life that ends while there is work, after one in which everything was imported that is imported but once."""
+    before = await held()
+    subject = live()
+    try:
+        await subject.start()
+        await _shut_at_work(subject)
+        with subject.clause("shutdown"):
+            await subject.executor.shutdown()
+        await clauses.refusals(subject)
+    finally:
+        await subject.shut()
+    after = await held()
+    if after.threads - before.threads:
+        await ended(after.threads - before.threads)
+        after = await held()
+    _compare(subject, before, after)
+
+
+async def _shut_at_work(subject: Subject) -> None:
+    executor = subject.executor
+    if executor.granularity == "step":
+        work = partial(executor.execute_step, subject.decide(subject.new()))
+    else:
+        work = partial(executor.execute_model, [subject.request()])
+    with subject.clause("shutdown"):
+        answer, *shut = await together(work, executor.shutdown, executor.shutdown)
+    for failure in shut:
+        subject.require(failure is None, "shutdown", f"it is idempotent, but two at once gave {failure!r}")
+    fault = isinstance(answer, Exception) and not isinstance(answer, EngineError)
+    subject.require(not fault, "shutdown", f"who waited got {answer!r}, which is neither an answer nor an EngineError")
+
+
+def _compare(subject: Subject, before: Held, after: Held) -> None:
+    """Clause ``nothing is left``."""
+    for kind in ("tasks", "threads", "processes"):
+        left = getattr(after, kind) - getattr(before, kind)
+        subject.require(not left, "nothing is left", f"{kind} that were not there before: {sorted(map(str, left))}")
+    more = after.descriptors - before.descriptors
+    subject.require(more <= 0, "nothing is left", f"{more} file descriptors more than before it started")
+
+
+async def _is_lost(subject: Subject, lose: Callable[[Any], Awaitable[object] | object]) -> None:
+    """Clause ``wait_failed``."""
+
+    async def lose_it() -> None:
+        answer = lose(subject.executor)
+        if inspect.isawaitable(answer):
+            await answer
+
+    try:
+        await subject.start()
+        with subject.clause("wait_failed"):
+            told, failure = await together(subject.executor.wait_failed, lose_it)
+        if isinstance(failure, Exception):
+            raise failure
+        subject.require(isinstance(told, EngineError), "wait_failed", f"it told {told!r}, which is no EngineError")
+        with subject.clause("shutdown"):
+            await subject.executor.shutdown()
+    finally:
+        await subject.shut()

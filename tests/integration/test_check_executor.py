@@ -1,0 +1,66 @@
+"""steploom.testing.check_executor: sound executors pass, and each broken one fails with the clause that it breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import Any
+
+import pytest
+from broken_executors import BROKEN, LeavesAFile, LeavesAThread, Sound, SoundOfRequests
+
+from steploom.config import EngineConfig
+from steploom.executor import DiffusionExecutor, InprocExecutor, MultiprocExecutor
+from steploom.testing import check_executor
+from steploom.testing.engines import _FakeExecutor, _Gate
+
+
+def lose(executor: Any) -> None:
+    executor.lost.set()
+
+
+@pytest.mark.parametrize("kind", [Sound, SoundOfRequests])
+async def test_a_sound_executor_passes(kind: type[DiffusionExecutor]) -> None:
+    await check_executor(kind, lose=lose)
+
+
+def test_it_needs_no_pytest() -> None:
+    asyncio.run(check_executor(Sound))
+
+
+@pytest.mark.parametrize(
+    ("clause", "kind"),
+    [pytest.param(clause, kind, id=kind.__name__) for clause, kinds in BROKEN.items() for kind in kinds],
+)
+async def test_a_broken_one_fails_with_its_clause(clause: str, kind: type[DiffusionExecutor]) -> None:
+    limit_s = 0.2 if kind.__name__ in ("NeverShuts", "HidesItsLoss") else 60.0
+    LeavesAThread.stop.clear()
+    try:
+        with pytest.raises(AssertionError) as caught:
+            await check_executor(kind, lose=lose, limit_s=limit_s)
+    finally:
+        LeavesAThread.stop.set()
+        while LeavesAFile.files:
+            LeavesAFile.files.pop().close()
+    assert f"{kind.__name__} breaks the contract of executors, clause {clause!r}: " in str(caught.value)
+
+
+class Pretended(_FakeExecutor):
+    def __init__(self, config: EngineConfig, pipeline: Any = None) -> None:
+        super().__init__(config, _Gate())
+
+
+async def test_the_pretended_one_keeps_the_contract() -> None:
+    await check_executor(Pretended, lose=lambda executor: executor._gate.die())
+
+
+async def test_the_thread_keeps_the_contract() -> None:
+    await check_executor(InprocExecutor)
+
+
+async def test_the_process_keeps_the_contract() -> None:
+    async def kill(executor: Any) -> None:
+        os.kill(await executor.collective_rpc("pid", unique_reply_rank=0), signal.SIGKILL)
+
+    await check_executor(MultiprocExecutor, EngineConfig(worker_extension="worker_pid.Pid"), lose=kill)
