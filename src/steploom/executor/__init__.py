@@ -8,10 +8,18 @@ import inspect
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError
 from steploom.executor.abstract import DiffusionExecutor, ProgressCallback
+from steploom.executor.attached import AttachedExecutor
 from steploom.executor.multiproc import MultiprocExecutor
 from steploom.executor.uniproc import InprocExecutor
 
-__all__ = ["DiffusionExecutor", "InprocExecutor", "MultiprocExecutor", "ProgressCallback", "resolve_executor"]
+__all__ = [
+    "AttachedExecutor",
+    "DiffusionExecutor",
+    "InprocExecutor",
+    "MultiprocExecutor",
+    "ProgressCallback",
+    "resolve_executor",
+]
 
 _BUILT_IN: dict[str, type[DiffusionExecutor]] = {"inproc": InprocExecutor, "mp": MultiprocExecutor}
 _MEND = "give 'mp', 'inproc', a subclass of steploom.executor.DiffusionExecutor, or its name as 'pkg.module.Class'"

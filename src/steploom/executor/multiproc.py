@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 import weakref
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -98,7 +99,12 @@ class MultiprocExecutor(ChannelExecutor):
         assert self._context is not None
         self._spawned += 1
         address = f"{self._folder}/worker-{self._spawned}"
-        return _Worker(rank, self.config, self._context, address, self.runner)
+        process = self._process(rank, address, partial(logger.info, "worker %d: %s", rank))
+        return _Worker(rank, self.config, self._context, address, process)
+
+    def _process(self, rank: int, address: str, on_line: Callable[[str], None]) -> WorkerProcess:
+        """A process, not started yet, that will connect to ``address``."""
+        return WorkerProcess(rank, address, self.runner, on_line)
 
     def discard(self, fault: EngineError) -> bool:
         """Kills the workers; see :meth:`DiffusionExecutor.discard`."""
@@ -199,11 +205,16 @@ class _Worker:
     """One worker: its process, its socket, and the channel that they carry."""
 
     def __init__(
-        self, rank: int, config: EngineConfig, context: zmq.Context[zmq.Socket[bytes]], address: str, runner: str
+        self,
+        rank: int,
+        config: EngineConfig,
+        context: zmq.Context[zmq.Socket[bytes]],
+        address: str,
+        process: WorkerProcess,
     ) -> None:
         self.rank = rank
         self.channel = Channel(rank, config, self._send)
-        self.process = WorkerProcess(rank, address, runner, partial(logger.info, "worker %d: %s", rank))
+        self.process = process
         self.socket = WorkerSocket(context, address, self.channel.receive, self._damaged)
 
     def _send(self, command: Command) -> None:

@@ -1,4 +1,9 @@
-"""``python -m steploom.worker ADDRESS``: a worker process, started by an engine, never by hand."""
+"""A worker process: ``python -m steploom.worker ADDRESS`` is started by an engine, and ends with it.
+
+``python -m steploom.worker --listen ADDRESS`` is started by hand, or by whatever starts processes where you are.
+Engines attach to it with :class:`steploom.executor.AttachedExecutor`, one after another, and it outlives them; SIGTERM
+or Ctrl-C ends it.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +13,51 @@ import os
 import signal
 import sys
 
+from steploom.errors import ConfigError
+from steploom.worker.listening import listen
 from steploom.worker.memory import keep_freed
 from steploom.worker.process import end_with_engine, run
 from steploom.worker.serving import DEFAULT_RUNNER
 
 
 def main() -> int:
-    """Serves the engine that started this process; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m steploom.worker", description=main.__doc__)
-    parser.add_argument("address", help="path of the engine's socket")
+    """Serves the engine that started this process, or those that attach to it; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m steploom.worker", description=__doc__)
+    whom = parser.add_mutually_exclusive_group(required=True)
+    whom.add_argument("address", nargs="?", help="path of the socket of the engine that started this process")
+    whom.add_argument("--listen", metavar="ADDRESS", help="path of a socket to wait at for engines, one after another")
     parser.add_argument("--runner", default=DEFAULT_RUNNER, help="factory of the runner, as pkg.module:name")
     parser.add_argument("--alive-fd", type=int, help="a pipe whose end tells the engine that this process has ended")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the engine decides when a worker ends
     faulthandler.enable()
     keep_freed()
+    if arguments.listen is not None:
+        return _listen(arguments.listen, arguments.runner)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the engine decides when a worker ends
     if arguments.alive_fd is not None:
         os.set_inheritable(arguments.alive_fd, False)
     end_with_engine(arguments.address)
     return run(arguments.address, arguments.runner)
+
+
+def _listen(address: str, runner: str) -> int:
+    """Until a signal comes."""
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        listen(address, runner)
+    except ConfigError as error:
+        print(f"steploom worker: {error}", file=sys.stderr)  # noqa: T201 - for whoever started it
+        return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except SystemExit as end_of_it:
+        return int(end_of_it.code or 0)
+    return 0
 
 
 if __name__ == "__main__":

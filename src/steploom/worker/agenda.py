@@ -64,6 +64,11 @@ class Agenda:
         """An empty tick for those that ended too late, to be executed where no other one is at hand."""
         return self._placed(SchedulerOutput(self._begun))
 
+    def forget_all(self) -> SchedulerOutput:
+        """An empty tick that ends whoever the runner holds: their engine is gone."""
+        self.ended += sorted(self._held)
+        return self.forget()
+
     def _placed(self, output: SchedulerOutput) -> SchedulerOutput:
         """The tick with those that waited for it, and without those for whom there is no place."""
         gone, self.ended = [*self.ended, *output.finished_req_ids], []

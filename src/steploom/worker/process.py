@@ -44,19 +44,29 @@ LINGER_MS = 2000
 """How long last words may take to be delivered."""
 
 
+class EngineGone(Exception):
+    """The engine has hung up: nobody says what to do any more, and nobody waits for answers."""
+
+
 class EngineLink:
     """The worker's end of the socket.
 
     Args:
         address: Path of the engine's socket.
+        lifeline: Descriptor that becomes readable when the engine is gone, if the worker is to outlive it.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, lifeline: int | None = None) -> None:
         self.packages: tuple[str, ...] = codec.PACKAGES
+        self._lifeline = lifeline
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.linger = LINGER_MS
         self._socket.connect(f"ipc://{address}")
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        if lifeline is not None:
+            self._poller.register(lifeline, zmq.POLLIN)
 
     def send(self, answer: Answer) -> None:
         """Sends ``answer``.
@@ -71,7 +81,13 @@ class EngineLink:
 
         Raises:
             ProtocolError: It is none.
+            EngineGone: None will ever come.
         """
+        if wait and self._lifeline is not None:
+            ready = dict(self._poller.poll())
+            if self._socket not in ready:
+                self._socket.linger = 0
+                raise EngineGone
         try:
             frames = self._socket.recv_multipart(0 if wait else zmq.NOBLOCK, copy=False)
         except zmq.Again:
@@ -106,25 +122,42 @@ def run(address: str, runner: str) -> int:
 
 
 def _serve(link: EngineLink, runner_name: str) -> None:
-    link.send(Hello())
-    configure = link.receive(wait=True)
-    if isinstance(configure, Close):
+    configure = greet(link)
+    if configure is None:
         return
-    if not isinstance(configure, Configure):
-        raise ProtocolError(f"a worker is to be configured first, but got {type(configure).__name__}")
     config = configure.restore()
     runner = runner_factory(runner_name)(config, lambda line: link.send(Progress(line)))
     try:
         still.freeze()
-        link.packages = (*codec.PACKAGES, type(getattr(runner, "pipeline", None)).__module__.partition(".")[0])
-        link.send(Ready(runner.info, list(link.packages)))
-        _obey_all(link, runner, config.resident_limit)
+        obey_all(link, runner, Agenda(config.resident_limit))
     finally:
         runner.close()
 
 
-def _obey_all(link: EngineLink, runner: RunnerLike, limit: int) -> None:
-    agenda, gaps = Agenda(limit), Gaps()
+def greet(link: EngineLink) -> Configure | None:
+    """Says hello; what the engine configures then, or None if it has changed its mind.
+
+    Raises:
+        ProtocolError: It says something else.
+    """
+    link.send(Hello())
+    configure = link.receive(wait=True)
+    if configure is None or isinstance(configure, Close):
+        return None
+    if not isinstance(configure, Configure):
+        raise ProtocolError(f"a worker is to be configured first, but got {type(configure).__name__}")
+    return configure
+
+
+def obey_all(link: EngineLink, runner: RunnerLike, agenda: Agenda) -> None:
+    """Serves the engine with a runner that has loaded, until it says :class:`Close`.
+
+    Raises:
+        EngineGone: It has hung up instead.
+    """
+    link.packages = (*codec.PACKAGES, type(getattr(runner, "pipeline", None)).__module__.partition(".")[0])
+    link.send(Ready(runner.info, list(link.packages)))
+    gaps = Gaps()
     inbox, obedience = Inbox(agenda), Obedience(runner, agenda, gaps)
     while True:
         while (arrived := link.receive(wait=False)) is not None:

@@ -1,0 +1,217 @@
+"""A worker process that somebody else has started: it waits for engines, serves one after another, and outlives them.
+
+``python -m steploom.worker --listen ADDRESS``. The address is a local socket that only this user can use. An engine
+connects to it and says where its own socket is; from then on they speak as always. The connection stays open and
+silent: each side knows from its end that the other one is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from steploom.config import EngineConfig
+from steploom.errors import ConfigError, ProtocolError
+from steploom.worker.agenda import Agenda
+from steploom.worker.memory import still
+from steploom.worker.messages import Progress
+from steploom.worker.process import EngineGone, EngineLink, greet, obey_all
+from steploom.worker.serving import RunnerLike, fatal, runner_factory
+
+SAY_S = 5.0
+"""How long an engine that has connected may take to say where its socket is."""
+LONGEST = 4096
+"""Bytes of that at most."""
+WAITING = 64
+"""Engines that may wait for their turn."""
+FATAL = b"!"
+"""Said on the connection before its end, if the worker has said over the socket why it does not serve."""
+
+
+def listen(address: str, runner: str) -> None:
+    """Serves the engines that attach at ``address``, one at a time, until an exception (a signal's) ends it.
+
+    Args:
+        address: Path of the socket to listen at.
+        runner: Name of the factory of the runner.
+
+    Raises:
+        ConfigError: It cannot listen there.
+    """
+    keeper = Keeper(runner)
+    with door(address) as listener:
+        print(f"steploom worker {os.getpid()} listens at {address}", flush=True)  # noqa: T201 - for whoever started it
+        try:
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    _attend(connection, keeper)
+        finally:
+            keeper.close()
+
+
+@contextlib.contextmanager
+def door(address: str) -> Generator[socket.socket]:
+    """A socket that listens at ``address`` for this user alone; removed at the end.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    path = Path(address)
+    with socket.socket(socket.AF_UNIX) as listener:
+        _bind(listener, path)
+        try:
+            listener.listen(WAITING)
+            yield listener
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _bind(listener: socket.socket, path: Path) -> None:
+    before = os.umask(0o177)  # from its first moment on nobody else can connect
+    try:
+        if path.is_socket() and not _answers(path):
+            path.unlink()  # of a worker that was killed
+        listener.bind(str(path))
+    except OSError as error:
+        raise ConfigError(f"--listen {path}: {error}; give a path that is free, in a folder of yours") from None
+    finally:
+        os.umask(before)
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as other:
+        other.settimeout(SAY_S)
+        try:
+            other.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+        return True
+
+
+def same_user(connection: socket.socket) -> bool:
+    """Whether the other side is this user, as far as the system tells; else the socket's mode has to do."""
+    option: int | None = getattr(socket, "SO_PEERCRED", None)
+    if option is None:
+        return True
+    _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("3i")))
+    return user == os.getuid()
+
+
+def _attend(connection: socket.socket, keeper: Keeper) -> None:
+    """Serves the engine that has connected; one that says nothing sensible, or has left, is let go."""
+    address = _hear(connection)
+    if address is None or not same_user(connection):
+        return
+    link = EngineLink(address, connection.fileno())
+    refused = False
+    try:
+        keeper.serve(link)
+    except EngineGone:
+        pass
+    except Exception as error:  # noqa: BLE001 - this engine's boundary: it hears of it, and others come
+        refused = True
+        link.send(fatal(error))
+    finally:
+        link.close()
+    if refused:
+        with contextlib.suppress(OSError):
+            connection.send(FATAL)
+
+
+def _hear(connection: socket.socket) -> str | None:
+    """Where the engine's socket is."""
+    connection.settimeout(SAY_S)
+    said = b""
+    try:
+        while not said.endswith(b"\n") and len(said) < LONGEST:
+            part = connection.recv(LONGEST - len(said))
+            if not part:
+                return None
+            said += part
+        connection.settimeout(None)
+        address = said.decode().strip()
+        return address if Path(address).is_socket() else None
+    except (OSError, ValueError):
+        return None
+
+
+class Keeper:
+    """Keeps the runner, and with it the loaded model, from one engine to the next.
+
+    An engine with the same configuration finds it as it is. One with another configuration has it loaded anew.
+
+    Args:
+        runner: Name of the factory of the runner.
+    """
+
+    def __init__(self, runner: str) -> None:
+        self._name = runner
+        self._runner: RunnerLike | None = None
+        self._config: dict[str, Any] = {}
+        self._link: EngineLink | None = None
+
+    def serve(self, link: EngineLink) -> None:
+        """Serves one engine until it says that it leaves.
+
+        Raises:
+            EngineGone: It has hung up.
+            Exception: The model cannot be loaded, or the engine speaks nonsense.
+        """
+        configure = greet(link)
+        if configure is None:
+            return
+        self._link = link
+        agenda = Agenda(configure.restore().resident_limit)
+        runner = self._made(configure.config) if self._runner is None else self._fitting(configure.config)
+        try:
+            obey_all(link, runner, agenda)
+        except (EngineGone, ProtocolError):
+            self._unwind(runner, agenda)
+            raise
+        except BaseException:
+            self.close()
+            raise
+        else:
+            self._unwind(runner, agenda)
+        finally:
+            self._link = None
+
+    def _fitting(self, config: dict[str, Any]) -> RunnerLike:
+        """The runner that is there, if it is what the engine asks for; else a new one."""
+        assert self._runner is not None
+        if config == self._config:
+            self._runner.call("wake_up", (), {})  # where the engine before has left it asleep
+            return self._runner
+        self.close()
+        return self._made(config)
+
+    def _made(self, config: dict[str, Any]) -> RunnerLike:
+        self._runner = runner_factory(self._name)(EngineConfig(**config), self._tell)
+        self._config = config
+        still.freeze()
+        return self._runner
+
+    def _tell(self, line: str) -> None:
+        """A line of progress, to the engine that is there now."""
+        if self._link is not None:
+            self._link.send(Progress(line))
+
+    def _unwind(self, runner: RunnerLike, agenda: Agenda) -> None:
+        """Ends all programs of an engine that has left; a runner that cannot is no use any more."""
+        try:
+            runner.execute(agenda.forget_all())
+        except Exception:  # noqa: BLE001 - whatever it was, the next engine gets a new one
+            self.close()
+
+    def close(self) -> None:
+        """Unwinds everything, and lets go of the model."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            runner.close()
+            still.thaw()

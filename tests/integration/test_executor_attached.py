@@ -1,0 +1,194 @@
+"""Workers that somebody else has started: engines attach to them one after another, and they stay."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import psutil
+import pytest
+from scripted_runner import Gate
+
+from steploom.config import EngineConfig
+from steploom.errors import ConfigError, EngineDead, WorkerDied
+from steploom.executor import AttachedExecutor
+from steploom.protocol import NewRequest, SchedulerOutput
+from steploom.requests import DiffusionRequest
+
+TESTS = Path(__file__).parents[1]
+COMMAND = [sys.executable, "-m", "steploom.worker", "--runner", "scripted_runner:make", "--listen"]
+
+
+@pytest.fixture
+def address(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("w") / "worker"
+
+
+@contextlib.contextmanager
+def started(address: Path, *command: str) -> Iterator[subprocess.Popen[str]]:
+    """A worker that was started by hand, once it listens."""
+    path = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)])}
+    with subprocess.Popen([*(command or COMMAND), address], stdout=subprocess.PIPE, text=True, env=path) as worker:
+        try:
+            assert worker.stdout is not None
+            assert "listens at" in worker.stdout.readline()
+            yield worker
+        finally:
+            worker.kill()
+
+
+@pytest.fixture
+def worker(address: Path) -> Iterator[subprocess.Popen[str]]:
+    with started(address) as worker:
+        yield worker
+
+
+def mode(address: Path) -> int | None:
+    """Who may use the socket."""
+    return stat.S_IMODE(address.stat().st_mode) if address.exists() else None
+
+
+@contextlib.asynccontextmanager
+async def attached(address: Path, **config: Any) -> AsyncIterator[AttachedExecutor]:
+    executor = AttachedExecutor.at(address)(EngineConfig(**config))
+    await executor.start()
+    try:
+        yield executor
+    finally:
+        await executor.shutdown()
+
+
+async def log(executor: AttachedExecutor) -> list[str]:
+    return await executor.collective_rpc("log", unique_reply_rank=0)
+
+
+async def test_one_engine_after_another_finds_the_worker_as_it_is(address: Path, worker: subprocess.Popen[str]) -> None:
+    assert mode(address) == 0o600
+    async with attached(address) as first:
+        assert await first.collective_rpc("pid") == [worker.pid]
+        new = NewRequest("left#0", DiffusionRequest("left behind"))
+        await first.execute_step(SchedulerOutput(1, scheduled_new_reqs=[new]))
+    assert worker.poll() is None
+    async with attached(address) as second:
+        said = await log(second)
+        assert await second.collective_rpc("pid") == [worker.pid]
+        assert "close" not in said, "the same configuration finds the runner as it was"
+    async with attached(address, max_batch=3) as third:
+        assert await log(third) == ["call log"], "another configuration has another runner"
+    worker.send_signal(signal.SIGTERM)
+    assert await anyio.to_thread.run_sync(worker.wait, 20) == 128 + signal.SIGTERM
+    assert mode(address) is None
+
+
+async def test_what_an_engine_leaves_behind_is_unwound(address: Path) -> None:
+    command = [*COMMAND[:-2], "remembering_runner:make", "--listen"]
+    with started(address, *command):
+        async with attached(address) as first:
+            new = NewRequest("left#0", DiffusionRequest("left behind"))
+            await first.execute_step(SchedulerOutput(1, scheduled_new_reqs=[new]))
+            assert await first.collective_rpc("resident", unique_reply_rank=0) == ["left#0"]
+        async with attached(address) as second:
+            assert await second.collective_rpc("resident", unique_reply_rank=0) == []
+
+
+async def test_the_worker_outlives_an_engine_that_is_killed_in_a_tick(
+    address: Path, worker: subprocess.Popen[str], gate: Gate
+) -> None:
+    code = (
+        "import asyncio\nfrom steploom.config import EngineConfig\nfrom steploom.executor import AttachedExecutor\n"
+        "from steploom.protocol import SchedulerOutput\n"
+        "async def main():\n"
+        f"    executor = AttachedExecutor.at({str(address)!r})(EngineConfig())\n"
+        "    await executor.start()\n"
+        f"    await executor.execute_step(SchedulerOutput(1, batch_key='hold {gate.path}'))\n"
+        "asyncio.run(main())"
+    )
+    engine = await anyio.to_thread.run_sync(subprocess.Popen, [sys.executable, "-c", code])
+    with engine:
+        await gate.reached()
+        engine.kill()
+    gate.open()
+    async with attached(address) as other:
+        assert await other.collective_rpc("pid") == [worker.pid]
+        assert (await other.execute_step(SchedulerOutput(1))).tick == 1
+
+
+async def test_a_second_engine_waits_for_its_turn(address: Path, worker: subprocess.Popen[str]) -> None:
+    with pytest.raises(EngineDead, match=r"start_timeout_s=0\.3"):
+        async with attached(address), attached(address, start_timeout_s=0.3):
+            pass
+    async with anyio.create_task_group() as group:
+        turns: list[str] = []
+
+        async def second() -> None:
+            async with attached(address) as executor:
+                await executor.check_health()
+                turns.append("second")
+
+        async with attached(address):
+            group.start_soon(second)
+            await anyio.wait_all_tasks_blocked()
+            turns.append("first")
+    assert turns == ["first", "second"]
+
+
+async def test_its_death_is_told_and_the_next_one_is_attached_to(address: Path) -> None:
+    with started(address) as worker:
+        executor = AttachedExecutor.at(address)(EngineConfig())
+        await executor.start()
+        worker.kill()
+        error = await executor.wait_failed()
+        assert isinstance(error, WorkerDied)
+        assert "has hung up" in str(error)
+    assert executor.discard(error)
+    with pytest.raises(EngineDead, match=r"no worker listens at .*python -m steploom\.worker --listen"):
+        await executor.recover()
+    executor.discard(EngineDead("not yet"))
+    with started(address) as another:  # where the socket of the one that was killed still lies
+        await executor.recover()
+        assert await executor.collective_rpc("pid") == [another.pid]
+        await executor.shutdown()
+        assert another.poll() is None
+
+
+async def test_a_model_that_cannot_load_is_told_and_hurts_no_other_engine(
+    address: Path, worker: subprocess.Popen[str]
+) -> None:
+    for _ in range(2):
+        with pytest.raises(EngineDead, match=r"model='broken'.*OSError: no such weights"):
+            async with attached(address, model="broken"):
+                pass
+    async with attached(address) as executor:
+        await executor.check_health()
+
+
+async def test_who_says_nothing_sensible_is_let_go(address: Path, worker: subprocess.Popen[str]) -> None:
+    for said in (b"", b"/no/such/socket\n", b"\xff\n", b"x" * 5000):
+        with socket.socket(socket.AF_UNIX) as stranger:
+            stranger.connect(str(address))
+            with contextlib.suppress(BrokenPipeError):
+                stranger.sendall(said)
+    async with attached(address) as executor:
+        await executor.check_health()
+
+
+def test_two_workers_cannot_listen_at_one_address(address: Path, worker: subprocess.Popen[str]) -> None:
+    done = subprocess.run([*COMMAND, address], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "in use; give a path that is free" in done.stderr
+    assert psutil.pid_exists(worker.pid)
+
+
+async def test_an_address_is_needed() -> None:
+    with pytest.raises(ConfigError, match=r"AttachedExecutor\.at\(path\)"):
+        await AttachedExecutor(EngineConfig()).start()
