@@ -1,0 +1,149 @@
+"""An executor of your own: whole requests go to a service of your own, over gRPC.
+
+python examples/grpc_service.py unix:/tmp/mine/steploom         # there (HOST:PORT wants STEPLOOM_GRPC_TOKEN)
+python examples/grpc_executor.py unix:/tmp/mine/steploom [FOLDER]
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import grpc
+import grpc.aio
+from grpc_service import OPTIONS, SERVICE, TOKEN, Answer, Call, pack, unpack
+
+from steploom import (
+    AsyncDiffusionEngine,
+    DiffusionOutput,
+    DiffusionRequest,
+    EngineConfig,
+    EngineDead,
+    EngineError,
+    EngineNotRunning,
+    GenerationFailed,
+    RequestError,
+)
+from steploom.executor import DiffusionExecutor, ProgressCallback
+from steploom.protocol import PipelineInfo
+
+PROMPTS = ["a large red circle on a white background", "a small yellow star on a blue background"]
+
+
+class GrpcExecutor(DiffusionExecutor):
+    """Sends whole requests to the service at ``config.model``. Its tensors, images and errors are as over a process."""
+
+    granularity = "request"
+
+    def __init__(self, config: EngineConfig, pipeline: Any = None) -> None:
+        super().__init__(config, pipeline)
+        self._channel: grpc.aio.Channel | None = None
+
+    async def _init_executor(self, on_progress: ProgressCallback) -> PipelineInfo:
+        on_progress(f"waiting for {self.config.model}")
+        self._channel = grpc.aio.insecure_channel(self.config.model, options=OPTIONS)
+        try:
+            return unpack(await self._ask("Info", b"", self.config.start_timeout_s, wait=True), PipelineInfo)
+        except BaseException:
+            await self.shutdown()
+            raise
+
+    async def execute_model(self, requests: list[DiffusionRequest]) -> list[DiffusionOutput]:
+        return [await self._generate(request) for request in requests]
+
+    async def _generate(self, request: DiffusionRequest) -> DiffusionOutput:
+        """One request. Cancelling this cancels it there: gRPC tells the service."""
+        try:
+            data = await anyio.to_thread.run_sync(pack, request)  # pictures to start from may be large
+            answer = await anyio.to_thread.run_sync(unpack, await self._ask("Generate", data), Answer)
+            error = None if answer.error is None else answer.error.exception()
+        except RequestError as refusal:
+            return DiffusionOutput(request_id=request.request_id, seed=request.seed, error=refusal)
+        if isinstance(error, EngineError):
+            raise error
+        return DiffusionOutput(
+            request_id=request.request_id,
+            seed=request.seed,
+            output=answer.result,
+            trajectory_latents=answer.trajectory_latents,
+            trajectory_timesteps=answer.trajectory_timesteps,
+            error=error,
+        )
+
+    async def collective_rpc(
+        self,
+        method: str,
+        timeout: float | None = None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        unique_reply_rank: int | None = None,
+    ) -> Any:
+        """Forwarded. The service gives up when the time is over, and so do we, should it not say so."""
+        call = Call(method, timeout, list(args), dict(kwargs or {}), unique_reply_rank)
+        with anyio.fail_after(timeout):
+            await anyio.lowlevel.checkpoint()
+            answer = unpack(await self._ask("Call", pack(call), timeout), Answer)
+        if answer.error is not None:
+            raise answer.error.exception()
+        return answer.result
+
+    async def wait_failed(self) -> EngineError:
+        """The service never answers this call: its end is the end of the service."""
+        try:
+            await self._ask("Watch", b"", wait=True)
+        except EngineError as error:
+            return error
+        return EngineDead(f"{self.config.model} ended the watch")
+
+    async def shutdown(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+
+    async def _ask(self, method: str, data: bytes, timeout: float | None = None, *, wait: bool = False) -> bytes:
+        """What the service answers; what goes wrong on the way is an error of ours."""
+        if self._channel is None:
+            raise EngineNotRunning("the executor was not started, or is closed")
+        token = os.environ.get(TOKEN)
+        metadata = (("authorization", f"Bearer {token}"),) if token else None
+        call = self._channel.unary_unary(f"/{SERVICE}/{method}")
+        try:
+            return await call(data, timeout=timeout, metadata=metadata, wait_for_ready=wait)
+        except grpc.aio.UsageError as error:
+            raise EngineNotRunning(f"the executor was closed: {error}") from None
+        except grpc.aio.AioRpcError as error:
+            raise self._error(error) from None
+        except asyncio.CancelledError:
+            if (self._channel is None and not (task := asyncio.current_task())) or not task.cancelling():
+                raise EngineNotRunning("the executor was closed") from None
+            raise
+
+    def _error(self, error: grpc.aio.AioRpcError) -> Exception:
+        code, told = error.code(), f"{self.config.model}: {error.code().name}: {error.details()}"
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return TimeoutError(told)
+        if code is grpc.StatusCode.UNKNOWN:  # the service's own code raised
+            return GenerationFailed(told)
+        return EngineNotRunning(told) if self._channel is None else EngineError(told)
+
+
+async def draw(address: str) -> list[DiffusionOutput]:
+    config = EngineConfig(model=address, distributed_executor_backend=GrpcExecutor)
+    async with AsyncDiffusionEngine(config) as engine:
+        return await asyncio.gather(*(engine.generate(prompt, seed=1) for prompt in PROMPTS))
+
+
+def main(address: str, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for place, out in enumerate(asyncio.run(draw(address))):
+        path = folder / f"grpc-executor-{place}.png"
+        out.images[0].save(path)
+        print(path)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(*sys.argv[2:] or ["out"]))

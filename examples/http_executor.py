@@ -1,0 +1,171 @@
+"""An executor of your own: whole requests go to another machine's ``steploom serve``, over HTTP.
+
+steploom serve --port 8000                                       # there
+python examples/http_executor.py http://127.0.0.1:8000 [FOLDER]  # here
+
+Everything of this engine works in front of it: its queue and priorities, timeouts, cancelling, ``/metrics``.
+"""
+
+import asyncio
+import base64
+import io
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+import anyio
+import anyio.lowlevel
+from PIL import Image
+
+from steploom import (
+    AsyncDiffusionEngine,
+    DeadlineExceeded,
+    DiffusionOutput,
+    DiffusionRequest,
+    EngineConfig,
+    EngineError,
+    EngineNotRunning,
+    GenerationFailed,
+    InvalidRequest,
+    QueueFull,
+    RequestCancelled,
+    RequestError,
+    SteploomError,
+)
+from steploom.executor import DiffusionExecutor, ProgressCallback
+from steploom.protocol import PipelineInfo
+
+PROMPTS = ["a large red circle on a white background", "a small yellow star on a blue background"]
+ERRORS = {429: QueueFull, 499: RequestCancelled, 504: DeadlineExceeded}
+OWN = ("seed", "lora", "cache", "priority", "timeout", "deadline", "user")
+"""Fields of a request that the server takes too, beside the pipeline's arguments."""
+
+
+class HttpExecutor(DiffusionExecutor):
+    """Sends whole requests to the server at ``config.model``, which batches them by itself.
+
+    ``STEPLOOM_REMOTE_KEY`` is its API key, if it wants one.
+    """
+
+    granularity = "request"
+
+    def __init__(self, config: EngineConfig, pipeline: Any = None) -> None:
+        super().__init__(config, pipeline)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def _init_executor(self, on_progress: ProgressCallback) -> PipelineInfo:
+        on_progress(f"waiting for {self.config.model}")
+        key = os.environ.get("STEPLOOM_REMOTE_KEY")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._session = aiohttp.ClientSession(
+            self.config.model,
+            headers=headers,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),  # the engine's own timeouts end requests
+            connector=aiohttp.TCPConnector(limit=0),  # and its max_batch bounds how many run
+        )
+        try:
+            with anyio.fail_after(self.config.start_timeout_s):
+                await self._ask("GET", "/ready")
+                (model, *_) = (await self._ask("GET", "/v1/models"))["data"]
+        except BaseException:
+            await self.shutdown()
+            raise
+        return PipelineInfo(pipeline_class=model["id"], makes=["images"])  # no parameters: the server checks them
+
+    async def execute_model(self, requests: list[DiffusionRequest]) -> list[DiffusionOutput]:
+        return [await self._generate(request) for request in requests]
+
+    async def _generate(self, request: DiffusionRequest) -> DiffusionOutput:
+        """One request. Cancelling this closes the connection, and the server ends what nobody waits for."""
+        try:
+            answer = await self._ask("POST", "/v1/images/generations", body_of(request))
+        except RequestError as error:
+            return DiffusionOutput(request_id=request.request_id, seed=request.seed, error=error)
+        files = [base64.b64decode(entry["b64_json"]) for entry in answer["data"]]
+        images = await anyio.to_thread.run_sync(lambda: [Image.open(io.BytesIO(file)).copy() for file in files])
+        return DiffusionOutput(request_id=request.request_id, seed=request.seed, output=SimpleNamespace(images=images))
+
+    async def collective_rpc(
+        self,
+        method: str,
+        timeout: float | None = None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        unique_reply_rank: int | None = None,
+    ) -> Any:
+        """``ping`` asks the remote's workers; a plain server forwards no other method."""
+        with anyio.fail_after(timeout):
+            await anyio.lowlevel.checkpoint()
+            if method != "ping":
+                raise InvalidRequest(f"method={method!r}: the server forwards 'ping' only", field="method")
+            await self._ask("GET", "/health")
+        return "pong" if unique_reply_rank is not None else ["pong"]
+
+    async def shutdown(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """What the server answers, as JSON; its errors are ours."""
+        if self._session is None:
+            raise EngineNotRunning("the executor was not started, or is closed")
+        try:
+            async with self._session.request(method, path, json=body) as response:
+                answer = await response.json(content_type=None)
+                if response.status >= 400:
+                    raise error_of(response.status, answer)
+                return answer
+        except SteploomError:
+            raise
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            if self._session is None:
+                raise EngineNotRunning("the executor was closed") from None
+            raise EngineError(f"{self.config.model} does not answer: {type(error).__name__}: {error}") from None
+
+
+def body_of(request: DiffusionRequest) -> dict[str, Any]:
+    """The request as the server reads it; what JSON cannot hold is refused here, what it does not know there."""
+    if request.prompt is not None and not isinstance(request.prompt, str):
+        raise InvalidRequest("prompt: one server request has one prompt; send several requests", field="prompt")
+    for name, value in request.params.items():
+        if not isinstance(value, (str, int, float, bool, type(None))):
+            raise InvalidRequest(f"{name}: a {type(value).__name__} does not travel to the server", field=name)
+    own = {name: getattr(request, name) for name in OWN}
+    return {"prompt": request.prompt, **{name: value for name, value in own.items() if value}, **request.params,
+            "seed": request.seed}  # fmt: skip
+
+
+def error_of(status: int, answer: Any) -> Exception:
+    """The exception that the server had before it became an answer."""
+    told = answer.get("error") if isinstance(answer, dict) else None
+    message, field = (told.get("message"), told.get("param")) if isinstance(told, dict) else (str(answer), None)
+    if status in ERRORS:
+        return ERRORS[status](message)
+    if status == 503 or status in (401, 403, 404):
+        return EngineError(f"HTTP {status}: {message}")
+    return InvalidRequest(message, field=field) if status < 500 else GenerationFailed(message)
+
+
+async def draw(address: str) -> list[DiffusionOutput]:
+    config = EngineConfig(model=address, distributed_executor_backend=HttpExecutor)
+    async with AsyncDiffusionEngine(config) as engine:
+        return await asyncio.gather(*(engine.generate(prompt, seed=1) for prompt in PROMPTS))
+
+
+def main(address: str, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    begun = time.perf_counter()
+    for place, out in enumerate(asyncio.run(draw(address))):
+        path = folder / f"http-executor-{place}.png"
+        out.images[0].save(path)
+        print(f"{path}  {time.perf_counter() - begun:.1f} s")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(*sys.argv[2:] or ["out"]))

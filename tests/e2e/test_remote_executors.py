@@ -1,0 +1,186 @@
+"""The example executors in front of real processes with the built-in model, and whether they keep the contract."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import numpy as np
+import pytest
+import torch
+from PIL import ImageChops
+
+from examples import EXAMPLES, example
+from steploom import (
+    AsyncDiffusionEngine,
+    DeadlineExceeded,
+    DiffusionEngine,
+    EngineConfig,
+    EngineError,
+    GenerationFailed,
+    InvalidRequest,
+)
+from steploom.executor import AttachedExecutor, DiffusionExecutor
+from steploom.testing import check_executor
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+PROMPT = "a large red circle above a small blue square on a white background"
+ASKED = {"num_inference_steps": 6, "guidance_scale": 4.0, "seed": 3}
+HttpExecutor = example("http_executor").HttpExecutor
+GrpcExecutor = example("grpc_executor").GrpcExecutor
+
+
+@contextlib.contextmanager
+def process(*command: str | Path, ready: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process, once it has said that it is ready; and what it said."""
+    with subprocess.Popen(
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **environment},
+    ) as started:
+        try:
+            assert started.stdout is not None
+            yield started, next(line for line in started.stdout if ready in line)
+        finally:
+            started.terminate()
+            started.wait(30)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="s", dir="/tmp") as name:  # a socket's path has to be short
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def alone() -> Any:
+    """The image of an engine of ours."""
+    with DiffusionEngine(model="demo", distributed_executor_backend="inproc", torch_threads=1) as engine:
+        return engine.generate(PROMPT, **ASKED).images[0]
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    command = ["-m", "steploom.cli.main", "serve", "--port", "0", "--engine", "torch_threads=1"]
+    with process(*command, ready="is ready at") as (_, said):
+        found = re.search(r"http://[^\s/]+", said)
+        assert found is not None
+        yield found[0]
+
+
+@pytest.fixture
+def service(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    address = f"unix:{folder}/grpc"
+    with process(EXAMPLES / "grpc_service.py", address, ready="listening at") as (started, _):
+        yield started, address
+
+
+def same(image: Any, other: Any) -> bool:
+    return max(high for _, high in ImageChops.difference(image, other).getextrema()) <= 1
+
+
+def ask(kind: type[DiffusionExecutor], model: str) -> EngineConfig:
+    return EngineConfig(model=model, distributed_executor_backend=kind)
+
+
+async def test_http(server: str, alone: Any) -> None:
+    async with AsyncDiffusionEngine(ask(HttpExecutor, server)) as engine:
+        assert same((await engine.generate(PROMPT, **ASKED)).images[0], alone)
+        with pytest.raises(InvalidRequest, match="guidance_scale"):
+            await engine.generate(PROMPT, guidance_scale=10_000.0)
+    await check_executor(HttpExecutor, ask(HttpExecutor, server), num_inference_steps=4)
+
+
+async def test_grpc(service: tuple[subprocess.Popen[str], str], alone: Any) -> None:
+    started, address = service
+    async with AsyncDiffusionEngine(ask(GrpcExecutor, address)) as engine:
+        out = await engine.generate(PROMPT, return_trajectory=True, **ASKED)
+        assert same(out.images[0], alone)
+        assert out.trajectory_latents.shape[0] == ASKED["num_inference_steps"]
+        latents = await engine.generate(PROMPT, output_type="latent", **ASKED)
+        assert isinstance(latents.images, torch.Tensor)
+        assert np.isfinite(latents.images.numpy()).all()
+        with pytest.raises(InvalidRequest, match=r"guidance_scal: .*guidance_scale"):
+            await engine.generate(PROMPT, guidance_scal=4.0)
+        with pytest.raises(DeadlineExceeded):
+            await engine.generate(PROMPT, num_inference_steps=900, timeout=0.5)
+        await engine.generate(PROMPT, num_inference_steps=2)  # so that a step has ended since
+        (stats,) = await engine.collective_rpc("stats")
+        assert stats.resident == 0, "the service ends what nobody waits for"
+        with pytest.raises(InvalidRequest, match="no_such_method"):
+            await engine.collective_rpc("no_such_method")
+        await engine.check_health()
+        await end_of(engine, started)
+        with pytest.raises(EngineError):
+            await engine.generate(PROMPT)
+
+
+async def end_of(engine: AsyncDiffusionEngine, started: subprocess.Popen[str]) -> None:
+    """The service is killed while requests run, and the engine knows."""
+    failures: list[Exception] = []
+
+    async def lost() -> None:
+        try:
+            await engine.generate(PROMPT, num_inference_steps=900)
+        except (EngineError, GenerationFailed) as error:
+            failures.append(error)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(lost)
+        group.start_soon(lost)
+        await anyio.wait_all_tasks_blocked()
+        started.kill()
+    assert len(failures) == 2
+
+
+async def test_grpc_keeps_the_contract(service: tuple[subprocess.Popen[str], str]) -> None:
+    started, address = service
+    await check_executor(GrpcExecutor, ask(GrpcExecutor, address), lose=lambda _: started.kill())
+
+
+async def test_grpc_over_tcp_wants_the_token(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, address = EXAMPLES / "grpc_service.py", "127.0.0.1:0"
+    refused = await anyio.to_thread.run_sync(
+        partial(subprocess.run, [sys.executable, script, address], capture_output=True, text=True, check=False)
+    )
+    assert "set STEPLOOM_GRPC_TOKEN" in refused.stderr
+    with process(script, address, ready="listening at", STEPLOOM_GRPC_TOKEN="right") as (_, said):
+        address = said.split()[-1]
+        for token, works in (("wrong", False), ("right", True)):
+            monkeypatch.setenv("STEPLOOM_GRPC_TOKEN", token)
+            executor = GrpcExecutor(ask(GrpcExecutor, address))
+            if works:
+                assert (await executor.start()).pipeline_class
+            else:
+                with pytest.raises(EngineError, match="UNAUTHENTICATED"):
+                    await executor.start()
+            await executor.shutdown()
+
+
+async def test_attached(folder: Path, alone: Any) -> None:
+    address = folder / "worker"
+    with process("-m", "steploom.worker", "--listen", address, ready="listens at") as (started, _):
+        kind = AttachedExecutor.at(address)
+        for _ in range(2):
+            async with AsyncDiffusionEngine(
+                model="demo", torch_threads=1, distributed_executor_backend=kind, costs_file=None
+            ) as engine:
+                assert same((await engine.generate(PROMPT, **ASKED)).images[0], alone)
+                (stats,) = await engine.collective_rpc("stats")
+                assert stats.resident == 0
+        assert stats.ticks > 2 * ASKED["num_inference_steps"], "the same worker"
+
+        await check_executor(kind, EngineConfig(torch_threads=1), lose=lambda _: started.send_signal(signal.SIGKILL))

@@ -1,0 +1,133 @@
+"""examples/http_executor.py, in front of a server of this library over a pretended model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import pytest
+from fakes import settled
+from serving import listening
+
+from examples import example
+from steploom import (
+    AsyncDiffusionEngine,
+    DeadlineExceeded,
+    EngineError,
+    GenerationFailed,
+    InvalidRequest,
+    QueueFull,
+    RequestCancelled,
+)
+from steploom.server import create_app
+from steploom.testing import FakeEngine
+
+HttpExecutor = example("http_executor").HttpExecutor
+
+
+@contextlib.asynccontextmanager
+async def remote(**config: Any) -> AsyncIterator[tuple[AsyncDiffusionEngine, FakeEngine]]:
+    """An engine whose executor asks a server, and the engine of that server."""
+    async with (
+        FakeEngine(**config) as there,
+        listening(create_app(there)) as address,
+        AsyncDiffusionEngine(model=address, distributed_executor_backend=HttpExecutor) as here,
+    ):
+        yield here, there
+
+
+async def test_images_are_the_remotes_own() -> None:
+    async with remote() as (here, there):
+        outs: dict[int, Any] = {}
+
+        async def one(seed: int) -> None:
+            outs[seed] = await here.generate("a red circle", seed=seed, width=32, height=64)
+
+        async with anyio.create_task_group() as group:
+            for seed in range(4):
+                group.start_soon(one, seed)
+        for seed, out in outs.items():
+            alone = await there.generate("a red circle", seed=seed, width=32, height=64)
+            assert out.images[0].tobytes() == alone.images[0].tobytes()
+            assert out.seed == seed
+        assert len({out.images[0].tobytes() for out in outs.values()}) == 4
+
+
+async def test_errors_are_the_remotes_own() -> None:
+    async with remote() as (here, there):
+        with pytest.raises(InvalidRequest, match=r"num_inference_stepz: unknown.*num_inference_steps") as caught:
+            await here.generate("a cat", num_inference_stepz=3)
+        assert caught.value.field == "num_inference_stepz"
+        with pytest.raises(InvalidRequest, match="sigmas: a list does not travel"):
+            await here.generate("a cat", sigmas=[1.0])
+        with pytest.raises(GenerationFailed, match="ValueError: fail"):
+            await here.generate("fail", num_inference_steps=3)
+        (out,) = await here._core.executor.add_requests([example("http_executor").DiffusionRequest("fail")])
+        assert isinstance(out.error, GenerationFailed)
+        assert out.output is None
+        there.die()
+        with pytest.raises(GenerationFailed, match="HTTP 503"):  # no place for another kind in a report
+            await here.generate("a cat")
+        with pytest.raises(EngineError, match="HTTP 503"):
+            await here.check_health()
+
+
+async def test_a_full_queue_there_is_a_full_queue_here() -> None:
+    async with remote(max_waiting=1, max_batch=1, max_resident=1) as (here, there), anyio.create_task_group() as group:
+        there.hold()
+        running = there.stream("running")
+        waiting = there.stream("waiting")
+        async with running:
+            await there.held()
+            async with waiting:
+                with pytest.raises(QueueFull):
+                    await here.generate("one too many")
+                there.release()
+        group.cancel_scope.cancel()
+
+
+async def test_who_leaves_here_leaves_there() -> None:
+    async with remote() as (here, there):
+        there.hold()
+        async with anyio.create_task_group() as group:
+            group.start_soon(here.generate, "left alone")
+            await there.held()
+            group.cancel_scope.cancel()
+        there.release()
+        await settled(there)
+        there.hold()
+        with pytest.raises(DeadlineExceeded):
+            await here.generate("late", timeout=0.2)
+        there.release()
+        await settled(there)
+        there.hold()
+        async with anyio.create_task_group() as group:
+
+            async def aborted() -> None:
+                with pytest.raises(RequestCancelled):
+                    await here.generate("aborted", request_id="mine")
+
+            group.start_soon(aborted)
+            await there.held()
+            assert await here.abort("mine")
+        there.release()
+        await settled(there)
+
+
+async def test_calls_and_health() -> None:
+    async with remote() as (here, _):
+        await here.check_health()
+        assert await here.collective_rpc("ping") == ["pong"]
+        assert await here.collective_rpc("ping", unique_reply_rank=0) == "pong"
+        with pytest.raises(InvalidRequest, match="forwards 'ping' only"):
+            await here.collective_rpc("stats")
+        with pytest.raises(TimeoutError):
+            await here.collective_rpc("ping", timeout=0)
+
+
+async def test_nobody_there_is_told_at_the_start() -> None:
+    with pytest.raises(EngineError, match=r"http://127.0.0.1:9 does not answer"):
+        async with AsyncDiffusionEngine(model="http://127.0.0.1:9", distributed_executor_backend=HttpExecutor):
+            pass
