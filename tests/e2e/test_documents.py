@@ -15,7 +15,8 @@ FENCE = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
 
 def programs() -> list[pytest.param]:
     found = []
-    pages = ("docs/index.md", "docs/tutorial.md", "docs/embedding.md", "docs/observability.md", "docs/step-caching.md")
+    names = ("index", "tutorial", "embedding", "observability", "step-caching", "executors", "migration")
+    pages = [f"docs/{name}.md" for name in names]
     for document in ("README.md", *pages):
         for place, program in enumerate(FENCE.findall((ROOT / document).read_text()), start=1):
             marks = [pytest.mark.timeout(300), pytest.mark.slow]
