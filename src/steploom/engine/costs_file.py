@@ -57,7 +57,7 @@ class CostsFile:
             kept = json.loads(self.path.read_bytes())
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             log.warning("costs of ticks are learned anew, since %s cannot be read: %s", self.path, error)
             return None
         return kept if isinstance(kept, dict) and kept.get("owner") == self.owner else None  # pyright: ignore

@@ -45,6 +45,12 @@ DECAY = 0.99
 SAMPLED = 8
 """Every so many ticks are looked at for it."""
 
+MOST_TIMES = 4.0
+"""An outlier counts as so many times what is usual, where sums are kept and not medians."""
+
+KNOWN_ENDS = 4
+"""Requests that must have ended before anybody says what is usual of their chores."""
+
 VERSION = 1
 
 
@@ -117,6 +123,8 @@ class Curve:
 
     def observe_chores(self, seconds: float, ended: int) -> None:
         """Encoders and VAEs took so long in a tick in which so many requests ended. Old ticks count less and less."""
+        if self._ended >= KNOWN_ENDS:  # one hiccup is not what they take
+            seconds = min(seconds, MOST_TIMES * self.chores_s * max(1, ended))
         self._chores = 0.98 * self._chores + seconds
         self._ended = 0.98 * self._ended + ended
         self.chores_s = self._chores / max(self._ended, 1.0)
@@ -168,8 +176,13 @@ class Curve:
         """The curve that :meth:`state` told of."""
         curve = cls()
         for rows, values in state["seconds"].items():
-            curve._samples[int(rows)] = deque(map(float, values), maxlen=SAMPLES)
+            samples = deque(map(float, values), maxlen=SAMPLES)
+            if int(rows) < 1 or not samples or not all(0 < seconds < math.inf for seconds in samples):
+                raise ValueError(f"rows {rows}: no seconds of ticks: {values}")
+            curve._samples[int(rows)] = samples
         chores, ended = map(float, state["chores"])
+        if not (0 <= chores < math.inf and 0 <= ended < math.inf):
+            raise ValueError(f"no seconds of text encoders and VAEs: {state['chores']}")
         curve._points = None
         curve.footprint = Footprint.of(state)
         curve._chores, curve._ended, curve.chores_s = chores, ended, chores / max(ended, 1.0)
@@ -285,13 +298,14 @@ class CostModel:
         curve = self._names.get(batch_key) or self.curve(batch_key)
         curve.observe(rows, seconds)
         curve.footprint.observe_tick(result, rows)
-        if result.chores_s:
-            curve.observe_chores(result.chores_s, sum(report.finished for report in result.reports))
+        ended = sum(report.finished for report in result.reports)
+        if result.chores_s or ended:
+            curve.observe_chores(result.chores_s, ended)
         self._ticks += 1
         if self._ticks % SAMPLED == 1:
             members = sum(report.batch_requests > 0 for report in result.reports)
             self.alone_s = DECAY * self.alone_s + members * curve.at(rows / members)
-            self.busy_s = DECAY * self.busy_s + seconds
+            self.busy_s = DECAY * self.busy_s + min(seconds, MOST_TIMES * curve.at(rows))
 
     def _overflowed(self, batch_key: str | None, result: RunnerOutput) -> None:
         self.limited = True

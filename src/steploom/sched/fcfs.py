@@ -105,8 +105,9 @@ class Fcfs(Ranked):
         groups = list(active.values())
         if opens:
             favoured = self._elect(max_batch)
-            if self._leaves_over(favoured, max_batch, free) > 0:
-                groups.append(self._next(now))
+            following = self._next(now)
+            if _above(following, favoured) or self._leaves_over(favoured, max_batch, free) > 0:
+                groups.append(following)
             if favoured is not None and not favoured.residents and len(favoured.line):
                 groups.append(favoured)
             groups = [group for group in groups if group.residents or self._has_memory(group, now)]
@@ -132,7 +133,9 @@ class Fcfs(Ranked):
         if places <= 0 or len(groups.active) + len(groups.pending) == 1 or (not group.residents and self._kept(now)):
             return places
         favoured = self._elect(max_batch)
-        return places if group is favoured else min(places, self._leaves_over(favoured, max_batch, free))
+        if group is favoured or _above(group, favoured):
+            return places
+        return min(places, self._leaves_over(favoured, max_batch, free))
 
     def _leaves_over(self, favoured: Group | None, max_batch: int, free: int) -> int:
         """How many of the free places groups that are not favoured may take."""
@@ -172,3 +175,10 @@ class Fcfs(Ranked):
             self._let_in = True
         self._count(group)
         return joining
+
+
+def _above(group: Group, favoured: Group | None) -> bool:
+    """Whether somebody of a better class waits in the group than in the favoured one, or runs there."""
+    if favoured is None or not (favoured.residents or len(favoured.line)) or not len(group.line):
+        return False
+    return group.line.priority < favoured.priority

@@ -44,10 +44,9 @@ class Group:
 
     @property
     def priority(self) -> int:
-        """The best class of its residents, or else of those that wait."""
-        if self.residents:
-            return min(state.request.priority for state in self.residents.values())
-        return self.line.priority
+        """The best class of its residents and of those that wait: who waits for their places lends them its own."""
+        best = [state.priority for state in self.residents.values()]
+        return min([*best, self.line.priority]) if len(self.line) else min(best)
 
     @property
     def stepping(self) -> int:
@@ -200,7 +199,7 @@ class Groups:
     def _enter(self, group: Group, state: RequestState, now: float) -> None:
         """Notes that ``state`` waits in a pending group."""
         found = group.line.find(state.run_id)
-        number = state.request.priority if found is None else found[1]
+        number = state.priority if found is None else found[1]
         entry = (number, self._late(state, now), self._order.rank(state), state.arrival, state.run_id)
         heappush(self._index, entry)
         if len(self._index) > 2 * len(self.home) + SLACK:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from heapq import heapify, heappop, heappush
+from itertools import count
 from typing import NamedTuple
 
 from steploom.sched.state import RequestState
@@ -51,10 +53,15 @@ class Waiting:
         self.taken = 0
 
     def push(self, state: RequestState, order: Order, front: bool) -> None:
-        """``state`` waits from now on."""
+        """``state`` waits from now on; by age before those that came later, as one that has risen to this class."""
         self.states[state.run_id] = state
         heappush(self.heap, (not front, order.rank(state), state.arrival, state.run_id))
-        (self.ages.appendleft if front else self.ages.append)(state.run_id)
+        place = len(self.ages)
+        last = self.states.get(self.ages[-1]) if self.ages else None
+        if last is not None and last.arrival > state.arrival:
+            older = (i for i, run in enumerate(self.ages) if run in self.states)
+            place = next((i for i in older if self.states[self.ages[i]].arrival > state.arrival), place)
+        self.ages.insert(0 if front else place, state.run_id)
         if len(self.ages) > 2 * len(self.states) + SLACK:
             self.ages = deque(run for run in self.ages if run in self.states)
             self.heap = [entry for entry in self.heap if entry[3] in self.states]
@@ -91,7 +98,9 @@ class Class:
 
     def first(self, order: Order, now: float) -> tuple[str, RequestState]:
         """The user whose turn it is, and the next of its requests."""
-        while True:
+        for turn in count():
+            if turn == len(self.users):
+                self._skip_rounds(order, now)
             user, waiting = next(iter(self.users.items()))
             state = waiting.first(order, now)
             cost = order.charge(state)
@@ -100,6 +109,15 @@ class Class:
             self.quantum = max(self.quantum, cost)
             self.users.move_to_end(user)
             waiting.credit += self.quantum * order.weights.get(user, 1.0)
+        raise AssertionError("unreachable")
+
+    def _skip_rounds(self, order: Order, now: float) -> None:
+        """Nobody could spend anything in a round: as many as it takes until somebody can, at once."""
+        quanta = {user: self.quantum * order.weights.get(user, 1.0) for user in self.users}
+        short = {user: order.charge(one.first(order, now)) - one.credit for user, one in self.users.items()}
+        rounds = min(math.ceil(short[user] / quanta[user]) for user in quanta) - 1
+        for user, waiting in self.users.items():
+            waiting.credit += max(0, rounds) * quanta[user]
 
 
 class Line:
@@ -121,7 +139,7 @@ class Line:
 
     def push(self, state: RequestState, *, front: bool = False) -> None:
         """``state`` waits from now on; with ``front`` before all others of its user and class."""
-        self._put(state, state.request.priority, state.submitted, front)
+        self._put(state, state.priority, state.submitted, front)
 
     def _put(self, state: RequestState, number: int, since: float, front: bool) -> None:
         user = state.request.user or ""
@@ -207,4 +225,5 @@ class Line:
                 continue
             better = numbers[bisect_left(numbers, number) - 1]
             self.remove(state)
+            state.priority = better
             self._put(state, better, now, front=False)

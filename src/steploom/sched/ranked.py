@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, islice
+from itertools import accumulate
 
 from steploom.config import EngineConfig
 from steploom.sched.groups import Group, Groups
@@ -105,6 +105,7 @@ class Ranked(Policy):
         if group is None:
             return Batch(None, [], [])
         places = self._places(group, max_batch, free, now) if free > 0 and len(group.line) else 0
+        overtaken = group is self._overtaken(now)
         self._groups.turns += 1
         self._chosen, group.since, group.turn = group, now, self._groups.turns
         if group.paused:
@@ -113,6 +114,10 @@ class Ranked(Policy):
         cached = self._steps(group, max_batch)
         if places > 0:
             joining = self._join(group, max_batch, places, now)
+            if overtaken:  # it would be passed over again, in its place
+                best = min(one.priority for one in self._groups.active.values())
+                for state in joining:
+                    state.priority = best
             if len(joining) < places and len(group.line):
                 joining += self._preempt(group, cached, now)
                 cached = [run for run in cached if run not in group.paused][: max_batch - len(joining)]
@@ -139,14 +144,16 @@ class Ranked(Policy):
             return Batch(None, [], [])
         if self.costs.limit(group.batch_key) < math.inf:
             return Batch(None, [], [])
-        there = set(members) | group.paused.keys()
-        cached = list(islice((run for run in group.residents if run not in there), room))
-        joining: list[RequestState] = []
         now, self._leaving = self.clock(), (group, [self.ending[run] for run in members if run in self.ending])
+        # Those whose last step this is still have their rows in the tick.
+        gone = len(members) - sum(run in group.residents for run in members)
+        if group.paused:
+            self._resume(group, max_batch - gone, now)
+        there = set(members) | group.paused.keys()
+        cached = [] if self._over_knee(group) else [run for run in group.residents if run not in there][:room]
+        joining: list[RequestState] = []
         places = self._places(group, max_batch, free, now) if free > 0 and len(group.line) else 0
         if room > len(cached) and places > 0 and (group.residents or self._opens()):
-            # Those whose last step this is still have their rows in the tick.
-            gone = len(members) - sum(run in group.residents for run in members)
             joining = self._join(group, max_batch - gone, places, now)
         return Batch(group.batch_key, cached, joining)
 
@@ -219,7 +226,7 @@ class Ranked(Policy):
         """Whether the next of those that wait in the group may join it."""
         if free <= 0 or group.stepping >= max_batch:
             return False
-        bounded = (self._knees or self.costs.limited) and group.stepping
+        bounded = (self._knees or self.costs.limited) and (group.stepping or self._leaving_rows(group))
         if bounded and not self._fits(group, group.line.first(now)):
             return False
         return self._has_memory(group, now)
@@ -242,7 +249,19 @@ class Ranked(Policy):
         if not (self._knees or self.costs.limited):
             return True
         cap = self.costs.cap(group.batch_key) if self._knees else math.inf
-        return self._rows(group) + self.demands.rows(state) <= min(cap, self.costs.limit(group.batch_key))
+        rows = self._rows(group) + self._leaving_rows(group) + self.demands.rows(state)
+        return rows <= min(cap, self.costs.limit(group.batch_key))
+
+    def _leaving_rows(self, group: Group) -> int:
+        """Rows in the tick that is added to, of those that are planned for no more."""
+        of, states = self._leaving
+        return sum(map(self.demands.rows, states)) if of is group else 0
+
+    def _over_knee(self, group: Group) -> bool:
+        """Whether all residents of the group, with those that leave, have more rows than the knee."""
+        if not self._knees:
+            return False
+        return self._rows(group) + self._leaving_rows(group) > self.costs.cap(group.batch_key)
 
     def _rows(self, group: Group) -> int:
         rows = self.demands.rows
@@ -272,7 +291,7 @@ class Ranked(Policy):
         steps = [group.residents[run] for run in cached if run not in self._paused_before]
         if not steps:
             return []
-        victim = max(steps, key=lambda state: (state.request.priority, self.urgency(state, now, seconds)))
+        victim = max(steps, key=lambda state: (state.priority, self.urgency(state, now, seconds)))
         if not self._before(first, victim, now, seconds):
             return []
         group.paused[victim.run_id] = victim
@@ -281,7 +300,7 @@ class Ranked(Policy):
 
     def _before(self, first: RequestState, victim: RequestState, now: float, seconds: float) -> bool:
         """Whether ``first``, which waits, goes before ``victim``, which runs."""
-        above = first.request.priority - victim.request.priority
+        above = first.priority - victim.priority
         if above > 0 or (above < 0 and self.config.preempt):
             return above < 0
         if not self.urgency(first, now, seconds) < self.urgency(victim, now, seconds):

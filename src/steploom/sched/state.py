@@ -79,6 +79,7 @@ class RequestState:
         held_bytes: Bytes that it keeps between steps, likewise.
         total_steps: Its steps in all, likewise; None until then, or if nobody knows.
         kind: Its guess, and whether it has guidance, once somebody has asked.
+        priority: Its class: that of the request, or a better one that it has risen to.
         standalone_s: Seconds that it would take by itself, estimated when it came.
         deadline: Clock reading by which it should be done.
         request_id: The request's id, at hand because every step needs it.
@@ -107,9 +108,10 @@ class RequestState:
     standalone_s: float = 0.0
     deadline: float = math.inf
     request_id: str = dataclasses.field(init=False)
+    priority: int = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        self.request_id = self.request.request_id
+        self.request_id, self.priority = self.request.request_id, self.request.priority
 
     def begin_attempt(self, run_id: str) -> None:
         """Back to waiting, as the next attempt: what the lost attempt measured is forgotten, the wait is not."""
