@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from scripted_runner import ScriptedRunner
 
 from steploom.protocol import RunnerOutput, SchedulerOutput
@@ -13,10 +15,13 @@ class RememberingRunner(ScriptedRunner):
     def __init__(self, progress) -> None:
         super().__init__(progress)
         self.resident: list[str] = []
+        self.note: Path | None = None
 
     def execute(self, output: SchedulerOutput) -> RunnerOutput:
         self.resident = [run for run in self.resident if run not in output.finished_req_ids]
         self.resident += [new.run_id for new in output.scheduled_new_reqs]
+        if output.finished_req_ids and self.note is not None:
+            self.note.touch()
         return super().execute(output)
 
     def rpc_resident(self) -> list[str]:
@@ -24,4 +29,8 @@ class RememberingRunner(ScriptedRunner):
 
 
 def make(config, progress) -> RememberingRunner:
-    return RememberingRunner(progress)
+    """``model="note:PATH"``: that file is there once somebody was forgotten."""
+    runner = RememberingRunner(progress)
+    if config.model.startswith("note:"):
+        runner.note = Path(config.model.removeprefix("note:"))
+    return runner

@@ -17,13 +17,19 @@ import anyio
 import anyio.to_thread
 import psutil
 import pytest
+import zmq
+from processes import content
 from scripted_runner import Gate
 
+from steploom import codec
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError, EngineDead, WorkerDied
 from steploom.executor import AttachedExecutor
 from steploom.protocol import NewRequest, SchedulerOutput
 from steploom.requests import DiffusionRequest
+from steploom.worker.listening import FATAL
+from steploom.worker.messages import Configure, ToWorker
+from steploom.worker.process import LAST_WORDS
 
 TESTS = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "steploom.worker", "--runner", "scripted_runner:make", "--listen"]
@@ -90,14 +96,16 @@ async def test_one_engine_after_another_finds_the_worker_as_it_is(address: Path,
     assert mode(address) is None
 
 
-async def test_what_an_engine_leaves_behind_is_unwound(address: Path) -> None:
+async def test_what_an_engine_leaves_behind_is_unwound(address: Path, tmp_path: Path) -> None:
+    note = tmp_path / "note"
     command = [*COMMAND[:-2], "remembering_runner:make", "--listen"]
     with started(address, *command):
-        async with attached(address) as first:
+        async with attached(address, model=f"note:{note}") as first:
             new = NewRequest("left#0", DiffusionRequest("left behind"))
             await first.execute_step(SchedulerOutput(1, scheduled_new_reqs=[new]))
             assert await first.collective_rpc("resident", unique_reply_rank=0) == ["left#0"]
-        async with attached(address) as second:
+        assert content(tmp_path) == [note], "and before the engine has closed"
+        async with attached(address, model=f"note:{note}") as second:
             assert await second.collective_rpc("resident", unique_reply_rank=0) == []
 
 
@@ -170,6 +178,39 @@ async def test_a_model_that_cannot_load_is_told_and_hurts_no_other_engine(
                 pass
     async with attached(address) as executor:
         await executor.check_health()
+
+
+def test_a_refusal_is_announced_before_the_connection_ends(
+    address: Path, worker: subprocess.Popen[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Else an engine might take the end of the connection for the worker's death, while the reason is on its way."""
+    mine = tmp_path_factory.mktemp("e") / "e"
+    with zmq.Context() as context, context.socket(zmq.PAIR) as pair, socket.socket(socket.AF_UNIX) as engine:
+        pair.linger = 0
+        pair.bind(f"ipc://{mine}")
+        engine.settimeout(20)
+        engine.connect(str(address))
+        engine.sendall(f"{mine}\n".encode())
+        pair.send_multipart(codec.encode(ToWorker(Configure.of(EngineConfig(model="broken")))))
+        assert engine.recv(16) == FATAL
+        assert engine.recv(16) == b""
+
+
+async def test_a_refusal_whose_reason_is_on_its_way_is_waited_for(address: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as somebody:
+        somebody.bind(str(address))
+        somebody.listen()
+
+        def refuse() -> None:
+            connection, _ = somebody.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(FATAL)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.to_thread.run_sync, refuse)
+            with pytest.raises(WorkerDied, match=f"exit code {LAST_WORDS}"):
+                await AttachedExecutor.at(address)(EngineConfig()).start()
 
 
 async def test_who_says_nothing_sensible_is_let_go(address: Path, worker: subprocess.Popen[str]) -> None:
