@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,13 @@ import torch
 from diffusers import DiffusionPipeline
 
 from steploom import AsyncDiffusionEngine, Commit, DiffusionRequest, Draft, Finished, StepEvent
+from steploom.engine.mailbox import Mailbox
+from steploom.requests import Event
 from steploom.worker.trial import run_alone
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+Told = dict[str, list[Event]]
 
 LLADA = {"gen_length": 20, "block_length": 8, "num_inference_steps": 4, "temperature": 1.0, "threshold": 0.3}
 GEMMA = {"gen_length": 16, "num_inference_steps": 3, "temperature": 1.0}
@@ -38,12 +43,37 @@ async def llada(pipes: dict[str, Any]) -> AsyncIterator[AsyncDiffusionEngine]:
         yield engine
 
 
-async def read(engine: AsyncDiffusionEngine, prompt: Any = None, **params: Any) -> tuple[list[Any], Any]:
-    events: list[Any] = []
+@pytest.fixture(autouse=True)
+def told(monkeypatch: pytest.MonkeyPatch) -> Told:
+    """Every event by request, as the engine told it: a mailbox drops drafts that nobody read in time."""
+    events: Told = defaultdict(list)
+    put = Mailbox.put
+
+    def tell(mailbox: Mailbox, event: Event) -> None:
+        events[event.request_id].append(event)
+        put(mailbox, event)
+
+    monkeypatch.setattr(Mailbox, "put", tell)
+    return events
+
+
+async def read(engine: AsyncDiffusionEngine, told: Told, prompt: Any = None, **params: Any) -> tuple[list[Event], Any]:
+    """All that was told of a request, of which its reader got every commit and the end."""
     async with engine.stream(prompt, **params) as run:
-        async for event in run:
-            events.append(event)
-        return events, await run.result()
+        seen = [event async for event in run]
+        output = await run.result()
+    events = told[run.request_id]
+    assert text_of(seen) == text_of(events)
+    assert seen[-1] is events[-1]
+    return events, output
+
+
+def text_of(events: list[Event]) -> list[str]:
+    """What the commits make, by row."""
+    rows = [
+        event.text if isinstance(event.text, list) else [event.text] for event in events if isinstance(event, Commit)
+    ]
+    return ["".join(row) for row in zip(*rows, strict=True)]
 
 
 def check(events: list[Any], output: Any, alone: Any) -> None:
@@ -65,13 +95,13 @@ def check(events: list[Any], output: Any, alone: Any) -> None:
 
 @pytest.mark.parametrize(("name", "params"), [("llada", LLADA), ("gemma", GEMMA)])
 async def test_commits_make_the_text_of_each_of_several_requests(
-    pipes: dict[str, Any], name: str, params: dict[str, Any]
+    told: Told, pipes: dict[str, Any], name: str, params: dict[str, Any]
 ) -> None:
     prompts, found = ("a red circle", "two", "old house"), {}
     async with AsyncDiffusionEngine.from_pipeline(pipes[name]) as engine:
 
         async def one(seed: int, prompt: str) -> None:
-            found[prompt] = await read(engine, prompt, seed=seed, **params)
+            found[prompt] = await read(engine, told, prompt, seed=seed, **params)
 
         async with anyio.create_task_group() as group:
             for seed, prompt in enumerate(prompts):
@@ -81,9 +111,9 @@ async def test_commits_make_the_text_of_each_of_several_requests(
     assert len({output.text for _, output in found.values()}) == len(prompts)
 
 
-async def test_a_draft_shows_where_the_text_goes(llada: AsyncDiffusionEngine) -> None:
+async def test_a_draft_shows_where_the_text_goes(told: Told, llada: AsyncDiffusionEngine) -> None:
     """A draft is as long as its block, and the last one before a commit guesses most of it right."""
-    events, _ = await read(llada, "a red circle", seed=3, **{**LLADA, "editing_threshold": None})
+    events, _ = await read(llada, told, "a red circle", seed=3, **{**LLADA, "editing_threshold": None})
     last, guessed = [], 0
     for event in events:
         if isinstance(event, Draft):
@@ -104,13 +134,15 @@ async def test_a_slow_reader_gets_all_of_the_text(llada: AsyncDiffusionEngine, p
     assert events[1].text == output.text == expected(pipes["llada"], "a red circle", 5, **LLADA).texts[0]
 
 
-async def test_text_ends_where_the_pipeline_ends_it(llada: AsyncDiffusionEngine, pipes: dict[str, Any]) -> None:
+async def test_text_ends_where_the_pipeline_ends_it(
+    told: Told, llada: AsyncDiffusionEngine, pipes: dict[str, Any]
+) -> None:
     plain = expected(pipes["llada"], "a red circle", 5, **LLADA).sequences[0].tolist()
     end = plain[10]  # in the second block, maybe earlier
     for early in (True, False):
         params = {**LLADA, "eos_token_id": end, "eos_early_stop": early}
         alone = expected(pipes["llada"], "a red circle", 5, **params)
-        events, output = await read(llada, "a red circle", seed=5, **params)
+        events, output = await read(llada, told, "a red circle", seed=5, **params)
         commits = [event for event in events if isinstance(event, Commit)]
         assert torch.equal(output.output.sequences, alone.sequences)
         assert "".join(commit.text for commit in commits) == output.text == alone.texts[0]
@@ -127,18 +159,18 @@ async def test_leaving_in_the_middle_frees_the_slot(llada: AsyncDiffusionEngine)
     assert (await llada.collective_rpc("stats", unique_reply_rank=0)).resident == 0
 
 
-async def test_several_rows_have_a_text_each(llada: AsyncDiffusionEngine, pipes: dict[str, Any]) -> None:
+async def test_several_rows_have_a_text_each(told: Told, llada: AsyncDiffusionEngine, pipes: dict[str, Any]) -> None:
     params = {**LLADA, "use_chat_template": False}
     prompts = ["a red circle", "x"]
-    events, output = await read(llada, prompts, seed=5, **params)
+    events, output = await read(llada, told, prompts, seed=5, **params)
     assert output.text == expected(pipes["llada"], prompts, 5, **params).texts
     commits = [event for event in events if isinstance(event, Commit)]
     assert ["".join(row) for row in zip(*[commit.text for commit in commits], strict=True)] == output.text
 
 
-async def test_tokens_without_text_and_messages(llada: AsyncDiffusionEngine, pipes: dict[str, Any]) -> None:
+async def test_tokens_without_text_and_messages(told: Told, llada: AsyncDiffusionEngine, pipes: dict[str, Any]) -> None:
     ids = torch.tensor([[5, 6, 7]])
-    events, output = await read(llada, input_ids=ids, seed=5, output_type="seq", draft_every=0, **LLADA)
+    events, output = await read(llada, told, input_ids=ids, seed=5, output_type="seq", draft_every=0, **LLADA)
     alone = expected(pipes["llada"], None, 5, input_ids=ids, output_type="seq", **LLADA)
     assert torch.equal(output.output.sequences, alone.sequences)
     tokens = [token for event in events if isinstance(event, Commit) for token in event.tokens]
@@ -154,7 +186,7 @@ async def test_tokens_without_text_and_messages(llada: AsyncDiffusionEngine, pip
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "params"), [("llada", LLADA), ("gemma", GEMMA)])
 async def test_over_a_process_boundary(
-    pipes: dict[str, Any], tmp_path: Path, name: str, params: dict[str, Any]
+    told: Told, pipes: dict[str, Any], tmp_path: Path, name: str, params: dict[str, Any]
 ) -> None:
     pipe = pipes[name]
     pipe.save_pretrained(tmp_path)
@@ -163,5 +195,5 @@ async def test_over_a_process_boundary(
         with pytest.raises(AttributeError):
             DiffusionPipeline.from_pretrained(tmp_path)  # once this works, weave/untyped.py may forget about it
     async with AsyncDiffusionEngine(model=str(tmp_path), torch_threads=1) as engine:
-        events, output = await read(engine, "a red circle", seed=5, **params)
+        events, output = await read(engine, told, "a red circle", seed=5, **params)
     check(events, output, expected(pipe, "a red circle", 5, **params))
