@@ -25,7 +25,7 @@ class Measured:
 
     def careless(self, case: Case) -> dict[str, float]:
         """The swaps that moved too little, those excused by the case left out."""
-        least = CARES * case.tolerance
+        least = max(CARES * case.tolerance, 2 * self.verdict.tolerance)
         return {name: d for name, d in self.swaps.items() if d < least and name not in case.indifferent}
 
 

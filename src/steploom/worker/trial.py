@@ -19,6 +19,7 @@ from steploom.errors import GenerationFailed
 from steploom.protocol import NewRequest, RequestReport, SchedulerOutput
 from steploom.requests import DiffusionRequest
 from steploom.weave import signatures, untyped
+from steploom.worker.rounding import rounded_otherwise
 from steploom.worker.runner import Runner
 
 TOLERANCE = 1e-4
@@ -29,6 +30,9 @@ TOLERANCES = {torch.float32: TOLERANCE, torch.float16: 2e-2, torch.bfloat16: 1e-
 
 _AGAIN = 2
 """How often what does not come out equal runs alone again: what it draws may happen to be the same once."""
+
+_ROUNDINGS = 4.0
+"""What is allowed, in how far the pipeline alone moves when its networks round otherwise, where that is more."""
 
 BATCHED_SHARE = 0.8
 """Share of the denoiser calls, made while all requests ran, that carried all of them, from which we say "batched"."""
@@ -45,7 +49,7 @@ class Verdict:
         reasons: Why calls ran alone once everything was learned, and how many.
         alone_s: Seconds for all requests one after the other with ``pipe(...)``.
         together_s: Seconds for all requests at once.
-        tolerance: What ``equal`` allows.
+        tolerance: What ``equal`` allows: more than asked for, if the pipeline alone moves as far by rounding.
         unrepeatable: How far the pipeline alone is from itself with the same seed, where that is more than allowed
             (it draws from the global generator): then equality cannot be judged. None if it repeats, or was equal.
     """
@@ -167,10 +171,17 @@ def trial(pipeline: Any, requests: Sequence[DiffusionRequest], tolerance: float 
         tuple(distances), full / calls if calls else 0.0, {reason: n for reason, n in reasons.items() if n}, alone_s,
         together_s, tolerance, error,
     )  # fmt: skip
-    if verdict.equal or error is not None:
-        return verdict
+    return verdict if verdict.equal or error is not None else _judged(verdict, pipeline, requests, expected)
+
+
+def _judged(verdict: Verdict, pipeline: Any, requests: Sequence[DiffusionRequest], expected: Sequence[Any]) -> Verdict:
+    """What can be said of a pipeline that is not equal, by how far it alone is from itself."""
     apart = _apart_from_itself(pipeline, requests, expected)
-    return dataclasses.replace(verdict, unrepeatable=apart) if apart > tolerance else verdict
+    if apart > verdict.tolerance:
+        return dataclasses.replace(verdict, unrepeatable=apart)
+    with rounded_otherwise(pipeline):
+        rounding = _apart_from_itself(pipeline, requests, expected)
+    return dataclasses.replace(verdict, tolerance=max(verdict.tolerance, _ROUNDINGS * rounding))
 
 
 def _apart_from_itself(pipeline: Any, requests: Sequence[DiffusionRequest], expected: Sequence[Any]) -> float:
