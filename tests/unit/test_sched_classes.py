@@ -10,7 +10,8 @@ from test_sched_costs import tick
 from test_sched_policies import Costly, every_policy
 
 from steploom.errors import RequestCancelled
-from steploom.sched.cost_model import CostModel, Curve
+from steploom.sched.cost_model import CostModel
+from steploom.sched.curve import Curve
 
 
 @every_policy

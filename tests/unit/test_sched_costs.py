@@ -89,7 +89,7 @@ def test_the_knee(points: dict[int, float], knee: range | None) -> None:
 def test_while_nobody_knows_the_knee_more_rows_are_tried() -> None:
     model = learned({2: 1.0, 16: 1.0})
     assert model.cap("transformer:64#1") == 32
-    assert model.cap("unet:32#1") == model.cap(None) > 1
+    assert model.cap("unet:32#1") == model.cap(None) == 1, "few before many, or nobody knows whether few are as good"
 
 
 def test_another_process_goes_on_where_this_one_was() -> None:

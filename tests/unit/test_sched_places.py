@@ -194,9 +194,9 @@ def test_index_is_bounded_while_requests_come_and_go(shapes: int) -> None:
     policy = h.scheduler.policy  # type: ignore[attr-defined]
     groups = policy._groups
     for group in groups.pending.values():
-        waiting = group.line._classes[-9].users[""]
+        waiting = group.line._classes[-9].queues[""]
         assert len(waiting.heap) + len(waiting.ages) <= 2 * 70
         assert len(group.line._classes) == 1
         assert len(group.line) == 1, "no payload is kept"
         assert len(group.line._ages) <= 70
-    assert len(groups._index) <= 2 * shapes + 70
+    assert len(groups._hall) <= 2 * shapes + 70

@@ -9,7 +9,8 @@ from typing import TypeVar
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError
 from steploom.sched.base_scheduler import BaseScheduler
-from steploom.sched.cost_model import Cost, CostModel
+from steploom.sched.cost_model import CostModel
+from steploom.sched.curve import Cost
 from steploom.sched.deadline import Deadline
 from steploom.sched.fcfs import Fcfs
 from steploom.sched.interface import SchedulerInterface

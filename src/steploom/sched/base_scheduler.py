@@ -43,11 +43,10 @@ class BaseScheduler(SchedulerInterface):
         self.clock = clock
         self.demands: Demands = getattr(policy, "demands", None) or Demands(CostModel())
         self.costs = self.demands.costs
-        self._intake = Intake(config, self.demands)
+        self._intake = Intake(config, self.demands, policy)
         self._quarantine = Quarantine(config.max_retries)
         self._door = Door(policy, self._quarantine)
-        self._tick = 0
-        self._arrivals = self._runs = 0
+        self._tick = self._arrivals = self._runs = 0
         self._alive: dict[str, RequestState] = {}
         self._resident: dict[str, RequestState] = {}
         self._forget: dict[str, None] = {}
@@ -195,8 +194,7 @@ class BaseScheduler(SchedulerInterface):
         """Takes a worker's answer to ``output``."""
         self._landed(output, result)
         events: list[Event] = []
-        resident, near = self._resident, self._near
-        rows = 0
+        resident, near, rows = self._resident, self._near, 0
         # The hot loop of the host: what happens in every step of every request is inlined.
         for report in result.reports:
             state = resident.get(report.run_id)
@@ -231,6 +229,8 @@ class BaseScheduler(SchedulerInterface):
         if near or self._ending:
             self._expect_ends()
         self.costs.observe(output.batch_key, result, rows)
+        if self.demands.fresh:
+            self.policy.revalue(self._intake.learned(self._alive))
         return events + self._replay_lost(output, result)
 
     def _landed(self, output: SchedulerOutput, result: RunnerOutput) -> None:

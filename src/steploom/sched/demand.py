@@ -23,6 +23,9 @@ GROWTH = 1.2
 
 DEFAULT_STEPS = 30
 
+MOST_STEPS = 10**9
+"""A request counts as no more steps, so that seconds stay numbers."""
+
 
 @dataclasses.dataclass(slots=True)
 class Shape:
@@ -39,6 +42,10 @@ class Shape:
     rows: float
     steps: int
     pixels: float | None
+
+
+Kind = tuple[str, bool]
+"""The guess at the batch key of a request, and whether there is guidance, since that doubles the rows."""
 
 
 class Need(NamedTuple):
@@ -72,20 +79,32 @@ def pixels(params: Any) -> float | None:
 
 
 class Demands:
-    """Estimates of requests: of those that wait from others of their kind, of those that run from themselves.
-
-    A kind is the guess at the batch key, and whether there is guidance, since that doubles the rows.
-    """
+    """Estimates of requests: of those that wait from others of their kind, of those that run from themselves."""
 
     def __init__(self, costs: CostModel) -> None:
         self.costs = costs
-        self._shapes: OrderedDict[tuple[str, bool], Shape] = OrderedDict()
+        self._shapes: OrderedDict[Kind, Shape] = OrderedDict()
         self._last: Shape | None = None
+        self._fresh: dict[Kind, Shape] = {}  # Kinds of whose ticks nothing was measured yet.
+        self.knows = False
+
+    def sure(self, state: RequestState) -> bool:
+        """Whether ticks of its kind were measured."""
+        shape = self._shapes.get(kind_of(state))
+        return shape is not None and self.costs.find(shape.batch_key) is not None
 
     @property
-    def knows(self) -> bool:
-        """Whether anything was measured."""
-        return bool(self._shapes)
+    def fresh(self) -> bool:
+        """Whether there are kinds of whose ticks something may have been measured for the first time."""
+        return bool(self._fresh)
+
+    def news(self) -> tuple[bool, list[Kind]]:
+        """Whether nothing at all was known before, and the kinds of which something was measured since."""
+        kinds = [kind for kind, shape in self._fresh.items() if self.costs.find(shape.batch_key) is not None]
+        for kind in kinds:
+            del self._fresh[kind]
+        first, self.knows = bool(kinds) and not self.knows, self.knows or bool(kinds)
+        return first, kinds
 
     def learn(self, state: RequestState, report: RequestReport) -> None:
         """A request has made its first denoiser call."""
@@ -97,7 +116,7 @@ class Demands:
         if report.rows < 1:
             return
         state.rows = report.rows
-        kind, each = _kind(state), report.rows / images(state.request)
+        kind, each = kind_of(state), report.rows / images(state.request)
         known = self._shapes.get(kind)
         if known is not None and known.batch_key == report.batch_key and known.rows == each:
             self._last = known
@@ -105,10 +124,10 @@ class Demands:
         size = pixels(state.request.params)
         steps = report.total_steps or DEFAULT_STEPS
         shape = Shape(report.batch_key, each, steps, size)
-        self._shapes[kind] = self._last = shape
+        self._shapes[kind] = self._last = self._fresh[kind] = shape
         self._shapes.move_to_end(kind)
         if len(self._shapes) > MAX_SHAPES:
-            self._shapes.popitem(last=False)
+            self._fresh.pop(self._shapes.popitem(last=False)[0], None)
 
     def rows(self, state: RequestState) -> int:
         """Rows that the request brings to a forward."""
@@ -127,8 +146,8 @@ class Demands:
             shape = self._shape(state)
             return shape.steps if shape else DEFAULT_STEPS
         if "image" in params and isinstance(strength, int | float) and 0 < strength < 1:
-            return max(1, int(given * strength))
-        return max(1, given)
+            return max(1, int(min(given, MOST_STEPS) * strength))
+        return max(1, min(given, MOST_STEPS))
 
     def step_s(self, state: RequestState, company: int = 0) -> float:
         """Seconds of one of its steps beside so many rows of others."""
@@ -192,7 +211,7 @@ class Demands:
 
     def _shape(self, state: RequestState) -> Shape | None:
         """The request's kind, or else the nearest one by size, of whatever guidance."""
-        kind = _kind(state)
+        kind = kind_of(state)
         found = self._shapes.get(kind) or self._shapes.get((kind[0], not kind[1]))
         if found is not None or not self._shapes:
             return found
@@ -215,9 +234,11 @@ class Demands:
             except (TypeError, ValueError):
                 continue
             self._shapes.setdefault((str(guess), bool(guided)), shape)
+            self.knows = True
 
 
-def _kind(state: RequestState) -> tuple[str, bool]:
+def kind_of(state: RequestState) -> Kind:
+    """The kind of a request."""
     if state.kind is None:
         scales = (state.request.params.get(name) for name in ("guidance_scale", "true_cfg_scale"))
         guided = all(scale is None or not isinstance(scale, int | float) or scale > 1 for scale in scales)

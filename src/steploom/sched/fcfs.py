@@ -95,10 +95,9 @@ class Fcfs(Ranked):
         opens = bool(pending) and free > 0
         if len(active) <= 1 and not opens:
             return next(iter(active.values()), None)
-        if opens and self._kept(now):
-            oldest = next(iter(pending.values()))
-            if self._has_memory(oldest, now):
-                return oldest
+        aged = self._aged(now) if opens and self._kept(now) else None
+        if aged is not None:
+            return aged
         overdue = self._overdue(now, {key: self._tick_s(group) for key, group in active.items()})
         if overdue is not None:
             return overdue
@@ -122,9 +121,10 @@ class Fcfs(Ranked):
         return int(min(better) < oldest.line.priority)
 
     def _next(self, now: float) -> Group:
-        """The group without residents whose turn it is, of the best class; there must be one."""
-        oldest, best = next(iter(self._groups.pending.values())), self._groups.first(now)
-        return oldest if best is None or oldest.line.priority <= best.line.priority else best
+        """The group without residents whose turn it is, of the best class, by user; there must be one."""
+        oldest = next(iter(self._groups.pending.values()))
+        first = self._groups.first(now) or oldest
+        return first if first.line.priority < oldest.line.priority else self._groups.in_turn(oldest, first, now)
 
     def _places(self, group: Group, max_batch: int, free: int, now: float) -> int:
         """How many of the free places the group may take: fewer than all while another one is favoured."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from heapq import heapify, heappop, heappush
+from collections.abc import Iterator
+from itertools import chain
 
-from steploom.sched.lines import Line, Order, Rank
+from steploom.sched.hall import Hall
+from steploom.sched.lines import Line, Order
 from steploom.sched.state import RequestState
 
 MAX_LINKS = 4096
 """How many guesses an observed key is remembered for."""
-
-SLACK = 64
-"""Entries of groups that do not wait any more that the index may have, whatever its size."""
 
 
 class Group:
@@ -71,7 +70,8 @@ class Groups:
         self.home: dict[str, Group] = {}
         self.turns = 0
         self._links: OrderedDict[str, str] = OrderedDict()
-        self._index: list[tuple[int, bool, Rank, int, str]] = []
+        self._hall = Hall(order, self._in_hall)
+        self._by_age = False  # Whether the last pending group that was let in was the oldest.
 
     def of(self, key: str, now: float) -> Group:
         """The group of a key, made if there is none."""
@@ -84,6 +84,10 @@ class Groups:
         """The group that waiting requests of this guess are in, or would be, if there is one."""
         key = self._links.get(guess, guess)
         return self.active.get(key) or self.pending.get(key)
+
+    def all(self) -> Iterator[Group]:
+        """All groups."""
+        return chain(self.active.values(), self.pending.values())
 
     @property
     def taken(self) -> int:
@@ -116,8 +120,18 @@ class Groups:
     def admit(self, group: Group, now: float) -> RequestState:
         """The next of those that wait in the group is resident from now on."""
         state = group.line.pop(now)
+        if not group.residents:
+            self._by_age = group is next(iter(self.pending.values()))
+            self._hall.let_in(state, state.priority)
         self.settle(state, group)
         return state
+
+    def revalue(self, state: RequestState, now: float) -> None:
+        """The rank of ``state``, which waits, has changed, and what its user is charged for it."""
+        group = self.home[state.run_id]
+        number = group.line.revalue(state)
+        if not group.residents:
+            self._hall.revalued(state, number, now)
 
     def settle(self, state: RequestState, group: Group) -> None:
         """The resident ``state`` belongs to ``group``, before those that came later than it."""
@@ -179,35 +193,33 @@ class Groups:
             self.push(state, now, front=bool(state.attempt))
 
     def first(self, now: float) -> Group | None:
-        """The pending group that is to be let in next, if there is one."""
+        """The pending group that is to be let in next, if there is one: by class, by user, and by rank."""
         if not self.pending:
-            self._index.clear()
+            self._hall.clear()
             return None
-        while True:  # Each pending group has an entry: of whoever came last, or became its first.
-            priority, late, _, _, run = self._index[0]
-            group = self.home.get(run)
-            found = None if group is None or group.residents else group.line.find(run)
-            if found is None or group is None:
-                heappop(self._index)
-                continue
-            state, number = found
-            if (number, self._late(state, now)) == (priority, late):
-                return group
-            heappop(self._index)
-            self._enter(group, state, now)
+        run = self._hall.first(now)
+        return None if run is None else self.home[run]
+
+    def in_turn(self, oldest: Group, first: Group, now: float) -> Group:
+        """The oldest pending group, which has waited for long: in turns with the one whose user's turn it is.
+
+        Else whoever floods the queue with shapes would have all places as soon as these have waited for long.
+        """
+        if first is oldest or not self._by_age:
+            return oldest
+        users = {group.line.first(now).request.user for group in (oldest, first)}
+        return first if len(users) == 2 else oldest
+
+    def _in_hall(self, run_id: str) -> tuple[RequestState, int] | None:
+        """The request and its class, if it waits in a pending group."""
+        group = self.home.get(run_id)
+        return None if group is None or group.residents else group.line.find(run_id)
 
     def _enter(self, group: Group, state: RequestState, now: float) -> None:
         """Notes that ``state`` waits in a pending group."""
         found = group.line.find(state.run_id)
-        number = state.priority if found is None else found[1]
-        entry = (number, self._late(state, now), self._order.rank(state), state.arrival, state.run_id)
-        heappush(self._index, entry)
-        if len(self._index) > 2 * len(self.home) + SLACK:
-            self._index = [e for e in self._index if (home := self.home.get(e[4])) is not None and not home.residents]
-            heapify(self._index)
-
-    def _late(self, state: RequestState, now: float) -> bool:
-        return not state.attempt and self._order.late(state, now)
+        self._hall.enter(state, state.priority if found is None else found[1], now)
+        self._hall.tidy(len(self.home))
 
     def _emptied(self, group: Group, now: float) -> None:
         """A group without residents is pending, or forgotten."""

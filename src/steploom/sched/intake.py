@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
+from weakref import WeakSet
 
 from steploom.config import EngineConfig
 from steploom.errors import DeadlineExceeded, InvalidRequest, QueueFull
 from steploom.requests import DiffusionRequest
-from steploom.sched.demand import Demands
+from steploom.sched.demand import Demands, Kind, kind_of
+from steploom.sched.policy import Policy
 from steploom.sched.state import RequestState
 
 DUE = 5.0
@@ -20,15 +22,18 @@ class Intake:
     Args:
         config: Settings of the engine.
         demands: Estimates of requests.
+        policy: Says how long a request waits at least.
 
     Attributes:
         queued_s: Seconds that those that wait would take one at a time.
     """
 
-    def __init__(self, config: EngineConfig, demands: Demands) -> None:
+    def __init__(self, config: EngineConfig, demands: Demands, policy: Policy) -> None:
         self._config = config
         self._demands = demands
+        self._policy = policy
         self.queued_s = 0.0
+        self._unsure: dict[Kind, WeakSet[RequestState]] = {}  # Those of a kind that was not measured when they came.
 
     def check(self, request: DiffusionRequest, alive: Container[str]) -> None:
         """Raises:
@@ -52,48 +57,82 @@ class Intake:
                 refused.
             DeadlineExceeded: It could not be done within its timeout even by itself, where such are refused.
         """
-        request, demands = state.request, self._demands
-        state.standalone_s = demands.standalone_s(state)
+        request = state.request
+        self._estimate(state)
         if waiting >= self._config.max_waiting:
+            usual = self.queued_s / max(1, waiting) / self.gain
             raise QueueFull(
                 f"max_waiting={self._config.max_waiting}: as many requests wait already; try again later",
-                retry_after_s=self._until(self.queued_s / max(1, waiting)),
+                retry_after_s=self._after(max(usual, self._policy.place_s())),
             )
         most, queued = self._config.max_waiting_s, self.queued_s
         if most is not None and waiting and queued / self.gain + state.standalone_s / self.gain > most:
             raise QueueFull(
                 f"max_waiting_s={most:g}: what waits takes about {queued / self.gain:.3g} s already; try again later",
-                retry_after_s=self._until(queued + state.standalone_s - most * self.gain),
+                retry_after_s=self._after((queued + state.standalone_s) / self.gain - most),
             )
-        if self._config.refuse_hopeless and request.timeout is not None:
-            self._check_timeout(request.timeout, state.standalone_s)
+        if self._config.refuse_hopeless and request.timeout is not None and self._demands.knows:
+            self._check_timeout(state, request.timeout)
+        if not self._demands.sure(state):
+            self._unsure.setdefault(kind_of(state), WeakSet()).add(state)
+
+    def _estimate(self, state: RequestState) -> None:
+        """What it takes by itself, and when it is due."""
+        request = state.request
+        state.standalone_s = self._demands.standalone_s(state)
         due = DUE * state.standalone_s if request.deadline is None else request.deadline
         state.deadline = state.submitted + (due if request.timeout is None else min(due, request.timeout))
+
+    def learned(self, alive: Mapping[str, RequestState]) -> list[RequestState]:
+        """Estimates those anew of whose kind something was measured for the first time.
+
+        When nothing at all was known before, these are all: what is not of a kind that was measured is estimated by
+        the nearest one. A request is so estimated three times at most.
+
+        Args:
+            alive: By request id those that wait or run.
+
+        Returns:
+            Those that wait, in order of arrival.
+        """
+        first, kinds = self._demands.news()
+        groups = (
+            list(self._unsure.values()) if first else [self._unsure[kind] for kind in kinds if kind in self._unsure]
+        )
+        states = [state for group in groups for state in group if alive.get(state.request_id) is state]
+        for kind in kinds:
+            self._unsure.pop(kind, None)
+        states.sort(key=lambda state: state.arrival)
+        waiting = [state for state in states if not state.resident]
+        self.queued_s -= sum(state.standalone_s for state in waiting)
+        for state in states:
+            self._estimate(state)
+        self.queued_s += sum(state.standalone_s for state in waiting)
+        return waiting
 
     @property
     def gain(self) -> float:
         """Standalone seconds of work that are done in a second."""
         return max(self._demands.costs.gain, 1e-3)
 
-    def _check_timeout(self, timeout: float, alone_s: float) -> None:
-        if not self._demands.knows:
-            return
+    def _check_timeout(self, state: RequestState, timeout: float) -> None:
+        alone_s = state.standalone_s
         if alone_s > timeout:
             raise DeadlineExceeded(
                 f"timeout={timeout:g}: the request takes about {alone_s:.3g} s even by itself; "
                 "allow more, or ask for fewer steps or a smaller size"
             )
-        queued_s = self.queued_s / self.gain
-        if queued_s + alone_s > timeout:
+        wait_s = self._policy.wait_s(state)
+        if wait_s + alone_s > timeout:
             raise QueueFull(
-                f"timeout={timeout:g}: what waits takes about {queued_s:.3g} s, and the request {alone_s:.3g} s more; "
-                "try again later, or allow more",
-                retry_after_s=self._until((queued_s + alone_s - timeout) * self.gain),
+                f"timeout={timeout:g}: the request would wait for about {wait_s:.3g} s, and takes {alone_s:.3g} s "
+                "more; try again later, or allow more",
+                retry_after_s=self._after(wait_s + alone_s - timeout),
             )
 
-    def _until(self, standalone_s: float) -> float | None:
-        """Seconds until so much of the work is done; None while nobody can say."""
-        return max(0.1, standalone_s / self.gain) if self._demands.knows else None
+    def _after(self, seconds: float) -> float | None:
+        """When to come again; None while nobody can say."""
+        return max(0.1, seconds) if self._demands.knows else None
 
     def enters(self, state: RequestState) -> None:
         """``state`` waits from now on."""

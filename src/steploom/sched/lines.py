@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left, insort
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Mapping
 from heapq import heapify, heappop, heappush
-from itertools import count
 from typing import NamedTuple
 
 from steploom.sched.state import RequestState
+from steploom.sched.turns import Turns
 
 SLACK = 64
 """Entries of requests that left a heap may have, whatever its size."""
@@ -55,7 +54,7 @@ class Waiting:
     def push(self, state: RequestState, order: Order, front: bool) -> None:
         """``state`` waits from now on; by age before those that came later, as one that has risen to this class."""
         self.states[state.run_id] = state
-        heappush(self.heap, (not front, order.rank(state), state.arrival, state.run_id))
+        self.rank(state, order, front)
         place = len(self.ages)
         last = self.states.get(self.ages[-1]) if self.ages else None
         if last is not None and last.arrival > state.arrival:
@@ -64,60 +63,29 @@ class Waiting:
         self.ages.insert(0 if front else place, state.run_id)
         if len(self.ages) > 2 * len(self.states) + SLACK:
             self.ages = deque(run for run in self.ages if run in self.states)
-            self.heap = [entry for entry in self.heap if entry[3] in self.states]
+
+    def rank(self, state: RequestState, order: Order, front: bool) -> None:
+        """Gives ``state`` its place by rank, or another one."""
+        heappush(self.heap, (not front, order.rank(state), state.arrival, state.run_id))
+        if len(self.heap) > 2 * len(self.states) + SLACK:
+            states = self.states
+            self.heap = [one for one in self.heap if one[3] in states and one[1] == order.rank(states[one[3]])]
             heapify(self.heap)
 
     def first(self, order: Order, now: float) -> RequestState:
         """The next one; there must be one. Those that are late leave the heap: their turn comes by age."""
         heap, states = self.heap, self.states
         while heap:
-            ahead, _, _, run = heap[0]
+            ahead, rank, _, run = heap[0]
             state = states.get(run)
-            if state is not None and not (ahead and order.late(state, now)):
+            # A rank that is not its own is from before it was estimated anew.
+            if state is not None and rank == order.rank(state) and not (ahead and order.late(state, now)):
                 break
             heappop(heap)
         while self.ages[0] not in states:
             self.ages.popleft()
         by_age = not heap or (heap[0][0] and self.taken % RESERVE == RESERVE - 1)
         return states[self.ages[0] if by_age else heap[0][3]]
-
-
-class Class:
-    """The waiting requests of one priority, of users in turn: deficit round robin, in seconds.
-
-    M. Shreedhar and G. Varghese, "Efficient Fair Queuing using Deficit Round Robin", SIGCOMM 1995: a user whose turn it
-    is may spend its credit; then it gets a quantum, and the next one has its turn. Who has nothing left to wait for
-    loses its credit. The quantum is the dearest request that was seen, so that each turn lets someone in.
-    """
-
-    __slots__ = ("quantum", "users")
-
-    def __init__(self) -> None:
-        self.users: OrderedDict[str, Waiting] = OrderedDict()
-        self.quantum = 1e-3
-
-    def first(self, order: Order, now: float) -> tuple[str, RequestState]:
-        """The user whose turn it is, and the next of its requests."""
-        for turn in count():
-            if turn == len(self.users):
-                self._skip_rounds(order, now)
-            user, waiting = next(iter(self.users.items()))
-            state = waiting.first(order, now)
-            cost = order.charge(state)
-            if len(self.users) == 1 or cost <= waiting.credit:
-                return user, state
-            self.quantum = max(self.quantum, cost)
-            self.users.move_to_end(user)
-            waiting.credit += self.quantum * order.weights.get(user, 1.0)
-        raise AssertionError("unreachable")
-
-    def _skip_rounds(self, order: Order, now: float) -> None:
-        """Nobody could spend anything in a round: as many as it takes until somebody can, at once."""
-        quanta = {user: self.quantum * order.weights.get(user, 1.0) for user in self.users}
-        short = {user: order.charge(one.first(order, now)) - one.credit for user, one in self.users.items()}
-        rounds = min(math.ceil(short[user] / quanta[user]) for user in quanta) - 1
-        for user, waiting in self.users.items():
-            waiting.credit += max(0, rounds) * quanta[user]
 
 
 class Line:
@@ -129,7 +97,7 @@ class Line:
 
     def __init__(self, order: Order) -> None:
         self._order = order
-        self._classes: dict[int, Class] = {}
+        self._classes: dict[int, Turns[Waiting]] = {}
         self._numbers: list[int] = []
         self._ages: deque[tuple[float, str]] = deque()
         self._where: dict[str, tuple[int, str]] = {}
@@ -145,11 +113,11 @@ class Line:
         user = state.request.user or ""
         one = self._classes.get(number)
         if one is None:
-            one = self._classes[number] = Class()
+            one = self._classes[number] = Turns(self._order.weights)
             insort(self._numbers, number)
-        waiting = one.users.get(user)
+        waiting = one.queues.get(user)
         if waiting is None:
-            waiting = one.users[user] = Waiting()
+            waiting = one.queues[user] = Waiting()
         waiting.push(state, self._order, front)
         self._where[state.run_id] = (number, user)
         self._ages.append((since, state.run_id))
@@ -160,38 +128,51 @@ class Line:
         """``state`` waits no more. O(1) on average."""
         number, user = self._where.pop(state.run_id)
         one = self._classes[number]
-        waiting = one.users[user]
+        waiting = one.queues[user]
         del waiting.states[state.run_id]
         if not waiting.states:
-            del one.users[user]
-            if not one.users:
+            del one.queues[user]
+            if not one.queues:
                 del self._classes[number]
                 del self._numbers[bisect_left(self._numbers, number)]
 
+    def revalue(self, state: RequestState) -> int:
+        """The rank of ``state`` has changed, and what its user is charged for it. Its class."""
+        number, user = self._where[state.run_id]
+        turns = self._classes[number]
+        turns.forget()
+        turns.queues[user].rank(state, self._order, front=bool(state.attempt))
+        return number
+
     def first(self, now: float) -> RequestState:
         """The request that is next; there must be one. Asked again, it is the same one, until something changes."""
-        if len(self._classes) > 1:
-            self._age(now)
-        return self._classes[self._numbers[0]].first(self._order, now)[1]
+        return self._next(now)[2]
 
     def pop(self, now: float) -> RequestState:
         """Takes out the request that is next."""
-        if len(self._classes) > 1:
-            self._age(now)
-        one = self._classes[self._numbers[0]]
-        user, state = one.first(self._order, now)
-        waiting = one.users[user]
-        waiting.credit = max(0.0, waiting.credit - self._order.charge(state))
+        turns, waiting, state = self._next(now)
+        turns.spend(waiting, self._order.charge(state))
         waiting.taken += 1
         self.remove(state)
         return state
+
+    def _next(self, now: float) -> tuple[Turns[Waiting], Waiting, RequestState]:
+        if len(self._classes) > 1:
+            self._age(now)
+        turns, order = self._classes[self._numbers[0]], self._order
+        if len(turns.queues) == 1:  # the usual case
+            waiting = next(iter(turns.queues.values()))
+        else:
+            waiting = turns.first(lambda queue: order.charge(queue.first(order, now)))
+        assert waiting is not None, "nobody waits"
+        return turns, waiting, waiting.first(order, now)
 
     def find(self, run_id: str) -> tuple[RequestState, int] | None:
         """The request of that run id and its class, if it waits here."""
         place = self._where.get(run_id)
         if place is None:
             return None
-        return self._classes[place[0]].users[place[1]].states[run_id], place[0]
+        return self._classes[place[0]].queues[place[1]].states[run_id], place[0]
 
     @property
     def priority(self) -> int:
@@ -200,7 +181,7 @@ class Line:
 
     def states(self) -> list[RequestState]:
         """Everybody, in no order."""
-        return [s for one in self._classes.values() for waiting in one.users.values() for s in waiting.states.values()]
+        return [s for one in self._classes.values() for waiting in one.queues.values() for s in waiting.states.values()]
 
     def drain(self) -> list[RequestState]:
         """Takes out everybody, in order of arrival."""

@@ -72,6 +72,18 @@ class Policy(ABC):
     def observe(self, state: RequestState) -> None:
         """``state.batch_key`` of a resident request is known now, or has changed."""
 
+    def revalue(self, states: Sequence[RequestState]) -> None:
+        """``standalone_s`` and ``deadline`` of these, which wait, have changed, since more is known of them."""
+        return
+
+    def wait_s(self, state: RequestState) -> float:
+        """Seconds that ``state``, which has just come and is not enqueued yet, waits for a place at least."""
+        return self.place_s()
+
+    def place_s(self) -> float:
+        """Seconds until a resident is done, if all places are taken; else 0."""
+        return 0.0
+
     @abstractmethod
     def choose(self, max_batch: int, free: int) -> Batch:
         """Chooses the members of the next tick; those that join are resident from now on.

@@ -11,6 +11,7 @@ from steploom.config import EngineConfig
 from steploom.sched.groups import Group, Groups
 from steploom.sched.lines import Order, Rank
 from steploom.sched.memory_model import Members, MemoryModel
+from steploom.sched.outlook import Outlook
 from steploom.sched.policy import Batch, Policy
 from steploom.sched.state import Clock, RequestState
 
@@ -45,11 +46,12 @@ class Ranked(Policy):
 
     def __init__(self, config: EngineConfig, clock: Clock) -> None:
         super().__init__(config, clock)
-        order = Order(self.rank, self.late, self._charge, config.user_weights or {}, config.priority_ageing_s)
-        self._groups = Groups(order)
+        self._order = Order(self.rank, self.late, self._charge, config.user_weights or {}, config.priority_ageing_s)
+        self._groups = Groups(self._order)
         self._chosen: Group | None = None
         self._paused_before: set[str] = set()
         self._knees = config.max_batch == "auto"
+        self._outlook = Outlook(self, self._groups, self._order)
         self._memory = MemoryModel(self.demands, config.memory_share)
         self._leaving: Members = (None, ())  # Those whose last step is in the tick that is decided.
 
@@ -97,6 +99,25 @@ class Ranked(Policy):
     def observe(self, state: RequestState) -> None:
         """Moves ``state`` to the group of its observed key, and those of its guess."""
         self._groups.observed(state, self.clock())
+
+    def revalue(self, states: Sequence[RequestState]) -> None:
+        """Gives them new places by their rank; one that a quarantine holds back has none."""
+        for state in states:
+            if state.run_id in self._groups.home:
+                self._groups.revalue(state, self.clock())
+
+    def wait_s(self, state: RequestState) -> float:
+        """Until it has its turn among those that wait, and a place is free."""
+        return self._outlook.wait_s(state, self.clock())
+
+    def place_s(self) -> float:
+        """Until the first resident is done, if all places are taken."""
+        return self._outlook.place_s(self.clock())
+
+    def done_s(self, state: RequestState, group: Group, now: float) -> float:
+        """Seconds until the resident ``state`` is done, or is paused since it is too late."""
+        tick_s = self._tick_s(group)
+        return 0.0 if self.lost(state, now, tick_s) else self.demands.remaining_s(state, tick_s)
 
     def choose(self, max_batch: int, free: int) -> Batch:
         """The residents of the group whose turn it is, and those of its waiting requests that find room."""
@@ -189,8 +210,7 @@ class Ranked(Policy):
             return None
         groups = self._groups
         if self._kept(now):
-            oldest = next(iter(groups.pending.values()))
-            return oldest if self._has_memory(oldest, now) else None
+            return self._aged(now)
         if groups.pending and self._opens():
             first = groups.first(now)
             if first is not None and first.line.priority <= best and self._has_memory(first, now):
@@ -200,6 +220,13 @@ class Ranked(Policy):
             if len(group.line) and group.line.priority <= best and self._room(group, max_batch, free, now)
         ]  # fmt: skip
         return min(found, key=lambda group: group.since, default=None)
+
+    def _aged(self, now: float) -> Group | None:
+        """The group that has waited for too long for a place, or one of another user whose turn it is."""
+        groups = self._groups
+        oldest = next(iter(groups.pending.values()))
+        chosen = groups.in_turn(oldest, groups.first(now) or oldest, now)
+        return next((group for group in (chosen, oldest) if self._has_memory(group, now)), None)
 
     def _opens(self) -> bool:
         """Whether one more group may have residents: so many that a full batch of another one finds places."""

@@ -54,7 +54,7 @@ def _size(value: Any, sized: bool) -> tuple[int, ...] | None:
     return cast("tuple[int, ...]", tuple(size)) if isinstance(size, tuple) else None  # pyright: ignore[reportUnknownArgumentType]
 
 
-@dataclasses.dataclass(slots=True, eq=False)
+@dataclasses.dataclass(slots=True, eq=False, weakref_slot=True)
 class RequestState:
     """One live request, as scheduler and policy see it.
 

@@ -1,0 +1,191 @@
+"""Estimates from before anything was measured, users across shapes, and who is refused since it would be too late."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from test_sched_policies import Costly, every_policy
+
+from steploom.errors import QueueFull
+from steploom.sched.intake import DUE
+
+
+def states(h: Costly) -> dict[str, Any]:
+    return h.scheduler._alive  # type: ignore[attr-defined]
+
+
+def test_estimates_of_the_first_wave_are_made_anew_once_something_was_measured() -> None:
+    h = Costly(max_batch=1, max_resident=1)
+    h.add("first", "same", steps=4)
+    h.add("other", steps=4, height=1024)
+    h.add("asked", steps=4, deadline=7.0)
+    guessed = {name: state.standalone_s for name, state in states(h).items()}
+    assert guessed["same"] < 1.0
+    h.tick()
+    alive = states(h)
+    assert [alive[name].standalone_s for name in ("first", "same", "asked")] == [4.0, 4.0, 4.0]
+    assert alive["other"].standalone_s > 10 * guessed["other"], "by the nearest size"
+    for name in ("first", "same", "other"):
+        assert alive[name].deadline == alive[name].submitted + DUE * alive[name].standalone_s
+    assert alive["asked"].deadline == alive["asked"].submitted + 7.0
+    waiting = [state for state in alive.values() if not state.resident]
+    assert h.scheduler._intake.queued_s == pytest.approx(sum(state.standalone_s for state in waiting))  # type: ignore[attr-defined]
+    h.drain()
+    assert h.scheduler._intake.queued_s == 0  # type: ignore[attr-defined]
+    h.add("later", steps=4, height=1024)
+    assert states(h)["later"].standalone_s == 16.0
+
+
+def test_who_waits_has_another_place_once_it_is_known_what_it_takes() -> None:
+    h = Costly(policy="srpt", max_batch=2, max_resident=2)
+    h.cost = {512: 4.0, 1024: 1.0}
+    h.add("small", steps=1)
+    h.add("large", steps=1, height=1024)
+    h.add("small2", "small3", steps=3)  # 12 s, but it looks as if it were less than
+    h.add("large2", "large3", steps=4, height=1024)  # 4 s
+    h.drain()
+    order = list(h.joined)
+    assert order[-1] == "small3"
+    assert order.index("large3") < order.index("small3"), "it is known by now that"
+
+
+@every_policy
+def test_one_that_waits_again_after_a_death_is_estimated_anew_too(policy: str) -> None:
+    h = Costly(policy=policy, max_batch=1, max_resident=1)
+    h.add("a", "b", "c", steps=3)
+    h.scheduler.schedule()
+    h.scheduler.restart()
+    h.tick()
+    assert {state.standalone_s for state in states(h).values()} == {3.0}
+    h.drain()
+    assert set(h.joined) == {"a", "b", "c"}
+
+
+def test_one_s_own_deadline_has_its_place_among_those_that_are_estimated_anew() -> None:
+    h = Costly(max_batch=1, max_resident=1)
+    h.add("now", steps=4)
+    h.add("in between", steps=4)  # it seems to be due at once, and is in 20 s
+    h.add("before", steps=4, deadline=15)
+    h.add("after", steps=4, deadline=60)
+    assert h.run() == ["now", "before", "in between", "after"]
+
+
+def test_a_request_that_was_dear_does_not_make_the_turns_of_users_longer_for_ever() -> None:
+    h = Costly(max_batch=1, max_resident=1, max_waiting=2000)
+    h.learn(512)
+    h.add("now", steps=3)
+    h.tick()
+    h.add("dear", steps=100, user="ann", deadline=1e5)
+    for number in range(600):
+        h.add(f"a{number}", steps=1, user="ann", deadline=1e6)
+        h.add(f"b{number}", steps=1, user="bob", deadline=1e6)
+    while h.scheduler.has_work:
+        h.tick()
+    order = list(h.joined)
+    last = [name[0] for name in order[order.index("dear") + 420 :]][:150]
+    assert last.count("a") == pytest.approx(75, abs=5)
+    assert "aaa" not in "".join(last)
+    assert "bbb" not in "".join(last)
+
+
+@every_policy
+@pytest.mark.parametrize("ageing_s", [20.0, 1e6], ids=["aged", "young"])
+def test_a_flood_of_shapes_delays_another_user_s_shape_by_a_turn(policy: str, ageing_s: float) -> None:
+    h = Costly(policy=policy, max_batch=4, max_resident=8, priority_ageing_s=ageing_s)
+    sizes = [512 + 8 * number for number in range(150)]
+    h.cost = dict.fromkeys([*sizes, 64], 1.0)
+    for number, size in enumerate(sizes):
+        h.add(f"ann{number}", steps=4, height=size, user="ann")
+    for _ in range(50):
+        h.tick()
+    h.add("bob", steps=4, height=64, user="bob", deadline=1e6)
+    before, alive = h.ticks, states(h)
+    while "bob" in alive:
+        h.tick()
+    assert h.ticks - before <= 100, "ten requests of four steps each, time-sliced; not all of them"
+    h.drain()
+    assert len(h.joined) == 151, "and nobody starves"
+
+
+def test_weights_hold_between_shapes_too() -> None:
+    h = Costly(max_batch=1, max_resident=1, user_weights={"ann": 3.0}, priority_ageing_s=1e6)
+    sizes = [512 + 8 * number for number in range(80)]
+    h.cost = dict.fromkeys([*sizes, 64], 1.0)
+    h.add("learn", steps=2, height=64)
+    h.drain()
+    for number, size in enumerate(sizes):
+        h.add(f"{'ann' if number % 2 else 'bob'}{number}", steps=2, height=size, user="ann" if number % 2 else "bob")
+    first = h.run()[1:41]
+    assert 27 <= sum(name.startswith("ann") for name in first) <= 33
+    assert "aaaaa" not in "".join(name[0] for name in first), "in turns all the while"
+
+
+class Refusing(Costly):
+    """Whose requests are refused if they cannot be done within their timeouts; one runs for 10 s more."""
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__(**{"max_batch": 1, "max_resident": 1, "refuse_hopeless": True, **config})
+        self.learn(512)
+        self.add("now", steps=11)
+        self.tick()
+
+
+def test_what_is_behind_a_request_does_not_make_it_hopeless() -> None:
+    h = Refusing()
+    h.add(*(f"worse{number}" for number in range(50)), steps=10, priority=5, deadline=1e5)
+    h.add("better class", steps=5, timeout=40.0)
+    h.add(*(f"later{number}" for number in range(50)), steps=10, deadline=1e5)
+    h.add("earlier deadline", steps=5, timeout=40.0)
+    h.add(*(f"flood{number}" for number in range(50)), steps=1, user="ann", deadline=10.0)
+    h.add("another user", steps=5, timeout=60.0, user="bob")
+    with pytest.raises(QueueFull, match="would wait for about"):
+        h.add("same user", steps=5, timeout=45.0, deadline=1e6, user="ann", priority=1)
+
+
+def test_those_that_are_late_go_behind() -> None:
+    h = Refusing()
+    h.add(*(f"late{number}" for number in range(10)), steps=20, deadline=1.0)
+    h.add("in time", steps=5, timeout=30.0)
+
+
+def test_what_runs_counts() -> None:
+    h = Refusing()
+    with pytest.raises(
+        QueueFull, match="timeout=8: the request would wait for about 10 s, and takes 2 s more"
+    ) as caught:
+        h.add("hurried", steps=2, timeout=8)
+    assert caught.value.retry_after_s == pytest.approx(4.0)
+    h.add("patient", steps=2, timeout=13)
+
+
+def test_who_finds_a_place_does_not_wait() -> None:
+    h = Refusing(max_batch=4, max_resident=8)
+    h.add("one", "two", steps=10, deadline=11.0)
+    h.add("third", steps=10, timeout=12)
+    with pytest.raises(QueueFull):
+        h.add("fourth", steps=10, timeout=12, deadline=1e6)
+
+
+@every_policy
+def test_a_knee_is_found_under_load(policy: str) -> None:
+    """A start with a long queue tries few requests first: else nobody would ever know that fewer are as good."""
+    h = Costly(policy=policy, max_batch="auto")
+    h.least_s = 4.0
+    h.add(*(f"r{number}" for number in range(60)), steps=12)
+    for _ in range(200):
+        h.tick()
+    assert h.scheduler.costs.knee("key512") == 4  # type: ignore[attr-defined]
+    h.drain()
+    h.add(*(f"s{number}" for number in range(30)), steps=3)
+    assert len(h.tick()[0]) == 4
+
+
+@pytest.mark.parametrize("steps", [10**400, 2**63], ids=["huge", "large"])
+def test_steps_without_measure_are_only_slow(steps: int) -> None:
+    h = Costly(max_batch=1, max_resident=1)
+    h.add("now", steps=2)
+    h.tick()
+    h.add("huge", steps=3, num_inference_steps=steps)
+    h.add("usual", steps=3)
+    assert h.run() == ["now", "usual", "huge"]
