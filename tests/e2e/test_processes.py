@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -136,3 +137,46 @@ def test_the_first_tensors_import_nothing_while_people_are_served(tiny_model: Pa
     """An import holds Python's lock: in a fresh interpreter the first latents used to stop the loop for a second."""
     done = subprocess.run([sys.executable, "-c", FIRST, str(tiny_model)], stdout=subprocess.PIPE, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+RECOVERING = """
+import asyncio, sys
+from steploom import AsyncDiffusionEngine, EngineObserver
+
+class Told(EngineObserver):
+    def on_fault(self, fault):
+        print("lost", flush=True)
+
+async def main():
+    async with AsyncDiffusionEngine(model=sys.argv[1], torch_threads=1) as engine:
+        engine.observers.append(Told())
+        print("started", flush=True)
+        await asyncio.gather(*(engine.generate("a cat", num_inference_steps=900) for _ in range(3)))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("which", ["the application", "everybody, as from a terminal"])
+def test_ctrl_c_while_a_worker_is_replaced(tiny_model: Path, which: str) -> None:
+    """The replacement is being loaded: it is given up, and nothing of it is left."""
+    command = [sys.executable, "-c", RECOVERING, str(tiny_model)]
+    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, text=True) as app:
+        assert app.stdout is not None
+        assert app.stdout.readline() == "started\n"
+        (worker,) = workers(psutil.Process(app.pid))
+        worker.kill()
+        assert app.stdout.readline() == "lost\n"
+        if which == "the application":
+            app.send_signal(signal.SIGINT)
+        else:
+            os.killpg(app.pid, signal.SIGINT)
+        assert app.wait(timeout=60) in (1, 130, -signal.SIGINT)
+    assert not [one for one in psutil.process_iter() if _session(one.pid) == app.pid]
+
+
+def _session(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return None
