@@ -91,6 +91,7 @@ class SchedulerOutput(msgspec.Struct, frozen=True):
         scheduled_cached_reqs: Run ids of resident requests that step; their latents live in the worker.
         finished_req_ids: Run ids that the workers may forget: finished, failed or aborted since the last tick.
         batch_key: What the scheduled requests have in common, None if unknown.
+        worker: The rank of the worker that executes it; each has ticks of its own.
     """
 
     tick: int
@@ -98,6 +99,7 @@ class SchedulerOutput(msgspec.Struct, frozen=True):
     scheduled_cached_reqs: list[str] = []
     finished_req_ids: list[str] = []
     batch_key: str | None = None
+    worker: int = 0
 
     @property
     def run_ids(self) -> list[str]:
@@ -111,7 +113,7 @@ class SchedulerOutput(msgspec.Struct, frozen=True):
         new = [one for one in self.scheduled_new_reqs if one.run_id not in gone]
         key = self.batch_key if cached or new else amendment.batch_key
         cached, new = cached + amendment.scheduled_cached_reqs, new + amendment.scheduled_new_reqs
-        return SchedulerOutput(self.tick, new, cached, self.finished_req_ids + gone, key)
+        return SchedulerOutput(self.tick, new, cached, self.finished_req_ids + gone, key, self.worker)
 
 
 class TextRows(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ from steploom.sched.cost_model import CostModel
 from steploom.sched.curve import Cost
 from steploom.sched.deadline import Deadline
 from steploom.sched.fcfs import Fcfs
+from steploom.sched.fleet import Fleet, Member
 from steploom.sched.interface import SchedulerInterface
 from steploom.sched.policy import Batch, Policy
 from steploom.sched.ranked import Ranked
@@ -29,6 +30,8 @@ __all__ = [
     "CostModel",
     "Deadline",
     "Fcfs",
+    "Fleet",
+    "Member",
     "Policy",
     "Ranked",
     "RequestScheduler",

@@ -7,21 +7,18 @@ from collections import Counter, deque
 from collections.abc import Collection, Iterable
 
 from steploom.config import EngineConfig
-from steploom.errors import ProtocolError, RequestError
-from steploom.protocol import NewRequest, RequestReport, RunnerOutput, SchedulerOutput, run_id
-from steploom.requests import DiffusionRequest, Event, Failed, Queued, Restarted, StepEvent
-from steploom.sched.cost_model import CostModel
-from steploom.sched.demand import Demands
-from steploom.sched.intake import Intake
-from steploom.sched.interface import SchedulerInterface, overrides_together
+from steploom.errors import ProtocolError
+from steploom.protocol import NewRequest, RequestReport, RunnerOutput, SchedulerOutput
+from steploom.requests import Event, Failed, Restarted, StepEvent
+from steploom.sched.books import Books
+from steploom.sched.interface import overrides_together
 from steploom.sched.outcome import outcome
 from steploom.sched.policy import Batch, Policy
-from steploom.sched.quarantine import Door, Quarantine
-from steploom.sched.state import Clock, RequestState, guess_key
+from steploom.sched.state import Clock, RequestState
 from steploom.sched.texts import texts
 
 
-class BaseScheduler(SchedulerInterface):
+class BaseScheduler(Books):
     """Everything but the capacity, which a subclass gives by :meth:`_choose`, and by :meth:`_extend` to run ahead.
 
     A request is *waiting* (in ``_alive`` only), *resident* (in ``_alive`` and ``_resident``) or gone. What the workers
@@ -38,24 +35,9 @@ class BaseScheduler(SchedulerInterface):
     """
 
     def __init__(self, config: EngineConfig, policy: Policy, clock: Clock) -> None:
-        self.config = config
-        self.policy = policy
-        self.clock = clock
-        self.demands: Demands = getattr(policy, "demands", None) or Demands(CostModel())
-        self.costs = self.demands.costs
-        self._intake = Intake(config, self.demands, policy)
-        self._quarantine = Quarantine(config.max_retries)
-        self._door = Door(policy, self._quarantine)
-        self._tick = self._arrivals = self._runs = 0
-        self._alive: dict[str, RequestState] = {}
-        self._resident: dict[str, RequestState] = {}
-        self._forget: dict[str, None] = {}
+        super().__init__(config, policy, clock)
+        self._tick = 0
         self._flights: deque[SchedulerOutput] = deque()
-        self._near: dict[str, RequestState] = {}  # Residents with one more step to do, as last reported.
-        self._ending: dict[str, RequestState] = {}
-        self._outside: dict[str, RequestState] = {}
-        self._aside: dict[str, RequestState] = {}
-        policy.ending, policy.aside = self._ending, self._aside  # They hold memory.
         self._ahead = self.runs_ahead
         self._can_stay = type(policy).stay is not Policy.stay  # Else it counts those aside, as it cannot be told.
 
@@ -75,46 +57,9 @@ class BaseScheduler(SchedulerInterface):
         )
 
     @property
-    def num_waiting(self) -> int:
-        """Requests that were accepted and that no worker holds."""
-        return len(self._alive) - len(self._resident)
-
-    @property
-    def num_running(self) -> int:
-        """Requests that a worker holds."""
-        return len(self._resident)
-
-    @property
     def has_work(self) -> bool:
         """Whether :meth:`schedule` would emit something."""
         return len(self._alive) > len(self._ending) + self._door.held(busy=bool(self._resident)) or bool(self._forget)
-
-    @property
-    def _held(self) -> int:
-        """Places that are taken: residents but those that are ending or outside."""
-        return len(self._resident) - len(self._ending) - len(self._outside)
-
-    def add_request(self, request: DiffusionRequest) -> Queued:
-        """Accepts a request into the waiting queue."""
-        request_id, position = request.request_id, self.num_waiting
-        self._intake.check(request, self._alive)
-        guess, run = guess_key(request), self._new_run_id(request_id)
-        state = RequestState(request, self._arrivals, self.clock(), guess, run)
-        self._intake.admit(state, position)
-        self._arrivals += 1
-        self._alive[request_id] = state
-        self._intake.enters(state)
-        self._door.enqueue(state)
-        return Queued(request_id=request_id, position=position)
-
-    def _new_run_id(self, request_id: str) -> str:
-        """A run id that was never used before.
-
-        Attempts are numbered through, not per request: a request id may be used again while an answer that concerns its
-        previous owner is still under way.
-        """
-        self._runs += 1
-        return run_id(request_id, self._runs)
 
     def schedule(self) -> SchedulerOutput:
         """Decides one tick."""
@@ -173,7 +118,7 @@ class BaseScheduler(SchedulerInterface):
         # unwinds before it starts anything, so it never holds more than the limit.
         forget = list(self._forget)
         self._forget.clear()
-        return SchedulerOutput(tick, new, cached, forget, batch_key)
+        return SchedulerOutput(tick, new, cached, forget, batch_key, self.worker)
 
     def _admit(self, joining: list[RequestState]) -> list[NewRequest]:
         """Makes waiting requests resident."""
@@ -253,9 +198,6 @@ class BaseScheduler(SchedulerInterface):
         self._unlist(state)
         self.policy.stay(state)
 
-    def _unlist(self, state: RequestState) -> None:
-        next(book for book in (self._ending, self._outside, self._aside) if state.run_id in book).pop(state.run_id)
-
     def _observe(self, state: RequestState, report: RequestReport) -> None:
         """Notes the batch key, who is kept out or aside, and whose last step was not the end, as of another loop."""
         changed = report.batch_key is not None and report.batch_key != state.batch_key
@@ -274,18 +216,6 @@ class BaseScheduler(SchedulerInterface):
         """The terminal event of a request whose program is done; the worker has dropped it already."""
         self._end(state)
         return outcome(state, report, self.clock())
-
-    def finish_requests(self, request_ids: Iterable[str], error: RequestError) -> list[Event]:
-        """Ends requests from outside."""
-        events: list[Event] = []
-        for request_id in request_ids:
-            state = self._alive.get(request_id)
-            if state is not None:
-                if state.resident:
-                    self._forget[state.run_id] = None
-                self._end(state)
-                events.append(Failed(request_id=request_id, error=error))
-        return events
 
     def restart(self, request_ids: Iterable[str] | None = None, why: str = "its worker died") -> list[Event]:
         """Replays requests whose worker is gone."""
@@ -306,6 +236,12 @@ class BaseScheduler(SchedulerInterface):
         events = self._replay(lost, guilty)
         self._door.close(self._alive.values())
         return events
+
+    def recall(self) -> list[Event]:
+        """Replays all that the worker holds, which nobody is to blame for."""
+        self._forget.clear()
+        self._flights.clear()
+        return self._replay(sorted(self._resident.values(), key=lambda state: state.arrival), ())
 
     def _replay_lost(self, output: SchedulerOutput, result: RunnerOutput) -> list[Event]:
         """Replays the live members of a tick that the worker did not mention: it does not hold them."""
@@ -332,19 +268,3 @@ class BaseScheduler(SchedulerInterface):
             self._door.enqueue(state, front=True)
             events.append(Restarted(request_id=request_id, attempt=state.attempt))
         return events[::-1]
-
-    def _end(self, state: RequestState) -> None:
-        """It has its outcome."""
-        self._remove(state)
-        self._quarantine.leave(state.request_id)
-
-    def _remove(self, state: RequestState) -> None:
-        """Takes a live request out of all books."""
-        del self._alive[state.request_id]
-        if state.resident:
-            del self._resident[state.run_id]
-            self._near.pop(state.run_id, None)
-            (self._unlist if state.retired else self.policy.retire)(state)
-        else:
-            self._intake.leaves(state, self.num_waiting)
-            self._door.withdraw(state)

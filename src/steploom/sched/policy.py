@@ -9,6 +9,7 @@ from typing import NamedTuple
 from steploom.config import EngineConfig
 from steploom.sched.cost_model import CostModel
 from steploom.sched.demand import Demands
+from steploom.sched.lines import Rank
 from steploom.sched.state import Clock, RequestState
 
 
@@ -96,6 +97,13 @@ class Policy(ABC):
             At least one member if a request is resident that is not aside, or if one waits, ``free`` is not 0 and
             nobody is resident.
         """
+
+    def rank(self, state: RequestState) -> Rank:
+        """Where several workers share those that wait: the order of these within a class, the lowest first.
+
+        It does not change while ``state`` waits. Among equals, as all are by default, who came first is first.
+        """
+        return ()
 
     # Of a policy without these two, no tick is decided ahead.
 

@@ -10,7 +10,7 @@ from steploom.sched.policy import Policy
 from steploom.sched.state import RequestState
 
 
-class _Suspect:
+class Suspect:
     """What is held against a request.
 
     Attributes:
@@ -50,7 +50,7 @@ class Quarantine:
 
     def __init__(self, max_retries: int) -> None:
         self._max_retries = max_retries
-        self._suspects: dict[str, _Suspect] = {}
+        self._suspects: dict[str, Suspect] = {}
         self._cells: deque[list[str]] = deque()
         self._trial: dict[str, None] = {}
 
@@ -101,8 +101,8 @@ class Quarantine:
         if cell:
             self._cells.appendleft(cell)
 
-    def _suspect(self, request_id: str) -> _Suspect:
-        return self._suspects.setdefault(request_id, _Suspect())
+    def _suspect(self, request_id: str) -> Suspect:
+        return self._suspects.setdefault(request_id, Suspect())
 
     def _strike(self, request_id: str, why: str) -> bool:
         """Notes a death; whether the request is spent."""
@@ -147,6 +147,32 @@ class Quarantine:
             self._trial.clear()
             for suspect in suspects:
                 suspect.acquitted = True
+
+    def confines(self, request_id: str) -> bool:
+        """Whether the request is a member of a cell."""
+        return request_id in self._trial or any(request_id in cell for cell in self._cells)
+
+    def hand_over(self, request_id: str) -> Suspect | None:
+        """The request goes on elsewhere: what is held against it."""
+        suspect = self._suspects.get(request_id)
+        self.leave(request_id)
+        return suspect
+
+    def take_over(self, request_id: str, suspect: Suspect | None) -> None:
+        """The request comes from elsewhere, where that was held against it."""
+        if suspect is not None:
+            self._suspects[request_id] = suspect
+
+    def surrender(self) -> list[list[str]]:
+        """All cells, which are tried here no more; nobody of them may be resident."""
+        cells = [cell for cell in (list(self._trial), *self._cells) if cell]
+        self._trial.clear()
+        self._cells.clear()
+        return cells
+
+    def confine(self, cells: Iterable[list[str]]) -> None:
+        """Tries these, too, when its own are done. Their members are to be taken over before anything else happens."""
+        self._cells.extend(cells)
 
     def verdict(self, request_id: str) -> GenerationFailed:
         """Why the request fails: names the deaths."""

@@ -12,6 +12,12 @@ class RequestScheduler(BaseScheduler):
     For comparison, and for models whose calls can never be merged.
     """
 
+    @property
+    def room(self) -> tuple[int, int]:
+        """One place, and a batch of one."""
+        places = max(0, 1 - self._held)
+        return places, places
+
     def _choose(self) -> Batch:
         return self.policy.choose(1, 1 - self._held)
 

@@ -1,0 +1,104 @@
+"""Share: who waits with one worker of a fleet; and the bounds of all that wait."""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush, nsmallest
+from typing import Protocol
+
+from steploom.requests import DiffusionRequest
+from steploom.sched.books import Books
+from steploom.sched.intake import Intake
+from steploom.sched.lines import Rank
+from steploom.sched.state import RequestState
+
+SLACK = 64
+"""Entries of requests that wait no more that a share may have, whatever its size."""
+
+Place = tuple[int, bool, Rank, int]
+"""Where a request stands among those that wait: class, replays first, the policy's rank, arrival."""
+
+
+class Sharers(Protocol):
+    """All who are alive in a fleet."""
+
+    def __contains__(self, request_id: object) -> bool: ...
+
+    @property
+    def num_waiting(self) -> int:
+        """How many of them wait."""
+        ...
+
+
+class Whole(Intake):
+    """The bounds of all that wait.
+
+    Attributes:
+        workers: How many serve.
+    """
+
+    workers = 1
+
+    @property
+    def gain(self) -> float:
+        """Standalone seconds of work that all workers do in a second."""
+        return super().gain * self.workers
+
+
+class Share(Intake):
+    """Who waits with one worker of a fleet, in order; the bounds are those of the fleet."""
+
+    def __init__(self, fleet: Sharers, whole: Whole, scheduler: Books) -> None:
+        super().__init__(scheduler.config, scheduler.demands)
+        self._fleet = fleet
+        self._whole = whole
+        self._scheduler = scheduler
+        self._waiting: dict[str, tuple[Place, RequestState]] = {}
+        self._heap: list[tuple[Place, str]] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def check(self, request: DiffusionRequest, alive: object) -> None:
+        """Refuses an id that is alive anywhere; see :meth:`Intake.check`."""
+        self._whole.check(request, self._fleet)
+
+    def admit(self, state: RequestState, waiting: int) -> None:
+        """Bounds what waits in all; see :meth:`Intake.admit`."""
+        self._whole.admit(state, self._fleet.num_waiting)
+
+    def enters(self, state: RequestState) -> None:
+        """``state`` waits from now on."""
+        super().enters(state)
+        self._whole.enters(state)
+        place = state.request.priority, not state.attempt, self._scheduler.policy.rank(state), state.arrival
+        self._waiting[state.run_id] = place, state
+        heappush(self._heap, (place, state.run_id))
+
+    def leaves(self, state: RequestState, waiting: int) -> None:
+        """``state`` waits no more."""
+        del self._waiting[state.run_id]
+        super().leaves(state, len(self._waiting))
+        self._whole.leaves(state, self._fleet.num_waiting)
+        if len(self._heap) > 2 * len(self._waiting) + SLACK:
+            self._heap = [entry for entry in self._heap if entry[1] in self._waiting]
+            heapify(self._heap)
+
+    def first(self) -> tuple[Place, RequestState] | None:
+        """The first of those that may wait elsewhere, and its place; None if there is none."""
+        if self._scheduler.tries:
+            return min((found for found in self._waiting.values() if self._may_move(found[1])), default=None)
+        heap = self._heap
+        while heap and heap[0][1] not in self._waiting:
+            heappop(heap)
+        return self._waiting[heap[0][1]] if heap else None
+
+    def best(self, most: int) -> list[Place]:
+        """The places of the first ones."""
+        return nsmallest(most, (place for place, _ in self._waiting.values()))
+
+    def movable(self) -> list[RequestState]:
+        """All that may wait elsewhere, in order."""
+        return [state for _, state in sorted(found for found in self._waiting.values() if self._may_move(found[1]))]
+
+    def _may_move(self, state: RequestState) -> bool:
+        return not self._scheduler.confines(state.request_id)
