@@ -54,6 +54,31 @@ async def test_sixteen_requests_outlive_the_only_worker_with_equal_pictures(tiny
         assert abs(pictures[seed] - undisturbed[seed]).max() <= 1 / 255
 
 
+async def test_two_workers_give_the_pictures_that_one_gives(tiny_model: Path) -> None:
+    """Those of ``pipe(...)`` alone, within one grey level, whichever worker a request lived with."""
+    import torch
+    from diffusers import DiffusionPipeline
+
+    params: dict[str, Any] = {"num_inference_steps": 6, "height": 32, "width": 32, "output_type": "np"}
+    pipe = DiffusionPipeline.from_pretrained(str(tiny_model))
+    pipe.set_progress_bar_config(disable=True)
+    alone = [pipe("a cat", generator=torch.Generator().manual_seed(i), **params).images[0] for i in range(12)]
+    pictures: dict[int, Any] = {}
+
+    async def one(seed: int) -> None:
+        pictures[seed] = (await engine.generate("a cat", seed=seed, **params)).images[0]
+
+    async with AsyncDiffusionEngine(model=str(tiny_model), torch_threads=1, data_parallel_size=2) as engine:
+        async with anyio.create_task_group() as group:
+            for seed in range(12):
+                group.start_soon(one, seed)
+        stats: list[Any] = await engine.collective_rpc("stats")
+    assert all(one.ticks >= 6 for one in stats), "both had some"
+    assert abs(alone[0] - alone[1]).max() > 20 / 255
+    for seed in range(12):
+        assert abs(pictures[seed] - alone[seed]).max() <= 1 / 255
+
+
 SCRIPT = """
 import sys
 from steploom import DiffusionEngine, DiffusionRequest

@@ -295,9 +295,9 @@ def test_backends_are_resolved() -> None:
             resolve(backend)
 
 
-def test_one_worker_is_what_there_is(kind: type[DiffusionExecutor]) -> None:
+def test_one_worker_is_what_there_is_in_process() -> None:
     with pytest.raises(ConfigError, match="data_parallel_size=2"):
-        kind(EngineConfig(data_parallel_size=2))
+        ScriptedThread(EngineConfig(data_parallel_size=2))
 
 
 async def test_an_executor_for_whole_requests_does_not_take_steps() -> None:

@@ -117,7 +117,7 @@ def test_a_damaged_torch_is_a_finding_in_a_process_of_its_own(tmp_path: pathlib.
         ("task", "bogus", "setting task", "text-to-image"),
         ("distributed_executor_backend", "bogus", "setting executor", "give 'mp', 'inproc'"),
         ("distributed_executor_backend", "ray", "setting executor", "use 'mp' or 'inproc'"),
-        ("data_parallel_size", "2", "setting executor", "data_parallel_size=2"),
+        ("data_parallel_size", "0", "settings", "data_parallel_size=0: must be an integer of at least 1"),
         ("scheduler", "bogus", "setting scheduler", "give one of step, request"),
         ("policy", "no.such", "setting policy", "give one of deadline, fcfs, srpt"),
         ("worker_extension", "no.such", "setting extension", "No module named 'no'"),

@@ -13,9 +13,10 @@ import anyio.to_thread
 
 from steploom.config import EngineConfig
 from steploom.engine.core import EngineCore
-from steploom.engine.costs_file import CostsFile, learned, teach
+from steploom.engine.costs_file import CostsFile, learned, recall
 from steploom.engine.mailbox import fresh
 from steploom.engine.observer import Observers
+from steploom.engine.outlast import outlast
 from steploom.engine.profiling import profile
 from steploom.engine.stream import RequestStream
 from steploom.engine.validation import make_config, make_request
@@ -24,7 +25,7 @@ from steploom.executor import resolve_executor
 from steploom.executor.abstract import ProgressCallback
 from steploom.protocol import PipelineInfo
 from steploom.requests import DiffusionOutput, DiffusionRequest
-from steploom.sched import BaseScheduler, Cost
+from steploom.sched import BaseScheduler, Cost, Fleet
 
 _NOT_STARTED = "the engine was not started: use `async with engine`, or await engine.start()"
 Prompt = str | list[str] | DiffusionRequest | None
@@ -112,12 +113,12 @@ class AsyncDiffusionEngine:
         try:
             await core.started.wait()
             if core.info is not None:
-                await self._recall(core, core.info)
+                self._costs_file = await recall(self.config, core.info, core.scheduler)
                 if self.config.profile is not None and not self.costs():
                     await profile(self.generate, self.costs, self.config, on_progress)
         except BaseException:
             core.stop()
-            await _outlast(core.ended)
+            await outlast(core.ended)
             raise
         if core.failure is not None:
             raise fresh(core.failure)
@@ -140,7 +141,7 @@ class AsyncDiffusionEngine:
         state = learned(core.scheduler)
         core.stop()
         try:
-            await _outlast(core.ended)
+            await outlast(core.ended)
         finally:
             if file is not None and state is not None:
                 with anyio.CancelScope(shield=True):
@@ -187,8 +188,13 @@ class AsyncDiffusionEngine:
 
     @property
     def recovering(self) -> EngineError | None:
-        """What a worker was lost by, while it is being replaced: requests are taken meanwhile, and wait. Else None."""
-        return self._core.recovery.fault if self._core is not None and self.serves else None
+        """What a worker was lost by, while it is being replaced, and others may serve (:attr:`workers`). Else None."""
+        return self._core.lanes.fault if self._core is not None and self.serves else None
+
+    @property
+    def workers(self) -> list[str]:
+        """What the workers do, by rank: ``"serves"``, ``"recovering"`` or ``"leaving"``; empty while there are none."""
+        return [lane.state for lane in self._core.lanes] if self._core is not None and self.serves else []
 
     @property
     def num_waiting(self) -> int:
@@ -294,6 +300,24 @@ class AsyncDiffusionEngine:
         """
         await self._serving().wake_up()
 
+    async def scale(self, workers: int, *, drain_s: float | None = None) -> None:
+        """Adds workers, or has those of the highest ranks leave, while it serves. Cancelled, it keeps those of then.
+
+        Args:
+            workers: How many, at least 1.
+            drain_s: Seconds after which other workers begin anew what one that leaves still runs; 0: at once; None: it
+                ends it, however long that takes. It lets nobody in meanwhile.
+
+        Raises:
+            ConfigError: A number is out of range.
+            EngineError: The engine cannot serve, or sleeps; a worker cannot be started; the executor cannot do that.
+        """
+        if type(workers) is not int or workers < 1:
+            raise ConfigError(f"workers={workers!r}: must be an integer, at least 1")
+        if drain_s is not None and not drain_s >= 0:
+            raise ConfigError(f"drain_s={drain_s!r}: must be seconds, at least 0, or None")
+        await self._serving().lanes.scale(workers, drain_s)
+
     def costs(self) -> list[Cost]:
         """What ticks cost, as learned so far: by batch key seconds by rows, the knee, and the text encoders and VAEs.
 
@@ -301,15 +325,7 @@ class AsyncDiffusionEngine:
             EngineError: The engine cannot serve.
         """
         scheduler = self._serving().scheduler
-        return scheduler.costs.shown() if isinstance(scheduler, BaseScheduler) else []
-
-    async def _recall(self, core: EngineCore, info: PipelineInfo) -> None:
-        """Goes on with what an earlier engine of this model has learned about costs."""
-        if isinstance(core.scheduler, BaseScheduler):
-            core.scheduler.costs.room_bytes = info.room_bytes
-        self._costs_file = file = CostsFile.of(self.config, info)
-        if file is not None:
-            teach(core.scheduler, await anyio.to_thread.run_sync(file.read))
+        return scheduler.costs.shown() if isinstance(scheduler, BaseScheduler | Fleet) else []
 
     def _serving(self) -> EngineCore:
         """The core, if it can serve this caller.
@@ -330,16 +346,3 @@ class AsyncDiffusionEngine:
                 "the engine belongs to the event loop that it was started in: start one engine per event loop, or use "
                 "DiffusionEngine, the blocking twin, which any thread may call"
             )
-
-
-async def _outlast(event: anyio.Event) -> None:
-    """Waits for ``event`` whatever happens; a cancellation meanwhile is raised afterwards, as task groups do."""
-    cancelled: asyncio.CancelledError | None = None
-    with anyio.CancelScope(shield=True):  # Cancel scopes of anyio wait outside; a bare Task.cancel() does not.
-        while not event.is_set():
-            try:
-                await event.wait()
-            except asyncio.CancelledError as error:
-                cancelled = error
-    if cancelled is not None:
-        raise cancelled

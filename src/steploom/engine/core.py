@@ -16,16 +16,13 @@ import anyio
 
 from steploom.config import EngineConfig
 from steploom.engine.generators import Borrowed
+from steploom.engine.lanes import Lanes
 from steploom.engine.mailbox import Mailbox, fresh
 from steploom.engine.observer import Observers
-from steploom.engine.recovery import Recovery, cause
-from steploom.engine.ticking import Ticking
 from steploom.engine.validation import check_arguments, validate
-from steploom.engine.whole import WholeRequests
 from steploom.errors import (
     DeadlineExceeded,
     EngineDead,
-    EngineError,
     EngineNotRunning,
     RequestCancelled,
     RequestError,
@@ -34,7 +31,7 @@ from steploom.errors import (
 from steploom.executor.abstract import DiffusionExecutor, ProgressCallback
 from steploom.protocol import PipelineInfo
 from steploom.requests import DiffusionRequest, Event, Failed, Finished, Restarted
-from steploom.sched import build_scheduler
+from steploom.sched import Fleet, SchedulerInterface, build_scheduler
 
 T = TypeVar("T")
 log = logging.getLogger("steploom.engine")
@@ -54,6 +51,9 @@ class EngineCore:
 
     Attributes:
         scheduler: Who runs when.
+        lanes: Its workers, by rank.
+        asleep: Whether no requests are taken, since the workers sleep, or will.
+        slept: How deep they sleep; None if they do not.
         info: What the executor says about the pipeline; None until it has started.
         failure: The fault that ended it, if one did.
         started: Set once it serves, or has ended without ever serving.
@@ -73,8 +73,8 @@ class EngineCore:
         self.config = config
         self.executor = executor
         self._on_progress = on_progress
-        self._observers = Observers() if observers is None else observers
-        self.scheduler = build_scheduler(config, time.monotonic)
+        self.observers = Observers() if observers is None else observers
+        self.scheduler: SchedulerInterface | Fleet = build_scheduler(config, time.monotonic)
         self.info: PipelineInfo | None = None
         self.failure: SteploomError | None = None
         self.started = anyio.Event()
@@ -84,60 +84,32 @@ class EngineCore:
         self._borrowed: dict[str, Borrowed] = {}
         self._calls: set[anyio.CancelScope] = set()
         self._stopping = False
-        self._asleep = False
-        self._slept: int | None = None  # How deep the workers sleep; None if they do not.
+        self.asleep = False
+        self.slept: int | None = None
         self._scope = anyio.CancelScope()
         self._group = anyio.create_task_group()
-        ahead = config.run_ahead and not whole and executor.ticks_in_flight > 1 and self.scheduler.runs_ahead
-        self.recovery = Recovery(executor, config, self._observers)
-        ticks = WholeRequests(executor, self._group) if whole else executor
-        self._ticking = Ticking(ticks, self.scheduler, self._observers, self._deliver, ahead=ahead)
-        self._loops = anyio.CancelScope()
+        self.lanes = Lanes(self, self._group, whole=whole)
 
     async def run(self) -> None:
         """Serves until :meth:`stop` or a fault, and leaves nothing behind. A fault is kept in ``failure``."""
         try:
             with self._scope:
-                await self._guarded(self._serve)
+                await self.guarded(self._serve)
         finally:
             self._end_all(RequestCancelled("the engine was closed before the request was done"))
             try:
                 with anyio.CancelScope(shield=True):
-                    await self._guarded(self.executor.shutdown)
+                    await self.guarded(self.executor.shutdown)
             finally:  # asyncio.run cancels even what is shielded when Ctrl-C comes twice
                 self.started.set()
                 self.ended.set()
 
     async def _serve(self) -> None:
         self.info = await self.executor.start(self._on_progress)
-        self._observers.on_start(self.info)
+        self.observers.on_start(self.info)
         async with self._group:
+            self.lanes.open()
             self.started.set()
-            while True:
-                with anyio.CancelScope() as self._loops:
-                    async with anyio.create_task_group() as loops:
-                        for part in (*self._ticking.loops(), self._watch):
-                            loops.start_soon(self._guarded, part, self._struck)
-                await self._guarded(partial(self.recovery.run, self._sleep_on))
-
-    def _struck(self, error: Exception) -> None:
-        """A fault has ended a loop: what the workers held is replayed by others, if there can be others."""
-        if isinstance(error, EngineError) and self.recovery.fault is not None:
-            return  # The other loops met it, too.
-        if not (isinstance(error, EngineError) and self.recovery.begin(error)):
-            self._die(error)
-            return
-        log.warning("the worker is lost, and is being replaced: %s", error)
-        self._loops.cancel()
-        if self._ticking.forget():
-            self.recovery.fruitful()
-        for event in self.scheduler.restart(None, cause(error)):
-            self._deliver(event)
-
-    async def _sleep_on(self) -> None:
-        """A worker that takes the place of one that slept."""
-        if self._slept is not None:
-            await self.executor.sleep(self._slept)
 
     @property
     def in_process(self) -> bool:
@@ -159,7 +131,7 @@ class EngineCore:
         """
         self.check_serving()
         assert self.info is not None
-        if self._asleep:
+        if self.asleep:
             raise EngineNotRunning("the engine sleeps: await wake_up() first")
         with self.refusals(request):
             validate(request, self.info, self.config)
@@ -170,8 +142,8 @@ class EngineCore:
         self._borrowed[request.request_id] = borrowed
         mailbox = self._mailboxes[request.request_id] = Mailbox()
         mailbox.put(queued)
-        self._observers.on_queued(request)
-        self._ticking.kick()
+        self.observers.on_queued(request)
+        self.lanes.kick()
         return mailbox
 
     @contextlib.contextmanager
@@ -180,7 +152,7 @@ class EngineCore:
         try:
             yield
         except RequestError as error:
-            self._observers.on_refused(request, error)
+            self.observers.on_refused(request, error)
             raise
 
     def _timer(self, request_id: str, timeout: float) -> asyncio.TimerHandle:
@@ -195,8 +167,8 @@ class EngineCore:
         """
         events = self.scheduler.finish_requests([request_id], error)
         for event in events:
-            self._deliver(event)
-        self._ticking.kick()
+            self.deliver(event)
+        self.lanes.kick()
         return bool(events)
 
     def withdraw(self, request_id: str, mailbox: Mailbox) -> None:
@@ -207,7 +179,8 @@ class EngineCore:
     def _expire(self, request_id: str, timeout: float) -> None:
         self.finish(request_id, DeadlineExceeded(f"timeout={timeout}: request {request_id} was not done in time"))
 
-    def _deliver(self, event: Event) -> None:
+    def deliver(self, event: Event) -> None:
+        """Puts an event of the scheduler's where its request's reader finds it."""
         mailbox = self._mailboxes.get(event.request_id)
         if mailbox is None:  # The engine is ending: everybody was told already.
             return
@@ -216,12 +189,12 @@ class EngineCore:
         mailbox.put(event)
         if isinstance(event, Restarted):
             self._borrowed[event.request_id].rewind()
-            self._observers.on_restarted(event.request_id, event.attempt)
+            self.observers.on_restarted(event.request_id, event.attempt)
         if mailbox.settled:
             self._forget(event.request_id)
             output = event.output if isinstance(event, Finished) else None
             error = event.error if isinstance(event, Failed) else None
-            self._observers.on_end(event.request_id, output, error)
+            self.observers.on_end(event.request_id, output, error)
 
     def _forget(self, request_id: str) -> None:
         del self._mailboxes[request_id], self._borrowed[request_id]
@@ -254,18 +227,19 @@ class EngineCore:
         Raises:
             EngineError: The engine cannot serve, or has ended meanwhile.
         """
-        before, self._asleep = self._asleep, True
+        self.lanes.check_still()
+        before, self.asleep = self.asleep, True
         try:
             await self.while_alive(self._idled)
-            if self._asleep:
+            if self.asleep:
                 await self.ask(partial(self.executor.sleep, level))
-                self._slept = level
+                self.slept = level
         except BaseException:
-            self._asleep = before
+            self.asleep = before
             raise
 
     async def _idled(self) -> None:
-        await self._ticking.idled()
+        await self.lanes.idled()
 
     async def wake_up(self) -> None:
         """Moves the weights back and takes requests again.
@@ -274,10 +248,7 @@ class EngineCore:
             EngineError: The engine cannot serve, or has ended meanwhile.
         """
         await self.ask(self.executor.wake_up)
-        self._asleep, self._slept = False, None
-
-    async def _watch(self) -> None:
-        raise await self.executor.wait_failed()
+        self.asleep, self.slept = False, None
 
     async def ask(self, call: Callable[[], Awaitable[T]]) -> T:
         """The answer of the workers to ``call``.
@@ -286,7 +257,7 @@ class EngineCore:
             EngineError: The engine cannot serve, or has ended meanwhile; or the workers are being replaced.
         """
         self.check_serving()
-        self.recovery.check()
+        self.lanes.check()
         return await self.while_alive(call)
 
     async def while_alive(self, call: Callable[[], Awaitable[T]]) -> T:
@@ -311,7 +282,7 @@ class EngineCore:
         self._end_all(RequestCancelled("the engine was closed before the request was done"))
         self._scope.cancel()
 
-    async def _guarded(
+    async def guarded(
         self, part: Callable[[], Awaitable[object]], on_fault: Callable[[Exception], None] | None = None
     ) -> None:
         """Runs a part of the engine; its fault ends the engine, unless something else is done ``on_fault``.
@@ -321,9 +292,10 @@ class EngineCore:
         try:
             await part()
         except Exception as error:  # noqa: BLE001 - recorded: every waiter and every later call raises it
-            (on_fault or self._die)(error)
+            (on_fault or self.die)(error)
 
-    def _die(self, error: Exception) -> None:
+    def die(self, error: Exception) -> None:
+        """A fault ends the engine: all who wait for it are told, and all who will."""
         if self.failure is None:
             if isinstance(error, SteploomError):
                 self.failure = fresh(error)  # Without its traceback, whose frames may hold tensors.
@@ -337,6 +309,6 @@ class EngineCore:
         for request_id, mailbox in list(self._mailboxes.items()):
             mailbox.fail(error)
             self._forget(request_id)
-            self._observers.on_end(request_id, None, error)
+            self.observers.on_end(request_id, None, error)
         for scope in self._calls:
             scope.cancel()

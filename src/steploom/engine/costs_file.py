@@ -11,9 +11,11 @@ import re
 import tempfile
 from typing import Any
 
+import anyio.to_thread
+
 from steploom.config import EngineConfig, state_folder
 from steploom.protocol import PipelineInfo
-from steploom.sched import BaseScheduler, SchedulerInterface
+from steploom.sched import BaseScheduler, Fleet, SchedulerInterface
 
 log = logging.getLogger(__name__)
 
@@ -73,16 +75,26 @@ class CostsFile:
             log.warning("costs of ticks are not kept in %s: %s", self.path, error)
 
 
-def learned(scheduler: SchedulerInterface) -> dict[str, Any] | None:
+def learned(scheduler: SchedulerInterface | Fleet) -> dict[str, Any] | None:
     """What the scheduler has learned; None if it learns nothing, or has learned nothing yet."""
-    if not isinstance(scheduler, BaseScheduler) or not scheduler.costs.shown():
+    if not isinstance(scheduler, BaseScheduler | Fleet) or not scheduler.costs.shown():
         return None
     return {"costs": scheduler.costs.state(), "demands": scheduler.demands.state()}
 
 
-def teach(scheduler: SchedulerInterface, kept: Any) -> None:
+def teach(scheduler: SchedulerInterface | Fleet, kept: Any) -> None:
     """Has the scheduler go on where another one was."""
-    if kept is None or not isinstance(scheduler, BaseScheduler):
+    if kept is None or not isinstance(scheduler, BaseScheduler | Fleet):
         return
     if scheduler.costs.restore(kept.get("costs")):
         scheduler.demands.restore(kept.get("demands"))
+
+
+async def recall(config: EngineConfig, info: PipelineInfo, scheduler: SchedulerInterface | Fleet) -> CostsFile | None:
+    """Has the scheduler go on with what an earlier engine of this model has learned; where it is kept."""
+    if isinstance(scheduler, BaseScheduler | Fleet):
+        scheduler.costs.room_bytes = info.room_bytes
+    file = CostsFile.of(config, info)
+    if file is not None:
+        teach(scheduler, await anyio.to_thread.run_sync(file.read))
+    return file

@@ -20,27 +20,43 @@ log = logging.getLogger("steploom.engine")
 
 
 class Recovery:
-    """Has an executor replace workers: the first time at once, then after waits that double until a tick is answered.
+    """Has an executor replace a worker: the first time at once, then after waits that double until a tick is answered.
 
     Args:
-        executor: Whose workers.
+        executor: Whose worker.
         config: ``restart_backoff_s`` is the first wait; ``max_retries`` says how many starts in a row may fail.
         observers: Are told.
+        worker: Its rank.
+        on_hopeless: Is told once more starts in a row have failed than may; it is tried on while others can serve.
+        others: Whether other workers serve, or may be replaced yet.
 
     Attributes:
-        fault: What the engine is recovering from; None while the workers serve.
+        fault: What the worker was lost by; None while it serves.
+        hopeless: Whether more starts in a row have failed than may.
     """
 
-    def __init__(self, executor: DiffusionExecutor, config: EngineConfig, observers: Observers) -> None:
+    def __init__(
+        self,
+        executor: DiffusionExecutor,
+        config: EngineConfig,
+        observers: Observers,
+        worker: int = 0,
+        on_hopeless: Callable[[], None] = lambda: None,
+        others: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._executor = executor
         self._config = config
         self._observers = observers
+        self._which = (worker,) if worker else ()  # executors of one worker need not know that there may be more
+        self._on_hopeless = on_hopeless
+        self._others = others
         self.fault: EngineError | None = None
+        self.hopeless = False
         self._starts = 0  # since a tick was answered
 
     def begin(self, fault: EngineError) -> bool:
-        """Gives up the workers that a fault has struck; whether they can be replaced."""
-        if not self._executor.discard(fault):
+        """Gives up the worker that a fault has struck; whether it can be replaced."""
+        if not self._executor.discard(fault, *self._which):
             return False
         self.fault = fault
         self._observers.on_fault(fault)
@@ -48,7 +64,7 @@ class Recovery:
 
     def check(self) -> None:
         """Raises:
-        EngineError: The workers are being replaced; says why.
+        EngineError: The worker is being replaced; says why.
         """
         if self.fault is not None:
             raise EngineError(f"the worker is being replaced, try again later; it was lost: {self.fault}")
@@ -58,13 +74,13 @@ class Recovery:
         self._starts = 0
 
     async def run(self, resume: Callable[[], Awaitable[object]]) -> None:
-        """Returns when the workers serve again.
+        """Returns when the worker serves again.
 
         Args:
             resume: Brings a worker that was just started to where the lost one was.
 
         Raises:
-            EngineDead: ``max_retries`` times they could not be started again; says why.
+            EngineDead: It could not be started again more than ``max_retries`` times, and there is no other worker.
         """
         assert self.fault is not None
         began, failures = time.monotonic(), 0
@@ -72,13 +88,13 @@ class Recovery:
             await anyio.sleep(self._backoff_s())
             self._starts += 1
             try:
-                await self._executor.recover()
+                await self._executor.recover(*self._which)
                 await resume()
                 break
             except (SteploomError, OSError) as error:
                 failures += 1
                 self._check(failures, error)
-        self.fault = None
+        self.fault, self.hopeless = None, False
         took = time.monotonic() - began
         log.warning("the worker was replaced, which took %.1f s", took)
         self._observers.on_recovered(took)
@@ -91,8 +107,11 @@ class Recovery:
     def _check(self, failures: int, error: Exception) -> None:
         """Gives up after too many failed starts."""
         if isinstance(error, EngineError):
-            self._executor.discard(error)
-        if failures > self._config.max_retries:
+            self._executor.discard(error, *self._which)
+        if failures > self._config.max_retries and not self.hopeless:
+            self.hopeless = True
+            self._on_hopeless()
+        if self.hopeless and not self._others():
             times = "once" if failures == 1 else f"{failures} times"
             raise EngineDead(
                 f"the worker could not be started again, tried {times} (max_retries={self._config.max_retries}): "

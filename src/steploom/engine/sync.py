@@ -151,6 +151,10 @@ class DiffusionEngine:
         """
         self._thread.call(self._engine.check_health)
 
+    def scale(self, workers: int, *, drain_s: float | None = None) -> None:
+        """As :meth:`AsyncDiffusionEngine.scale <steploom.AsyncDiffusionEngine.scale>`."""
+        self._thread.call(partial(self._engine.scale, workers, drain_s=drain_s))
+
     def costs(self) -> list[Cost]:
         """As :meth:`AsyncDiffusionEngine.costs <steploom.AsyncDiffusionEngine.costs>`."""
 

@@ -13,31 +13,34 @@ from steploom.engine.observer import Observers
 from steploom.engine.whole import WholeRequests
 from steploom.executor.abstract import DiffusionExecutor
 from steploom.requests import Event
-from steploom.sched import SchedulerInterface
+from steploom.sched import Member, SchedulerInterface
 
 
 class Ticking:
-    """The tick loops of an engine, which owns the tasks that run them.
+    """The tick loops of one worker; the engine owns the tasks that run them.
 
     Args:
         executor: Executes ticks; or makes it look as if another executor did.
-        scheduler: Decides them.
+        scheduler: Decides them; may become a member of a fleet.
         observers: Are told.
         deliver: Takes the events.
         ahead: Whether a tick is sent while the one before it runs.
+
+    Attributes:
+        scheduler: Decides the ticks.
     """
 
     def __init__(
         self,
         executor: DiffusionExecutor | WholeRequests,
-        scheduler: SchedulerInterface,
+        scheduler: SchedulerInterface | Member,
         observers: Observers,
         deliver: Callable[[Event], None],
         *,
         ahead: bool,
     ) -> None:
         self._executor = executor
-        self._scheduler = scheduler
+        self.scheduler = scheduler
         self._observers = observers
         self._deliver = deliver
         self._flights = Flights(2 if ahead else 1)
@@ -52,7 +55,7 @@ class Ticking:
 
     def kick(self) -> None:
         """There may be something to schedule."""
-        if self._scheduler.has_work:
+        if self.scheduler.has_work:
             self._busy()
         self._work.set()
         self._flights.look_again()
@@ -62,6 +65,11 @@ class Ticking:
     def _busy(self) -> None:
         if self._idle.is_set():
             self._idle = anyio.Event()
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do, and a worker that would do it."""
+        return self._idle.is_set()
 
     async def idled(self) -> None:
         """Returns when there is nothing to do, and a worker that would do it."""
@@ -85,7 +93,7 @@ class Ticking:
         """Two of these take turns where ticks are sent ahead: one sends the next tick while the other's runs."""
         while True:
             await self._wait_for_work()
-            flight = self._flights.depart(self._scheduler.schedule())
+            flight = self._flights.depart(self.scheduler.schedule())
             self._observers.on_schedule(flight.output, flight.sent)
             flight.result = await self._executor.execute_step(flight.output)
             self._take_note()
@@ -95,9 +103,9 @@ class Ticking:
         for output, result, began, ended in self._flights.land():
             self._answered = True
             self._observers.on_tick(output, result, began, ended)
-            for event in self._scheduler.update_from_output(output, result):
+            for event in self.scheduler.update_from_output(output, result):
                 self._deliver(event)
-        if self._scheduler.has_work:
+        if self.scheduler.has_work:
             self._work.set()
 
     async def _amend_loop(self) -> None:
@@ -105,7 +113,7 @@ class Ticking:
         assert not isinstance(self._executor, WholeRequests)
         while True:
             flight = await self._flights.amendable()
-            if (amendment := self._scheduler.amend()) is not None:
+            if (amendment := self.scheduler.amend()) is not None:
                 flight.amendments.append(amendment)
                 self._observers.on_schedule(amendment, time.monotonic())
                 self._executor.amend(amendment)
@@ -113,7 +121,7 @@ class Ticking:
     async def _wait_for_work(self) -> None:
         """Returns when there is something to schedule. The event loop gets a turn in every tick, whatever runs it."""
         await anyio.lowlevel.checkpoint()
-        while not self._scheduler.has_work:
+        while not self.scheduler.has_work:
             if not self._flights:
                 self._idle.set()
             if self._work.is_set():

@@ -69,8 +69,15 @@ class DiffusionExecutor(ABC):
     async def _init_executor(self, on_progress: ProgressCallback) -> PipelineInfo:
         """What :meth:`start` does; cleans up after itself if it raises."""
 
+    @property
+    def workers(self) -> int:
+        """How many workers it starts with: as many tick at a time, each by itself. 1 unless you say otherwise."""
+        return 1
+
     async def execute_step(self, output: SchedulerOutput) -> RunnerOutput:
-        """Executes one tick. Up to ``ticks_in_flight`` may be in flight; they are answered in order.
+        """Executes one tick, on worker ``output.worker``.
+
+        Up to ``ticks_in_flight`` may be in flight for each worker; a worker's are answered in order.
 
         Raises:
             WorkerDied: The worker ended before it answered.
@@ -137,34 +144,39 @@ class DiffusionExecutor(ABC):
         except TimeoutError:
             raise EngineError(f"a worker did not answer within tick_timeout_s={self.config.tick_timeout_s}") from None
 
-    async def sleep(self, level: int = 1) -> None:
-        """Frees the devices: weights go to host memory (level 1) or are dropped (level 2)."""
+    async def sleep(self, level: int = 1, worker: int | None = None) -> None:
+        """Frees the devices: weights go to host memory (level 1) or are dropped (level 2).
+
+        With ``worker`` only that of one of several workers, which was replaced while all slept.
+        """
         await self.collective_rpc("sleep", args=(level,))
 
     async def wake_up(self) -> None:
         """Brings the weights back."""
         await self.collective_rpc("wake_up")
 
-    async def wait_failed(self) -> EngineError:
-        """Returns why this executor cannot go on, when that happens; never returns while it can, or if nobody can tell.
+    # Of an executor with one worker the engine calls these three without ``worker``, so that it need not know of it.
+
+    async def wait_failed(self, worker: int = 0) -> EngineError:
+        """Returns why this worker cannot go on, when that happens; never returns while it can, or if nobody can tell.
 
         Whoever does not override it says so by what :meth:`execute_step` or :meth:`execute_model` raise.
         """
         await anyio.sleep_forever()
         raise AssertionError("unreachable")
 
-    def discard(self, fault: EngineError) -> bool:
-        """Ends at once the workers that ``fault`` has struck, as :meth:`wait_failed` or a tick has told it.
+    def discard(self, fault: EngineError, worker: int = 0) -> bool:
+        """Ends at once the worker that ``fault`` has struck, as :meth:`wait_failed` or a tick has told it.
 
-        Whoever waits for them gets an error. Nothing of what they held is asked for again.
+        Whoever waits for it gets an error. Nothing of what it held is asked for again.
 
         Returns:
-            Whether :meth:`recover` can replace them. If not, as by default, the fault ends the engine.
+            Whether :meth:`recover` can replace it. If not, as by default, the fault ends the engine.
         """
         return False
 
-    async def recover(self) -> None:
-        """Replaces the workers that were discarded; returns when they serve as they did when they had started.
+    async def recover(self, worker: int = 0) -> None:
+        """Replaces the worker that was discarded; returns when it serves as it did when it had started.
 
         The engine calls it again, after a while, if it raises. It may be cancelled; :meth:`shutdown` follows then.
 
@@ -172,6 +184,22 @@ class DiffusionExecutor(ABC):
             EngineError: Not this time.
         """
         raise EngineError(f"{type(self).__name__} has no way to replace its workers")
+
+    async def add_worker(self) -> None:
+        """Starts one more worker, whose rank is the next; returns when it serves. Cancelled, it leaves nothing behind.
+
+        Raises:
+            EngineError: It cannot be started.
+        """
+        raise EngineError(f"{type(self).__name__} has no way to add a worker")
+
+    async def remove_worker(self) -> None:
+        """Ends the worker of the highest rank, which has nothing to do; bounded in time.
+
+        Raises:
+            EngineError: It cannot be ended by itself.
+        """
+        raise EngineError(f"{type(self).__name__} has no way to remove a worker")
 
     @abstractmethod
     async def shutdown(self) -> None:

@@ -61,6 +61,7 @@ class Channel:
         loaded: Whether it has said so.
         failed: Set when the worker cannot go on.
         failure: Makes the error that says why; each waiter raises one of its own.
+        slots: Places for ticks in flight.
     """
 
     def __init__(self, rank: int, config: EngineConfig, send: Callable[[Command], None]) -> None:
@@ -77,6 +78,7 @@ class Channel:
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._last_call = 0
         self._clock: asyncio.TimerHandle | None = None
+        self.slots = anyio.Semaphore(MAX_TICKS, fast_acquire=True)
 
     def tick(self, output: SchedulerOutput) -> asyncio.Future[RunnerOutput]:
         """Sends a tick; the future of its answer."""
@@ -134,7 +136,7 @@ class Channel:
             message = f"worker {self.rank} speaks protocol version {hello.version}, this engine {PROTOCOL_VERSION}"
             self.fail(lambda: ProtocolError(message))
         else:
-            self._send(Configure.of(self._config))
+            self._send(Configure.of(self._config, self.rank))
 
     def _ticked(self, answer: Ticked) -> None:
         if not self._ticks or self._ticks[0][0] != answer.tick:
@@ -192,7 +194,6 @@ class ChannelExecutor(DiffusionExecutor):
     def __init__(self, config: EngineConfig, pipeline: Any = None) -> None:
         super().__init__(config, pipeline)
         self._channels: list[Channel] = []
-        self._tick_slots = anyio.Semaphore(MAX_TICKS, fast_acquire=True)
         self._call_slots = anyio.Semaphore(MAX_CALLS, fast_acquire=True)
 
     async def start(self, on_progress: ProgressCallback | None = None) -> PipelineInfo:
@@ -213,10 +214,13 @@ class ChannelExecutor(DiffusionExecutor):
         """What the workers say when they have loaded."""
         for channel in self._channels:
             channel.on_progress = on_progress
-        answers = [await channel.ready for channel in self._channels]
+        ready = [channel.ready for channel in self._channels]
+        done, _ = await asyncio.wait(ready, return_when=asyncio.FIRST_EXCEPTION)  # all load at a time; one may fail
+        for future in done:
+            future.result()
         for channel in self._channels:
             channel.on_progress = logger.info
-        return answers
+        return [future.result() for future in ready]
 
     def _running(self) -> list[Channel]:
         if not self._channels:
@@ -225,13 +229,13 @@ class ChannelExecutor(DiffusionExecutor):
 
     async def execute_step(self, output: SchedulerOutput) -> RunnerOutput:
         """Executes one tick; see :meth:`DiffusionExecutor.execute_step`."""
-        channel = self._running()[0]
-        async with self._tick_slots:
+        channel = self._running()[output.worker]
+        async with channel.slots:
             return await channel.tick(output)
 
     def amend(self, output: SchedulerOutput) -> None:
         """Adds to a tick that is in flight; see :meth:`DiffusionExecutor.amend`."""
-        self._running()[0].amend(output)
+        self._running()[output.worker].amend(output)
 
     async def collective_rpc(
         self,
@@ -243,21 +247,37 @@ class ChannelExecutor(DiffusionExecutor):
     ) -> Any:
         """Calls a method of every worker; see :meth:`DiffusionExecutor.collective_rpc`."""
         channels = self._running()
-        _check_call(method, args, kwargs)
         _check_waiting(timeout, unique_reply_rank, len(channels))
+        results = await self._call(channels, method, timeout, args, kwargs)
+        return results if unique_reply_rank is None else results[unique_reply_rank]
+
+    async def _call(
+        self,
+        channels: list[Channel],
+        method: str,
+        timeout: float | None,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any] | None,
+    ) -> list[Any]:
+        """Calls a method of these workers."""
+        _check_call(method, args, kwargs)
         with anyio.fail_after(timeout):
             async with self._call_slots:
                 calls = [(channel, *channel.call(method, args, kwargs or {})) for channel in channels]
                 try:
-                    results = [await future for _, _, future in calls]
+                    return [await future for _, _, future in calls]
                 finally:
                     for channel, number, _ in calls:
                         channel.withdraw(number)
-        return results if unique_reply_rank is None else results[unique_reply_rank]
 
-    async def wait_failed(self) -> EngineError:
-        """Returns why the first worker that failed did; see :meth:`DiffusionExecutor.wait_failed`."""
-        channel = self._running()[0]
+    async def sleep(self, level: int = 1, worker: int | None = None) -> None:
+        """Frees the devices, or one of them; see :meth:`DiffusionExecutor.sleep`."""
+        channels = self._running()
+        await self._call(channels if worker is None else [channels[worker]], "sleep", None, (level,), None)
+
+    async def wait_failed(self, worker: int = 0) -> EngineError:
+        """Returns why the worker has failed; see :meth:`DiffusionExecutor.wait_failed`."""
+        channel = self._running()[worker]
         await channel.failed.wait()
         assert channel.failure is not None
         error = channel.failure()

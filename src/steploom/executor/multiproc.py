@@ -64,8 +64,6 @@ class MultiprocExecutor(ChannelExecutor):
         super().__init__(config, pipeline)
         if pipeline is not None:
             raise ConfigError("distributed_executor_backend='mp': a pipeline object cannot travel; use 'inproc'")
-        if config.data_parallel_size != 1:
-            raise ConfigError(f"data_parallel_size={config.data_parallel_size}: 'mp' has one worker; use 1")
         Configure.of(config)  # refuses what cannot travel
         self._folder = ""
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
@@ -73,7 +71,11 @@ class MultiprocExecutor(ChannelExecutor):
         self._closed: anyio.Event | None = None
         self._info: PipelineInfo | None = None  # once it has started
         self._spawned = 0
-        self._refused: dict[int, list[RequestReport]] = {}  # by the tick whose answer tells of them
+
+    @property
+    def workers(self) -> int:
+        """As many as the settings say."""
+        return self.config.data_parallel_size
 
     async def _init_executor(self, on_progress: ProgressCallback) -> PipelineInfo:
         if self._context is not None or self._closed is not None:
@@ -106,44 +108,68 @@ class MultiprocExecutor(ChannelExecutor):
         """A process, not started yet, that will connect to ``address``."""
         return WorkerProcess(rank, address, self.runner, on_line)
 
-    def discard(self, fault: EngineError) -> bool:
-        """Kills the workers; see :meth:`DiffusionExecutor.discard`."""
+    def discard(self, fault: EngineError, worker: int = 0) -> bool:
+        """Kills the worker; see :meth:`DiffusionExecutor.discard`."""
         if self._info is None or self._closed is not None:
             return False
-        for worker in self._workers:
-            worker.discard(fault)
+        self._workers[worker].discard(fault)
         return True
 
-    async def recover(self) -> None:
-        """Starts new processes in the place of those that were discarded; see :meth:`DiffusionExecutor.recover`."""
-        self._refused.clear()
-        try:
-            with anyio.fail_after(self.config.start_timeout_s):
-                for rank in range(len(self._workers)):
-                    await self._replace(rank)
-        except TimeoutError:
-            raise EngineDead(
-                f"start_timeout_s={self.config.start_timeout_s}: model={self.config.model!r} was not loaded in time"
-            ) from None
-
-    async def _replace(self, rank: int) -> None:
-        lost = self._workers[rank]
+    async def recover(self, worker: int = 0) -> None:
+        """Starts a new process in the place of the one that was discarded; see :meth:`DiffusionExecutor.recover`."""
+        lost = self._workers[worker]
         if lost.channel.failure is None:
             return
         await lost.process.end(0.0)
         lost.abandon()
-        worker = self._workers[rank] = self._make(rank)
+        self._workers[worker] = replacement = self._make(worker)
+        await self._load(replacement)
+        self._channels[worker] = replacement.channel
+
+    async def add_worker(self) -> None:
+        """Starts one more process; see :meth:`DiffusionExecutor.add_worker`."""
+        self._running()
+        worker = self._make(len(self._workers))
+        self._workers.append(worker)
         try:
-            await worker.start()
-            ready = await worker.channel.ready
-            assert self._info is not None
-            if msgspec.structs.replace(ready.info, room_bytes=self._info.room_bytes) != self._info:
+            await self._load(worker)
+        except BaseException:
+            worker.abandon()
+            if self._closed is None:
+                self._workers.remove(worker)
+            raise
+        self._channels.append(worker.channel)
+
+    async def remove_worker(self) -> None:
+        """Ends the last process; see :meth:`DiffusionExecutor.remove_worker`."""
+        self._running()
+        self._channels.pop()
+        worker = self._workers[-1]  # shutdown() may come meanwhile, and ends it as well
+        try:
+            await worker.stop()
+        finally:
+            worker.abandon()
+            if self._closed is None:
+                self._workers.remove(worker)
+
+    async def _load(self, worker: _Worker) -> None:
+        """Starts the process of a worker that joins the others; returns when it has loaded what they have."""
+        try:
+            with anyio.fail_after(self.config.start_timeout_s):
+                await worker.start()
+                ready = await worker.channel.ready
+            if self._info is None or _portable(ready.info) != _portable(self._info):
                 raise EngineDead(f"model={self.config.model!r} is another one than at the start: restart the engine")
+        except TimeoutError:
+            late = EngineDead(
+                f"start_timeout_s={self.config.start_timeout_s}: model={self.config.model!r} was not loaded in time"
+            )
+            worker.discard(late)
+            raise late from None
         except BaseException as error:
             worker.discard(EngineDead(str(error)))
             raise
         worker.welcome(tuple(ready.packages))
-        self._channels[rank] = worker.channel
 
     ticks_in_flight = MAX_TICKS
 
@@ -155,7 +181,7 @@ class MultiprocExecutor(ChannelExecutor):
             fit, refused = self._sort(output)
             answer = await super().execute_step(fit)
             answer.reports.extend(refused)
-        answer.reports.extend(self._refused.pop(output.tick, ()))
+        answer.reports.extend(self._workers[output.worker].refused.pop(output.tick, ()))
         return answer
 
     def amend(self, output: SchedulerOutput) -> None:
@@ -165,7 +191,7 @@ class MultiprocExecutor(ChannelExecutor):
         except InvalidRequest:
             fit, refused = self._sort(output)
             super().amend(fit)
-            self._refused.setdefault(output.tick, []).extend(refused)
+            self._workers[output.worker].refused.setdefault(output.tick, []).extend(refused)
 
     def _sort(self, output: SchedulerOutput) -> tuple[SchedulerOutput, list[RequestReport]]:
         """``output`` with the new requests that can travel, and the failures of the others."""
@@ -173,7 +199,7 @@ class MultiprocExecutor(ChannelExecutor):
         refused: list[RequestReport] = []
         for new in output.scheduled_new_reqs:
             try:
-                codec.encode(new, packages=self._workers[0].socket.packages)
+                codec.encode(new, packages=self._workers[output.worker].socket.packages)
                 fit.append(new)
             except InvalidRequest as error:
                 refused.append(RequestReport(run_id=new.run_id, phase="done", finished=True, error=ErrorInfo.of(error)))
@@ -213,6 +239,7 @@ class _Worker:
         process: WorkerProcess,
     ) -> None:
         self.rank = rank
+        self.refused: dict[int, list[RequestReport]] = {}  # by the tick whose answer tells of them
         self.channel = Channel(rank, config, self._send)
         self.process = process
         self.socket = WorkerSocket(context, address, self.channel.receive, self._damaged)
@@ -266,6 +293,12 @@ class _Worker:
         """Ends at once what is left of it."""
         self.process.abandon()
         self.socket.close()
+
+
+def _portable(info: PipelineInfo) -> PipelineInfo:
+    """``info`` without what differs between the workers of a machine."""
+    tasks = {task: [_portable(member) for member in members] for task, members in info.tasks.items()}
+    return msgspec.structs.replace(info, device="", room_bytes=0, tasks=tasks)
 
 
 async def _import_what_answers_hold() -> None:

@@ -249,7 +249,7 @@ class _FakeExecutor(DiffusionExecutor):
         if not self._serves:
             raise EngineNotRunning("the engine was not started, or is closed")
 
-    async def wait_failed(self) -> EngineError:
+    async def wait_failed(self, worker: int = 0) -> EngineError:
         await self._gate.died()
         return WorkerDied(0, -9, "FakeEngine.die()")
 

@@ -133,13 +133,15 @@ def refuse_moves(config: EngineConfig, pipeline: Any) -> None:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that ``name`` means here; ``"auto"`` takes CUDA if there is one.
+    """The device that ``name`` means here; ``"auto"`` takes CUDA if there is one, ``"auto:1"`` then the second one.
 
     Raises:
         ConfigError: There is no such device.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.partition(":")[0] == "auto":
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        name = name.replace("auto", "cuda")
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -31,13 +31,17 @@ class Configure(msgspec.Struct, frozen=True, tag=True):
     config: dict[str, Any]
 
     @classmethod
-    def of(cls, config: EngineConfig) -> Configure:
-        """``config`` as a message. Classes (they stay with the engine) are replaced by their names.
+    def of(cls, config: EngineConfig, rank: int = 0) -> Configure:
+        """``config`` as a message to worker ``rank``, whose device is the one of that number unless one is named.
+
+        Classes (they stay with the engine) are replaced by their names.
 
         Raises:
             ConfigError: A setting holds what cannot travel.
         """
         fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+        if rank and config.device in ("auto", "cuda"):
+            fields["device"] = f"{config.device}:{rank}"
         for name in ("quantization_config", "group_offload", "components", "dtype", "compile"):
             if not isinstance(fields[name], str | bool | None):
                 fields[name] = travelling(name, fields[name])
