@@ -69,6 +69,9 @@ def _add_work(group: arguments.Options) -> None:
     group.add_argument("--max-batch", type=arguments.count_or_auto, default=MAX_BATCH, metavar="N",
                        help="requests that share a forward, at most; auto: up to where one more only makes everybody "
                        "late, as measured for each size (default: %(default)s)")  # fmt: skip
+    group.add_argument("--data-parallel-size", type=arguments.count, metavar="N",
+                       help="worker processes that serve one queue, each with a model of its own; of several GPUs each "
+                       "has one (default: 1)")  # fmt: skip
     group.add_argument("--policy", metavar="NAME",
                        help="who runs next: deadline (the earliest that can be kept), srpt (the shortest rest), fcfs, "
                        "or pkg.module.Class (default: deadline)")  # fmt: skip

@@ -160,10 +160,10 @@ class ServerState:
             self.engine.check_serving()
         except EngineError as error:
             return outward(error)
-        return self.recovering()
+        return None if "serves" in self.engine.workers else self.recovering()
 
     def recovering(self) -> str | None:
-        """What a worker was lost by that is being replaced; requests are taken meanwhile, and wait. Else None."""
+        """What a worker was lost by that is being replaced; others may serve meanwhile, or requests wait. Else None."""
         fault = self.engine.recovering
         return None if fault is None else f"recovering: {outward(fault)}"
 

@@ -38,7 +38,7 @@ async def live(request: Request) -> Response:
 
 @operation(answers={200: as_json(READY), 503: as_json(NOT_READY)})
 async def ready(request: Request) -> Response:
-    """Requests are taken: the model is loaded and warm, its worker lives, and nothing is being shut down."""
+    """Requests are taken: the model is loaded and warm, a worker lives, and nothing is being shut down."""
     why = _state(request).not_ready()
     return JSONResponse({"status": "ready"}) if why is None else _not_ready(why)
 
@@ -54,10 +54,10 @@ async def health(request: Request) -> Response:
     except EngineError:
         if state.recovering() is None:
             raise
-    why = state.not_ready() or ""
-    if why == state.recovering():
-        return JSONResponse({"status": "recovering", "why": why, "requests": len(state.running)})
-    return _not_ready(why)
+    why, recovering = state.not_ready(), state.recovering()
+    if recovering is not None and why in (None, recovering):
+        return JSONResponse({"status": "recovering", "why": recovering, "requests": len(state.running)})
+    return _not_ready(why or "")
 
 
 def _not_ready(why: str) -> Response:

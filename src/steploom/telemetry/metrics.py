@@ -174,6 +174,11 @@ class EngineMetrics(Lives, Collector):
         yield _gauge("queue_limit", "Requests that may wait", self._engine.config.max_waiting)
         yield _labelled("requests", "Requests by outcome", "outcome", self._outcomes)
         yield _gauge("recovering", "Whether a worker is being replaced", self._engine.recovering is not None)
+        states = self._engine.workers
+        family = GaugeMetricFamily("steploom_workers", "Workers, by what they do", labels=("state",))
+        for state in ("serves", "recovering", "leaving"):
+            family.add_metric((state,), states.count(state))
+        yield family
         yield _labelled("worker_faults", "Workers that were lost, by what they were lost by", "fault", self._faults)
         about = "Module calls that ran alone although others could have shared, by reason"
         yield _labelled("unmerged_calls", about, "reason", self._unmerged)
