@@ -80,7 +80,7 @@ class EngineConfig:
             ``"512x512,1024x1024"``.
         costs_file: Where what ticks cost is kept for the next start; ``"auto"``: a file for this model and device among
             the user's states; None keeps nothing.
-        data_parallel_size: Number of workers.
+        data_parallel_size: Number of worker processes, which serve one queue; of several GPUs each has one.
         batch_invariant: Fill merged forwards up to ``max_batch`` requests, so that a request's bits do not depend on
             its company.
         check_finite: A request in whose latents NaN or Inf comes up fails at that step, alone. Without it the pipeline
