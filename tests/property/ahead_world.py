@@ -13,7 +13,7 @@ from steploom.engine.flights import Flights
 from steploom.errors import QueueFull, RequestCancelled
 from steploom.protocol import PipelineInfo, RequestReport, RunnerOutput, SchedulerOutput, request_id_of
 from steploom.requests import DiffusionRequest, Failed, Finished, Restarted
-from steploom.sched import Ranked, build_scheduler
+from steploom.sched import Ranked, SchedulerInterface, build_scheduler
 from steploom.sched.base_scheduler import BaseScheduler
 from steploom.worker.agenda import Agenda
 from steploom.worker.gaps import Gaps
@@ -98,6 +98,20 @@ class CountingRunner:
 
     def close(self) -> None:
         pass
+
+
+def check_plans(scheduler: SchedulerInterface, runner: CountingRunner, flights: Flights) -> None:
+    """Each resident is planned for, or in its last step in a tick in flight, or without a place, or aside."""
+    assert isinstance(scheduler, BaseScheduler)
+    policy = scheduler.policy
+    assert isinstance(policy, Ranked)
+    planned = {run for group in policy._groups.active.values() for run in group.residents}
+    ending, outside = scheduler._ending.keys(), scheduler._outside.keys()
+    aside = scheduler._aside.keys()
+    assert len(planned) + len(ending) + len(outside) + len(aside) == len(scheduler._resident)
+    assert planned | ending | outside | aside == scheduler._resident.keys()
+    assert ending <= {run for output in scheduler._flights for run in output.run_ids}
+    assert not outside & runner.done.keys() or len(flights), "what the worker holds is planned for"
 
 
 class AheadWorld:
@@ -195,21 +209,7 @@ class AheadWorld:
                 if isinstance(event, Finished):
                     self._end(event.request_id, "finished")
                     assert event.output.timings.steps == self.courses[event.request_id].steps
-            self._check_plans()
-
-    def _check_plans(self) -> None:
-        """Each resident is planned for, or in its last step in a tick in flight, or without a place, or aside."""
-        scheduler = self.scheduler
-        assert isinstance(scheduler, BaseScheduler)
-        policy = scheduler.policy
-        assert isinstance(policy, Ranked)
-        planned = {run for group in policy._groups.active.values() for run in group.residents}
-        ending, outside = scheduler._ending.keys(), scheduler._outside.keys()
-        aside = scheduler._aside.keys()
-        assert len(planned) + len(ending) + len(outside) + len(aside) == len(scheduler._resident)
-        assert planned | ending | outside | aside == scheduler._resident.keys()
-        assert ending <= {run for output in scheduler._flights for run in output.run_ids}
-        assert not outside & self.runner.done.keys() or len(self.flights), "what the worker holds is planned for"
+            check_plans(self.scheduler, self.runner, self.flights)
 
     def turn(self) -> None:
         """Both sides do all that they can, the engine one tick ahead, and the wire takes no time."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fleet_world import Asked, FleetWorld
+from fleet_world import Asked, FleetWorld, Worker
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -22,53 +22,86 @@ class FleetMachine(RuleBasedStateMachine):
         policy=st.sampled_from(["fcfs", "deadline", "srpt"]),
         max_retries=st.integers(1, 2),
         chance=st.booleans(),
+        scheduler=st.sampled_from(["step", "step", "step", "request"]),
     )
-    def start(self, workers: int, max_batch: int, spare: int, policy: str, max_retries: int, chance: bool) -> None:
-        self.world = FleetWorld(workers, max_batch, spare, policy, max_retries)
+    def start(
+        self, workers: int, max_batch: int, spare: int, policy: str, max_retries: int, chance: bool, scheduler: str
+    ) -> None:
+        self.world = FleetWorld(workers, max_batch, spare, policy, max_retries, scheduler)
         self.chance = chance
 
     @rule(
-        names=st.lists(st.integers(0, 40), min_size=1, max_size=8, unique=True),
+        times=st.integers(1, 8),
         priority=st.sampled_from([0, 0, -1, 2]),
+        encode=st.sampled_from([0, 0, 0, 1, 2]),
         steps=st.integers(1, 5),
+        tail=st.sampled_from([0, 0, 0, 1, 3]),
+        tells=st.booleans(),
+        shape=st.sampled_from([0, 0, 0, 1, 2]),
+        aside=st.booleans(),
         kills=st.sampled_from([*[None] * 6, 0, 2]),
+        at_once=st.booleans(),
     )
-    def submit(self, names: list[int], priority: int, steps: int, kills: int | None) -> None:
-        for offset, name in enumerate(names):
-            deadly = kills if not offset and kills is not None and kills < steps else None
-            self.world.submit(f"r{name}", Asked(priority, steps, deadly))
+    def submit(
+        self,
+        times: int,
+        priority: int,
+        encode: int,
+        steps: int,
+        tail: int,
+        tells: bool,
+        shape: int,
+        aside: bool,
+        kills: int | None,
+        at_once: bool,
+    ) -> None:
+        """The first one may kill."""
+        for number in range(times):
+            asked = Asked(encode, steps, tail, tells, shape, aside, priority)
+            asked.kills = kills if not number and kills is not None and kills < asked.ticks else None
+            self.world.submit(asked)
+            if at_once:
+                self.world.amend()
 
-    @rule(name=st.integers(0, 40))
-    def abort(self, name: int) -> None:
-        self.world.abort(f"r{name}")
+    @precondition(lambda self: self.world.live)
+    @rule(index=st.integers(0, 40))
+    def abort(self, index: int) -> None:
+        names = list(self.world.live)
+        self.world.abort(names[index % len(names)])
+        self.world.amend()
 
-    @rule(choice=st.integers(0, 2), times=st.integers(1, 4))
-    def turns(self, choice: int, times: int) -> None:
+    def _worker(self, choice: int) -> Worker:
+        return self.world.workers[choice % len(self.world.workers)]
+
+    @rule(choice=st.integers(0, 2), times=st.integers(1, 4), late=st.booleans())
+    def turns(self, choice: int, times: int, late: bool) -> None:
         """Ticks of one worker, with one more in flight if there was one."""
-        worker = self.world.workers[choice % len(self.world.workers)]
+        worker = self._worker(choice)
         for _ in range(times):
-            if worker.member.up and worker.member.has_work and len(worker.sent) < 2:
-                self.world.schedule(worker)
-            if worker.sent:
-                self.world.execute(worker)
+            if self.world.can_send(worker):
+                self.world.send(worker)
+            self.world.work(worker, late)
 
     @rule(choice=st.integers(0, 2))
     def ahead(self, choice: int) -> None:
-        worker = self.world.workers[choice % len(self.world.workers)]
-        if worker.member.up and worker.member.has_work and len(worker.sent) < 2:
-            self.world.schedule(worker)
+        worker = self._worker(choice)
+        if self.world.can_send(worker):
+            self.world.send(worker)
+
+    @rule()
+    def amend(self) -> None:
+        self.world.amend()
 
     @precondition(lambda self: self.chance)
     @rule(choice=st.integers(0, 2))
     def die(self, choice: int) -> None:
-        worker = self.world.workers[choice % len(self.world.workers)]
+        worker = self._worker(choice)
         if worker.member.up:
-            self.world.by_chance = True
-            self.world.die(worker)
+            self.world.die(worker, by_chance=True)
 
     @rule(choice=st.integers(0, 2), hopeless=st.booleans())
     def comes_back(self, choice: int, hopeless: bool) -> None:
-        worker = self.world.workers[choice % len(self.world.workers)]
+        worker = self._worker(choice)
         if not worker.member.up:
             if hopeless:
                 worker.member.give_up()
@@ -83,8 +116,6 @@ class FleetMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.world.workers) > 1)
     @rule(at_once=st.booleans())
     def leave(self, at_once: bool) -> None:
-        while self.world.workers[-1].sent:
-            self.world.execute(self.world.workers[-1])
         self.world.leave(at_once)
 
     @rule(seconds=st.integers(1, 8))
