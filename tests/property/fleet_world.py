@@ -9,6 +9,7 @@ import dataclasses
 from collections import deque
 
 from ahead_world import CountingRunner, Course, check_plans
+
 from steploom.config import EngineConfig
 from steploom.engine.flights import Flights
 from steploom.errors import QueueFull, RequestCancelled

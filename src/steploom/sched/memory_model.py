@@ -19,29 +19,26 @@ class MemoryModel:
     and there is no bound while nobody says how much memory there is.
 
     Args:
-        demands: Knows what requests take.
         share: Of the memory that there is, so much may be filled; None for no bound.
     """
 
-    def __init__(self, demands: Demands, share: float | None) -> None:
-        self._demands = demands
+    def __init__(self, share: float | None) -> None:
         self._share = share
 
-    @property
-    def bounded(self) -> bool:
-        """Whether there is a bound by now."""
-        return self._share is not None and self._demands.costs.room_bytes > 0
+    def bounded(self, demands: Demands) -> bool:
+        """Whether there is a bound by now, as ``demands`` know."""
+        return self._share is not None and demands.costs.room_bytes > 0
 
-    def holds(self, members: Iterable[Members]) -> bool:
-        """Whether there is memory for all of these at once."""
-        if self._share is None or not self.bounded:
+    def holds(self, demands: Demands, members: Iterable[Members]) -> bool:
+        """Whether there is memory for all of these at once, by what ``demands`` know of them."""
+        if self._share is None or not self.bounded(demands):
             return True
         held = chores = 0.0
         steps: dict[str, float] = {}
         for group, states in members:
-            need = self._demands.memory(states, None if group is None else group.batch_key)
+            need = demands.memory(states, None if group is None else group.batch_key)
             held += need.held
             chores = max(chores, need.chores)
             if group is not None:  # also those that are paused: they go on some time
                 steps[group.key] = steps.get(group.key, 0.0) + need.step
-        return held + max(chores, *steps.values(), 0.0) <= self._share * self._demands.costs.room_bytes
+        return held + max(chores, *steps.values(), 0.0) <= self._share * demands.costs.room_bytes

@@ -40,7 +40,7 @@ class Policy(ABC):
 
     Attributes:
         costs: What ticks cost; the scheduler has it learn from the workers' answers.
-        demands: What requests take, estimated from that.
+        demands: What requests take, estimated from that. Where several workers learn together, this is replaced.
         ending: By run id the residents that were retired since their last step is under way.
         aside: Likewise those that were retired since they wait for what runs beside the ticks.
     """

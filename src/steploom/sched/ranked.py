@@ -52,7 +52,7 @@ class Ranked(Policy):
         self._paused_before: set[str] = set()
         self._knees = config.max_batch == "auto"
         self._outlook = Outlook(self, self._groups, self._order)
-        self._memory = MemoryModel(self.demands, config.memory_share)
+        self._memory = MemoryModel(config.memory_share)
         self._leaving: Members = (None, ())  # Those whose last step is in the tick that is decided.
 
     @abstractmethod
@@ -263,14 +263,15 @@ class Ranked(Policy):
 
         If nobody is resident there is: who is too large even alone is tried alone, and does not starve.
         """
-        if not self._memory.bounded:
+        if not self._memory.bounded(self.demands):
             return True
         residents: list[Members] = [(one, one.residents.values()) for one in self._groups.active.values()]
         residents += [(None, self.aside.values()), self._leaving]
         if not any(states for _, states in residents):
             return True
         waiting = {one.key: one for one in (group, self._overtaken(now)) if one is not None}
-        return self._memory.holds([*residents, *((one, [one.line.first(now)]) for one in waiting.values())])
+        residents += [(one, [one.line.first(now)]) for one in waiting.values()]
+        return self._memory.holds(self.demands, residents)
 
     def _fits(self, group: Group, state: RequestState) -> bool:
         if not (self._knees or self.costs.limited):

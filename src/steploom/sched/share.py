@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush, nsmallest
+from heapq import heapify, heappop, heappush
 from typing import Protocol
 
 from steploom.requests import DiffusionRequest
@@ -70,7 +70,7 @@ class Share(Intake):
         """``state`` waits from now on."""
         super().enters(state)
         self._whole.enters(state)
-        place = state.request.priority, not state.attempt, self._scheduler.policy.rank(state), state.arrival
+        place = state.priority, not state.attempt, self._scheduler.policy.rank(state), state.arrival
         self._waiting[state.run_id] = place, state
         heappush(self._heap, (place, state.run_id))
 
@@ -94,7 +94,14 @@ class Share(Intake):
 
     def best(self, most: int) -> list[Place]:
         """The places of the first ones."""
-        return nsmallest(most, (place for place, _ in self._waiting.values()))
+        heap, found = self._heap, dict[str, Place]()
+        while heap and len(found) < most:
+            place, run = heappop(heap)
+            if run in self._waiting:
+                found[run] = place
+        for run, place in found.items():
+            heappush(heap, (place, run))
+        return list(found.values())
 
     def movable(self) -> list[RequestState]:
         """All that may wait elsewhere, in order."""
