@@ -52,6 +52,9 @@ class Lane:
         self.recovery = Recovery(core.executor, config, core.observers, worker, self._hopeless, self._others)
         self.ticking = Ticking(executor, scheduler, core.observers, core.deliver, ahead=ahead)
         self.ended = anyio.Event()
+        self._lost = anyio.Event()
+        self._stays = anyio.Event()
+        self._stays.set()
         self._loops = anyio.CancelScope()
         self._scope = anyio.CancelScope()
 
@@ -98,6 +101,7 @@ class Lane:
             self._core.die(error)
             return
         log.warning("worker %d is lost, and is being replaced: %s", self.worker, error)
+        self._lost.set()
         self._loops.cancel()
         if self.ticking.forget():
             self.recovery.fruitful()
@@ -113,10 +117,9 @@ class Lane:
         self._core.lanes.kick()
 
     async def _recover(self) -> None:
-        if self.member is not None and self.member.leaving:
-            self.end()  # It was to go anyway.
-            await anyio.lowlevel.checkpoint()
+        await self._stays.wait()  # One that leaves is not replaced; whoever has it leave ends this, or has it stay.
         await self.recovery.run(self._resume)
+        self._lost = anyio.Event()
         if self.member is not None:
             self.member.revive()
         self._core.lanes.kick()
@@ -139,10 +142,11 @@ class Lane:
     async def leave(self, limit_s: float | None) -> None:
         """Lets nobody in, and ends when its worker holds nobody; whom it holds after ``limit_s`` is replayed by others.
 
-        Cancelled before that, it serves on.
+        A worker that is lost holds nobody. Cancelled before that, it serves on, or is replaced.
         """
         member = self.member
         assert member is not None
+        self._stays = anyio.Event()
         member.leave()
         self._core.lanes.kick()
         try:
@@ -150,6 +154,7 @@ class Lane:
                 await self._emptied()
         except BaseException:
             member.stay()
+            self._stays.set()
             self._core.lanes.kick()
             raise
         self.end()
@@ -158,14 +163,14 @@ class Lane:
         self._tell(member.recall())
 
     async def _emptied(self) -> None:
-        """Returns when it holds nobody, or is no more."""
+        """Returns when its worker holds nobody, or is lost."""
         async with anyio.create_task_group() as group:
 
-            async def gone() -> None:
-                await self.ended.wait()
+            async def lost() -> None:
+                await self._lost.wait()
                 group.cancel_scope.cancel()
 
-            group.start_soon(gone)
+            group.start_soon(lost)
             await self.ticking.idled()
             group.cancel_scope.cancel()
 

@@ -94,6 +94,7 @@ class Lanes(list[Lane]):
         try:
             while len(self) < workers:
                 await core.while_alive(core.executor.add_worker)
+                core.check_serving()
                 self._open()
                 self.kick()
             while len(self) > workers:

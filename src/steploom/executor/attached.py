@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import anyio
 
-from steploom.errors import ConfigError, EngineDead
+from steploom.errors import ConfigError, EngineDead, EngineError
 from steploom.executor.abstract import ProgressCallback
 from steploom.executor.multiproc import MultiprocExecutor
 from steploom.executor.process import WorkerProcess
@@ -44,8 +44,14 @@ class AttachedExecutor(MultiprocExecutor):
         if not self.address:
             mend = "give AttachedExecutor.at(path)"
             raise ConfigError(f"distributed_executor_backend=AttachedExecutor: has no address; {mend}")
+        if self.config.data_parallel_size != 1:
+            raise ConfigError(f"data_parallel_size={self.config.data_parallel_size}: at an address is one worker")
         on_progress(f"attaching to the worker at {self.address}")
         return await super()._init_executor(on_progress)
+
+    async def add_worker(self) -> None:
+        """There is one worker at an address, and it is here already."""
+        raise EngineError(f"AttachedExecutor has no way to add a worker: at {self.address} is one")
 
     def _process(self, rank: int, address: str, on_line: Callable[[str], None]) -> WorkerProcess:
         return _Elsewhere(rank, address, self.address)

@@ -267,8 +267,10 @@ class ChannelExecutor(DiffusionExecutor):
                 try:
                     return [await future for _, _, future in calls]
                 finally:
-                    for channel, number, _ in calls:
+                    for channel, number, future in calls:
                         channel.withdraw(number)
+                        if future.done() and not future.cancelled():
+                            future.exception()  # nobody asks for it where that of another worker is raised
 
     async def sleep(self, level: int = 1, worker: int | None = None) -> None:
         """Frees the devices, or one of them; see :meth:`DiffusionExecutor.sleep`."""
