@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from steploom.config import EngineConfig
 from steploom.protocol import RequestReport, RunnerOutput, SchedulerOutput, request_id_of
 from steploom.requests import DiffusionRequest
@@ -61,7 +63,7 @@ def test_who_has_risen_to_a_better_class_keeps_it_where_it_goes() -> None:
     ask(one, "a", "b", priority=-1)
     assert [tick(first), tick(second)] == [["a"], ["b"]]
     ask(one, "old", priority=5)
-    home = next(member for member in one.members if member.scheduler.holds("old"))
+    home = next(member for member in one.members if member.scheduler.find("old") is not None)
     ask(one, *(f"better{i}" for i in range(4)))
     clock.now = 11
     tick(home)
@@ -95,9 +97,27 @@ class Counting(dict):
         super().__init__(content)
         self.looked = looked
 
-    def __contains__(self, key: object) -> bool:
+    def get(self, key: object, default: object = None) -> object:
         self.looked.append(key)
-        return super().__contains__(key)
+        return super().get(key, default)
 
     def values(self) -> object:
         raise AssertionError("it looks at all")
+
+
+def test_what_was_learned_with_one_worker_counts_for_those_that_wait_with_others() -> None:
+    one = fleet(2, policy="srpt", max_batch=1, max_resident=1)
+    first, second = one.members
+    ask(one, "a", "b", "c", "d", "e", "f", height=512)
+    before = {name: one._find(name).standalone_s for name in "cdef"}
+    assert len(first.share), "some wait with each"
+    assert len(second.share), "some wait with each"
+    tick(first)
+    after = {name: one._find(name).standalone_s for name in "cdef"}
+    assert all(after[name] > before[name] for name in "cdef"), "a second for each step, not what was guessed"
+    for member in one.members:
+        waiting = [state for _, state in member.share._waiting.values()]
+        assert member.share.queued_s == pytest.approx(sum(state.standalone_s for state in waiting))
+        assert all(place[2] == (state.standalone_s,) for place, state in member.share._waiting.values())
+    assert one.whole.queued_s == pytest.approx(sum(member.share.queued_s for member in one.members))
+    assert one.wait_s(one._find("c")) >= 0

@@ -175,7 +175,7 @@ class BaseScheduler(Books):
             self._expect_ends()
         self.costs.observe(output.batch_key, result, rows)
         if self.demands.fresh:
-            self.policy.revalue(self._intake.learned(self._alive))
+            self.policy.revalue(self._intake.learned(self._alive.get))
         return events + self._replay_lost(output, result)
 
     def _landed(self, output: SchedulerOutput, result: RunnerOutput) -> None:

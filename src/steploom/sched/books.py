@@ -86,9 +86,9 @@ class Books(SchedulerInterface):
         """Whether it finds out who has killed workers: only those in question are let in meanwhile."""
         return self._quarantine.closed
 
-    def holds(self, request_id: str) -> bool:
-        """Whether the request is alive, and here."""
-        return request_id in self._alive
+    def find(self, request_id: str) -> RequestState | None:
+        """The request, if it is alive, and here."""
+        return self._alive.get(request_id)
 
     def add_request(self, request: DiffusionRequest) -> Queued:
         """Accepts a request into the waiting queue."""
@@ -130,6 +130,7 @@ class Books(SchedulerInterface):
             intake: Takes note of who waits here.
             numbers: Those of all of them.
         """
+        intake.inherit(self._intake)
         for state in self._alive.values():
             if not state.resident:
                 intake.enters(state)

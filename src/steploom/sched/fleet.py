@@ -48,7 +48,7 @@ class Fleet:
         self.demands: Demands = scheduler.demands
         self.costs: CostModel = scheduler.costs
         self.members: list[Member] = []
-        self.whole = Whole(config, self.demands)
+        self.whole = Whole(config, self.demands, self)
         self._numbers = scheduler.numbers
         self._join(scheduler)
 
@@ -76,7 +76,31 @@ class Fleet:
         self.whole.workers = max(1, sum(member.serves for member in self.members))
 
     def __contains__(self, request_id: object) -> bool:
-        return any(member.scheduler.holds(str(request_id)) for member in self.members)
+        return self._find(str(request_id)) is not None
+
+    def _find(self, request_id: str) -> RequestState | None:
+        found = (member.scheduler.find(request_id) for member in self.members)
+        return next((state for state in found if state is not None), None)
+
+    def revalue(self) -> None:
+        """Estimates anew whom something new is known of, and gives those of them that wait new places."""
+        states = self.whole.learned(self._find)
+        if states:
+            for member in self.members:
+                member.share.revalue(states)
+
+    def wait_s(self, state: RequestState) -> float:
+        """As :meth:`steploom.sched.Policy.wait_s`, where that is least."""
+        return min(member.scheduler.policy.wait_s(state) for member in self._serving)
+
+    def place_s(self) -> float:
+        """As :meth:`steploom.sched.Policy.place_s`, where that is least."""
+        return min(member.scheduler.policy.place_s() for member in self._serving)
+
+    @property
+    def _serving(self) -> list[Member]:
+        """The workers that serve, or if none does, all."""
+        return [member for member in self.members if member.serves] or self.members
 
     @property
     def num_waiting(self) -> int:
@@ -121,7 +145,7 @@ class Fleet:
             return
         places, batch = to.scheduler.room
         if len(to.share):
-            places = min(places, batch)
+            places = min(places, max(1, batch))  # One may be let in though the batch is full: another one is paused.
         self._relieve(to, places)
         while len(to.share) < places and (donor := self._surplus(to)) is not None:
             self._move(donor, to)

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container
+from typing import Protocol
 from weakref import WeakSet
 
 from steploom.config import EngineConfig
 from steploom.errors import DeadlineExceeded, InvalidRequest, QueueFull
 from steploom.requests import DiffusionRequest
 from steploom.sched.demand import Demands, Kind, kind_of
-from steploom.sched.policy import Policy
 from steploom.sched.state import RequestState
 
 DUE = 5.0
 """A request without a deadline is due after so many times the seconds that it takes by itself."""
+
+
+class Waits(Protocol):
+    """Says how long requests wait: a policy, or all of a fleet."""
+
+    def wait_s(self, state: RequestState) -> float:
+        """As :meth:`steploom.sched.Policy.wait_s`."""
+        ...
+
+    def place_s(self) -> float:
+        """As :meth:`steploom.sched.Policy.place_s`."""
+        ...
 
 
 class Intake:
@@ -28,7 +40,7 @@ class Intake:
         queued_s: Seconds that those that wait would take one at a time.
     """
 
-    def __init__(self, config: EngineConfig, demands: Demands, policy: Policy) -> None:
+    def __init__(self, config: EngineConfig, demands: Demands, policy: Waits) -> None:
         self._config = config
         self._demands = demands
         self._policy = policy
@@ -83,14 +95,14 @@ class Intake:
         due = DUE * state.standalone_s if request.deadline is None else request.deadline
         state.deadline = state.submitted + (due if request.timeout is None else min(due, request.timeout))
 
-    def learned(self, alive: Mapping[str, RequestState]) -> list[RequestState]:
+    def learned(self, alive: Callable[[str], RequestState | None]) -> list[RequestState]:
         """Estimates those anew of whose kind something was measured for the first time.
 
         When nothing at all was known before, these are all: what is not of a kind that was measured is estimated by
         the nearest one. A request is so estimated three times at most.
 
         Args:
-            alive: By request id those that wait or run.
+            alive: The request of an id, if it waits or runs.
 
         Returns:
             Those that wait, in order of arrival.
@@ -99,7 +111,7 @@ class Intake:
         groups = (
             list(self._unsure.values()) if first else [self._unsure[kind] for kind in kinds if kind in self._unsure]
         )
-        states = [state for group in groups for state in group if alive.get(state.request_id) is state]
+        states = [state for group in groups for state in group if alive(state.request_id) is state]
         for kind in kinds:
             self._unsure.pop(kind, None)
         states.sort(key=lambda state: state.arrival)
@@ -109,6 +121,10 @@ class Intake:
             self._estimate(state)
         self.queued_s += sum(state.standalone_s for state in waiting)
         return waiting
+
+    def inherit(self, other: Intake) -> None:
+        """Takes the place of another one, of whose requests it knows as much from now on."""
+        self._unsure.update(other._unsure)
 
     @property
     def gain(self) -> float:

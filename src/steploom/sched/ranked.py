@@ -61,7 +61,7 @@ class Ranked(Policy):
 
     @abstractmethod
     def urgency(self, state: RequestState, now: float, group_s: float) -> Rank:
-        """The order of residents, of whatever group. ``group_s``: seconds of a tick of its group, as it is now."""
+        """The order of residents, of any group. ``group_s``: seconds of a tick of its group, as it is now."""
 
     def late(self, state: RequestState, now: float) -> bool:
         """Whether ``state``, which waits, cannot be done in time any more."""
@@ -269,8 +269,8 @@ class Ranked(Policy):
         residents += [(None, self.aside.values()), self._leaving]
         if not any(states for _, states in residents):
             return True
-        waiting = {one.key: one for one in (group, self._overtaken(now)) if one is not None}
-        residents += [(one, [one.line.first(now)]) for one in waiting.values()]
+        waiting = dict.fromkeys(one for one in (group, self._overtaken(now)) if one is not None)
+        residents += [(one, [one.line.first(now)]) for one in waiting]
         return self._memory.holds(self.demands, residents)
 
     def _fits(self, group: Group, state: RequestState) -> bool:
@@ -316,8 +316,7 @@ class Ranked(Policy):
         if not self._has_memory(group, now):
             return []
         first, seconds = group.line.first(now), self._tick_s(group)
-        steps = [group.residents[run] for run in cached if run not in self._paused_before]
-        if not steps:
+        if not (steps := [group.residents[run] for run in cached if run not in self._paused_before]):
             return []
         victim = max(steps, key=lambda state: (state.priority, self.urgency(state, now, seconds)))
         if not self._before(first, victim, now, seconds):

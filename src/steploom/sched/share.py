@@ -7,7 +7,7 @@ from typing import Protocol
 
 from steploom.requests import DiffusionRequest
 from steploom.sched.books import Books
-from steploom.sched.intake import Intake
+from steploom.sched.intake import Intake, Waits
 from steploom.sched.lines import Rank
 from steploom.sched.state import RequestState
 
@@ -18,7 +18,7 @@ Place = tuple[int, bool, Rank, int]
 """Where a request stands among those that wait: class, replays first, the policy's rank, arrival."""
 
 
-class Sharers(Protocol):
+class Sharers(Waits, Protocol):
     """All who are alive in a fleet."""
 
     def __contains__(self, request_id: object) -> bool: ...
@@ -26,6 +26,10 @@ class Sharers(Protocol):
     @property
     def num_waiting(self) -> int:
         """How many of them wait."""
+        ...
+
+    def revalue(self) -> None:
+        """Estimates anew whom something new is known of."""
         ...
 
 
@@ -48,7 +52,7 @@ class Share(Intake):
     """Who waits with one worker of a fleet, in order; the bounds are those of the fleet."""
 
     def __init__(self, fleet: Sharers, whole: Whole, scheduler: Books) -> None:
-        super().__init__(scheduler.config, scheduler.demands)
+        super().__init__(scheduler.config, scheduler.demands, fleet)
         self._fleet = fleet
         self._whole = whole
         self._scheduler = scheduler
@@ -66,10 +70,31 @@ class Share(Intake):
         """Bounds what waits in all; see :meth:`Intake.admit`."""
         self._whole.admit(state, self._fleet.num_waiting)
 
+    def inherit(self, other: Intake) -> None:
+        """What ``other`` knows, the whole knows."""
+        self._whole.inherit(other)
+
+    def learned(self, alive: object) -> list[RequestState]:
+        """Has all estimated anew, wherever they wait; nobody is left for the scheduler to tell its policy of."""
+        self._fleet.revalue()
+        return []
+
+    def revalue(self, states: list[RequestState]) -> None:
+        """Gives those of ``states`` new places that wait here, and tells the policy."""
+        own = [state for state in states if state.run_id in self._waiting]
+        if own:
+            self._scheduler.policy.revalue(own)
+            for state in own:
+                self._place(state)
+            self.queued_s = sum(state.standalone_s for _, state in self._waiting.values())
+
     def enters(self, state: RequestState) -> None:
         """``state`` waits from now on."""
         super().enters(state)
         self._whole.enters(state)
+        self._place(state)
+
+    def _place(self, state: RequestState) -> None:
         place = state.priority, not state.attempt, self._scheduler.policy.rank(state), state.arrival
         self._waiting[state.run_id] = place, state
         heappush(self._heap, (place, state.run_id))
@@ -80,7 +105,7 @@ class Share(Intake):
         super().leaves(state, len(self._waiting))
         self._whole.leaves(state, self._fleet.num_waiting)
         if len(self._heap) > 2 * len(self._waiting) + SLACK:
-            self._heap = [entry for entry in self._heap if entry[1] in self._waiting]
+            self._heap = [entry for entry in self._heap if self._holds(entry)]
             heapify(self._heap)
 
     def first(self) -> tuple[Place, RequestState] | None:
@@ -88,17 +113,22 @@ class Share(Intake):
         if self._scheduler.tries:
             return min((found for found in self._waiting.values() if self._may_move(found[1])), default=None)
         heap = self._heap
-        while heap and heap[0][1] not in self._waiting:
+        while heap and not self._holds(heap[0]):
             heappop(heap)
         return self._waiting[heap[0][1]] if heap else None
+
+    def _holds(self, entry: tuple[Place, str]) -> bool:
+        """Whether it waits, and at that place."""
+        found = self._waiting.get(entry[1])
+        return found is not None and found[0] == entry[0]
 
     def best(self, most: int) -> list[Place]:
         """The places of the first ones."""
         heap, found = self._heap, dict[str, Place]()
         while heap and len(found) < most:
-            place, run = heappop(heap)
-            if run in self._waiting:
-                found[run] = place
+            entry = heappop(heap)
+            if self._holds(entry):
+                found[entry[1]] = entry[0]
         for run, place in found.items():
             heappush(heap, (place, run))
         return list(found.values())
