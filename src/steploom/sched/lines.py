@@ -25,7 +25,7 @@ class Order(NamedTuple):
     """What a line asks its policy.
 
     Attributes:
-        rank: Of a request; it does not change while the request waits.
+        rank: Of a request; it changes only when more is known of it (:meth:`Line.revalue`).
         late: Whether it cannot be done in time any more: then it goes behind those that can.
         charge: Seconds that its user is charged for it.
         weights: Of users, where they differ.

@@ -101,7 +101,8 @@ class Policy(ABC):
     def rank(self, state: RequestState) -> Rank:
         """Where several workers share those that wait: the order of these within a class, the lowest first.
 
-        It does not change while ``state`` waits. Among equals, as all are by default, who came first is first.
+        It changes only when more is known of ``state`` (:meth:`revalue`). Among equals, as all are by default, who
+        came first is first.
         """
         return ()
 

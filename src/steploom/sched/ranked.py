@@ -57,7 +57,7 @@ class Ranked(Policy):
 
     @abstractmethod
     def rank(self, state: RequestState) -> Rank:
-        """The order of those that wait; it does not change while ``state`` waits."""
+        """The order of those that wait; it changes only when more is known of ``state`` (:meth:`revalue`)."""
 
     @abstractmethod
     def urgency(self, state: RequestState, now: float, group_s: float) -> Rank:
