@@ -39,6 +39,7 @@ class CostModel:
         busy_s: Seconds that they took.
         limited: Whether any batch key has run out of memory.
         room_bytes: Memory that there is for requests, as a worker said last; 0 while nobody can say.
+        fresh: Of batch keys that were measured for the first time, the part that says what they cost.
     """
 
     def __init__(self) -> None:
@@ -49,6 +50,7 @@ class CostModel:
         self._ticks = 0
         self.limited = False
         self.room_bytes = 0
+        self.fresh: list[str] = []
 
     def curve(self, batch_key: str) -> Curve:
         """What is known about a batch key, to learn more."""
@@ -117,6 +119,8 @@ class CostModel:
         if batch_key is None or seconds <= 0:
             return
         curve = self._names.get(batch_key) or self.curve(batch_key)
+        if not curve.known:
+            self.fresh.append(cost_key(batch_key))
         curve.observe(rows, seconds)
         curve.footprint.observe_tick(result, rows)
         ended = sum(report.finished for report in result.reports)

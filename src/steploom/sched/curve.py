@@ -94,6 +94,11 @@ class Curve:
         if self._age < 0:  # Medians are taken now and then, and at once for a new number of rows.
             self._points, self._age = None, min(4 * len(samples) - 4, 2 * SAMPLES)
 
+    @property
+    def known(self) -> bool:
+        """Whether anything was measured."""
+        return bool(self._samples)
+
     def overflowed(self, rows: int) -> None:
         """So many rows ran out of memory: batches have half as many for a while."""
         self.limit = max(1.0, min(self.limit, rows / 2))

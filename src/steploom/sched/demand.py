@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 from steploom.protocol import RequestReport
 from steploom.requests import DiffusionRequest
-from steploom.sched.cost_model import CostModel
+from steploom.sched.cost_model import CostModel, cost_key
 from steploom.sched.state import RequestState
 
 MAX_SHAPES = 4096
@@ -85,7 +85,8 @@ class Demands:
         self.costs = costs
         self._shapes: OrderedDict[Kind, Shape] = OrderedDict()
         self._last: Shape | None = None
-        self._fresh: dict[Kind, Shape] = {}  # Kinds of whose ticks nothing was measured yet.
+        self._unmeasured: OrderedDict[str, list[Kind]] = OrderedDict()  # By the key of their ticks.
+        self._measured: list[Kind] = []  # Kinds of whose ticks something was measured since somebody asked.
         self.knows = False
 
     def sure(self, state: RequestState) -> bool:
@@ -95,16 +96,26 @@ class Demands:
 
     @property
     def fresh(self) -> bool:
-        """Whether there are kinds of whose ticks something may have been measured for the first time."""
-        return bool(self._fresh)
+        """Whether there are :meth:`news`."""
+        return bool(self._measured or self.costs.fresh)
 
     def news(self) -> tuple[bool, list[Kind]]:
         """Whether nothing at all was known before, and the kinds of which something was measured since."""
-        kinds = [kind for kind, shape in self._fresh.items() if self.costs.find(shape.batch_key) is not None]
-        for kind in kinds:
-            del self._fresh[kind]
+        for key in self.costs.fresh:
+            self._measured += self._unmeasured.pop(key, [])
+        self.costs.fresh.clear()
+        kinds, self._measured = self._measured, []
         first, self.knows = bool(kinds) and not self.knows, self.knows or bool(kinds)
         return first, kinds
+
+    def _note(self, kind: Kind, batch_key: str) -> None:
+        """A kind was seen, of whose ticks something was measured or not."""
+        if self.costs.find(batch_key) is not None:
+            self._measured.append(kind)
+            return
+        self._unmeasured.setdefault(cost_key(batch_key), []).append(kind)
+        if len(self._unmeasured) > MAX_SHAPES:
+            self._unmeasured.popitem(last=False)
 
     def learn(self, state: RequestState, report: RequestReport) -> None:
         """A request has made its first denoiser call."""
@@ -124,10 +135,11 @@ class Demands:
         size = pixels(state.request.params)
         steps = report.total_steps or DEFAULT_STEPS
         shape = Shape(report.batch_key, each, steps, size)
-        self._shapes[kind] = self._last = self._fresh[kind] = shape
+        self._shapes[kind] = self._last = shape
+        self._note(kind, report.batch_key)
         self._shapes.move_to_end(kind)
         if len(self._shapes) > MAX_SHAPES:
-            self._fresh.pop(self._shapes.popitem(last=False)[0], None)
+            self._shapes.popitem(last=False)
 
     def rows(self, state: RequestState) -> int:
         """Rows that the request brings to a forward."""
