@@ -10,8 +10,8 @@ from steploom.protocol import RequestReport, RunnerOutput
 from steploom.requests import DiffusionRequest
 from steploom.sched import SchedulerInterface, build_scheduler
 from steploom.sched.fcfs import TERM
+from steploom.sched.groups import PASSES
 from steploom.sched.lines import RESERVE
-from steploom.sched.ranked import PASSES
 
 
 class Flood:

@@ -91,7 +91,7 @@ def test_the_share_of_the_memory_is_a_setting(policy: str) -> None:
 
 def test_more_join_as_residents_leave() -> None:
     h = Weighed(room=100).warmed(512, 1024)
-    h.add("large", steps=3, height=1024)
+    h.add("large", steps=3, height=1024, deadline=5)
     assert h.tick()[0] == ["large"]
     h.add(*(f"r{number}" for number in range(8)), steps=30)
     h.drain()

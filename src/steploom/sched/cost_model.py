@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from steploom.protocol import RunnerOutput
-from steploom.sched.curve import MOST_TIMES, Cost, Curve
+from steploom.sched.curve import MOST_TIMES, SURE, Cost, Curve
 from steploom.sched.footprint import Footprint
 
 MAX_KEYS = 1024
@@ -39,7 +39,7 @@ class CostModel:
         busy_s: Seconds that they took.
         limited: Whether any batch key has run out of memory.
         room_bytes: Memory that there is for requests, as a worker said last; 0 while nobody can say.
-        fresh: Of batch keys that were measured for the first time, the part that says what they cost.
+        fresh: Of batch keys that were measured for the first time, or often enough, the part that says what they cost.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,11 @@ class CostModel:
             key = cost_key(batch_key)
             curve = self._curves.setdefault(key, Curve())
             if len(self._names) >= MAX_KEYS or len(self._curves) > MAX_KEYS:
+                for name in self._names:  # These were measured since it was cleared last.
+                    if cost_key(name) in self._curves:
+                        self._curves.move_to_end(cost_key(name))
                 self._names.clear()
+                self._curves.move_to_end(key)
                 while len(self._curves) > MAX_KEYS:
                     self._curves.popitem(last=False)
             self._names[batch_key] = curve
@@ -97,7 +101,7 @@ class CostModel:
         Before anything was measured that is one request, so that few rows are tried before many also where many wait.
         """
         curve = self.find(batch_key)
-        return 1 if curve is None else curve.knee or max(1, 2 * curve.most)
+        return 1 if curve is None else curve.cap
 
     def observe(self, batch_key: str | None, result: RunnerOutput, rows: int) -> None:
         """Takes note of a tick, unless there was warm-up in it.
@@ -119,9 +123,9 @@ class CostModel:
         if batch_key is None or seconds <= 0:
             return
         curve = self._names.get(batch_key) or self.curve(batch_key)
-        if not curve.known:
-            self.fresh.append(cost_key(batch_key))
         curve.observe(rows, seconds)
+        if curve.measured in (1, SURE):
+            self.fresh.append(cost_key(batch_key))
         curve.footprint.observe_tick(result, rows)
         ended = sum(report.finished for report in result.reports)
         if result.chores_s or ended:

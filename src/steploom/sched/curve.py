@@ -29,8 +29,14 @@ MOST_WAIT = 4096
 TRIED = 4
 """Times the fewest rows that are tried before anything is said about the knee."""
 
-SURE = 2
-"""Measurements that a number of rows needs before the knee rests on it, or twice as many are tried."""
+SURE = 3
+"""Measurements that a number of rows needs before the knee rests on it, or twice as many are tried: one may be off."""
+
+AGAIN = 512
+"""Full batches after which more rows than the knee are tried again; each time that the knee stays, twice as many."""
+
+MOST_AGAIN = 16384
+"""Such batches, at most."""
 
 FIXED = 0.3
 """Share of a tick that does not grow with its rows, where only one number of rows was measured."""
@@ -66,14 +72,24 @@ class Cost:
 
 
 class Curve:
-    """Seconds of a tick by rows, of one batch key; and its bytes."""
+    """Seconds of a tick by rows, of one batch key; and its bytes.
+
+    Attributes:
+        measured: Ticks that were measured.
+        limit: Rows that a batch may have, since more ran out of memory.
+        chores_s: Seconds of text encoders and VAEs of a request.
+        footprint: Its bytes.
+    """
 
     def __init__(self) -> None:
         self._samples: dict[int, deque[float]] = {}
         self._points: list[tuple[int, float]] | None = []
         self._knee: int | None = None
         self._most = 0
+        self._full, self._again = 0, AGAIN  # Full batches since more rows were tried, and until they are.
+        self._tried: list[float] | None = None  # Of the rows that are tried again, if any are.
         self._age = 0
+        self.measured = 0
         self.limit = math.inf
         self._fine, self._wait = 0, RECOVERS
         self.chores_s = 0.0
@@ -88,16 +104,27 @@ class Curve:
             samples = self._samples[rows] = deque(maxlen=SAMPLES)
             self._age = 0
         samples.append(seconds)
+        self.measured += 1
         if rows >= 0.7 * self.limit:
             self._recover()
+        if self._knee is not None:
+            self._try_again(rows)
         self._age -= 1
         if self._age < 0:  # Medians are taken now and then, and at once for a new number of rows.
             self._points, self._age = None, min(4 * len(samples) - 4, 2 * SAMPLES)
 
-    @property
-    def known(self) -> bool:
-        """Whether anything was measured."""
-        return bool(self._samples)
+    def _try_again(self, rows: int) -> None:
+        """Now and then batches may be larger than the knee: what it rests on may have been a bad moment."""
+        knee = self._knee or 1
+        if self._tried is None:
+            self._full += rows >= 0.7 * knee
+            if self._full >= self._again:
+                self._full, self._tried = 0, []
+        elif rows > knee:
+            self._tried.append(rows)
+            if len(self._tried) >= SURE:
+                self._tried, self._points = None, None
+                self._again = min(2 * self._again, MOST_AGAIN) if self.knee == knee else AGAIN
 
     def overflowed(self, rows: int) -> None:
         """So many rows ran out of memory: batches have half as many for a while."""
@@ -145,6 +172,14 @@ class Curve:
         return self._knee if self.points else None
 
     @property
+    def cap(self) -> float:
+        """Rows that a batch may have: the knee; twice as many while it is tried again, or as were measured."""
+        knee = self.knee
+        if knee is None:
+            return max(1, 2 * self.most)
+        return knee if self._tried is None else 2 * knee
+
+    @property
     def most(self) -> int:
         """The most rows that were measured often enough; 0 if none were."""
         return self._most if self.points else 0
@@ -170,6 +205,7 @@ class Curve:
             if int(rows) < 1 or not samples or not all(0 < seconds < math.inf for seconds in samples):
                 raise ValueError(f"rows {rows}: no seconds of ticks: {values}")
             curve._samples[int(rows)] = samples
+            curve.measured += len(samples)
         chores, ended = map(float, state["chores"])
         if not (0 <= chores < math.inf and 0 <= ended < math.inf):
             raise ValueError(f"no seconds of text encoders and VAEs: {state['chores']}")

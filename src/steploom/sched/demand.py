@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import OrderedDict
 from collections.abc import Collection
 from typing import Any, NamedTuple, cast
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple, cast
 from steploom.protocol import RequestReport
 from steploom.requests import DiffusionRequest
 from steploom.sched.cost_model import CostModel, cost_key
+from steploom.sched.curve import SURE
 from steploom.sched.state import RequestState
 
 MAX_SHAPES = 4096
@@ -25,6 +27,9 @@ DEFAULT_STEPS = 30
 
 MOST_STEPS = 10**9
 """A request counts as no more steps, so that seconds stay numbers."""
+
+MOST_IMAGES, MOST_PIXELS = 10**6, 10**6
+"""Likewise as no more images, and as no more pixels a side, or frames."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -66,7 +71,7 @@ def images(request: DiffusionRequest) -> int:
     """Images or videos that the request asks for."""
     prompts = len(request.prompt) if isinstance(request.prompt, list | tuple) else 1
     each = request.params.get("num_images_per_prompt") or request.params.get("num_videos_per_prompt")
-    return max(1, prompts * each) if isinstance(each, int) else max(1, prompts)
+    return max(1, min(prompts * each, MOST_IMAGES)) if isinstance(each, int) else max(1, prompts)
 
 
 def pixels(params: Any) -> float | None:
@@ -75,7 +80,8 @@ def pixels(params: Any) -> float | None:
     if not isinstance(width, int | float) or not isinstance(height, int | float):
         return None
     frames = params.get("num_frames", 1)
-    return float(width * height * (frames if isinstance(frames, int) else 1))
+    sizes = (width, height, frames if isinstance(frames, int) else 1)
+    return math.prod(float(min(max(1, size), MOST_PIXELS)) for size in sizes)
 
 
 class Demands:
@@ -85,14 +91,20 @@ class Demands:
         self.costs = costs
         self._shapes: OrderedDict[Kind, Shape] = OrderedDict()
         self._last: Shape | None = None
-        self._unmeasured: OrderedDict[str, list[Kind]] = OrderedDict()  # By the key of their ticks.
+        self._unmeasured: OrderedDict[str, list[Kind]] = (
+            OrderedDict()
+        )  # Or not often enough, by the key of their ticks.
         self._measured: list[Kind] = []  # Kinds of whose ticks something was measured since somebody asked.
-        self.knows = False
+        self.knows = self._settled = False
 
-    def sure(self, state: RequestState) -> bool:
-        """Whether ticks of its kind were measured."""
-        shape = self._shapes.get(kind_of(state))
-        return shape is not None and self.costs.find(shape.batch_key) is not None
+    def sure(self, kind: Kind) -> bool:
+        """Whether ticks of that kind were measured often enough."""
+        shape = self._shapes.get(kind)
+        return shape is not None and self._sure(shape.batch_key)
+
+    def _sure(self, batch_key: str) -> bool:
+        curve = self.costs.find(batch_key)
+        return curve is not None and curve.measured >= SURE
 
     @property
     def fresh(self) -> bool:
@@ -100,18 +112,21 @@ class Demands:
         return bool(self._measured or self.costs.fresh)
 
     def news(self) -> tuple[bool, list[Kind]]:
-        """Whether nothing at all was known before, and the kinds of which something was measured since."""
-        for key in self.costs.fresh:
-            self._measured += self._unmeasured.pop(key, [])
-        self.costs.fresh.clear()
+        """Whether so little was known before that all is news, and the kinds of which more was measured since."""
+        keys, self.costs.fresh = self.costs.fresh, []
+        for key in keys:
+            self._measured += self._unmeasured.pop(key, []) if self._sure(key) else self._unmeasured.get(key, [])
         kinds, self._measured = self._measured, []
-        first, self.knows = bool(kinds) and not self.knows, self.knows or bool(kinds)
-        return first, kinds
+        everything = bool(kinds) and not self._settled
+        self.knows = self.knows or bool(kinds)
+        self._settled = self._settled or any(map(self._sure, keys))
+        return everything, kinds
 
     def _note(self, kind: Kind, batch_key: str) -> None:
         """A kind was seen, of whose ticks something was measured or not."""
         if self.costs.find(batch_key) is not None:
             self._measured.append(kind)
+        if self._sure(batch_key):
             return
         self._unmeasured.setdefault(cost_key(batch_key), []).append(kind)
         if len(self._unmeasured) > MAX_SHAPES:
@@ -174,6 +189,15 @@ class Demands:
             return UNKNOWN_STEP_S * ((size or 2**20) / 2**20) ** GROWTH * (0.5 + 0.5 * rows)
         scale = (size / shape.pixels) ** GROWTH if size and shape.pixels else 1.0
         return curve.at(rows) * scale
+
+    def gain(self, state: RequestState, requests: int) -> float:
+        """Seconds of such work, one at a time, that are done in a second by so many that share, or at the knee."""
+        curve = self.costs.find(state.batch_key or getattr(self._shape(state), "batch_key", None))
+        if curve is None:
+            return 1.0
+        rows = self.rows(state)
+        most = rows * requests if curve.knee is None else max(rows, min(rows * requests, curve.knee))
+        return max(1.0, most / rows * curve.at(rows) / max(curve.at(most), 1e-9))
 
     def chores_s(self, state: RequestState) -> float:
         """Seconds of its text encoders and VAEs."""
@@ -246,7 +270,7 @@ class Demands:
             except (TypeError, ValueError):
                 continue
             self._shapes.setdefault((str(guess), bool(guided)), shape)
-            self.knows = True
+            self.knows = self._settled = True
 
 
 def kind_of(state: RequestState) -> Kind:

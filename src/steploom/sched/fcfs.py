@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 
 from steploom.config import EngineConfig
@@ -97,7 +98,7 @@ class Fcfs(Ranked):
             return next(iter(active.values()), None)
         aged = self._aged(now) if opens and self._kept(now) else None
         if aged is not None:
-            return aged
+            return self._owed(aged, now, max_batch, free, math.inf) or aged
         overdue = self._overdue(now, {key: self._tick_s(group) for key, group in active.items()})
         if overdue is not None:
             return overdue
@@ -105,11 +106,14 @@ class Fcfs(Ranked):
         if opens:
             favoured = self._elect(max_batch)
             following = self._next(now)
+            owed = self._owed(following, now, max_batch, free, following.line.priority)
+            if owed is not None:
+                return owed
             if _above(following, favoured) or self._leaves_over(favoured, max_batch, free) > 0:
                 groups.append(following)
             if favoured is not None and not favoured.residents and len(favoured.line):
                 groups.append(favoured)
-            groups = [group for group in groups if group.residents or self._has_memory(group, now)]
+            groups = [group for group in groups if group.residents or self._room.in_memory(group, now)]
         return min(groups, key=lambda group: (group.priority, group.turn), default=None)
 
     def _kept(self, now: float) -> int:
@@ -124,12 +128,14 @@ class Fcfs(Ranked):
         """The group without residents whose turn it is, of the best class, by user; there must be one."""
         oldest = next(iter(self._groups.pending.values()))
         first = self._groups.first(now) or oldest
-        return first if first.line.priority < oldest.line.priority else self._groups.in_turn(oldest, first, now)
+        return first if first.line.priority < oldest.line.priority else self._groups.in_turn(oldest, now)
 
     def _places(self, group: Group, max_batch: int, free: int, now: float) -> int:
         """How many of the free places the group may take: fewer than all while another one is favoured."""
         places = super()._places(group, max_batch, free, now)
         groups = self._groups
+        if group is self._due:
+            return places
         if places <= 0 or len(groups.active) + len(groups.pending) == 1 or (not group.residents and self._kept(now)):
             return places
         favoured = self._elect(max_batch)

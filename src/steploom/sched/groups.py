@@ -13,6 +13,9 @@ from steploom.sched.state import RequestState
 MAX_LINKS = 4096
 """How many guesses an observed key is remembered for."""
 
+PASSES = 256
+"""A group that was passed over in so many ticks has the next one, whatever they cost."""
+
 
 class Group:
     """The requests of a batch key.
@@ -24,9 +27,10 @@ class Group:
         line: Those that wait.
         since: When it had its last turn, or came into being.
         turn: The number of the policy's choice then.
+        joined: Likewise when somebody was let in last.
     """
 
-    __slots__ = ("key", "line", "paused", "residents", "since", "turn")
+    __slots__ = ("joined", "key", "line", "paused", "residents", "since", "turn")
 
     def __init__(self, key: str, order: Order, now: float, turn: int) -> None:
         self.key = key
@@ -34,7 +38,7 @@ class Group:
         self.paused: dict[str, RequestState] = {}
         self.line = Line(order)
         self.since = now
-        self.turn = turn
+        self.turn = self.joined = turn
 
     @property
     def batch_key(self) -> str | None:
@@ -70,8 +74,8 @@ class Groups:
         self.home: dict[str, Group] = {}
         self.turns = 0
         self._links: OrderedDict[str, str] = OrderedDict()
+        self.ledger = order.ledger
         self._hall = Hall(order, self._in_hall)
-        self._by_age = False  # Whether the last pending group that was let in was the oldest.
 
     def of(self, key: str, now: float) -> Group:
         """The group of a key, made if there is none."""
@@ -79,6 +83,14 @@ class Groups:
         if group is None:
             group = self.pending[key] = Group(key, self._order, now, self.turns)
         return group
+
+    def overtaken(self, now: float) -> Group | None:
+        """The pending group that has waited for too long for a place, if there is one."""
+        oldest = next(iter(self.pending.values()), None)
+        if oldest is None:
+            return None
+        late = now - oldest.since > self._order.ageing_s or self.turns - oldest.turn > PASSES
+        return oldest if late else None
 
     def led(self, guess: str) -> Group | None:
         """The group that waiting requests of this guess are in, or would be, if there is one."""
@@ -100,6 +112,10 @@ class Groups:
 
     def push(self, state: RequestState, now: float, front: bool = False) -> None:
         """``state`` waits from now on."""
+        self.ledger.came(state.request.user or "")
+        self._put(state, now, front)
+
+    def _put(self, state: RequestState, now: float, front: bool) -> None:
         group = self.of(self._links.get(state.guess, state.guess), now)
         group.line.push(state, front=front)
         self.home[state.run_id] = group
@@ -109,29 +125,46 @@ class Groups:
     def remove(self, state: RequestState, now: float) -> None:
         """``state`` waits no more."""
         group = self.home.pop(state.run_id)
-        group.line.remove(state)
+        number = group.line.remove(state)
+        self.ledger.left(state.request.user or "")
         if group.residents:
             return
-        if len(group.line):
-            self._enter(group, group.line.first(now), now)
-        else:
+        if not len(group.line):
             del self.pending[group.key]
+            return
+        heir = group.line.heir(state, number, now)
+        if heir is not None:
+            self._enter(group, heir, now)
 
     def admit(self, group: Group, now: float) -> RequestState:
         """The next of those that wait in the group is resident from now on."""
         state = group.line.pop(now)
-        if not group.residents:
-            self._by_age = group is next(iter(self.pending.values()))
-            self._hall.let_in(state, state.priority)
+        user = state.request.user or ""
+        state.charged_s = self.ledger.let_in(user, self._order.charge(state), sure=state.sure)
+        self.ledger.left(user)
+        group.joined = self.turns
         self.settle(state, group)
         return state
 
     def revalue(self, state: RequestState, now: float) -> None:
-        """The rank of ``state``, which waits, has changed, and what its user is charged for it."""
+        """More is known of ``state``: if it waits its rank has changed, if it is resident what is charged for it."""
         group = self.home[state.run_id]
-        number = group.line.revalue(state)
+        if state.run_id in group.residents:
+            more_s = self._order.charge(state) - state.charged_s
+            if more_s > 0:
+                state.charged_s += more_s
+                self.ledger.charge(state.request.user or "", more_s)
+            return
+        group.line.revalue(state)
         if not group.residents:
-            self._hall.revalued(state, number, now)
+            self._enter(group, state, now)
+
+    def forget(self) -> None:
+        """What users were charged was wrong."""
+        self.ledger.forget()
+        self._hall.reorder()
+        for group in self.all():
+            group.line.reorder()
 
     def settle(self, state: RequestState, group: Group) -> None:
         """The resident ``state`` belongs to ``group``, before those that came later than it."""
@@ -190,7 +223,7 @@ class Groups:
             self._move(state, old, group, now)
         self.pending.pop(old.key, None)
         for state in old.line.drain():
-            self.push(state, now, front=bool(state.attempt))
+            self._put(state, now, front=bool(state.attempt))
 
     def first(self, now: float) -> Group | None:
         """The pending group that is to be let in next, if there is one: by class, by user, and by rank."""
@@ -200,15 +233,21 @@ class Groups:
         run = self._hall.first(now)
         return None if run is None else self.home[run]
 
-    def in_turn(self, oldest: Group, first: Group, now: float) -> Group:
-        """The oldest pending group, which has waited for long: in turns with the one whose user's turn it is.
+    def in_turn(self, oldest: Group, now: float) -> Group:
+        """The oldest pending group, which has waited for long; or one of a user that has had less than its user.
 
         Else whoever floods the queue with shapes would have all places as soon as these have waited for long.
         """
-        if first is oldest or not self._by_age:
+        run = self._hall.first(now)
+        found = None if run is None else self._in_hall(run)
+        if run is None or found is None:
             return oldest
-        users = {group.line.first(now).request.user for group in (oldest, first)}
-        return first if len(users) == 2 else oldest
+        had = self.ledger[found[0].request.user or ""]
+        return self.home[run] if had < self.had(oldest, now) else oldest
+
+    def had(self, group: Group, now: float) -> float:
+        """Seconds that the user was let in for whose request is next in the group."""
+        return self.ledger[group.line.first(now).request.user or ""]
 
     def _in_hall(self, run_id: str) -> tuple[RequestState, int] | None:
         """The request and its class, if it waits in a pending group."""
@@ -219,7 +258,7 @@ class Groups:
         """Notes that ``state`` waits in a pending group."""
         found = group.line.find(state.run_id)
         self._hall.enter(state, state.priority if found is None else found[1], now)
-        self._hall.tidy(len(self.home))
+        self._hall.tidy(len(self.home), now)
 
     def _emptied(self, group: Group, now: float) -> None:
         """A group without residents is pending, or forgotten."""
@@ -229,4 +268,5 @@ class Groups:
         if len(group.line):
             group.since, group.turn = now, self.turns
             self.pending[group.key] = group
-            self._enter(group, group.line.first(now), now)
+            for state in group.line.fronts(now):
+                self._enter(group, state, now)

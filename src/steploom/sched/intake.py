@@ -12,6 +12,9 @@ from steploom.requests import DiffusionRequest
 from steploom.sched.demand import Demands, Kind, kind_of
 from steploom.sched.state import RequestState
 
+MANY = 1024
+"""Kinds of which little is known, before those are dropped of which nobody is alive."""
+
 DUE = 5.0
 """A request without a deadline is due after so many times the seconds that it takes by itself."""
 
@@ -45,7 +48,8 @@ class Intake:
         self._demands = demands
         self._policy = policy
         self.queued_s = 0.0
-        self._unsure: dict[Kind, WeakSet[RequestState]] = {}  # Those of a kind that was not measured when they came.
+        self._unsure: dict[Kind, WeakSet[RequestState]] = {}  # Those of a kind of which little is known.
+        self._many = MANY
 
     def check(self, request: DiffusionRequest, alive: Container[str]) -> None:
         """Raises:
@@ -71,27 +75,42 @@ class Intake:
         """
         request = state.request
         self._estimate(state)
+        gain = self._gain_of(state)
         if waiting >= self._config.max_waiting:
-            usual = self.queued_s / max(1, waiting) / self.gain
+            usual = self.queued_s / max(1, waiting) / gain
             raise QueueFull(
                 f"max_waiting={self._config.max_waiting}: as many requests wait already; try again later",
                 retry_after_s=self._after(max(usual, self._policy.place_s())),
             )
         most, queued = self._config.max_waiting_s, self.queued_s
-        if most is not None and waiting and queued / self.gain + state.standalone_s / self.gain > most:
+        if most is not None and waiting and (queued + state.standalone_s) / gain > most:
             raise QueueFull(
-                f"max_waiting_s={most:g}: what waits takes about {queued / self.gain:.3g} s already; try again later",
-                retry_after_s=self._after((queued + state.standalone_s) / self.gain - most),
+                f"max_waiting_s={most:g}: what waits takes about {queued / gain:.3g} s already; try again later",
+                retry_after_s=self._after((queued + state.standalone_s) / gain - most),
             )
         if self._config.refuse_hopeless and request.timeout is not None and self._demands.knows:
             self._check_timeout(state, request.timeout)
-        if not self._demands.sure(state):
-            self._unsure.setdefault(kind_of(state), WeakSet()).add(state)
+        if not state.sure:
+            self._doubt(state)
+
+    def _doubt(self, state: RequestState) -> None:
+        """``state`` is to be estimated anew once more is known."""
+        unsure = self._unsure
+        unsure.setdefault(kind_of(state), WeakSet()).add(state)
+        if len(unsure) >= self._many:  # Of most of these nobody is alive any more.
+            for kind in [kind for kind, states in unsure.items() if not states]:
+                del unsure[kind]
+            self._many = 2 * len(unsure) + MANY
+
+    def _gain_of(self, state: RequestState) -> float:
+        """As :attr:`gain`, or what sharing gains where so many wait as there are now, if that is more."""
+        best = self._demands.gain(state, self._config.batch_limit)
+        return self.gain * max(1.0, best / max(self._demands.costs.gain, 1e-3))
 
     def _estimate(self, state: RequestState) -> None:
         """What it takes by itself, and when it is due."""
         request = state.request
-        state.standalone_s = self._demands.standalone_s(state)
+        state.standalone_s, state.sure = self._demands.standalone_s(state), self._demands.sure(kind_of(state))
         due = DUE * state.standalone_s if request.deadline is None else request.deadline
         state.deadline = state.submitted + (due if request.timeout is None else min(due, request.timeout))
 
@@ -99,20 +118,20 @@ class Intake:
         """Estimates those anew of whose kind something was measured for the first time.
 
         When nothing at all was known before, these are all: what is not of a kind that was measured is estimated by
-        the nearest one. A request is so estimated three times at most.
+        the nearest one. A request is so estimated four times at most.
 
         Args:
             alive: The request of an id, if it waits or runs.
 
         Returns:
-            Those that wait, in order of arrival.
+            These, in order of arrival.
         """
         first, kinds = self._demands.news()
         groups = (
             list(self._unsure.values()) if first else [self._unsure[kind] for kind in kinds if kind in self._unsure]
         )
         states = [state for group in groups for state in group if alive(state.request_id) is state]
-        for kind in kinds:
+        for kind in filter(self._demands.sure, kinds):
             self._unsure.pop(kind, None)
         states.sort(key=lambda state: state.arrival)
         waiting = [state for state in states if not state.resident]
@@ -120,7 +139,7 @@ class Intake:
         for state in states:
             self._estimate(state)
         self.queued_s += sum(state.standalone_s for state in waiting)
-        return waiting
+        return states
 
     def inherit(self, other: Intake) -> None:
         """Takes the place of another one, of whose requests it knows as much from now on."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
+from steploom.sched.ledger import Ledger
 from steploom.sched.state import RequestState
 from steploom.sched.turns import Turns
 
@@ -28,41 +29,36 @@ class Order(NamedTuple):
         rank: Of a request; it changes only when more is known of it (:meth:`Line.revalue`).
         late: Whether it cannot be done in time any more: then it goes behind those that can.
         charge: Seconds that its user is charged for it.
-        weights: Of users, where they differ.
+        ledger: What users have had.
         ageing_s: Seconds after which a waiting request rises to the next class.
     """
 
     rank: Callable[[RequestState], Rank]
     late: Callable[[RequestState, float], bool]
     charge: Callable[[RequestState], float]
-    weights: Mapping[str, float]
+    ledger: Ledger
     ageing_s: float
 
 
 class Waiting:
     """A user's waiting requests of one class: by rank, and by age. An entry of one that left is skipped."""
 
-    __slots__ = ("ages", "credit", "heap", "states", "taken")
+    __slots__ = ("ages", "heap", "states", "taken")
 
     def __init__(self) -> None:
         self.states: dict[str, RequestState] = {}
         self.heap: list[tuple[bool, Rank, int, str]] = []
-        self.ages: deque[str] = deque()
-        self.credit = 0.0
+        self.ages: list[tuple[int, str]] = []  # A heap: by arrival.
         self.taken = 0
 
     def push(self, state: RequestState, order: Order, front: bool) -> None:
         """``state`` waits from now on; by age before those that came later, as one that has risen to this class."""
         self.states[state.run_id] = state
         self.rank(state, order, front)
-        place = len(self.ages)
-        last = self.states.get(self.ages[-1]) if self.ages else None
-        if last is not None and last.arrival > state.arrival:
-            older = (i for i, run in enumerate(self.ages) if run in self.states)
-            place = next((i for i in older if self.states[self.ages[i]].arrival > state.arrival), place)
-        self.ages.insert(0 if front else place, state.run_id)
+        heappush(self.ages, (state.arrival, state.run_id))
         if len(self.ages) > 2 * len(self.states) + SLACK:
-            self.ages = deque(run for run in self.ages if run in self.states)
+            self.ages = [age for age in self.ages if age[1] in self.states]
+            heapify(self.ages)
 
     def rank(self, state: RequestState, order: Order, front: bool) -> None:
         """Gives ``state`` its place by rank, or another one."""
@@ -82,10 +78,10 @@ class Waiting:
             if state is not None and rank == order.rank(state) and not (ahead and order.late(state, now)):
                 break
             heappop(heap)
-        while self.ages[0] not in states:
-            self.ages.popleft()
+        while self.ages[0][1] not in states:
+            heappop(self.ages)
         by_age = not heap or (heap[0][0] and self.taken % RESERVE == RESERVE - 1)
-        return states[self.ages[0] if by_age else heap[0][3]]
+        return states[self.ages[0][1] if by_age else heap[0][3]]
 
 
 class Line:
@@ -113,66 +109,78 @@ class Line:
         user = state.request.user or ""
         one = self._classes.get(number)
         if one is None:
-            one = self._classes[number] = Turns(self._order.weights)
+            one = self._classes[number] = Turns(self._order.ledger)
             insort(self._numbers, number)
-        waiting = one.queues.get(user)
-        if waiting is None:
-            waiting = one.queues[user] = Waiting()
+        waiting = one.get(user) or one.add(user, Waiting())
         waiting.push(state, self._order, front)
         self._where[state.run_id] = (number, user)
         self._ages.append((since, state.run_id))
         if len(self._ages) > 2 * len(self._where) + SLACK:
             self._ages = deque(age for age in self._ages if age[1] in self._where)
 
-    def remove(self, state: RequestState) -> None:
-        """``state`` waits no more. O(1) on average."""
+    def remove(self, state: RequestState) -> int:
+        """``state`` waits no more. Its class. O(1) on average."""
         number, user = self._where.pop(state.run_id)
         one = self._classes[number]
-        waiting = one.queues[user]
+        waiting = one.get(user)
+        assert waiting is not None
         del waiting.states[state.run_id]
         if not waiting.states:
-            del one.queues[user]
-            if not one.queues:
+            one.remove(user)
+            if not len(one):
                 del self._classes[number]
                 del self._numbers[bisect_left(self._numbers, number)]
-
-    def revalue(self, state: RequestState) -> int:
-        """The rank of ``state`` has changed, and what its user is charged for it. Its class."""
-        number, user = self._where[state.run_id]
-        turns = self._classes[number]
-        turns.forget()
-        turns.queues[user].rank(state, self._order, front=bool(state.attempt))
         return number
+
+    def heir(self, state: RequestState, number: int, now: float) -> RequestState | None:
+        """The next one of that class and of the user of ``state``."""
+        turns = self._classes.get(number)
+        waiting = None if turns is None else turns.get(state.request.user or "")
+        return None if waiting is None else waiting.first(self._order, now)
+
+    def fronts(self, now: float) -> list[RequestState]:
+        """The next one of each class and user."""
+        return [one.first(self._order, now) for turns in self._classes.values() for one in turns]
+
+    def revalue(self, state: RequestState) -> None:
+        """The rank of ``state`` has changed."""
+        number, user = self._where[state.run_id]
+        waiting = self._classes[number].get(user)
+        assert waiting is not None
+        waiting.rank(state, self._order, front=bool(state.attempt))
+
+    def reorder(self) -> None:
+        """What users have had was counted anew."""
+        for turns in self._classes.values():
+            turns.reorder()
 
     def first(self, now: float) -> RequestState:
         """The request that is next; there must be one. Asked again, it is the same one, until something changes."""
-        return self._next(now)[2]
+        return self._next(now).first(self._order, now)
 
     def pop(self, now: float) -> RequestState:
         """Takes out the request that is next."""
-        turns, waiting, state = self._next(now)
-        turns.spend(waiting, self._order.charge(state))
+        waiting = self._next(now)
+        state = waiting.first(self._order, now)
         waiting.taken += 1
         self.remove(state)
         return state
 
-    def _next(self, now: float) -> tuple[Turns[Waiting], Waiting, RequestState]:
+    def _next(self, now: float) -> Waiting:
         if len(self._classes) > 1:
             self._age(now)
-        turns, order = self._classes[self._numbers[0]], self._order
-        if len(turns.queues) == 1:  # the usual case
-            waiting = next(iter(turns.queues.values()))
-        else:
-            waiting = turns.first(lambda queue: order.charge(queue.first(order, now)))
+        waiting = self._classes[self._numbers[0]].first()
         assert waiting is not None, "nobody waits"
-        return turns, waiting, waiting.first(order, now)
+        return waiting
 
     def find(self, run_id: str) -> tuple[RequestState, int] | None:
         """The request of that run id and its class, if it waits here."""
         place = self._where.get(run_id)
         if place is None:
             return None
-        return self._classes[place[0]].queues[place[1]].states[run_id], place[0]
+        waiting = self._classes[place[0]].get(place[1])
+        assert waiting is not None
+        return waiting.states[run_id], place[0]
 
     @property
     def priority(self) -> int:
@@ -181,7 +189,7 @@ class Line:
 
     def states(self) -> list[RequestState]:
         """Everybody, in no order."""
-        return [s for one in self._classes.values() for waiting in one.queues.values() for s in waiting.states.values()]
+        return [s for one in self._classes.values() for waiting in one for s in waiting.states.values()]
 
     def drain(self) -> list[RequestState]:
         """Takes out everybody, in order of arrival."""

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 from steploom.config import EngineConfig
-from steploom.sched.cost_model import CostModel
+from steploom.sched.demand import Demands
 from steploom.sched.groups import Group, Groups
-from steploom.sched.lines import Order
+from steploom.sched.lines import Order, Rank
 from steploom.sched.state import RequestState
 
 
@@ -18,7 +18,7 @@ class Runs(Protocol):
     """What is asked of a policy."""
 
     config: EngineConfig
-    costs: CostModel
+    demands: Demands
     aside: Mapping[str, RequestState]
 
     def done_s(self, state: RequestState, group: Group, now: float) -> float:
@@ -55,11 +55,13 @@ class Outlook:
         self, waiting: Iterable[RequestState], state: RequestState, free: int, groups: Iterable[Group], now: float
     ) -> float:
         """Seconds until those that wait have left one of so many places for ``state``."""
-        requests, seconds, least_s = ahead(waiting, state, self._order, now)
+        config, demands = self._policy.config, self._policy.demands
+        gain = max(demands.costs.gain, demands.gain(state, config.batch_limit), 1e-3)
+        requests, seconds, least_s = ahead(waiting, state, self._order, now, gain)
         if requests < free:
             return 0.0
-        done_s = self._done_s(groups, now)
-        return min(done_s, least_s) + seconds * (1 - free / max(1.0, requests)) / max(self._policy.costs.gain, 1e-3)
+        done_s = 0.0 if config.preempt else self._done_s(groups, now)
+        return min(done_s, least_s) + seconds * (1 - free / max(1.0, requests)) / gain
 
     def place_s(self, now: float) -> float:
         """Seconds until the first resident is done, if all places are taken; else 0."""
@@ -89,32 +91,49 @@ class Ahead(NamedTuple):
     least_s: float
 
 
-def ahead(waiting: Iterable[RequestState], state: RequestState, order: Order, now: float) -> Ahead:
+def ahead(waiting: Iterable[RequestState], state: RequestState, order: Order, now: float, gain: float) -> Ahead:
     """What of those that wait goes before ``state``, at least.
 
-    These are better classes; of its class those of its own user that the policy ranks before it and that are not late;
-    and of every other user as much as comes before its turn by deficit round robin, if the turns are fine.
+    These are better classes; of its class those of its own user that the policy ranks before it and that are not late
+    when their turn comes; and of every other user as much as it takes to have had as much.
+
+    Args:
+        waiting: All that wait.
+        state: The one that has come.
+        order: Of those.
+        now: The clock's reading.
+        gain: Seconds of work that are done in a second.
     """
-    requests = seconds = own = 0.0
+    requests = seconds = 0.0
     least_s = math.inf
+    own: list[tuple[Rank, int, RequestState]] = []
     others: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     mine, user = (order.rank(state), state.arrival), state.request.user or ""
     for other in waiting:
         cost = order.charge(other)
         least_s = min(least_s, cost)
-        if other.priority == state.priority and (other.request.user or "") != user:
+        if other.priority < state.priority:
+            requests, seconds = requests + 1, seconds + cost
+        elif other.priority == state.priority and (other.request.user or "") != user:
             share = others[other.request.user or ""]
             share[0] += 1
             share[1] += cost
-        elif other.priority < state.priority or _before(other, mine, order, now, other.priority == state.priority):
-            requests, seconds = requests + 1, seconds + cost
-            own += cost if other.priority == state.priority else 0.0
-    turn = (own + order.charge(state)) / order.weights.get(user, 1.0)
+        elif other.priority == state.priority and (order.rank(other), other.arrival) < mine:
+            own.append((order.rank(other), other.arrival, other))
+    in_time, own_s = _in_time(own, order, now, gain)
+    ledger = order.ledger
+    turn = ledger[user] + (own_s + order.charge(state)) / ledger.weights.get(user, 1.0)
     for name, (count, total) in others.items():
-        part = min(1.0, turn * order.weights.get(name, 1.0) / total) if total > 0 else 0.0
+        before = max(0.0, turn - ledger[name]) * ledger.weights.get(name, 1.0)
+        part = min(1.0, before / total) if total > 0 else 0.0
         requests, seconds = requests + part * count, seconds + part * total
-    return Ahead(requests, seconds, least_s)
+    return Ahead(requests + in_time, seconds + own_s, least_s)
 
 
-def _before(other: RequestState, mine: tuple[object, int], order: Order, now: float, same_class: bool) -> bool:
-    return same_class and (order.rank(other), other.arrival) < mine and not order.late(other, now)
+def _in_time(own: list[tuple[Rank, int, RequestState]], order: Order, now: float, gain: float) -> tuple[int, float]:
+    """How many of these are not late when those before them are done, and what they take."""
+    count, seconds = 0, 0.0
+    for _, _, state in sorted(own, key=lambda one: one[:2]):
+        if not order.late(state, now + seconds / gain):
+            count, seconds = count + 1, seconds + order.charge(state)
+    return count, seconds

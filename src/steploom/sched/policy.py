@@ -74,7 +74,7 @@ class Policy(ABC):
         """``state.batch_key`` of a resident request is known now, or has changed."""
 
     def revalue(self, states: Sequence[RequestState]) -> None:
-        """``standalone_s`` and ``deadline`` of these, which wait, have changed, since more is known of them."""
+        """``standalone_s`` and ``deadline`` of these, which wait or run, have changed: more is known of them."""
         return
 
     def wait_s(self, state: RequestState) -> float:

@@ -8,18 +8,16 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 from steploom.config import EngineConfig
-from steploom.sched.groups import Group, Groups
+from steploom.sched.groups import PASSES, Group, Groups
+from steploom.sched.ledger import Ledger
 from steploom.sched.lines import Order, Rank
-from steploom.sched.memory_model import Members, MemoryModel
 from steploom.sched.outlook import Outlook
 from steploom.sched.policy import Batch, Policy
+from steploom.sched.room import Room
 from steploom.sched.state import Clock, RequestState
 
 PATIENCE = 50
 """A group that was passed over for so many times the seconds of its tick has the next one."""
-
-PASSES = 256
-"""A group that was passed over in so many ticks has the next one, whatever they cost."""
 
 PREEMPT_GAIN = 2.0
 """Who is paused has so many times as much left to do, or to spare, as the one that goes first needs."""
@@ -46,14 +44,16 @@ class Ranked(Policy):
 
     def __init__(self, config: EngineConfig, clock: Clock) -> None:
         super().__init__(config, clock)
-        self._order = Order(self.rank, self.late, self._charge, config.user_weights or {}, config.priority_ageing_s)
+        self._order = Order(
+            self.rank, self.late, self._charge, Ledger(config.user_weights or {}), config.priority_ageing_s
+        )
         self._groups = Groups(self._order)
+        self._valued = False
         self._chosen: Group | None = None
+        self._due: Group | None = None  # A group with residents that takes a free place before one without.
         self._paused_before: set[str] = set()
-        self._knees = config.max_batch == "auto"
         self._outlook = Outlook(self, self._groups, self._order)
-        self._memory = MemoryModel(config.memory_share)
-        self._leaving: Members = (None, ())  # Those whose last step is in the tick that is decided.
+        self._room = Room(self, self._groups)
 
     @abstractmethod
     def rank(self, state: RequestState) -> Rank:
@@ -102,6 +102,9 @@ class Ranked(Policy):
 
     def revalue(self, states: Sequence[RequestState]) -> None:
         """Gives them new places by their rank; one that a quarantine holds back has none."""
+        if not self._valued:  # Before, nothing was known: users were charged by guesses.
+            self._valued = True
+            self._groups.forget()
         for state in states:
             if state.run_id in self._groups.home:
                 self._groups.revalue(state, self.clock())
@@ -121,12 +124,12 @@ class Ranked(Policy):
 
     def choose(self, max_batch: int, free: int) -> Batch:
         """The residents of the group whose turn it is, and those of its waiting requests that find room."""
-        now, self._leaving = self.clock(), (None, ())
+        now, self._room.leaving, self._due = self.clock(), (None, ()), None
         group = self._turn(now, max_batch, free)
         if group is None:
             return Batch(None, [], [])
-        places = self._places(group, max_batch, free, now) if free > 0 and len(group.line) else 0
-        overtaken = group is self._overtaken(now)
+        places = self._claim(group, max_batch, free, now)
+        overtaken = group is self._groups.overtaken(now)
         self._groups.turns += 1
         self._chosen, group.since, group.turn = group, now, self._groups.turns
         if group.paused:
@@ -160,20 +163,20 @@ class Ranked(Policy):
 
     def extend(self, members: Sequence[str], max_batch: int, free: int) -> Batch:
         """Who else of the members' group finds room: first its residents, then those of its waiting requests."""
-        group, room = self._chosen, max_batch - len(members)
+        group, room, self._due = self._chosen, max_batch - len(members), None
         if group is None or room <= 0 or not (group.residents or len(group.line)):
             return Batch(None, [], [])
         if self.costs.limit(group.batch_key) < math.inf:
             return Batch(None, [], [])
-        now, self._leaving = self.clock(), (group, [self.ending[run] for run in members if run in self.ending])
+        now, self._room.leaving = self.clock(), (group, [self.ending[run] for run in members if run in self.ending])
         # Those whose last step this is still have their rows in the tick.
         gone = len(members) - sum(run in group.residents for run in members)
         if group.paused:
             self._resume(group, max_batch - gone, now)
         there = set(members) | group.paused.keys()
-        cached = [] if self._over_knee(group) else [run for run in group.residents if run not in there][:room]
+        cached = [] if self._room.over_knee(group) else [run for run in group.residents if run not in there][:room]
         joining: list[RequestState] = []
-        places = self._places(group, max_batch, free, now) if free > 0 and len(group.line) else 0
+        places = self._claim(group, max_batch, free, now)
         if room > len(cached) and places > 0 and (group.residents or self._opens()):
             joining = self._join(group, max_batch - gone, places, now)
         return Batch(group.batch_key, cached, joining)
@@ -205,100 +208,78 @@ class Ranked(Policy):
         return late if self._groups.turns - late.turn > PASSES else None
 
     def _newcomer(self, now: float, max_batch: int, free: int, best: float) -> Group | None:
-        """The group that somebody can join now, of the best class; of those the one that had its last turn first."""
+        """The group that somebody can join now, of the best class; by user, and then one that has no residents."""
         if free <= 0:
             return None
-        groups = self._groups
+        groups, opening = self._groups, None
         if self._kept(now):
-            return self._aged(now)
-        if groups.pending and self._opens():
+            opening = self._aged(now)
+        elif groups.pending and self._opens():
             first = groups.first(now)
-            if first is not None and first.line.priority <= best and self._has_memory(first, now):
-                return first
+            if first is not None and first.line.priority <= best and self._room.in_memory(first, now):
+                opening = first
+                if first.line.priority < best:
+                    return first
+        return self._owed(opening, now, max_batch, free, best) or opening
+
+    def _claim(self, group: Group, max_batch: int, free: int, now: float) -> int:
+        """How many of the free places the group takes: none if a user has had less that waits for one elsewhere."""
+        if free <= 0 or not len(group.line):
+            return 0
+        if group is self._due or not group.residents or len(self._groups.ledger) <= 1:
+            return self._places(group, max_batch, free, now)
+        first = self._groups.first(now) if self._opens() else None
+        rivals = [one for one in (first, self._joinable(group.line.priority, now, max_batch, free)) if one is not None]
+        least = min((self._groups.had(rival, now) for rival in rivals), default=math.inf)
+        return self._places(group, max_batch, free, now) if self._groups.had(group, now) <= least else 0
+
+    def _owed(self, rival: Group | None, now: float, max_batch: int, free: int, best: float) -> Group | None:
+        """The group with residents that somebody can join, of a user that has had less than that of the ``rival``.
+
+        Among equals the group that nobody has joined for longest.
+        """
+        group = self._joinable(best, now, max_batch, free)
+        if group is None or rival is None:
+            return None if self._kept(now) else group
+        if self._groups.had(group, now) >= self._groups.had(rival, now):
+            return None
+        self._due = group
+        return group
+
+    def _joinable(self, best: float, now: float, max_batch: int, free: int) -> Group | None:
+        """The group with residents that somebody can join, of the user that has had the least."""
+        groups = self._groups
         found = [
-            group for group in groups.active.values()
-            if len(group.line) and group.line.priority <= best and self._room(group, max_batch, free, now)
+            (groups.had(group, now), group.joined, group.key, group) for group in groups.active.values()
+            if len(group.line) and group.line.priority <= best and self._room.for_one(group, max_batch, free, now)
         ]  # fmt: skip
-        return min(found, key=lambda group: group.since, default=None)
+        return min(found)[3] if found else None
 
     def _aged(self, now: float) -> Group | None:
-        """The group that has waited for too long for a place, or one of another user whose turn it is."""
-        groups = self._groups
-        oldest = next(iter(groups.pending.values()))
-        chosen = groups.in_turn(oldest, groups.first(now) or oldest, now)
-        return next((group for group in (chosen, oldest) if self._has_memory(group, now)), None)
+        """The group that has waited for too long for a place, or one of another user that has had less."""
+        oldest = next(iter(self._groups.pending.values()))
+        chosen = self._groups.in_turn(oldest, now)
+        return next((group for group in (chosen, oldest) if self._room.in_memory(group, now)), None)
 
     def _opens(self) -> bool:
         """Whether one more group may have residents: so many that a full batch of another one finds places."""
         batch, places = self.config.batch_limit, self.config.resident_limit
         return len(self._groups.active) < max(places - batch, batch, 1)
 
-    def _overtaken(self, now: float) -> Group | None:
-        """The group that has waited for too long for a place, if there is one."""
-        oldest = next(iter(self._groups.pending.values()), None)
-        if oldest is None:
-            return None
-        passed = self._groups.turns - oldest.turn
-        return oldest if now - oldest.since > self.config.priority_ageing_s or passed > PASSES else None
-
     def _kept(self, now: float) -> int:
         """Places that are kept for groups that have waited for too long."""
-        return int(self._overtaken(now) is not None)
+        return int(self._groups.overtaken(now) is not None)
 
     def _places(self, group: Group, max_batch: int, free: int, now: float) -> int:
         """How many of the free places the group may take."""
+        if group is self._due:
+            return 1
         return free - self._kept(now) if group.residents else free
-
-    def _room(self, group: Group, max_batch: int, free: int, now: float) -> bool:
-        """Whether the next of those that wait in the group may join it."""
-        if free <= 0 or group.stepping >= max_batch:
-            return False
-        bounded = (self._knees or self.costs.limited) and (group.stepping or self._leaving_rows(group))
-        if bounded and not self._fits(group, group.line.first(now)):
-            return False
-        return self._has_memory(group, now)
-
-    def _has_memory(self, group: Group, now: float) -> bool:
-        """Whether there is memory for the next of those that wait in the group, beside who has waited for too long.
-
-        If nobody is resident there is: who is too large even alone is tried alone, and does not starve.
-        """
-        if not self._memory.bounded(self.demands):
-            return True
-        residents: list[Members] = [(one, one.residents.values()) for one in self._groups.active.values()]
-        residents += [(None, self.aside.values()), self._leaving]
-        if not any(states for _, states in residents):
-            return True
-        waiting = dict.fromkeys(one for one in (group, self._overtaken(now)) if one is not None)
-        residents += [(one, [one.line.first(now)]) for one in waiting]
-        return self._memory.holds(self.demands, residents)
-
-    def _fits(self, group: Group, state: RequestState) -> bool:
-        if not (self._knees or self.costs.limited):
-            return True
-        cap = self.costs.cap(group.batch_key) if self._knees else math.inf
-        rows = self._rows(group) + self._leaving_rows(group) + self.demands.rows(state)
-        return rows <= min(cap, self.costs.limit(group.batch_key))
-
-    def _leaving_rows(self, group: Group) -> int:
-        """Rows in the tick that is added to, of those that are planned for no more."""
-        of, states = self._leaving
-        return sum(map(self.demands.rows, states)) if of is group else 0
-
-    def _over_knee(self, group: Group) -> bool:
-        """Whether all residents of the group, with those that leave, have more rows than the knee."""
-        if not self._knees:
-            return False
-        return self._rows(group) + self._leaving_rows(group) > self.costs.cap(group.batch_key)
-
-    def _rows(self, group: Group) -> int:
-        rows = self.demands.rows
-        return sum(rows(state) for run, state in group.residents.items() if run not in group.paused)
 
     def _join(self, group: Group, max_batch: int, free: int, now: float) -> list[RequestState]:
         """Makes waiting requests of the group resident, as far as there is room."""
         joining: list[RequestState] = []
-        while len(group.line) and self._room(group, max_batch, free - len(joining), now):
+        while len(group.line) and self._room.for_one(group, max_batch, free - len(joining), now):
             joining.append(self._groups.admit(group, now))
         return joining
 
@@ -307,13 +288,13 @@ class Ranked(Policy):
         seconds = self._tick_s(group)
         paused = sorted(group.paused.values(), key=lambda state: self.urgency(state, now, seconds))
         for state in paused:
-            if group.stepping >= max_batch or (group.stepping and not self._fits(group, state)):
+            if group.stepping >= max_batch or (group.stepping and not self._room.fits(group, state)):
                 break
             del group.paused[state.run_id]
 
     def _preempt(self, group: Group, cached: list[str], now: float) -> list[RequestState]:
         """One resident of a full batch is paused for one that waits and is more urgent, if there are two such."""
-        if not self._has_memory(group, now):
+        if not self._room.in_memory(group, now):
             return []
         first, seconds = group.line.first(now), self._tick_s(group)
         if not (steps := [group.residents[run] for run in cached if run not in self._paused_before]):
@@ -339,7 +320,7 @@ class Ranked(Policy):
     def _tick_s(self, group: Group) -> float:
         """Seconds of a tick of the group as it is."""
         any_one = next(iter(group.residents.values()))
-        return max(1e-6, self.demands.step_s(any_one, self._rows(group) - self.demands.rows(any_one)))
+        return max(1e-6, self.demands.step_s(any_one, self._room.rows(group) - self.demands.rows(any_one)))
 
     def _urgency(self, group: Group, now: float, seconds: float) -> tuple[float, Rank]:
         """The best class in the group, and that of its most urgent resident."""

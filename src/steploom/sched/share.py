@@ -81,9 +81,9 @@ class Share(Intake):
 
     def revalue(self, states: list[RequestState]) -> None:
         """Gives those of ``states`` new places that wait here, and tells the policy."""
+        self._scheduler.policy.revalue(states)
         own = [state for state in states if state.run_id in self._waiting]
         if own:
-            self._scheduler.policy.revalue(own)
             for state in own:
                 self._place(state)
             self.queued_s = sum(state.standalone_s for _, state in self._waiting.values())

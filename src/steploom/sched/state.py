@@ -80,7 +80,9 @@ class RequestState:
         total_steps: Its steps in all, likewise; None until then, or if nobody knows.
         kind: Its guess, and whether it has guidance, once somebody has asked.
         priority: Its class: that of the request, or a better one that it has risen to.
-        standalone_s: Seconds that it would take by itself, estimated when it came.
+        standalone_s: Seconds that it would take by itself, estimated when it came, and anew when more was known.
+        sure: Whether ticks of its kind had been measured by then.
+        charged_s: Seconds that its user was charged when it was let in.
         deadline: Clock reading by which it should be done.
         request_id: The request's id, at hand because every step needs it.
     """
@@ -106,6 +108,8 @@ class RequestState:
     total_steps: int | None = None
     kind: tuple[str, bool] | None = None
     standalone_s: float = 0.0
+    sure: bool = False
+    charged_s: float = 0.0
     deadline: float = math.inf
     request_id: str = dataclasses.field(init=False)
     priority: int = dataclasses.field(init=False)

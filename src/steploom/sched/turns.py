@@ -1,94 +1,80 @@
-"""Turns: whose turn it is among users. Deficit round robin, in seconds."""
+"""Turns: whose turn it is among the users of a class."""
 
 from __future__ import annotations
 
-import math
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Iterator
+from heapq import heapify, heappop, heappush
+from typing import Generic, TypeVar
 
-LEAST = 1e-3
-"""Seconds of a quantum, at least."""
+from steploom.sched.ledger import Ledger
 
+SLACK = 64
+"""Entries of users that wait no more, whatever how many do."""
 
-class Queue(Protocol):
-    """What a user waits with: ``credit`` are the seconds that it may spend."""
-
-    credit: float
-
-
-Q = TypeVar("Q", bound=Queue)
+Q = TypeVar("Q")
 
 
 class Turns(Generic[Q]):
-    """Users that wait, each with a queue.
+    """Users that wait, each with a queue; who has had the least is first, by the ledger.
 
-    M. Shreedhar and G. Varghese, "Efficient Fair Queuing using Deficit Round Robin", SIGCOMM 1995: a user whose turn it
-    is may spend its credit; then it gets a quantum, and the next one has its turn. Who has nothing left to wait for
-    loses its credit. The quantum is the dearest of the requests that were next in the last round, so that nearly each
-    turn lets someone in, and one that was dear does not make turns longer for ever.
-
-    Args:
-        weights: Of users, where they differ.
-
-    Attributes:
-        queues: By user, the one whose turn it is first.
+    A heap of what each had when it was entered: as that only grows while a user waits, an old entry comes up too early,
+    and is put right then.
     """
 
-    __slots__ = ("_dearest", "_left", "_quantum", "_weights", "queues")
+    __slots__ = ("_came", "_heap", "_ledger", "_queues")
 
-    def __init__(self, weights: Mapping[str, float]) -> None:
-        self.queues: OrderedDict[str, Q] = OrderedDict()
-        self._weights = weights
-        self._quantum = self._dearest = LEAST
-        self._left = 0  # Turns of this round that are still to come.
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._queues: dict[str, tuple[int, Q]] = {}
+        self._heap: list[tuple[float, int, str]] = []
+        self._came = 0
 
-    def first(self, cost: Callable[[Q], float | None]) -> Q | None:
-        """The queue of the user whose turn it is; None if nobody waits. Asked again, it is the same one.
+    def __len__(self) -> int:
+        return len(self._queues)
+
+    def __iter__(self) -> Iterator[Q]:
+        return (queue for _, queue in self._queues.values())
+
+    def get(self, user: str) -> Q | None:
+        """The user's queue, if it has one."""
+        found = self._queues.get(user)
+        return None if found is None else found[1]
+
+    def add(self, user: str, queue: Q) -> Q:
+        """The user waits from now on; among equals who came first is first."""
+        self._came += 1
+        self._queues[user] = self._came, queue
+        heappush(self._heap, (self._ledger[user], self._came, user))
+        if len(self._heap) > 2 * len(self._queues) + SLACK:
+            self.reorder()
+        return queue
+
+    def remove(self, user: str) -> None:
+        """It waits no more."""
+        del self._queues[user]
+
+    def first(self, waits: Callable[[Q], bool] | None = None) -> Q | None:
+        """The queue of the user whose turn it is; None if nobody waits.
 
         Args:
-            cost: Seconds of the next of a queue; None if nothing waits in it after all, which drops its user.
+            waits: Whether something waits in a queue after all; else its user is dropped.
         """
-        queues, passed = self.queues, 0
-        while queues:
-            if passed >= len(queues):
-                self._skip_rounds(cost)
-                passed = 0
-            user, queue = next(iter(queues.items()))
-            seconds = cost(queue)
-            if seconds is None:
-                del queues[user]
-            elif len(queues) == 1 or seconds <= queue.credit:
+        while self._heap:
+            had, came, user = self._heap[0]
+            number, queue = self._queues.get(user, (0, None))
+            if number != came or queue is None:
+                heappop(self._heap)
+            elif had != self._ledger[user]:
+                heappop(self._heap)
+                heappush(self._heap, (self._ledger[user], came, user))
+            elif waits is None or waits(queue):
                 return queue
             else:
-                queues.move_to_end(user)
-                queue.credit += self._turn(seconds) * self._weights.get(user, 1.0)
-                passed += 1
+                heappop(self._heap)
+                del self._queues[user]
         return None
 
-    def _turn(self, seconds: float) -> float:
-        """The quantum of a turn whose user has a request of so many seconds next."""
-        self._dearest = max(self._dearest, seconds)
-        self._quantum = max(self._quantum, seconds)
-        quantum, self._left = self._quantum, self._left - 1
-        if self._left <= 0:
-            self._quantum, self._dearest, self._left = self._dearest, LEAST, len(self.queues)
-        return quantum
-
-    def spend(self, queue: Q, seconds: float) -> None:
-        """A request of the queue was let in."""
-        queue.credit = max(0.0, queue.credit - seconds)
-
-    def forget(self) -> None:
-        """What requests were thought to take was wrong: nobody has credit that rests on it."""
-        self._quantum = self._dearest = LEAST
-        for queue in self.queues.values():
-            queue.credit = 0.0
-
-    def _skip_rounds(self, cost: Callable[[Q], float | None]) -> None:
-        """Nobody could spend anything in a round: as many as it takes until somebody can, at once."""
-        quanta = {user: self._quantum * self._weights.get(user, 1.0) for user in self.queues}
-        short = {user: (cost(queue) or 0.0) - queue.credit for user, queue in self.queues.items()}
-        rounds = min(math.ceil(short[user] / quanta[user]) for user in quanta) - 1
-        for user, queue in self.queues.items():
-            queue.credit += max(0, rounds) * quanta[user]
+    def reorder(self) -> None:
+        """What users have had was counted anew."""
+        self._heap = [(self._ledger[user], came, user) for user, (came, _) in self._queues.items()]
+        heapify(self._heap)
