@@ -191,7 +191,7 @@ async def fake_engine(kind: type[FakeExecutor] = FakeExecutor, **config: Any) ->
 
 async def settled(engine: Any) -> None:
     """Returns when the engine has nothing to do: finished requests forgotten by the worker too."""
-    await engine._core._idled()
+    await engine._core.idled()
 
 
 def assert_empty(engine: Any) -> None:
@@ -199,8 +199,8 @@ def assert_empty(engine: Any) -> None:
     core = engine._core
     assert core.scheduler.num_waiting == core.scheduler.num_running == 0
     assert not core.scheduler.has_work
-    assert not core._mailboxes
-    assert not core._timers
+    assert not core.live
+    assert not core.live.timers
     assert not core._calls
     if isinstance(core.executor, FakeExecutor):
         assert not core.executor.resident

@@ -135,6 +135,10 @@ class MortalRunner:
     def rpc_wake_up(self) -> None:
         self.asleep = None
 
+    def rpc_held(self) -> dict[str, int]:
+        """The steps of the programs that it holds."""
+        return {run.rpartition("#")[0] or run: one.step for run, one in self.sums.items()}
+
     def rpc_asleep(self) -> int | None:
         return self.asleep
 

@@ -37,7 +37,7 @@ async def test_a_client_that_hangs_up_ends_its_work() -> None:
                 group.cancel_scope.cancel()
             await nobody_runs(client)  # listed no more, though no tick has passed
             engine.release()
-            await engine._core._idled()
+            await engine._core.idled()
             assert not engine._core.executor._resident
 
 

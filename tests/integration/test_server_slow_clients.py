@@ -98,7 +98,7 @@ async def test_a_client_that_does_not_read_and_hangs_up_ends_its_work() -> None:
             client.gone.set()
             await emptied(app)
         engine.release()
-        await engine._core._idled()
+        await engine._core.idled()
         assert not engine._core.executor._resident
 
 

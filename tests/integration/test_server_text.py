@@ -236,7 +236,7 @@ async def test_a_client_that_hangs_up_ends_its_work() -> None:
                 while (await client.get("/requests", cast_to=dict))["data"]:
                     await anyio.lowlevel.checkpoint()
             engine.release()
-            await engine._core._idled()
+            await engine._core.idled()
             assert not engine._core.executor._resident
 
 

@@ -124,7 +124,7 @@ async def test_deleting_frees_the_slot_and_the_files(tmp_path: pathlib.Path) -> 
             assert (answer.id, answer.deleted, answer.object) == (one.id, True, "video.deleted")
         assert (await client.get("/requests", cast_to=dict))["data"] == []
         engine.release(2)
-        await engine._core._idled()  # after the step in flight, and the one that tells the worker
+        await engine._core.idled()  # after the step in flight, and the one that tells the worker
         assert not engine._core.executor._resident
         for call in (client.videos.retrieve, client.videos.delete, client.videos.download_content):
             with pytest.raises(openai.NotFoundError):

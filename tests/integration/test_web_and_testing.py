@@ -64,7 +64,7 @@ async def test_work_that_is_cancelled_from_outside_is() -> None:
             await engine.held()
             group.cancel_scope.cancel()
         engine.release()
-        await engine._core._idled()
+        await engine._core.idled()
         assert_empty(engine)
     with pytest.raises(TypeError, match="receive"):
         await cancel_on_disconnect(3, asyncio.Future())
@@ -94,6 +94,6 @@ async def test_the_fake_engine_behaves_like_the_real_one() -> None:
             engine.release(2)
             await engine.held()
             engine.release()
-        await engine._core._idled()
+        await engine._core.idled()
         assert_empty(engine)
         assert (await engine.collective_rpc("stats", unique_reply_rank=0)).ticks > 0

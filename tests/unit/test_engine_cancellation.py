@@ -96,7 +96,7 @@ async def test_the_calls_of_the_workers() -> None:
             await engine.wake_up()
 
         async def after() -> None:
-            if engine._core.asleep:  # wake_up itself was cancelled.
+            if engine._core.operations.asleep:  # wake_up itself was cancelled.
                 await engine.wake_up()
             assert (await engine.generate("a cat")).images == ["a cat"]
             await settled(engine)

@@ -154,7 +154,7 @@ async def test_timeout_ends_the_request_wherever_it_is() -> None:
 
 async def test_a_request_that_is_done_in_time_stops_its_timer() -> None:
     async with fake_engine() as (engine, _), engine.stream("a cat", timeout=60) as run:
-        (timer,) = engine._core._timers.values()
+        (timer,) = engine._core.live.timers.values()
         await run.result()
         assert timer.cancelled()
 

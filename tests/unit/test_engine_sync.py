@@ -139,7 +139,7 @@ def test_an_exception_in_the_waiting_thread_aborts_its_requests_first() -> None:
         finally:
             signal.signal(signal.SIGUSR1, before)
         _call(engine, core.executor.let_go)
-        engine._thread.call(core._idled)
+        engine._thread.call(core.idled)
         assert_empty(engine._engine)
 
 

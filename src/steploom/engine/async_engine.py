@@ -8,14 +8,13 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-import anyio
-import anyio.to_thread
-
 from steploom.config import EngineConfig
 from steploom.engine.core import EngineCore
-from steploom.engine.costs_file import CostsFile, learned, recall
+from steploom.engine.costs_file import CostsFile, keep, learned, recall
 from steploom.engine.mailbox import fresh
 from steploom.engine.observer import Observers
+from steploom.engine.operated import OperatedEngine
+from steploom.engine.operations import Operations
 from steploom.engine.outlast import outlast
 from steploom.engine.profiling import profile
 from steploom.engine.stream import RequestStream
@@ -31,7 +30,7 @@ _NOT_STARTED = "the engine was not started: use `async with engine`, or await en
 Prompt = str | list[str] | DiffusionRequest | None
 
 
-class AsyncDiffusionEngine:
+class AsyncDiffusionEngine(OperatedEngine):
     """Serves one diffusion model to many tasks of one event loop.
 
     ::
@@ -61,8 +60,10 @@ class AsyncDiffusionEngine:
         self._make_executor = resolve_executor(self.config)
         self.observers = Observers()
         self._core: EngineCore | None = None
+        self._operations = Operations()
+        self._from_pipeline = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._owner: asyncio.Task[None] | None = None
+        self._owners: set[asyncio.Task[None]] = set()
         self._costs_file: CostsFile | None = None
 
     @classmethod
@@ -90,6 +91,7 @@ class AsyncDiffusionEngine:
             pipe = Given(pipe, controlnet)
         engine = cls(distributed_executor_backend="inproc", **config)
         engine._make_executor = partial(engine._make_executor, pipeline=pipe)
+        engine._from_pipeline = True
         return engine
 
     async def start(self, on_progress: ProgressCallback | None = None) -> Self:
@@ -104,12 +106,11 @@ class AsyncDiffusionEngine:
         """
         if self._core is not None and not self._core.ended.is_set():
             raise EngineError("the engine runs already: close() it first, or use the running one")
-        core = self._core = EngineCore(self.config, self._make_executor(self.config), on_progress, self.observers)
+        executor, self._operations = self._make_executor(self.config), Operations()
+        core = self._core = EngineCore(self.config, executor, on_progress, self.observers, self._operations)
+        self._operations.cores.append(core)
         self._loop = asyncio.get_running_loop()
-        # The one task that is not started by a task group: it owns the engine's group, which has to be entered and left
-        # in one task, while start() and close() may be called from different ones. It ends with close(), which waits
-        # for it, and never raises.
-        self._owner = self._loop.create_task(core.run(), name="steploom engine")
+        self._launch(core)
         try:
             await core.started.wait()
             if core.info is not None:
@@ -125,6 +126,17 @@ class AsyncDiffusionEngine:
         core.check_serving()
         return self
 
+    def _launch(self, core: EngineCore) -> None:
+        """Has ``core`` live.
+
+        The one task that is not started by a task group: it owns the engine's group, which has to be entered and left
+        in one task, while start() and close() may be called from different ones. It ends with close(), which waits for
+        it, and never raises.
+        """
+        owner = asyncio.get_running_loop().create_task(core.run(), name="steploom engine")
+        self._owners.add(owner)
+        owner.add_done_callback(self._owners.discard)
+
     async def close(self) -> None:
         """Ends the engine, and returns when nothing of it is left; also if cancelled, which is raised afterwards.
 
@@ -134,18 +146,19 @@ class AsyncDiffusionEngine:
         Raises:
             EngineNotRunning: It was started in another event loop.
         """
-        if self._core is None or self._core.ended.is_set():
+        if self._core is None or all(core.ended.is_set() for core in (self._core, *self._operations.cores)):
             return
         self._check_loop()
         core, file = self._core, self._costs_file
         state = learned(core.scheduler)
-        core.stop()
+        cores = list(self._operations.cores)
+        for each in cores:
+            each.stop()
         try:
-            await outlast(core.ended)
+            for each in cores:
+                await outlast(each.ended)
         finally:
-            if file is not None and state is not None:
-                with anyio.CancelScope(shield=True):
-                    await anyio.to_thread.run_sync(file.write, state)
+            await keep(file, state)
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -159,8 +172,11 @@ class AsyncDiffusionEngine:
         """Returns once it serves no more: the fault that ended it, or None if it was closed, or never started."""
         if self._core is None:
             return None
-        await self._core.ended.wait()
-        return self._core.failure
+        while True:
+            core = self._core
+            await core.ended.wait()
+            if core is self._core:  # else reload() has replaced it
+                return core.failure
 
     def check_serving(self) -> None:
         """Returns if requests are taken, as far as is known here; :meth:`check_health` asks the workers too.
@@ -199,12 +215,12 @@ class AsyncDiffusionEngine:
     @property
     def num_waiting(self) -> int:
         """Requests that were accepted and wait for a worker; 0 while the engine does not serve."""
-        return self._core.scheduler.num_waiting if self._core is not None and self.serves else 0
+        return sum(core.scheduler.num_waiting for core in self._operations.cores) if self.serves else 0
 
     @property
     def num_running(self) -> int:
         """Requests that a worker holds; 0 while the engine does not serve."""
-        return self._core.scheduler.num_running if self._core is not None and self.serves else 0
+        return sum(core.scheduler.num_running for core in self._operations.cores) if self.serves else 0
 
     async def generate(self, prompt: Prompt = None, **params: Any) -> DiffusionOutput:
         """Runs one request. Cancelling the awaiting task frees its slot by the next step.
@@ -241,7 +257,9 @@ class AsyncDiffusionEngine:
         Raises:
             EngineError: The engine cannot serve.
         """
-        return self._serving().finish(request_id, RequestCancelled(f"request {request_id} was aborted"))
+        self._serving()
+        error = RequestCancelled(f"request {request_id} was aborted")
+        return self._operations.abort(request_id, error)
 
     async def collective_rpc(
         self,
@@ -280,43 +298,6 @@ class AsyncDiffusionEngine:
         """
         core = self._serving()
         await core.ask(core.executor.check_health)
-
-    async def sleep(self, level: int = 1) -> None:
-        """Moves the weights off the device, once the requests that were accepted are done; new ones are refused.
-
-        Args:
-            level: 1 keeps the weights in host memory, 2 drops them.
-
-        Raises:
-            EngineError: The engine cannot serve, or the worker cannot do that.
-        """
-        await self._serving().fall_asleep(level)
-
-    async def wake_up(self) -> None:
-        """Moves the weights back, and takes requests again.
-
-        Raises:
-            EngineError: The engine cannot serve.
-        """
-        await self._serving().wake_up()
-
-    async def scale(self, workers: int, *, drain_s: float | None = None) -> None:
-        """Adds workers, or has those of the highest ranks leave, while it serves. Cancelled, it keeps those of then.
-
-        Args:
-            workers: How many, at least 1.
-            drain_s: Seconds after which other workers begin anew what one that leaves still runs; 0: at once; None: it
-                ends it, however long that takes. It lets nobody in meanwhile.
-
-        Raises:
-            ConfigError: A number is out of range.
-            EngineError: The engine cannot serve, or sleeps; a worker cannot be started; the executor cannot do that.
-        """
-        if type(workers) is not int or workers < 1:
-            raise ConfigError(f"workers={workers!r}: must be an integer, at least 1")
-        if drain_s is not None and not drain_s >= 0:
-            raise ConfigError(f"drain_s={drain_s!r}: must be seconds, at least 0, or None")
-        await self._serving().lanes.scale(workers, drain_s)
 
     def costs(self) -> list[Cost]:
         """What ticks cost, as learned so far: by batch key seconds by rows, the knee, and the text encoders and VAEs.

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
-import logging
-import time
 import traceback
 from collections.abc import Awaitable, Callable, Generator
-from functools import partial
 from typing import TypeVar
 
 import anyio
 
 from steploom.config import EngineConfig
+from steploom.engine.clock import Clock
 from steploom.engine.generators import Borrowed
 from steploom.engine.lanes import Lanes
+from steploom.engine.live import LiveRequests
 from steploom.engine.mailbox import Mailbox, fresh
 from steploom.engine.observer import Observers
+from steploom.engine.operations import Operations, Residents
 from steploom.engine.validation import check_arguments, validate
 from steploom.errors import (
     DeadlineExceeded,
@@ -34,7 +33,6 @@ from steploom.requests import DiffusionRequest, Event, Failed, Finished, Restart
 from steploom.sched import Fleet, SchedulerInterface, build_scheduler
 
 T = TypeVar("T")
-log = logging.getLogger("steploom.engine")
 
 
 class EngineCore:
@@ -48,12 +46,15 @@ class EngineCore:
         executor: Not started yet; belongs to the core from now on.
         on_progress: Is told what is being loaded.
         observers: Are told what it does.
+        operations: What its operator has asked for; shared with the core whose model this one is to replace.
 
     Attributes:
         scheduler: Who runs when.
         lanes: Its workers, by rank.
-        asleep: Whether no requests are taken, since the workers sleep, or will.
-        slept: How deep they sleep; None if they do not.
+        live: Requests that have no outcome yet.
+        residents: Whom the workers hold.
+        observers: Are told what it does: the residents, and those that were given.
+        clock: Of all its schedulers.
         info: What the executor says about the pipeline; None until it has started.
         failure: The fault that ended it, if one did.
         started: Set once it serves, or has ended without ever serving.
@@ -66,6 +67,7 @@ class EngineCore:
         executor: DiffusionExecutor,
         on_progress: ProgressCallback | None = None,
         observers: Observers | None = None,
+        operations: Operations | None = None,
     ) -> None:
         whole = executor.granularity == "request"
         if whole:  # A whole request cannot pause: everything resident runs.
@@ -73,19 +75,18 @@ class EngineCore:
         self.config = config
         self.executor = executor
         self._on_progress = on_progress
-        self.observers = Observers() if observers is None else observers
-        self.scheduler: SchedulerInterface | Fleet = build_scheduler(config, time.monotonic)
+        self.operations = Operations() if operations is None else operations
+        self.residents = Residents(self.operations)
+        self.observers = Observers([self.residents, Observers() if observers is None else observers])
+        self.clock = Clock()
+        self.scheduler: SchedulerInterface | Fleet = build_scheduler(config, self.clock)
         self.info: PipelineInfo | None = None
         self.failure: SteploomError | None = None
         self.started = anyio.Event()
         self.ended = anyio.Event()
-        self._mailboxes: dict[str, Mailbox] = {}
-        self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._borrowed: dict[str, Borrowed] = {}
+        self.live = LiveRequests(self._expire, self.operations.changed)
         self._calls: set[anyio.CancelScope] = set()
         self._stopping = False
-        self.asleep = False
-        self.slept: int | None = None
         self._scope = anyio.CancelScope()
         self._group = anyio.create_task_group()
         self.lanes = Lanes(self, self._group, whole=whole)
@@ -103,6 +104,7 @@ class EngineCore:
             finally:  # asyncio.run cancels even what is shielded when Ctrl-C comes twice
                 self.started.set()
                 self.ended.set()
+                self.operations.gone(self)
 
     async def _serve(self) -> None:
         self.info = await self.executor.start(self._on_progress)
@@ -131,16 +133,15 @@ class EngineCore:
         """
         self.check_serving()
         assert self.info is not None
-        if self.asleep:
-            raise EngineNotRunning("the engine sleeps: await wake_up() first")
+        self.operations.check_open()
         with self.refusals(request):
+            self.operations.check_id(request.request_id)
             validate(request, self.info, self.config)
             borrowed = Borrowed(request)
-            queued = self.scheduler.add_request(borrowed.request.in_context())
-        if request.timeout is not None:
-            self._timers[request.request_id] = self._timer(request.request_id, request.timeout)
-        self._borrowed[request.request_id] = borrowed
-        mailbox = self._mailboxes[request.request_id] = Mailbox()
+            borrowed.request = borrowed.request.in_context()
+            queued = self.scheduler.add_request(borrowed.request)
+        mailbox = Mailbox()
+        self.live.enter(borrowed, mailbox, request.timeout)
         mailbox.put(queued)
         self.observers.on_queued(request)
         self.lanes.kick()
@@ -155,10 +156,6 @@ class EngineCore:
             self.observers.on_refused(request, error)
             raise
 
-    def _timer(self, request_id: str, timeout: float) -> asyncio.TimerHandle:
-        """What ends the request after ``timeout`` seconds; anyio would need a task for each waiting request."""
-        return asyncio.get_running_loop().call_later(timeout, self._expire, request_id, timeout)
-
     def finish(self, request_id: str, error: RequestError) -> bool:
         """Ends a live request from outside, now: its reader gets ``error``, its slot is free by the next step.
 
@@ -169,38 +166,60 @@ class EngineCore:
         for event in events:
             self.deliver(event)
         self.lanes.kick()
+        self.operations.unwind(self)
         return bool(events)
 
     def withdraw(self, request_id: str, mailbox: Mailbox) -> None:
         """The reader of ``mailbox`` has left: ends its request, if that is still alive."""
-        if self._mailboxes.get(request_id) is mailbox:  # Not another, later request with the same id.
+        if self.live.get(request_id) is mailbox:  # Not another, later request with the same id.
             self.finish(request_id, RequestCancelled(f"request {request_id}: its reader left before it was done"))
 
-    def _expire(self, request_id: str, timeout: float) -> None:
-        self.finish(request_id, DeadlineExceeded(f"timeout={timeout}: request {request_id} was not done in time"))
+    def _expire(self, request: DiffusionRequest) -> None:
+        late = f"timeout={request.timeout}: request {request.request_id} was not done in time"
+        self.finish(request.request_id, DeadlineExceeded(late))
 
     def deliver(self, event: Event) -> None:
         """Puts an event of the scheduler's where its request's reader finds it."""
-        mailbox = self._mailboxes.get(event.request_id)
+        mailbox = self.live.get(event.request_id)
         if mailbox is None:  # The engine is ending: everybody was told already.
             return
         if isinstance(event, Finished):
-            self._borrowed[event.request_id].give_back()
+            self.live.borrowed[event.request_id].give_back()
         mailbox.put(event)
         if isinstance(event, Restarted):
-            self._borrowed[event.request_id].rewind()
+            self.live.borrowed[event.request_id].rewind()
             self.observers.on_restarted(event.request_id, event.attempt)
         if mailbox.settled:
-            self._forget(event.request_id)
+            self.live.leave(event.request_id)
             output = event.output if isinstance(event, Finished) else None
             error = event.error if isinstance(event, Failed) else None
             self.observers.on_end(event.request_id, output, error)
 
-    def _forget(self, request_id: str) -> None:
-        del self._mailboxes[request_id], self._borrowed[request_id]
-        timer = self._timers.pop(request_id, None)
-        if timer is not None:
-            timer.cancel()
+    def retire(self, heir: EngineCore) -> None:
+        """Gives ``heir``, which serves, those that no worker holds yet; ends by itself once the others are done."""
+        waiting = [request_id for request_id in self.live if request_id not in self.residents]
+        self.scheduler.finish_requests(waiting, RequestCancelled("another model takes it over"))
+        for borrowed, mailbox, left_s in self.live.take(waiting):
+            heir.inherit(borrowed, mailbox, left_s)
+        self.lanes.kick()
+        self._group.start_soon(self.guarded, self._end_when_done)
+
+    async def _end_when_done(self) -> None:
+        await self.operations.until(lambda: not self.live)
+        self.stop()
+
+    def inherit(self, borrowed: Borrowed, mailbox: Mailbox, left_s: float | None) -> None:
+        """Takes over a request that was to expire in ``left_s``; one that does not fit this model fails, alone."""
+        request = borrowed.request
+        self.live.enter(borrowed, mailbox, left_s)
+        try:
+            assert self.info is not None
+            validate(request, self.info, self.config)
+            with self.clock.as_of(borrowed.accepted):
+                self.scheduler.add_request(request)
+        except RequestError as error:
+            self.deliver(Failed(request_id=request.request_id, error=error))
+        self.lanes.kick()
 
     @property
     def serves(self) -> bool:
@@ -219,36 +238,9 @@ class EngineCore:
         if self.info is None:
             raise EngineNotRunning("the engine is still starting; await start() first, or use `async with`")
 
-    async def fall_asleep(self, level: int) -> None:
-        """Takes no more requests, lets those that it has end, then moves the weights off the device.
-
-        Woken before that, it stays awake.
-
-        Raises:
-            EngineError: The engine cannot serve, or has ended meanwhile.
-        """
-        self.lanes.check_still()
-        before, self.asleep = self.asleep, True
-        try:
-            await self.while_alive(self._idled)
-            if self.asleep:
-                await self.ask(partial(self.executor.sleep, level))
-                self.slept = level
-        except BaseException:
-            self.asleep = before
-            raise
-
-    async def _idled(self) -> None:
+    async def idled(self) -> None:
+        """Returns when no worker has anything to do, and all are there."""
         await self.lanes.idled()
-
-    async def wake_up(self) -> None:
-        """Moves the weights back and takes requests again.
-
-        Raises:
-            EngineError: The engine cannot serve, or has ended meanwhile.
-        """
-        await self.ask(self.executor.wake_up)
-        self.asleep, self.slept = False, None
 
     async def ask(self, call: Callable[[], Awaitable[T]]) -> T:
         """The answer of the workers to ``call``.
@@ -306,9 +298,9 @@ class EngineCore:
         self._scope.cancel()
 
     def _end_all(self, error: SteploomError) -> None:
-        for request_id, mailbox in list(self._mailboxes.items()):
+        for request_id, mailbox in list(self.live.items()):
             mailbox.fail(error)
-            self._forget(request_id)
+            self.live.leave(request_id)
             self.observers.on_end(request_id, None, error)
         for scope in self._calls:
             scope.cancel()

@@ -11,6 +11,7 @@ import re
 import tempfile
 from typing import Any
 
+import anyio
 import anyio.to_thread
 
 from steploom.config import EngineConfig, state_folder
@@ -98,3 +99,10 @@ async def recall(config: EngineConfig, info: PipelineInfo, scheduler: SchedulerI
     if file is not None:
         teach(scheduler, await anyio.to_thread.run_sync(file.read))
     return file
+
+
+async def keep(file: CostsFile | None, state: dict[str, Any] | None) -> None:
+    """Writes what was learned, if anything, also if cancelled."""
+    if file is not None and state is not None:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(file.write, state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, cast
 
 from steploom.errors import InvalidRequest
@@ -22,10 +23,12 @@ class Borrowed:
 
     Attributes:
         request: The same with the copies in place of the generators.
+        accepted: When, by ``time.monotonic()``.
     """
 
     def __init__(self, request: DiffusionRequest) -> None:
         self.request = request
+        self.accepted = time.monotonic()
         self._pairs: list[tuple[Any, Any]] = []
         self._starts: list[Any] = []
         given: Any = request.params.get("generator")

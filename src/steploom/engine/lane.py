@@ -50,7 +50,7 @@ class Lane:
         whole = isinstance(executor, WholeRequests)
         ahead = config.run_ahead and not whole and core.executor.ticks_in_flight > 1 and scheduler.runs_ahead
         self.recovery = Recovery(core.executor, config, core.observers, worker, self._hopeless, self._others)
-        self.ticking = Ticking(executor, scheduler, core.observers, core.deliver, ahead=ahead)
+        self.ticking = Ticking(executor, scheduler, core.observers, core.deliver, core.operations, ahead=ahead)
         self.ended = anyio.Event()
         self._lost = anyio.Event()
         self._stays = anyio.Event()
@@ -126,9 +126,10 @@ class Lane:
 
     async def _resume(self) -> None:
         """A worker that takes the place of one that slept sleeps on."""
-        if self._core.slept is not None:
+        slept = self._core.operations.slept
+        if slept is not None:
             which = () if self.member is None else (self.worker,)
-            await self._core.executor.sleep(self._core.slept, *which)
+            await self._core.executor.sleep(slept, *which)
 
     def _hopeless(self) -> None:
         if self.member is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import anyio.abc
 
 from steploom.engine.lane import Lane
 from steploom.engine.whole import WholeRequests
-from steploom.errors import EngineError, EngineNotRunning
+from steploom.errors import EngineError
 from steploom.sched import Fleet, build_scheduler
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ class Lanes(list[Lane]):
         self._core = core
         self._group = group
         self._whole = whole
-        self._scaling = False
         if core.executor.workers > 1:
             core.scheduler = _fleet(core)
 
@@ -48,7 +46,7 @@ class Lanes(list[Lane]):
             self[0].joins(fleet.members[0])
         scheduler = core.scheduler
         if isinstance(scheduler, Fleet):
-            own = build_scheduler(core.config, time.monotonic) if len(self) else None
+            own = build_scheduler(core.config, core.clock) if len(self) else None
             scheduler = scheduler.members[0] if own is None else scheduler.add(own)
         ticks = WholeRequests(core.executor, self._group) if self._whole else core.executor
         self.append(Lane(core, len(self), ticks, scheduler))
@@ -58,6 +56,11 @@ class Lanes(list[Lane]):
         """There may be something to schedule, for any worker."""
         for lane in self:
             lane.ticking.kick()
+
+    @property
+    def still(self) -> bool:
+        """Whether no worker has a tick under way."""
+        return all(lane.ticking.still for lane in self)
 
     @property
     def fault(self) -> EngineError | None:
@@ -77,20 +80,12 @@ class Lanes(list[Lane]):
             for lane in self:
                 await lane.ticking.idled()
 
-    def check_still(self) -> None:
-        """Raises:
-        EngineError: Workers are being added or removed.
-        """
-        if self._scaling:
-            raise EngineError("scale() is under way: await it first")
-
     async def scale(self, workers: int, drain_s: float | None) -> None:
         """Adds workers, or has the last ones leave; see :meth:`AsyncDiffusionEngine.scale`."""
-        core = self._core
-        self.check_still()
-        if core.asleep:
-            raise EngineNotRunning("the engine sleeps: await wake_up() first")
-        self._scaling = True
+        core, operations = self._core, self._core.operations
+        operations.check_still("scale()")
+        operations.check_awake()
+        operations.scaling = True
         try:
             while len(self) < workers:
                 await core.while_alive(core.executor.add_worker)
@@ -100,7 +95,7 @@ class Lanes(list[Lane]):
             while len(self) > workers:
                 await core.while_alive(partial(self._close, drain_s))
         finally:
-            self._scaling = False
+            operations.scaling = False
 
     async def _close(self, drain_s: float | None) -> None:
         """The last worker leaves, and is ended."""
@@ -109,6 +104,7 @@ class Lanes(list[Lane]):
         await self[-1].leave(drain_s)
         self.pop()
         fleet.dismiss()
+        self._core.operations.changed()  # its last tick is under way no more
         await self._core.executor.remove_worker()
 
 

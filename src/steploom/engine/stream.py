@@ -61,7 +61,8 @@ class RequestStream:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._core is not None and self._mailbox is not None:
-            self._core.withdraw(self.request_id, self._mailbox)
+            for core in self._core.operations.cores:  # a model that was replaced may hold it yet, or its successor
+                core.withdraw(self.request_id, self._mailbox)
 
     def __aiter__(self) -> Self:
         return self

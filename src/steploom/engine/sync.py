@@ -163,6 +163,23 @@ class DiffusionEngine:
 
         return self._thread.call(ask)
 
+    def pause(self) -> None:
+        """As :meth:`AsyncDiffusionEngine.pause <steploom.AsyncDiffusionEngine.pause>`."""
+        self._thread.call(self._engine.pause)
+
+    def resume(self) -> None:
+        """As :meth:`AsyncDiffusionEngine.resume <steploom.AsyncDiffusionEngine.resume>`."""
+        self._thread.call(self._engine.resume)
+
+    def drain(self, timeout_s: float | None = None) -> int:
+        """As :meth:`AsyncDiffusionEngine.drain <steploom.AsyncDiffusionEngine.drain>`, blocking."""
+        return self._thread.call(partial(self._engine.drain, timeout_s))
+
+    def reload(self, **overrides: Any) -> None:
+        """As :meth:`AsyncDiffusionEngine.reload <steploom.AsyncDiffusionEngine.reload>`, blocking."""
+        self._thread.call(partial(self._engine.reload, **overrides))
+        self.config = self._engine.config
+
     def sleep(self, level: int = 1) -> None:
         """Moves the weights off the device until :meth:`wake_up`; requests are refused meanwhile."""
         self._thread.call(partial(self._engine.sleep, level))

@@ -10,6 +10,7 @@ import anyio.lowlevel
 
 from steploom.engine.flights import Flights
 from steploom.engine.observer import Observers
+from steploom.engine.operations import Operations
 from steploom.engine.whole import WholeRequests
 from steploom.executor.abstract import DiffusionExecutor
 from steploom.requests import Event
@@ -24,6 +25,7 @@ class Ticking:
         scheduler: Decides them; may become a member of a fleet.
         observers: Are told.
         deliver: Takes the events.
+        operations: Say whether ticks may begin.
         ahead: Whether a tick is sent while the one before it runs.
 
     Attributes:
@@ -36,6 +38,7 @@ class Ticking:
         scheduler: SchedulerInterface | Member,
         observers: Observers,
         deliver: Callable[[Event], None],
+        operations: Operations,
         *,
         ahead: bool,
     ) -> None:
@@ -43,6 +46,7 @@ class Ticking:
         self.scheduler = scheduler
         self._observers = observers
         self._deliver = deliver
+        self._operations = operations
         self._flights = Flights(2 if ahead else 1)
         self._answered = False
         self._work = anyio.Event()
@@ -71,6 +75,11 @@ class Ticking:
         """Whether there is nothing to do, and a worker that would do it."""
         return self._idle.is_set()
 
+    @property
+    def still(self) -> bool:
+        """Whether no tick is under way."""
+        return not self._flights
+
     async def idled(self) -> None:
         """Returns when there is nothing to do, and a worker that would do it."""
         while not self._idle.is_set():
@@ -84,6 +93,7 @@ class Ticking:
         """
         answered, self._answered = self._answered, False
         self._flights.forget()
+        self._operations.changed()
         self._busy()
         if isinstance(self._executor, WholeRequests):
             self._executor.forget()
@@ -105,6 +115,8 @@ class Ticking:
             self._observers.on_tick(output, result, began, ended)
             for event in self.scheduler.update_from_output(output, result):
                 self._deliver(event)
+        if self._operations.paused and not self._flights:
+            self._operations.changed()
         if self.scheduler.has_work:
             self._work.set()
 
@@ -121,8 +133,8 @@ class Ticking:
     async def _wait_for_work(self) -> None:
         """Returns when there is something to schedule. The event loop gets a turn in every tick, whatever runs it."""
         await anyio.lowlevel.checkpoint()
-        while not self.scheduler.has_work:
-            if not self._flights:
+        while self._operations.paused or not self.scheduler.has_work:
+            if not self._flights and not self.scheduler.has_work:
                 self._idle.set()
             if self._work.is_set():
                 self._work = anyio.Event()
