@@ -18,7 +18,14 @@ from scripted_runner import stand_before
 
 from steploom import codec
 from steploom.config import EngineConfig
-from steploom.protocol import PipelineInfo, RequestReport, RunnerOutput, SchedulerOutput, WorkerStats
+from steploom.protocol import (
+    PipelineInfo,
+    RequestReport,
+    RunnerOutput,
+    SchedulerOutput,
+    WorkerStats,
+    request_id_of,
+)
 from steploom.requests import DiffusionRequest
 
 
@@ -137,7 +144,7 @@ class MortalRunner:
 
     def rpc_held(self) -> dict[str, int]:
         """The steps of the programs that it holds."""
-        return {run.rpartition("#")[0] or run: one.step for run, one in self.sums.items()}
+        return {request_id_of(run): one.step for run, one in self.sums.items()}
 
     def rpc_asleep(self) -> int | None:
         return self.asleep

@@ -70,9 +70,18 @@ class QueueFull(RequestError):
 
 
 class RequestCancelled(RequestError):
-    """The request was aborted by ``engine.abort`` or by closing the engine."""
+    """The request was aborted by ``engine.abort``, or by closing or draining the engine.
+
+    Args:
+        message: Says by which.
+        drained: Whether it was not done when an engine was drained: another one, or this one later, may do it.
+    """
 
     status = 499
+
+    def __init__(self, message: str, *, drained: bool = False) -> None:
+        super().__init__(message)
+        self.drained = drained
 
 
 class GenerationFailed(RequestError):

@@ -20,7 +20,7 @@ from scripted_runner import Gate
 
 from steploom.config import EngineConfig
 from steploom.errors import InvalidRequest, ProtocolError, WorkerDied
-from steploom.executor import MultiprocExecutor, multiproc, process
+from steploom.executor import MultiprocExecutor, process
 from steploom.protocol import NewRequest, SchedulerOutput
 from steploom.requests import DiffusionRequest
 from steploom.worker.messages import Hello
@@ -110,11 +110,9 @@ async def test_what_a_worker_has_started_ends_with_it(executor: Scripted) -> Non
 
 
 @pytest.mark.parametrize("word", ["hold", "hang"])
-async def test_a_worker_that_does_not_listen_is_ended(
-    executor: Scripted, gate: Gate, word: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(multiproc, "GRACE_S", 0.1)
-    monkeypatch.setattr(process, "TERM_S", 0.1)
+async def test_a_worker_that_does_not_listen_is_ended(gate: Gate, word: str, temporary: Path) -> None:
+    executor = Scripted(EngineConfig(stop_timeout_s=0.1, kill_timeout_s=0.1))
+    await executor.start()
     worker = await worker_of(executor)
     async with anyio.create_task_group() as group:
         group.start_soon(executor.execute_step, before(gate, word))

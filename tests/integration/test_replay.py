@@ -26,7 +26,6 @@ from steploom.errors import (
     TickTimeout,
     WorkerDied,
 )
-from steploom.executor import process
 from steploom.requests import Event, Restarted, StepEvent
 from steploom.server import create_app
 from steploom.telemetry import EngineMetrics
@@ -80,10 +79,10 @@ async def test_sixteen_run_while_the_only_worker_is_killed(site: Site, gate: Gat
     ],
 )
 async def test_whatever_is_wrong_with_a_worker_it_is_replaced(
-    site: Site, tmp_path: Path, fault: str, kind: type[EngineError], words: str, monkeypatch: pytest.MonkeyPatch
+    site: Site, tmp_path: Path, fault: str, kind: type[EngineError], words: str
 ) -> None:
-    monkeypatch.setattr(process, "TERM_S", 1000.0)  # who hears nothing is killed, and not asked first
-    async with site.engine(tick_timeout_s=0.3) as engine:
+    # Who hears nothing is killed, and not asked first.
+    async with site.engine(tick_timeout_s=0.3, kill_timeout_s=1000.0) as engine:
         async with asking(engine) as asked:
             for i in range(4):
                 asked.ask(f"r{i}")

@@ -28,7 +28,7 @@ FIELDS = {"max_queue": "max_waiting", "backend": "distributed_executor_backend",
 MASK = "********"
 """What is shown of a secret."""
 
-_SECRET = re.compile(r"(^|_)(api_keys?|token|passwords?|secrets?)$")
+_SECRET = re.compile(r"(^|_)((api|admin)_keys?|token|passwords?|secrets?)$")
 TRUTH = {**dict.fromkeys(("1", "true", "yes", "on"), True), **dict.fromkeys(("0", "false", "no", "off"), False)}
 ENGINE_FIELDS = tuple(field.name for field in dataclasses.fields(EngineConfig))
 

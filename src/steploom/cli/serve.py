@@ -87,6 +87,7 @@ def run(options: argparse.Namespace) -> int:
     logs.configure(options.log_format)
     server_settings = ServerSettings(
         api_keys=keys,
+        admin_keys=_admin_keys(options),
         model_names=tuple(options.served_model_name),
         on_disconnect="keep" if options.keep_abandoned else "cancel",
         previews=options.preview != "off",
@@ -170,6 +171,17 @@ def _keys(options: argparse.Namespace) -> tuple[str, ...]:
             raise ConfigError(f"--api-key-file {options.api_key_file}: has no key; write one a line")
         keys += found
     return tuple(dict.fromkeys(keys))
+
+
+def _admin_keys(options: argparse.Namespace) -> tuple[str, ...]:
+    """Those for ``/admin``.
+
+    Raises:
+        ConfigError: One is only what ``steploom config show`` puts in place of a key.
+    """
+    if MASK in options.admin_key:
+        raise ConfigError(f"admin_key = {MASK!r}: stands for a key that was not shown; write the key itself")
+    return tuple(dict.fromkeys(options.admin_key))
 
 
 async def _serve(

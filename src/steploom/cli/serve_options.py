@@ -50,6 +50,9 @@ def _add_clients(group: arguments.Options) -> None:
     group.add_argument("--api-key", action="append", default=[], metavar="KEY",
                        help="clients must bring it; may be repeated (better: STEPLOOM_API_KEY, or a file)")  # fmt: skip
     group.add_argument("--api-key-file", type=Path, metavar="FILE", help="a file with a key a line")
+    group.add_argument("--admin-key", action="append", default=[], metavar="KEY",
+                       help="whoever brings it may pause, drain and reload the engine, under /admin; may be repeated "
+                       "(default: there is no /admin)")  # fmt: skip
     group.add_argument("--served-model-name", action="append", default=[], metavar="NAME",
                        help="what clients call the model; may be repeated (default: its own name)")  # fmt: skip
     group.add_argument("--lora-model", type=_named, action="append", default=[], metavar="NAME=PATH",

@@ -52,6 +52,8 @@ class Server(uvicorn.Server):
 async def drain(engine: AsyncDiffusionEngine, state: ServerState, server: Server, timeout_s: float) -> None:
     """Once told to, lets what runs end; what takes too long is told that the server was shut down."""
     await server.draining.wait()
+    if engine.paused:
+        await engine.resume()  # what is to end has to go on
     with anyio.move_on_after(timeout_s):
         await state.running.emptied()
     state.channels.feed.close()  # pages that watch are connections that would not end

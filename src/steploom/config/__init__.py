@@ -99,11 +99,16 @@ class EngineConfig:
         worker_extension: ``"pkg.module.Class"`` whose methods run in the worker via ``collective_rpc``.
         start_timeout_s: Seconds that loading the model may take.
         tick_timeout_s: Seconds that one tick may take (warm-up and verification do not count).
+        stop_timeout_s: Seconds that a worker which is told to end may take, its tick included; then a process gets
+            SIGTERM, and a thread is left to itself. None: 5 for a process; 30 for a thread, which cannot be killed.
+        kill_timeout_s: Seconds that a worker process may take after SIGTERM; then it is killed.
+        hub_timeout_s: Seconds that the hub may take to say where an adapter is, while the requests that run wait.
         max_retries: How often a request is replayed, with all others, whose worker died with it in a tick; 0 fails it
             at once. After that those that ran are told apart (:class:`steploom.sched.quarantine.Quarantine`). Also how
             many starts of a worker may fail in a row while it is replaced.
         restart_backoff_s: Seconds before a worker is started again whose predecessor was started again, too, and has
-            answered no tick; each time twice as many, at most 30.
+            answered no tick; each time twice as many, up to ``max_restart_backoff_s``.
+        max_restart_backoff_s: Seconds that it waits at most.
         max_steps: Upper bound on ``num_inference_steps`` of a request.
         max_pixels: Upper bound on ``width * height`` of a request.
         max_images: Upper bound on the images or videos of a request: prompts times ``num_images_per_prompt``.
@@ -163,8 +168,12 @@ class EngineConfig:
     worker_extension: str | None = None
     start_timeout_s: float = 600.0
     tick_timeout_s: float = 300.0
+    stop_timeout_s: float | None = None
+    kill_timeout_s: float = 2.0
+    hub_timeout_s: float = 10.0
     max_retries: int = 2
     restart_backoff_s: float = 0.5
+    max_restart_backoff_s: float = 30.0
     max_steps: int = 1000
     max_pixels: int = 4096 * 4096
     max_images: int = 64

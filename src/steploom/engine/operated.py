@@ -160,11 +160,11 @@ class OperatedEngine:
                 already.
         """
         old, operations = self._serving(), self._operations
-        operations.check_still("reload()")
-        operations.check_open()
         if self._from_pipeline:
             raise ConfigError("reload(): from_pipeline was given the model; make another engine for another one")
         config = make_config(self.config, _size(old) | overrides)
+        operations.check_still("reload()")
+        operations.check_open()
         make = self._make_executor
         if "distributed_executor_backend" in overrides:
             make = resolve_executor(config)

@@ -188,7 +188,7 @@ class Operations:
 
     def _end_all(self, why: str) -> int:
         return sum(
-            core.finish(request_id, RequestCancelled(f"request {request_id} {why}"))
+            core.finish(request_id, RequestCancelled(f"request {request_id} {why}", drained=True))
             for core in self.cores
             for request_id in list(core.live)
         )

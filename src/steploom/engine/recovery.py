@@ -13,9 +13,6 @@ from steploom.engine.observer import Observers
 from steploom.errors import EngineDead, EngineError, SteploomError, WorkerDied
 from steploom.executor.abstract import DiffusionExecutor
 
-LONGEST_BACKOFF_S = 30.0
-"""The longest wait before a worker is started again."""
-
 log = logging.getLogger("steploom.engine")
 
 
@@ -24,7 +21,8 @@ class Recovery:
 
     Args:
         executor: Whose worker.
-        config: ``restart_backoff_s`` is the first wait; ``max_retries`` says how many starts in a row may fail.
+        config: ``restart_backoff_s`` is the first wait, ``max_restart_backoff_s`` the longest; ``max_retries``
+            says how many starts in a row may fail.
         observers: Are told.
         worker: Its rank.
         on_hopeless: Is told once more starts in a row have failed than may; it is tried on while others can serve.
@@ -102,7 +100,8 @@ class Recovery:
     def _backoff_s(self) -> float:
         if not self._starts:
             return 0.0
-        return min(self._config.restart_backoff_s * 2 ** min(self._starts - 1, 32), LONGEST_BACKOFF_S)
+        wait_s = self._config.restart_backoff_s * 2 ** min(self._starts - 1, 32)
+        return min(wait_s, self._config.max_restart_backoff_s)
 
     def _check(self, failures: int, error: Exception) -> None:
         """Gives up after too many failed starts."""

@@ -102,6 +102,7 @@ class MultiprocExecutor(ChannelExecutor):
         self._spawned += 1
         address = f"{self._folder}/worker-{self._spawned}"
         process = self._process(rank, address, partial(logger.info, "worker %d: %s", rank))
+        process.kill_timeout_s = self.config.kill_timeout_s
         return _Worker(rank, self.config, self._context, address, process)
 
     def _process(self, rank: int, address: str, on_line: Callable[[str], None]) -> WorkerProcess:
@@ -240,6 +241,7 @@ class _Worker:
     ) -> None:
         self.rank = rank
         self.refused: dict[int, list[RequestReport]] = {}  # by the tick whose answer tells of them
+        self._stop_timeout_s = GRACE_S if config.stop_timeout_s is None else config.stop_timeout_s
         self.channel = Channel(rank, config, self._send)
         self.process = process
         self.socket = WorkerSocket(context, address, self.channel.receive, self._damaged)
@@ -287,7 +289,7 @@ class _Worker:
             with contextlib.suppress(EngineError):
                 self.socket.send(Close())
         self.channel.fail(lambda: EngineNotRunning("the engine was closed"))
-        await self.process.end(GRACE_S if hears else 0.0)
+        await self.process.end(self._stop_timeout_s if hears else 0.0)
 
     def abandon(self) -> None:
         """Ends at once what is left of it."""

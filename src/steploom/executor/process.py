@@ -15,13 +15,11 @@ from pathlib import Path
 
 import anyio
 
-from steploom.config import worker_environment
+from steploom.config import EngineConfig, worker_environment
 from steploom.errors import ConfigError
 
 GRACE_S = 5.0
-"""How long a worker that was told to close may take, a tick in flight included."""
-TERM_S = 2.0
-"""How long it may take after SIGTERM; then it is killed."""
+"""``stop_timeout_s`` of a process, unless it is given."""
 LAST_LINES = 40
 """Lines of its output that are kept for :class:`~steploom.errors.WorkerDied`."""
 
@@ -38,12 +36,14 @@ class WorkerProcess:
     Attributes:
         exited: Set when it is gone and ``exitcode`` is known.
         exitcode: Minus the signal's number if a signal ended it.
+        kill_timeout_s: Seconds that it may take after SIGTERM; then it is killed.
     """
 
     def __init__(self, rank: int, address: str, runner: str, on_line: Callable[[str], None]) -> None:
         self.rank = rank
         self.exited = anyio.Event()
         self.exitcode: int | None = None
+        self.kill_timeout_s = EngineConfig.kill_timeout_s
         self._address = address
         self._runner = runner
         self._on_line = on_line
@@ -181,7 +181,7 @@ class WorkerProcess:
         if not self._watched:  # its start was cancelled: nobody would learn of its end
             self.abandon()
             return
-        for seconds, number in ((grace_s, signal.SIGTERM), (TERM_S, signal.SIGKILL)):
+        for seconds, number in ((grace_s, signal.SIGTERM), (self.kill_timeout_s, signal.SIGKILL)):
             with anyio.move_on_after(seconds):
                 await self.exited.wait()
                 return

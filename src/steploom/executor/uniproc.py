@@ -31,7 +31,7 @@ from steploom.worker.serving import (
 )
 
 SHUTDOWN_S = 30.0
-"""How long :meth:`InprocExecutor.shutdown` waits for a tick in flight: a thread cannot be killed."""
+"""``stop_timeout_s`` of a thread, which cannot be killed, unless it is given."""
 
 logger = logging.getLogger(__name__)
 
@@ -110,10 +110,11 @@ class InprocExecutor(ChannelExecutor):
         if self._thread is None or self._ended is None:
             return
         self._inbox.put(Close())
-        with anyio.move_on_after(SHUTDOWN_S, shield=True):
+        limit_s = SHUTDOWN_S if self.config.stop_timeout_s is None else self.config.stop_timeout_s
+        with anyio.move_on_after(limit_s, shield=True):
             await self._ended.wait()
         if not self._ended.is_set():
-            logger.warning("the runner's thread still works after %s s; it ends after its tick", SHUTDOWN_S)
+            logger.warning("the runner's thread still works after %s s; it ends after its tick", limit_s)
 
 
 class _ThreadInbox:

@@ -15,6 +15,7 @@ from steploom.server.places import route_path
 from steploom.server.settings import ServerSettings
 
 _PROTECTED = "/v1/"
+_OPERATED = "/admin/"
 _UNGUESSABLE = "/v1/images/stored/"
 """Whoever knows the name of an image that is kept may have it."""
 
@@ -26,9 +27,11 @@ _DIGITS = 18
 """Of a length that is worth reading: Python refuses integers of thousands of them."""
 
 
-def is_protected(path: str) -> bool:
-    """Whether ``path`` needs a key, where there are keys."""
-    return path.startswith(_PROTECTED) and not path.startswith(_UNGUESSABLE)
+def keys_of(path: str, settings: ServerSettings) -> tuple[str, ...]:
+    """The keys of which ``path`` needs one; none: anybody may."""
+    if path.startswith(_OPERATED):
+        return settings.admin_keys
+    return settings.api_keys if path.startswith(_PROTECTED) and not path.startswith(_UNGUESSABLE) else ()
 
 
 class Gate:
@@ -62,8 +65,9 @@ class Gate:
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
-        if self._settings.api_keys and is_protected(route_path(scope)) and scope["method"] != "OPTIONS":
-            self._check_key(headers.get("authorization", ""))
+        keys = keys_of(route_path(scope), self._settings)
+        if keys and scope["method"] != "OPTIONS":
+            self._check_key(keys, headers.get("authorization", ""))
         self._check_page(scope["method"], headers)
         length = headers.get("content-length", "")
         if length.isdecimal() and (len(length) > _DIGITS or int(length) > self._settings.max_body_bytes):
@@ -78,11 +82,11 @@ class Gate:
             raise ApiError(403, f"origin {origin!r:.80}: pages of it may not use this server (see cors_origins)",
                            code="origin_not_allowed")  # fmt: skip
 
-    def _check_key(self, authorization: str) -> None:
+    def _check_key(self, keys: tuple[str, ...], authorization: str) -> None:
         """In constant time: how long it takes says nothing about the keys."""
         scheme, _, given = authorization.partition(" ")
         found = False
-        for key in self._settings.api_keys:
+        for key in keys:
             found |= hmac.compare_digest(given.strip().encode("latin-1"), key.encode())
         if scheme.lower() != "bearer" or not found:
             said = "is wrong" if authorization else "is missing"

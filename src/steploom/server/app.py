@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from steploom import AsyncDiffusionEngine, ConfigError
-from steploom.server import images, status
+from steploom.server import admin, images, status
 from steploom.server.access import Gate
 from steploom.server.errors import HANDLERS
 from steploom.server.openapi import openapi
@@ -71,7 +71,7 @@ def create_app(engine: AsyncDiffusionEngine, settings: ServerSettings | None = N
             Middleware(CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]),
         )
     middleware.insert(0, Middleware(Observed, state.telemetry))
-    routes = [*ROUTES, *page.ROUTES] if settings.page else ROUTES
+    routes = [*ROUTES, *(admin.ROUTES if settings.admin_keys else ()), *(page.ROUTES if settings.page else ())]
     app = Starlette(routes=routes, exception_handlers=HANDLERS, middleware=middleware, lifespan=_lifespan)
     app.state.server = state
     return app

@@ -147,7 +147,12 @@ class Generation:
 
 
 def _why_cancelled(engine: AsyncDiffusionEngine, error: RequestCancelled) -> Exception:
-    """A closed engine has cancelled everything: another server, or this one later, may do what was asked."""
+    """A closed engine has cancelled everything: another server, or this one later, may do what was asked.
+
+    So may it be after a drain.
+    """
+    if error.drained:
+        return ApiError(503, "the request was not done when the server was drained", code="draining")
     try:
         engine.check_serving()
     except EngineError:

@@ -17,6 +17,8 @@ class ServerSettings:
 
     Attributes:
         api_keys: A request under ``/v1`` must bring one of these as ``Authorization: Bearer KEY``; none: anybody may.
+        admin_keys: Whoever brings one of these may pause, drain, put to sleep and reload the engine, under ``/admin``;
+            none: there is no ``/admin``.
         model_names: What clients call the model; none: the name or path that the engine was given.
         on_disconnect: What becomes of a request whose client has hung up: it is cancelled, or kept.
         linger_s: Seconds that a request with an ``Idempotency-Key`` waits for its client to come back.
@@ -42,6 +44,7 @@ class ServerSettings:
     """
 
     api_keys: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    admin_keys: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     model_names: tuple[str, ...] = ()
     on_disconnect: Literal["cancel", "keep"] = "cancel"
     linger_s: float = 10.0
@@ -72,5 +75,6 @@ class ServerSettings:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: must be greater than 0")
         if self.on_disconnect not in ("cancel", "keep"):
             raise ConfigError(f"on_disconnect={self.on_disconnect!r}: must be 'cancel' or 'keep'")
-        if any(not key or key != key.strip() for key in self.api_keys):
-            raise ConfigError("api_keys: a key must not be empty, nor begin or end with white space")
+        for name in ("api_keys", "admin_keys"):
+            if any(not key or key != key.strip() for key in getattr(self, name)):
+                raise ConfigError(f"{name}: a key must not be empty, nor begin or end with white space")

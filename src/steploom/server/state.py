@@ -126,6 +126,8 @@ class ServerState:
         """
         if self.draining:
             raise ApiError(503, "the server is being shut down", code="draining", headers={"Connection": "close"})
+        if self.engine.draining:
+            raise ApiError(503, "the server takes no new requests: what runs is to end", code="draining")
         if self.loading is not None:
             raise ApiError(503, f"the model is being loaded: {self.loading}", code="loading")
 
@@ -152,7 +154,7 @@ class ServerState:
 
     def not_ready(self) -> str | None:
         """Why the server cannot take requests; None if it can."""
-        if self.draining:
+        if self.draining or self.engine.draining:
             return "draining"
         if self.loading is not None:
             return self.loading
@@ -160,7 +162,13 @@ class ServerState:
             self.engine.check_serving()
         except EngineError as error:
             return outward(error)
+        if (resting := self.resting()) is not None:
+            return resting
         return None if "serves" in self.engine.workers else self.recovering()
+
+    def resting(self) -> str | None:
+        """Why an engine that is well makes nothing: somebody has told it so."""
+        return "paused" if self.engine.paused else "asleep" if self.engine.asleep else None
 
     def recovering(self) -> str | None:
         """What a worker was lost by that is being replaced; others may serve meanwhile, or requests wait. Else None."""

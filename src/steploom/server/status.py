@@ -48,14 +48,14 @@ async def health(request: Request) -> Response:
     """The workers answer, between two ticks; or one is being replaced, for which nobody need restart the server."""
     state = _state(request)
     try:
-        if state.not_ready() is None:
+        if state.not_ready() in (None, state.resting()):
             await state.engine.check_health()
             return JSONResponse({"status": "healthy", "requests": len(state.running)})
     except EngineError:
         if state.recovering() is None:
             raise
     why, recovering = state.not_ready(), state.recovering()
-    if recovering is not None and why in (None, recovering):
+    if recovering is not None and why in (None, state.resting(), recovering):
         return JSONResponse({"status": "recovering", "why": recovering, "requests": len(state.running)})
     return _not_ready(why or "")
 

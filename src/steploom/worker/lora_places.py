@@ -10,9 +10,6 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 
 from steploom.errors import InvalidRequest
 
-WAIT_S = 10.0
-"""Seconds that the hub may take to answer: the requests that run wait, too."""
-
 
 def identity(where: str) -> Hashable:
     """Changes when the file at ``where`` does, so that a new file under an old name is loaded."""
@@ -23,8 +20,13 @@ def identity(where: str) -> Hashable:
     return (str(path.resolve()), *((str(file), (about := file.stat()).st_mtime_ns, about.st_size) for file in files))
 
 
-def place(where: str, *, local_files_only: bool) -> tuple[str, str | None]:
+def place(where: str, timeout_s: float, *, local_files_only: bool) -> tuple[str, str | None]:
     """Where diffusers is to look, and for which file: it asks the hub for a file's name unless told.
+
+    Args:
+        where: File, folder or repository of the hub.
+        timeout_s: Seconds that the hub may take to answer.
+        local_files_only: Do not ask it.
 
     Raises:
         InvalidRequest: There is nothing, or nothing that can be reached.
@@ -40,10 +42,10 @@ def place(where: str, *, local_files_only: bool) -> tuple[str, str | None]:
     name, _, file = rest.partition("/")
     if not owner or not name:
         raise InvalidRequest("is no file or folder here; check the path, or give another", field="lora")
-    return _of_hub(f"{owner}/{name}", file or None, local_files_only)
+    return _of_hub(f"{owner}/{name}", file or None, timeout_s, local_files_only)
 
 
-def _of_hub(repository: str, file: str | None, local_files_only: bool) -> tuple[str, str | None]:
+def _of_hub(repository: str, file: str | None, timeout_s: float, local_files_only: bool) -> tuple[str, str | None]:
     """The repository if the hub answers, else its folder in the hub's cache.
 
     diffusers would try to reach the hub for most of a minute, and ignores ``local_files_only`` where no file is named.
@@ -51,7 +53,7 @@ def _of_hub(repository: str, file: str | None, local_files_only: bool) -> tuple[
     why = "local_files_only=True" if local_files_only else None
     if why is None:
         try:
-            HfApi().model_info(repository, timeout=WAIT_S)
+            HfApi().model_info(repository, timeout=timeout_s)
         except RepositoryNotFoundError:
             raise InvalidRequest(
                 "is no file or folder here, and the hub has no such repository, or it is private; check the spelling, "

@@ -38,6 +38,7 @@ class Loras:
         self._named: Mapping[str, str] = config.loras or {}
         self._keep = config.max_loras
         self._local_files_only = config.local_files_only
+        self._hub_timeout_s = config.hub_timeout_s
         self._tell = tell
         self._selections = Selections(Weaver(loom.shared))
         self._loaded: OrderedDict[Hashable, tuple[str, Adapter]] = OrderedDict()
@@ -101,7 +102,7 @@ class Loras:
             self._tell(f"loading LoRA {name}")
             self._number += 1
             try:
-                found = place(where, local_files_only=self._local_files_only)
+                found = place(where, self._hub_timeout_s, local_files_only=self._local_files_only)
                 adapter = adapters.load(self._loom.pipeline, self._loom.shared, found, self._number)
             except InvalidRequest as fault:
                 raise InvalidRequest(f"lora={name!r}: {where} {fault}", field="lora") from None

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, compile_path
 
 import steploom
-from steploom.server.access import is_protected
+from steploom.server.access import keys_of
 from steploom.server.openapi.components import COMPONENTS, ERROR, TEXT
 from steploom.server.openapi.operation import Content, Operation, as_json, operation, operation_of
 from steploom.server.state import ServerState
@@ -45,7 +45,7 @@ def document(routes: Iterable[BaseRoute], state: ServerState, root_path: str = "
         "paths": paths,
         "components": {"schemas": _reached(paths)},
     }
-    if state.settings.api_keys:
+    if state.settings.api_keys or state.settings.admin_keys:
         found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     return found
 
@@ -64,7 +64,7 @@ def _entry(route: Route, known: Operation, state: ServerState) -> dict[str, Any]
     }
     if known.body is not None:
         entry["requestBody"] = {"required": known.body_required, "content": _content(known.body(state))}
-    if state.settings.api_keys and is_protected(route.path):
+    if keys_of(route.path, state.settings):
         entry["security"] = [{"key": []}]
     return entry
 
@@ -84,7 +84,7 @@ def _parameters(route: Route, known: Operation) -> list[dict[str, Any]]:
 
 def _responses(route: Route, known: Operation, state: ServerState) -> dict[str, Any]:
     answers: dict[int, Content] = dict.fromkeys((*_ALWAYS, *known.errors), as_json(ERROR))
-    if state.settings.api_keys and is_protected(route.path):
+    if keys_of(route.path, state.settings):
         answers[401] = as_json(ERROR)
     answers |= known.answers
     return {str(status): _response(status, answers[status]) for status in sorted(answers)}

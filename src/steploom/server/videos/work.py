@@ -293,7 +293,8 @@ class VideoJobs:
 
     async def _ended(self, job: Job, live: Live, error: Exception) -> None:
         """A job has failed; or the engine has ended, and the job is left to the next one."""
-        if isinstance(error, (RequestCancelled, EngineError)) and not self._engine_serves():
+        drained = isinstance(error, RequestCancelled) and error.drained
+        if drained or (isinstance(error, (RequestCancelled, EngineError)) and not self._engine_serves()):
             live.blamed = not isinstance(error, (RequestCancelled, EngineNotRunning))
             live.step = 0
             return
