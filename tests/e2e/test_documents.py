@@ -15,7 +15,7 @@ FENCE = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
 
 def programs() -> list[pytest.param]:
     found = []
-    names = ("index", "tutorial", "embedding", "observability", "step-caching", "executors", "migration")
+    names = ("index", "tutorial", "embedding", "observability", "step-caching", "executors", "migration", "operations")
     pages = [f"docs/{name}.md" for name in names]
     for document in ("README.md", *pages):
         for place, program in enumerate(FENCE.findall((ROOT / document).read_text()), start=1):

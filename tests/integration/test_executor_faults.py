@@ -20,7 +20,7 @@ from scripted_runner import Gate
 
 from steploom.config import EngineConfig
 from steploom.errors import InvalidRequest, ProtocolError, WorkerDied
-from steploom.executor import MultiprocExecutor, process
+from steploom.executor import InprocExecutor, MultiprocExecutor, process
 from steploom.protocol import NewRequest, SchedulerOutput
 from steploom.requests import DiffusionRequest
 from steploom.worker.messages import Hello
@@ -279,3 +279,23 @@ async def test_many_ticks_and_large_messages(executor: Scripted) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(ticks)
         group.start_soon(calls)
+
+
+async def test_a_thread_that_does_not_end_in_time_is_left_to_itself(
+    gate: Gate, temporary: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    executor = ScriptedThread(EngineConfig(stop_timeout_s=0.1))
+    await executor.start()
+    async with anyio.create_task_group() as group:
+        group.start_soon(executor.execute_step, before(gate))
+        await gate.reached()
+        group.cancel_scope.cancel()
+    await executor.shutdown()
+    assert "still works after 0.1 s" in caplog.text
+    gate.open()
+    assert executor._thread is not None
+    await anyio.to_thread.run_sync(executor._thread.join)
+
+
+class ScriptedThread(InprocExecutor):
+    runner = "scripted_runner:make"

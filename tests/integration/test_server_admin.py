@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
 import httpx
 import pytest
 
+from steploom.cli import shutdown
 from steploom.server import ServerSettings, create_app
 from steploom.testing import FakeEngine
 
@@ -85,6 +87,24 @@ async def test_drained_it_refuses_with_the_reason_and_ends_what_takes_too_long()
         await client.post("/admin/resume", headers=KEY)
         assert (await client.post("/v1/images/generations", json=ASK)).status_code == 200
     assert (answers[0].status_code, answers[0].json()["error"]["code"]) == (503, "draining"), answers[0].text
+
+
+async def test_a_server_that_ends_while_it_is_paused_lets_go_on_what_is_to_end() -> None:
+    async with server() as (engine, client), anyio.create_task_group() as group:
+        await engine.pause()
+        answers: list[Any] = []
+
+        async def ask() -> None:
+            answers.append(await client.post("/v1/images/generations", json=ASK))
+
+        group.start_soon(ask)
+        while not engine.num_waiting:
+            await anyio.lowlevel.checkpoint()
+        ending = SimpleNamespace(draining=anyio.Event(), should_exit=False)
+        ending.draining.set()
+        await shutdown.drain(engine, client._transport.app.state.server, ending, 1000.0)
+        assert ending.should_exit
+    assert answers[0].status_code == 200
 
 
 async def test_asleep_it_says_so() -> None:

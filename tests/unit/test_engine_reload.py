@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -23,7 +25,7 @@ from steploom import (
     WorkerDied,
 )
 from steploom.executor.abstract import ProgressCallback
-from steploom.protocol import PipelineInfo
+from steploom.protocol import PipelineInfo, RunnerOutput, SchedulerOutput
 
 
 async def test_those_that_wait_are_the_new_models_and_the_others_end_with_the_old_one() -> None:
@@ -212,6 +214,29 @@ async def test_the_end_of_the_old_model_is_not_the_engines() -> None:
         engine._core.executor.die(WorkerDied(0, -9))
         await anyio.wait_all_tasks_blocked()
         assert [type(end) for end in ends] == [WorkerDied]
+
+
+async def test_costs_are_those_of_the_model(tmp_path: Path) -> None:
+    kept = tmp_path / "costs.json"
+    async with fake_engine(Costly, costs_file=str(kept), model="one") as (engine, _):
+        await engine.generate("a cat")
+        assert engine.costs()
+        await engine.reload(model="two")
+        assert not engine.costs()
+        assert json.loads(kept.read_text())["owner"]["model"] == "one"
+        await engine.reload(model="one")
+        assert engine.costs()
+
+
+class Costly(FakeExecutor):
+    """Its ticks take time, or so it says."""
+
+    def answer(self, output: SchedulerOutput) -> RunnerOutput:
+        answer = super().answer(output)
+        answer.seconds = 0.001
+        for report in answer.reports:
+            report.rows, report.denoise_s = 1, 0.001
+        return answer
 
 
 async def test_a_given_pipeline_cannot_be_loaded_anew() -> None:

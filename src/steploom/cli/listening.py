@@ -18,8 +18,6 @@ from typing import Any
 from steploom.errors import ConfigError
 
 BACKLOG = 2048
-REQUEST_HEAD_S = 60.0
-"""Seconds in which the head of a request must arrive, from the connection's beginning or the request's first byte."""
 
 _SPARE_FILES = 256
 """Files and sockets that a server needs beside its clients' connections."""
@@ -180,10 +178,11 @@ def allow_connections(most: int) -> int:
     return most if soft == resource.RLIM_INFINITY else max(1, min(most, soft - _SPARE_FILES))
 
 
-def protocol(max_connections: int, head_s: float = REQUEST_HEAD_S) -> Any:
+def protocol(max_connections: int, head_s: float) -> Any:
     """The protocol of uvicorn, for at most so many connections, each of which must say in time what it wants.
 
-    uvicorn itself waits for the head of a request forever.
+    The head of a request must arrive within ``head_s`` seconds, from the connection's beginning or the request's first
+    byte; uvicorn itself waits for it forever.
     """
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
 

@@ -209,14 +209,12 @@ async def _serve(
 def _server_config(options: argparse.Namespace, app: Any) -> uvicorn.Config:
     import uvicorn
 
-    from steploom.cli.shutdown import ANSWERING_S
-
     most = listening.allow_connections(options.max_connections)
     tls = {"ssl_certfile": options.ssl_certfile, "ssl_keyfile": options.ssl_keyfile} if options.ssl_certfile else {}
     return uvicorn.Config(
-        app, **tls, http=listening.protocol(most), ws="none", root_path=options.root_path, lifespan="off",
-        log_config=None, access_log=False, server_header=False, timeout_keep_alive=options.keep_alive,
-        timeout_graceful_shutdown=ANSWERING_S,
+        app, **tls, http=listening.protocol(most, options.head_timeout), ws="none", root_path=options.root_path,
+        lifespan="off", log_config=None, access_log=False, server_header=False, timeout_keep_alive=options.keep_alive,
+        timeout_graceful_shutdown=options.answer_timeout,
         forwarded_allow_ips="*" if options.uds is not None else None,  # only a proxy that the file's mode lets in
     )  # fmt: skip
 

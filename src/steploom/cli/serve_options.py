@@ -40,6 +40,10 @@ def _add_place(group: arguments.Options) -> None:
     group.add_argument("--ssl-keyfile", metavar="FILE", help="and this key")
     group.add_argument("--drain-timeout", type=arguments.patience, default=30.0, metavar="S",
                        help="seconds that requests get to end when the server does (default: %(default)g)")  # fmt: skip
+    group.add_argument("--answer-timeout", type=arguments.count, default=5, metavar="S",
+                       help="seconds that clients then get to take their answers (default: %(default)s)")  # fmt: skip
+    group.add_argument("--head-timeout", type=arguments.rate, default=60.0, metavar="S",
+                       help="seconds in which the head of a request must arrive (default: %(default)g)")  # fmt: skip
     group.add_argument("--max-connections", type=arguments.count, default=4096, metavar="N",
                        help="connections at once; more are closed (default: %(default)s)")  # fmt: skip
     group.add_argument("--keep-alive", type=arguments.rate, default=5.0, metavar="S",

@@ -12,9 +12,6 @@ from steploom import AsyncDiffusionEngine
 from steploom.server.state import ServerState
 from steploom.server.telemetry import logs
 
-ANSWERING_S = 5
-"""Seconds that clients get to take their answers, once nothing runs any more."""
-
 
 class Server(uvicorn.Server):
     """uvicorn's server, which goes on listening while it drains: new requests are told so, and health can be asked.
