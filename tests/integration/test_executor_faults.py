@@ -113,6 +113,7 @@ async def test_what_a_worker_has_started_ends_with_it(executor: Scripted) -> Non
 async def test_a_worker_that_does_not_listen_is_ended(gate: Gate, word: str, temporary: Path) -> None:
     executor = Scripted(EngineConfig(stop_timeout_s=0.1, kill_timeout_s=0.1))
     await executor.start()
+    assert executor._workers[0].process.kill_timeout_s == 0.1
     worker = await worker_of(executor)
     async with anyio.create_task_group() as group:
         group.start_soon(executor.execute_step, before(gate, word))

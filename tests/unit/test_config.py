@@ -110,6 +110,17 @@ def test_any_value_is_kept_or_refused_and_what_is_kept_is_of_its_type(name: str,
         assert Configure.of(config).restore() == config
 
 
+def test_the_hub_has_as_long_as_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import HfApi
+
+    from steploom.worker.lora_places import place
+
+    waited: list[float] = []
+    monkeypatch.setattr(HfApi, "model_info", lambda self, repository, timeout: waited.append(timeout))
+    assert place("owner/name", 0.25, local_files_only=False) == ("owner/name", None)
+    assert waited == [0.25]
+
+
 def test_what_is_right_passes() -> None:
     EngineConfig(
         max_batch=1, max_resident=1, max_retries=0, torch_threads=1, start_timeout_s=1, tick_timeout_s=math.inf

@@ -119,6 +119,21 @@ async def test_resumed_while_it_waits_a_pause_returns() -> None:
     assert not engine.paused
 
 
+async def test_cancelled_at_any_await_a_pause_stops_nobody() -> None:
+    async with fake_engine(max_steps=10**6) as (engine, _), engine.stream("a cat", num_inference_steps=10**6) as run:
+
+        async def after() -> None:
+            assert not engine.paused
+            for _ in range(3):
+                await anext(run)
+
+        async def pause() -> None:
+            await engine.pause()
+            await engine.resume()
+
+        assert await at_every_await(pause, after) >= 1
+
+
 async def test_whole_requests_cannot_pause() -> None:
     async with fake_engine(WholeFake) as (engine, _):
         with pytest.raises(EngineError, match="WholeFake executes whole requests"):
@@ -223,6 +238,18 @@ async def test_a_drain_lets_a_paused_engine_go_on_and_a_pause_meanwhile_counts()
         await anyio.wait_all_tasks_blocked()
         assert asked.done == ["a", "b"]
         assert not engine.draining, "resumed before it was drained"
+
+
+async def test_resumed_while_it_waits_a_drain_ends_nobody() -> None:
+    async with busy() as (engine, executor, _, asked):
+        async with anyio.create_task_group() as group:
+            group.start_soon(engine.drain, 1000.0)
+            await anyio.wait_all_tasks_blocked()
+            await engine.resume()
+        assert not engine.draining
+        assert not asked.of
+        executor.let_go()
+    assert asked.done == ["a", "b"]
 
 
 async def test_a_drain_that_is_cancelled_was_none_unless_another_one_goes_on() -> None:

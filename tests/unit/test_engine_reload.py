@@ -88,6 +88,25 @@ async def test_whom_a_new_model_inherits_keeps_its_clock() -> None:
         assert 400 <= (await asked.told("b")).timings.queued_s < 500
 
 
+async def test_a_pause_is_for_both_models_and_so_is_its_end() -> None:
+    async with busy(names="a", max_batch=1, max_resident=1) as (engine, old, group, asked):
+        await asked.ask("b")
+        engine._make_executor = held
+        group.start_soon(engine.reload)
+        await anyio.wait_all_tasks_blocked()
+        new = engine._core.executor
+        async with anyio.create_task_group() as pausing:
+            pausing.start_soon(engine.pause)
+            await anyio.wait_all_tasks_blocked()
+            new.let_go()
+            await anyio.wait_all_tasks_blocked()
+            assert len(new.log) == 1
+            pausing.cancel_scope.cancel()
+        assert (await asked.told("b")).images == ["b"]
+        old.let_go()
+    assert asked.done == ["a", "b"]
+
+
 async def test_who_does_not_fit_the_new_model_fails_alone() -> None:
     async with busy(names="a", max_batch=1, max_resident=1) as (engine, old, group, asked):
         await asked.ask("long", num_inference_steps=9)
