@@ -198,7 +198,7 @@ def assert_empty(engine: Any) -> None:
     """Nothing of any request is left, on either side."""
     core = engine._core
     assert core.scheduler.num_waiting == core.scheduler.num_running == 0
-    assert not core.scheduler.has_work
+    assert not any(lane.ticking.scheduler.has_work for lane in core.lanes)
     assert not core.live
     assert not core.live.timers
     assert not core._calls

@@ -141,6 +141,8 @@ class Operations:
         if not self._paused or not core.lanes.still:
             return
         for output in core.residents.take_lapsed():
+            if output.worker >= len(core.lanes):
+                continue  # it has left
             with contextlib.suppress(SteploomError):  # lost by its worker; or the next tick says so
                 core.executor.amend(output)
 
