@@ -146,7 +146,8 @@ async def test_workers_come_and_go_under_load(site: Site, temporary: Path) -> No
         assert not psutil.pid_exists(workers[2])
         await engine.scale(1, drain_s=0)
         assert engine.workers == ["serves"]
-        assert psutil.Process().num_fds() <= files
+        while psutil.Process().num_fds() > files:  # a thread of ZeroMQ closes them
+            await anyio.lowlevel.checkpoint()
         assert len(content(folder)) == 1
     asked.all_but()
     assert len(asked.outcomes) == 200
