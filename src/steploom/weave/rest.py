@@ -27,6 +27,9 @@ from steploom.weave.pipelines import Watcher, detached
 from steploom.weave.program import Program
 
 _RESULT = "_steploom_result"
+DEEPEST = 6
+"""How deep lists, dicts and caches in a variable are taken apart: a cache's layers are in a list."""
+
 _SILENCED = {"callback": None, "callback_on_step_end": None, "output_type": "pil"}
 """Variables of a pipeline's call that its rest sees otherwise: nobody is called back, and it decodes."""
 
@@ -92,16 +95,33 @@ def _run(frames: Sequence[types.FrameType], pipeline: Any, value: Any) -> Any:
     return value
 
 
-def _own(value: Any, *, cloned: bool) -> Any:
-    """A variable for the rest of a call, which must not change the program's: no list, noise scheduler or generator."""
+def _own(value: Any, *, cloned: bool, depth: int = 0) -> Any:
+    """A variable for the rest of a call, which must not change the program's: nothing that holds other things.
+
+    Their tensors are shared, unless they are ``cloned``: what a rest clears or appends to are the containers.
+    """
     if isinstance(value, torch.Generator):
         return value.clone_state()
     if untyped.is_noise_scheduler(value) or untyped.is_guider(value):
         return copy.copy(value)  # LTX2 steps one of its own for the sound
+    if depth < DEEPEST and type(value) is list:
+        return [_own(item, cloned=cloned, depth=depth + 1) for item in value]
+    if depth < DEEPEST and type(value) is dict:
+        return {name: _own(item, cloned=cloned, depth=depth + 1) for name, item in value.items()}
     if isinstance(value, (list, dict, set)):
-        items = [_own(item, cloned=cloned) for item in value] if isinstance(value, list) else value
-        return copy.copy(items)
+        return copy.copy(value)
+    if depth < DEEPEST and _is_cache(value):
+        twin = copy.copy(value)
+        vars(twin).update(_own(vars(value), cloned=cloned, depth=depth + 1))
+        return twin
     return value.clone() if cloned and isinstance(value, torch.Tensor) else value
+
+
+def _is_cache(value: Any) -> bool:
+    """Whether it is an object of the request's own, as the caches of keys and values that pipelines clear at last."""
+    library = type(value).__module__.partition(".")[0]
+    shared = isinstance(value, (torch.nn.Module, type, types.FunctionType)) or untyped.is_pipeline(value)
+    return library in ("diffusers", "transformers") and hasattr(value, "__dict__") and not shared
 
 
 class _Rest:
