@@ -8,10 +8,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import sys
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from steploom import step_caches
+from steploom.config import parallel
 from steploom.config.values import (
     AUTO_BATCH,
     Auto,
@@ -81,6 +83,10 @@ class EngineConfig:
         costs_file: Where what ticks cost is kept for the next start; ``"auto"``: a file for this model and device among
             the user's states; None keeps nothing.
         data_parallel_size: Number of worker processes, which serve one queue; of several GPUs each has one.
+        ulysses_degree: Ranks (processes, of several GPUs each with one) that make up one worker and share each forward
+            of its transformer, by diffusers' Ulysses attention: each has a part of the sequence.
+        ring_degree: The same by ring attention; both together make ``ulysses_degree * ring_degree`` ranks.
+        tensor_parallel_size: Ranks that make up one worker, each with a part of the transformer's weights.
         batch_invariant: Fill merged forwards up to ``max_batch`` requests, so that a request's bits do not depend on
             its company.
         check_finite: A request in whose latents NaN or Inf comes up fails at that step, alone. Without it the pipeline
@@ -156,6 +162,9 @@ class EngineConfig:
     profile: str | None = None
     costs_file: str | None = "auto"
     data_parallel_size: int = 1
+    ulysses_degree: int = 1
+    ring_degree: int = 1
+    tensor_parallel_size: int = 1
     batch_invariant: bool = False
     check_finite: bool = False
     compile: Compiler | bool = dataclasses.field(default=False, hash=False)
@@ -206,6 +215,12 @@ class EngineConfig:
                 f"max_resident={self.max_resident}: must be at least max_batch={self.max_batch}, "
                 "since every request of a batch is resident; raise it, or leave it None"
             )
+        parallel.refuse(self)
+
+    @property
+    def ranks(self) -> int:
+        """Processes that make up one worker."""
+        return self.ulysses_degree * self.ring_degree * self.tensor_parallel_size
 
     @property
     def batch_limit(self) -> int:
@@ -238,6 +253,12 @@ class EngineConfig:
 def worker_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment that a worker process inherits, as a plain copy."""
     return dict(os.environ if env is None else env)
+
+
+def keep_to_this_machine(env: MutableMapping[str, str] | None = None) -> None:
+    """Has ranks that talk by gloo use the loopback interface, unless the user says which: nobody else is to hear."""
+    env = os.environ if env is None else env
+    env.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
 
 
 def keep_compiled_in(folder: pathlib.Path, default: str, env: MutableMapping[str, str] | None = None) -> bool:

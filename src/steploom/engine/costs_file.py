@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 _DECIDES = (
     "model", "base_model", "components", "task", "controlnet", "variant", "revision", "quantization_config", "dtype",
     "group_offload", "vae_tiling", "vae_slicing", "compile", "cuda_graphs", "attention_backend", "torch_threads",
-    "aside", "batch_invariant", "data_parallel_size",
+    "aside", "batch_invariant", "data_parallel_size", "ulysses_degree", "ring_degree", "tensor_parallel_size",
 )  # fmt: skip
 """Settings on which the cost of a tick depends."""
 

@@ -11,6 +11,7 @@ import zmq
 from steploom import codec
 from steploom.errors import EngineError, ProtocolError
 from steploom.worker.messages import Answer, Command, ToEngine, ToWorker
+from steploom.worker.process import rendezvous
 
 
 class WorkerSocket:
@@ -95,8 +96,9 @@ class WorkerSocket:
             self._on_answer(answer)
 
     def close(self) -> None:
-        """Stops listening, and removes the socket's file, which ZMQ leaves."""
+        """Stops listening, and removes the socket's file, which ZMQ leaves, and what a killed worker left beside it."""
         if not self._socket.closed:
             self._loop.remove_reader(self._fd)
             self._socket.close()
-            self._address.unlink(missing_ok=True)
+            for path in (self._address, rendezvous(str(self._address))):
+                path.unlink(missing_ok=True)

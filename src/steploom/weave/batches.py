@@ -47,6 +47,7 @@ class Batches:
     Attributes:
         forwards: How the real modules are run.
         verdicts: What was verified.
+        settle: Makes one finding of those of several ranks.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Batches:
     ) -> None:
         self.forwards = Forwards()
         self.verdicts = Verdicts()
+        self.settle: Callable[[Any], Any] = lambda found: found
         self._counters = counters
         self._tell = tell
         self._wholes = wholes
@@ -255,8 +257,9 @@ class Batches:
             self._draft = None
             started = time.perf_counter()
             self._tell(f"verifying merged calls of {merged.target.name}")
-            reason = _checked(merged, results)
-            pinned = frozenset[int]() if reason is None or merged.axes.pinned else pins(merged, results)
+            reason = self.settle(_checked(merged, results, self.forwards.failed))
+            pins_apply = reason is not None and not merged.axes.pinned
+            pinned = frozenset[int](self.settle(sorted(pins(merged, results))) if pins_apply else ())
             if pinned:  # merged from now on with calls that agree in these
                 self._axes.put(merged.calls[0], dataclasses.replace(merged.axes, pinned=pinned))
                 self._relearn()
@@ -330,9 +333,10 @@ def _why_alone(group: Group, call: ModuleCall) -> str:
     return "nothing alike to share with"
 
 
-def _checked(merged: MergedCall, results: Sequence[Any]) -> str | None:
+def _checked(merged: MergedCall, results: Sequence[Any], failed: Callable[[Exception], None]) -> str | None:
     """Why this kind must not be merged; a check that fails is such a reason."""
     try:
         return check(merged, results)
     except Exception as fault:  # noqa: BLE001 - the module runs on other rows here, and may raise anything
+        failed(fault)
         return f"the check raised {type(fault).__name__}: {fault}"

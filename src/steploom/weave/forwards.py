@@ -21,10 +21,14 @@ class Forwards:
 
     Args:
         prepared: Seconds since the start that went into compiling and capturing.
+        failed: Is told what a forward has raised, before anybody else is.
     """
 
-    def __init__(self, prepared: Callable[[], float] = lambda: 0.0) -> None:
+    def __init__(
+        self, prepared: Callable[[], float] = lambda: 0.0, failed: Callable[[Exception], None] = lambda fault: None
+    ) -> None:
         self._prepared = prepared
+        self.failed = failed
         self._before = 0.0
 
     def merged(self, merged: MergedCall, *, known: bool) -> list[Any]:
@@ -35,12 +39,20 @@ class Forwards:
             known: Whether its kind has been verified; if not, its bits are about to be compared with other runs.
         """
         self._before = self._prepared()
-        return merged.run()
+        try:
+            return merged.run()
+        except Exception as fault:
+            self.failed(fault)
+            raise
 
     def alone(self, call: ModuleCall) -> Any:
         """The result of a call by itself."""
         self._before = self._prepared()
-        return call.run()
+        try:
+            return call.run()
+        except Exception as fault:
+            self.failed(fault)
+            raise
 
     def count(self, seconds: float, into: Seconds) -> None:
         """Adds the seconds of the run that has just ended: what compiling or capturing took of them was warm-up."""

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -87,7 +87,8 @@ class StepCache:
         caching: What the request asked for.
     """
 
-    def __init__(self, caching: StepCaching) -> None:
+    def __init__(self, caching: StepCaching, settle: Callable[[bool], bool] = bool) -> None:
+        self._settle = settle
         self._rule = Rule(caching.threshold, caching.warm_up)
         self._step = 0
         self._calls = 0
@@ -148,7 +149,7 @@ class StepCache:
         assert total is not None
         if not self._rule.allows(step - self._since, total - self._since) or change is None:
             self._rule.error = 0.0
-        elif self._rule.skips(float(change)):
+        elif self._settle(self._rule.skips(float(change))):
             return True
         self._moved, self._anchor, self._rate = _distances(self._input, self._anchor), self._input, None
         return False

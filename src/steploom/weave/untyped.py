@@ -301,3 +301,40 @@ def quietly() -> Iterator[None]:
     finally:
         for handler in handlers:
             handler.removeFilter(elsewhere)
+
+
+def parallelize(module: Any, mesh: Any, rank: int, device: Any, degrees: Mapping[str, Any]) -> Any:
+    """Has a model share its forwards with the same model of other ranks, by diffusers' own ways; its configuration.
+
+    diffusers asks torch for an accelerator and counts its devices, of which a CPU has none: the mesh and this rank's
+    device are given to it.
+
+    Args:
+        module: The model; its attention must be of a backend that can.
+        mesh: Of ``torch.distributed``, with the dimensions ``ring`` and ``ulysses``, or ``tp``.
+        rank: This one's number.
+        device: Where the module is.
+        degrees: ``ring_degree`` and ``ulysses_degree``, or ``tp_degree``.
+
+    Raises:
+        ValueError: The model cannot.
+    """
+    from diffusers.models import _modeling_parallel as ways
+
+    if "tp_degree" in degrees:
+        config = ways.ParallelConfig(tensor_parallel_config=ways.TensorParallelConfig(mesh=mesh, **degrees))
+    else:
+        config = ways.ParallelConfig(context_parallel_config=ways.ContextParallelConfig(mesh=mesh, **degrees))
+
+    def resolved(_: Any) -> Any:
+        config.setup(rank, mesh.size(), device, mesh=mesh)
+        module._parallel_config = config
+        return config
+
+    module.__dict__["_resolve_parallel_config"] = resolved
+    try:
+        with quietly():  # it warns that this is experimental
+            module.enable_parallelism(config=config)
+    finally:
+        del module.__dict__["_resolve_parallel_config"]
+    return config.context_parallel_config or config.tensor_parallel_config

@@ -14,6 +14,7 @@ import signal
 import sys
 
 from steploom.errors import ConfigError
+from steploom.worker.group import follow
 from steploom.worker.listening import listen
 from steploom.worker.memory import keep_freed
 from steploom.worker.process import end_with_engine, run
@@ -26,6 +27,7 @@ def main() -> int:
     whom = parser.add_mutually_exclusive_group(required=True)
     whom.add_argument("address", nargs="?", help="path of the socket of the engine that started this process")
     whom.add_argument("--listen", metavar="ADDRESS", help="path of a socket to wait at for engines, one after another")
+    whom.add_argument("--link", type=int, help="a connection with the rank of the same worker that started this one")
     parser.add_argument("--runner", default=DEFAULT_RUNNER, help="factory of the runner, as pkg.module:name")
     parser.add_argument("--alive-fd", type=int, help="a pipe whose end tells the engine that this process has ended")
     arguments = parser.parse_args()
@@ -37,6 +39,8 @@ def main() -> int:
     if arguments.alive_fd is not None:
         os.set_inheritable(arguments.alive_fd, False)
     end_with_engine(arguments.address)
+    if arguments.link is not None:
+        return follow(arguments.link, arguments.runner)
     return run(arguments.address, arguments.runner)
 
 

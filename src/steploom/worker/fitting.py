@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from steploom.config import EngineConfig
+from steploom.config.parallel import asked
 from steploom.errors import ConfigError
 from steploom.weave import signatures, untyped
 from steploom.weave.order import is_denoiser
-from steploom.worker import attention, compile_cache, compiling
+from steploom.worker import attention, compile_cache, compiling, parallel
+from steploom.worker.ranks import required
 
 
 def fit(pipeline: Any, config: EngineConfig, device: torch.device, progress: Callable[[str], None]) -> None:
@@ -25,12 +27,17 @@ def fit(pipeline: Any, config: EngineConfig, device: torch.device, progress: Cal
         _ease_vae(pipeline, config)
     if config.attention_backend is not None:
         attention.choose(denoisers(pipeline), config.attention_backend, device, name, progress)
+    if config.ranks > 1:
+        parallel.refuse(config, device, denoisers(pipeline), name)
     if config.group_offload is not None:
         progress(f"keeping the weights of {name} off {device}, in groups")
         _offload(pipeline, config.group_offload, device)
     else:
         progress(f"moving {name} to {device}")
         pipeline.to(device)
+    if config.ranks > 1:
+        progress(f"sharing {name} with the other ranks")
+        parallel.share(config, required(asked(config)), device, denoisers(pipeline))
     if config.compile:
         folder = compile_cache.prepare(config.compile_cache_bytes)
         if folder is not None:

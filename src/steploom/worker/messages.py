@@ -32,7 +32,8 @@ class Configure(msgspec.Struct, frozen=True, tag=True):
 
     @classmethod
     def of(cls, config: EngineConfig, rank: int = 0) -> Configure:
-        """``config`` as a message to worker ``rank``, whose device is the one of that number unless one is named.
+        """``config`` as a message to worker ``rank``, whose device (or the first of its ranks') is the one of that
+        number unless one is named.
 
         Classes (they stay with the engine) are replaced by their names.
 
@@ -41,7 +42,7 @@ class Configure(msgspec.Struct, frozen=True, tag=True):
         """
         fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
         if rank and config.device in ("auto", "cuda"):
-            fields["device"] = f"{config.device}:{rank}"
+            fields["device"] = f"{config.device}:{rank * config.ranks}"
         for name in ("quantization_config", "group_offload", "components", "dtype", "compile"):
             if not isinstance(fields[name], str | bool | None):
                 fields[name] = travelling(name, fields[name])

@@ -23,6 +23,7 @@ from steploom.errors import InvalidRequest, ProtocolError
 from steploom.protocol import RequestReport
 from steploom.worker.agenda import Agenda
 from steploom.worker.gaps import Gaps
+from steploom.worker.group import Group, packages_of
 from steploom.worker.memory import still
 from steploom.worker.messages import (
     Answer,
@@ -54,10 +55,15 @@ class EngineLink:
     Args:
         address: Path of the engine's socket.
         lifeline: Descriptor that becomes readable when the engine is gone, if the worker is to outlive it.
+
+    Attributes:
+        packages: Dataclasses of these may travel.
+        address: As given.
     """
 
     def __init__(self, address: str, lifeline: int | None = None) -> None:
         self.packages: tuple[str, ...] = codec.PACKAGES
+        self.address = address
         self._lifeline = lifeline
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PAIR)
@@ -126,7 +132,14 @@ def _serve(link: EngineLink, runner_name: str) -> None:
     if configure is None:
         return
     config = configure.restore()
-    runner = runner_factory(runner_name)(config, lambda line: link.send(Progress(line)))
+
+    def tell(line: str) -> None:
+        link.send(Progress(line))
+
+    if config.ranks == 1:
+        runner = runner_factory(runner_name)(config, tell)
+    else:
+        runner = Group(str(rendezvous(link.address)), runner_name, config, tell)
     try:
         still.freeze()
         obey_all(link, runner, Agenda(config.resident_limit))
@@ -155,7 +168,7 @@ def obey_all(link: EngineLink, runner: RunnerLike, agenda: Agenda) -> None:
     Raises:
         EngineGone: It has hung up instead.
     """
-    link.packages = (*codec.PACKAGES, type(getattr(runner, "pipeline", None)).__module__.partition(".")[0])
+    link.packages = packages_of(runner)
     link.send(Ready(runner.info, list(link.packages)))
     gaps = Gaps()
     inbox, obedience = Inbox(agenda), Obedience(runner, agenda, gaps)
@@ -199,14 +212,15 @@ def _fit(answer: Ticked, packages: Sequence[str]) -> Ticked:
     return Ticked(answer.tick, msgspec.structs.replace(answer.output, reports=reports))
 
 
-def end_with_engine(address: str) -> None:
-    """Starts the thread that ends this process, and all that it started, when the engine's process is gone.
+def end_with_engine(address: str | None) -> None:
+    """Starts the thread that ends this process, and all that it started, when the process that started it is gone.
 
     It blocks until standard input ends. Where the system has pidfds it also waits for the parent itself, since a fork
     of the parent may hold the pipe. Standard input is moved away, so that nobody else reads it.
 
     Args:
-        address: Path of the socket, removed with its folder since the engine no longer can.
+        address: Path of the engine's socket, removed with its folder since the engine no longer can; None for a rank
+            that another one has started.
     """
     lifeline = os.dup(0)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -220,7 +234,8 @@ def end_with_engine(address: str) -> None:
 
     def watch() -> None:
         ends.poll()
-        remove(address)
+        if address is not None:
+            remove(address)
         if os.getpgrp() == os.getpid():
             os.killpg(os.getpid(), signal.SIGKILL)
         os._exit(1)
@@ -228,10 +243,16 @@ def end_with_engine(address: str) -> None:
     threading.Thread(target=watch, name="steploom-lifeline", daemon=True).start()
 
 
+def rendezvous(address: str) -> Path:
+    """Where the ranks of the worker whose engine is behind ``address`` find each other, if it has several."""
+    return Path(f"{address}.ranks")
+
+
 def remove(address: str) -> None:
     """Removes the socket and, with the last of them, the folder that holds it."""
     socket = Path(address)
-    with contextlib.suppress(OSError):
-        socket.unlink()
+    for path in (socket, rendezvous(address)):
+        with contextlib.suppress(OSError):
+            path.unlink()
     with contextlib.suppress(OSError):
         socket.parent.rmdir()

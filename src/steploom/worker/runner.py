@@ -167,7 +167,7 @@ class Runner:
             raise
         caching = step_caches.parse(self._config.cache if request.cache is None else request.cache)
         if caching is not None and not program.watcher.open_ended:
-            program.step_cache = StepCache(caching)
+            program.step_cache = StepCache(caching, self._hub.batches.settle)
         program.settle_with(self._hub.aside.settle)
         resident = self._residents[new.run_id] = Resident(
             new.run_id, request, program, self._previewer, self.info, check_finite=self._config.check_finite

@@ -22,7 +22,10 @@ DEFAULT_RUNNER = "steploom.worker.runner:Runner.load"
 class RunnerLike(Protocol):
     """What a worker needs of a :class:`steploom.worker.runner.Runner`. One thread makes and uses it."""
 
-    info: PipelineInfo
+    @property
+    def info(self) -> PipelineInfo:
+        """What the pipeline accepts."""
+        ...
 
     def execute(self, output: SchedulerOutput) -> RunnerOutput:
         """One tick."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypedDict
 
 import torch
 
 from steploom.config import EngineConfig
+from steploom.config.parallel import asked
 from steploom.weave.compiled import Compilation, is_compiled
 from steploom.weave.cuda_graphs import CudaRecorder
 from steploom.weave.forwards import Forwards
@@ -15,7 +16,9 @@ from steploom.weave.graphs import Graphs, Replayed
 from steploom.weave.hub import Hub
 from steploom.weave.order import is_denoiser
 from steploom.weave.pipelines import Loom
-from steploom.weave.shared import Target
+from steploom.weave.shared import SharedModule, Target
+from steploom.worker import parallel
+from steploom.worker.ranks import Rank, required
 
 
 class Counts(TypedDict):
@@ -54,6 +57,8 @@ class Tuning:
         device = torch.device(loom.device)
         if not self._config.cuda_graphs or device.type != "cuda":
             hub.batches.forwards = Forwards(lambda: self._compilation.seconds)
+            if self._config.ranks > 1:
+                _keep_together(hub, found, required(asked(self._config)))
             return
         if self._graphs is None:
             self._graphs = Graphs(
@@ -92,6 +97,14 @@ class Tuning:
         """What went into compiling and recording; recording compiles, so the greater part may hold the other."""
         recording = 0.0 if self._graphs is None else self._graphs.seconds
         return recording + self._compilation.seconds
+
+
+def _keep_together(hub: Hub, found: Mapping[str, SharedModule], rank: Rank) -> None:
+    """What each rank would find out for itself, rank 0 does for all; what one's forward raises, all have to."""
+    for batches in (hub.batches, hub.chores.batches):
+        batches.settle, batches.forwards.failed = rank.settle, rank.fault
+    for shared in found.values():
+        shared.targets["forward"].wrap(lambda _, run, model=shared.origin: parallel.around(model, run))
 
 
 def _places(modules: list[Any]) -> Hashable:
