@@ -1,4 +1,4 @@
-"""Ranks that share each forward of a real transformer, by Ulysses over gloo: what comes out equals ``pipe(...)`` alone."""
+"""Ranks that share each forward of a real transformer, by Ulysses over gloo: equal to ``pipe(...)`` alone."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from processes import content, gone
 
 from steploom import AsyncDiffusionEngine, GenerationFailed, RequestCancelled
 from steploom.errors import ConfigError
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # each process imports torch and diffusers
 
 SMALL: dict[str, Any] = {"height": 32, "width": 32, "output_type": "latent", "max_sequence_length": 16}
 MIXED: list[tuple[str, dict[str, Any]]] = [
@@ -110,7 +112,6 @@ async def test_unlike_requests_share_forwards_that_ranks_share(flux: Any) -> Non
         await all_equal(engine, expected)
 
 
-@pytest.mark.slow
 async def test_a_fault_of_one_rank_alone_ends_the_worker_and_no_request(flux: Any) -> None:
     folder, expected = flux
     async with engine_of(folder, worker_extension=f"{__name__}.Faulty") as engine:
@@ -120,7 +121,6 @@ async def test_a_fault_of_one_rank_alone_ends_the_worker_and_no_request(flux: An
         assert psutil.Process().children() != before
 
 
-@pytest.mark.slow
 async def test_asleep_and_awake_again_ranks_share_what_was_loaded_anew(flux: Any) -> None:
     folder, expected = flux
     async with engine_of(folder, data_parallel_size=2) as engine:
@@ -131,7 +131,6 @@ async def test_asleep_and_awake_again_ranks_share_what_was_loaded_anew(flux: Any
         await all_equal(engine, expected)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("settings", "said"), [
     ({}, "ulysses_degree=2: SD3Transformer2DModel .*has no _cp_plan.*data_parallel_size"),
     ({"ulysses_degree": 1, "tensor_parallel_size": 2}, "tensor_parallel_size=2: .*on GPUs only.*ulysses_degree"),

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from steploom.config import EngineConfig, keep_to_this_machine
 from steploom.config.parallel import asked
-from steploom.errors import ConfigError, GenerationFailed
+from steploom.errors import ConfigError
 from steploom.weave import untyped
+from steploom.weave.shared import clone_tree
 from steploom.worker.ranks import Rank
 
 MEET_S = 120.0
@@ -50,18 +52,13 @@ def refuse(config: EngineConfig, device: torch.device, models: dict[str, Any], p
                 f"{own}: {type(model).__name__} ({pipeline}.{name}) has no {plan}, so diffusers has no {how} "
                 "parallelism for it; leave it 1, and use data_parallel_size for several devices"
             )
-        heads = getattr(getattr(model, "config", None), "num_attention_heads", None)
-        if isinstance(heads, int) and _splits_heads_evenly(config) > 1 and heads % _splits_heads_evenly(config):
+        among = config.tensor_parallel_size if sharded else config.ulysses_degree
+        if _heads(model) % among and (sharded or _unevenly(config, device) is None):
             raise ConfigError(
-                f"{own}: {name} has {heads} attention heads, which cannot be shared evenly; take a divisor"
+                f"{own}: {name} has {_heads(model)} attention heads, not a multiple of it; take a divisor"
             )
     if not models:
         raise ConfigError(f"{own}: {pipeline} has no denoiser to share; leave it 1")
-
-
-def _splits_heads_evenly(config: EngineConfig) -> int:
-    """By what the number of heads has to be divisible; Ulysses by itself needs no such thing."""
-    return config.tensor_parallel_size * (config.ulysses_degree if config.ring_degree > 1 else 1)
 
 
 def share(config: EngineConfig, rank: Rank, device: torch.device, models: dict[str, Any]) -> None:
@@ -79,14 +76,28 @@ def share(config: EngineConfig, rank: Rank, device: torch.device, models: dict[s
     else:
         degrees = {"ring_degree": config.ring_degree, "ulysses_degree": config.ulysses_degree}
     for name, model in models.items():
+        whole = None if config.tensor_parallel_size > 1 else _whole(model)
         try:
             found = untyped.parallelize(model, mesh, rank.index, device, degrees)
         except (ValueError, NotImplementedError) as error:
             raise ConfigError(f"{asked(config)}: {name} cannot ({' '.join(str(error).split())})") from None
-        heads = getattr(getattr(model, "config", None), "num_attention_heads", None)
-        if isinstance(heads, int) and heads % config.ulysses_degree:
-            found.ulysses_anything = True  # for good: no length would make it even
-        model.__dict__["_steploom_shares"] = found
+        if whole is not None:
+            unevenly = _unevenly(config, device)
+            model.__dict__["_steploom_sharing"] = Sharing(found, whole, unevenly)
+            if unevenly is not None and _heads(model) % config.ulysses_degree:
+                setattr(found, unevenly, True)
+
+
+def _unevenly(config: EngineConfig, device: torch.device) -> str | None:
+    if device.type != "cuda" or (config.ulysses_degree > 1 and config.ring_degree > 1):
+        return None
+    return "ulysses_anything" if config.ulysses_degree > 1 else "ring_anything"
+
+
+def _heads(model: Any) -> int:
+    """Attention heads; 0 of a model that does not say."""
+    heads = getattr(getattr(model, "config", None), "num_attention_heads", None)
+    return heads if isinstance(heads, int) else 0
 
 
 @functools.cache
@@ -102,14 +113,15 @@ def _mesh(rank: Rank, kind: str, ring: int, ulysses: int, sharded: int) -> Any:
 
 
 def around(model: Any, run: Callable[..., Any]) -> Callable[..., Any]:
-    """``run``, which calls ``model``, for lengths of any kind: those that cannot be shared evenly are shared unevenly.
+    """``run``, which calls ``model``, for lengths of any kind.
 
-    That takes diffusers' ``ulysses_anything`` or ``ring_anything``, which is slower, since ranks tell each other sizes
-    in each layer; so only for calls that need it. No message has passed when diffusers finds that a length is uneven,
-    and all ranks find it alike.
+    What cannot be shared evenly is shared unevenly, on GPUs, by diffusers' ``ulysses_anything`` or ``ring_anything``:
+    slower, since ranks tell each other sizes in each layer, so for the calls that need it only. Where that does not
+    exist (both degrees together, and gloo, which gathers nothing uneven) each rank computes the whole. No message has
+    passed when diffusers finds that a length is uneven, and all ranks find it alike.
     """
-    found = model.__dict__.get("_steploom_shares")
-    if found is None or not hasattr(found, "ulysses_anything"):
+    sharing: Sharing | None = model.__dict__.get("_steploom_sharing")
+    if sharing is None:
         return run
 
     def shared(*args: Any, **kwargs: Any) -> Any:
@@ -118,17 +130,35 @@ def around(model: Any, run: Callable[..., Any]) -> Callable[..., Any]:
         except AssertionError as error:
             if _UNEVEN not in str(error):
                 raise
-        if found.ulysses_degree > 1 and found.ring_degree > 1:
-            raise GenerationFailed(
-                f"ulysses_degree={found.ulysses_degree}, ring_degree={found.ring_degree}: the lengths of this image or "
-                f"text cannot be shared by {found.ulysses_degree * found.ring_degree} ranks evenly; ask for another "
-                "size, or use one of the two, which shares unevenly"
-            )
-        way = "ulysses_anything" if found.ulysses_degree > 1 else "ring_anything"
-        setattr(found, way, True)
+        if sharing.unevenly is None:
+            return sharing.whole(*args, **kwargs)
+        setattr(sharing.config, sharing.unevenly, True)
         try:
             return run(*args, **kwargs)
         finally:
-            setattr(found, way, False)
+            setattr(sharing.config, sharing.unevenly, False)
 
     return shared
+
+
+class Sharing(NamedTuple):
+    """How a model shares its forwards.
+
+    Attributes:
+        config: diffusers' own, at which its layers look in each call.
+        whole: The same model, which shares nothing but its weights.
+        unevenly: The attribute of ``config`` for lengths that cannot be shared evenly; None if there is no such way.
+    """
+
+    config: Any
+    whole: Any
+    unevenly: str | None
+
+
+def _whole(model: Any) -> Any:
+    """A structural clone over the same weights, whose attention will not be told of other ranks."""
+    clone = clone_tree(model)
+    for part in clone.modules():
+        if "processor" in part.__dict__:
+            part.processor = copy.copy(part.processor)
+    return clone
