@@ -43,6 +43,7 @@ async def test_a_rank_is_killed_under_load_and_all_finish(site: Site, gate: Gate
                 asked.ask(f"r{i}", **({"gate": str(gate.path), "at": 3} if i == 0 else {}))
             await gate.reached()
             os.kill(group[victim].pid, signal.SIGKILL)
+            await site.witness.begun.wait()  # although the other one stands still in the tick
             gate.close()
         asked.all_but()
         assert len(asked.outcomes) == 16

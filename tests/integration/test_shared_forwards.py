@@ -84,7 +84,7 @@ async def all_equal(engine: AsyncDiffusionEngine, expected: list[torch.Tensor]) 
     return [output.timings.mean_batch_requests for output in outputs]
 
 
-async def test_unlike_requests_share_forwards_that_ranks_share(flux: Any) -> None:
+async def test_unlike_requests_share_forwards_that_ranks_share(flux: Any, temporary: Path) -> None:
     folder, expected = flux
     async with engine_of(folder) as engine:
         assert len(psutil.Process().children(recursive=True)) == 2
@@ -108,6 +108,8 @@ async def test_unlike_requests_share_forwards_that_ranks_share(flux: Any) -> Non
                 await run.result()
         await gone(first)
         await all_equal(engine, expected)
+        (folder,) = content(temporary)
+        assert len(content(folder)) == 2, "a socket, and where ranks meet: nothing of those who were killed"
 
 
 async def test_a_fault_of_one_rank_alone_ends_the_worker_and_no_request(flux: Any) -> None:

@@ -139,9 +139,9 @@ def engine_config(options: argparse.Namespace) -> EngineConfig:
     Raises:
         ConfigError: One is wrong.
     """
-    names = {"max_queue": "max_waiting", "max_queue_seconds": "max_waiting_s", "max_batch": "max_batch",
-             "data_parallel_size": "data_parallel_size", "policy": "policy", "max_steps": "max_steps",
-             "max_pixels": "max_pixels"}  # fmt: skip
+    names = {"max_queue": "max_waiting", "max_queue_seconds": "max_waiting_s"}
+    names |= {name: name for name in ("max_batch", "data_parallel_size", "ulysses_degree", "ring_degree",
+                                      "tensor_parallel_size", "policy", "max_steps", "max_pixels")}  # fmt: skip
     given = {field: getattr(options, name) for name, field in names.items()}
     given["preview_vae"] = options.preview if options.preview not in PREVIEWS else None
     config = arguments.engine_config(options, **{name: value for name, value in given.items() if value is not None})

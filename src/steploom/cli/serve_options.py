@@ -10,6 +10,13 @@ from steploom.cli import arguments, settings
 MAX_BATCH = 32
 """Twice the engine's own: a full batch makes the next client wait for its first preview until somebody is done."""
 
+_RANKS = {
+    "ulysses-degree": "the sequence, by Ulysses attention",
+    "ring-degree": "the sequence, by ring attention",
+    "tensor-parallel-size": "the transformer's weights",
+}
+"""What ranks of a worker may share, by option."""
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds all of them, and makes them settings (:mod:`steploom.cli.settings`)."""
@@ -79,6 +86,9 @@ def _add_work(group: arguments.Options) -> None:
     group.add_argument("--data-parallel-size", type=arguments.count, metavar="N",
                        help="worker processes that serve one queue, each with a model of its own; of several GPUs each "
                        "has one (default: 1)")  # fmt: skip
+    for name, part in _RANKS.items():
+        words = f"processes (GPUs) that make up one worker, each with a part of {part} (default: 1)"
+        group.add_argument(f"--{name}", type=arguments.count, metavar="N", help=words)
     group.add_argument("--policy", metavar="NAME",
                        help="who runs next: deadline (the earliest that can be kept), srpt (the shortest rest), fcfs, "
                        "or pkg.module.Class (default: deadline)")  # fmt: skip

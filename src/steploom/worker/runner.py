@@ -15,6 +15,7 @@ import torch
 
 from steploom import step_caches
 from steploom.config import EngineConfig
+from steploom.config.parallel import asked
 from steploom.errors import ConfigError, EngineError, InvalidRequest
 from steploom.protocol import NewRequest, PipelineInfo, RequestReport, RunnerOutput, SchedulerOutput, WorkerStats
 from steploom.requests import DiffusionRequest
@@ -98,6 +99,8 @@ class Runner:
         self.pipeline: Any = pipeline
         self._family = Family(pipeline, self._config, controlnet=self._controlnet, in_process=self._in_process)
         self.info: PipelineInfo = self._family.info
+        if self._config.ranks > 1 and self.info.no_lora is None:
+            self.info.no_lora = f"{asked(self._config)}: adapters cannot be shared by ranks yet"
         if self._config.loras and self.info.no_lora is not None:
             raise ConfigError(f"loras={dict(self._config.loras)!r}: {self.info.no_lora}; else leave it None")
         if self.info.makes == ["text"] and step_caches.parse(self._config.cache) is not None:

@@ -58,7 +58,7 @@ class Tuning:
         if not self._config.cuda_graphs or device.type != "cuda":
             hub.batches.forwards = Forwards(lambda: self._compilation.seconds)
             if self._config.ranks > 1:
-                _keep_together(hub, found, required(asked(self._config)))
+                keep_together(hub, found, required(asked(self._config)))
             return
         if self._graphs is None:
             self._graphs = Graphs(
@@ -99,7 +99,7 @@ class Tuning:
         return recording + self._compilation.seconds
 
 
-def _keep_together(hub: Hub, found: Mapping[str, SharedModule], rank: Rank) -> None:
+def keep_together(hub: Hub, found: Mapping[str, SharedModule], rank: Rank) -> None:
     """What each rank would find out for itself, rank 0 does for all; what one's forward raises, all have to."""
     for batches in (hub.batches, hub.chores.batches):
         batches.settle, batches.forwards.failed = rank.settle, rank.fault
