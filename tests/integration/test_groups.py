@@ -109,7 +109,7 @@ async def test_calls_are_made_in_all_ranks_and_answered_by_one(site: Site, gate:
             calls.start_soon(engine.collective_rpc, "wait", None, (str(gate.path),))
             for _ in range(4):
                 await gate.reached()
-            gate.close()
+                gate.open()
         with pytest.raises(GenerationFailed, match="rpc_nothing"):
             await engine.collective_rpc("nothing")
         async with asking(engine) as asked:
