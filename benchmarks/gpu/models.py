@@ -19,7 +19,7 @@ GAIN = 0.5
 """Of the weights, in units of ``1 / sqrt(inputs)``: small enough that 60 blocks stay finite in float16."""
 
 PROMPT_TOKENS = 77
-CHOICE = "STEPLOOM_GPU_BENCHMARK"
+CHOICE = "GPU_BENCHMARK_MODEL"
 """Environment variable that tells a worker's :func:`made` what to build."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -23,6 +23,7 @@ def gpu(monkeypatch):
     """The benchmark's modules by name; what it changes in this process is changed back."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))  # it adds its folder
+    monkeypatch.setenv("GPU_BENCHMARK_MODEL", "")  # and sets this: both are undone
     grad, threads = torch.is_grad_enabled(), torch.get_num_threads()
     verbosity = diffusers.utils.logging.get_verbosity(), transformers.logging.get_verbosity()
     yield lambda name: importlib.import_module(f"gpu.{name}")
