@@ -57,8 +57,12 @@ class EngineConfig:
             ``"block_level"``, or a mapping of ``enable_group_offload``'s arguments.
         vae_tiling: Decode large images tile by tile.
         vae_slicing: Decode the images of a batch one after the other.
-        distributed_executor_backend: ``"mp"`` (a worker process), ``"inproc"`` (a thread), ``"ray"``, a subclass of
-            :class:`steploom.executor.DiffusionExecutor`, or its name as ``"pkg.module.Class"``.
+        distributed_executor_backend: ``"mp"`` (a worker process), ``"inproc"`` (a thread), ``"ray"`` (actors of a
+            cluster), a subclass of :class:`steploom.executor.DiffusionExecutor`, or its name as ``"pkg.module.Class"``.
+        ray_address: ``"HOST:PORT"`` of the Ray cluster's head; None: the cluster that this machine is a node of.
+        ray_resources: What each worker asks of its node (``{"CPU": 2, "GPU": 1}``, and resources of your own); None:
+            one CPU and, where the cluster has GPUs, one GPU.
+        ray_placement_timeout_s: Seconds that a worker may wait for a node with that.
         scheduler: ``"step"`` (requests join between denoising steps), ``"request"`` (one request to completion), or a
             subclass of :class:`steploom.sched.SchedulerInterface`, or its name.
         policy: Who runs next: ``"deadline"`` (the earliest that can be kept), ``"srpt"`` (the shortest rest),
@@ -146,6 +150,9 @@ class EngineConfig:
     vae_tiling: bool = False
     vae_slicing: bool = False
     distributed_executor_backend: str | type = "mp"
+    ray_address: str | None = None
+    ray_resources: Mapping[str, float] | None = dataclasses.field(default=None, hash=False)
+    ray_placement_timeout_s: float = 60.0
     scheduler: str | type = "step"
     policy: str | type = "deadline"
     preempt: bool = False

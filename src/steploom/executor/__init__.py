@@ -22,7 +22,9 @@ __all__ = [
 ]
 
 _BUILT_IN: dict[str, type[DiffusionExecutor]] = {"inproc": InprocExecutor, "mp": MultiprocExecutor}
-_MEND = "give 'mp', 'inproc', a subclass of steploom.executor.DiffusionExecutor, or its name as 'pkg.module.Class'"
+_MEND = (
+    "give 'mp', 'inproc', 'ray', a subclass of steploom.executor.DiffusionExecutor, or its name as 'pkg.module.Class'"
+)
 
 
 def resolve_executor(config: EngineConfig) -> type[DiffusionExecutor]:
@@ -33,9 +35,7 @@ def resolve_executor(config: EngineConfig) -> type[DiffusionExecutor]:
     """
     backend = config.distributed_executor_backend
     if backend == "ray":
-        raise ConfigError(
-            "distributed_executor_backend='ray': comes with the extra 'ray'; use 'mp' or 'inproc' until it is there"
-        )
+        backend = "steploom.executor.ray.RayExecutor"
     found = _BUILT_IN.get(backend) or _named(backend) if isinstance(backend, str) else backend
     if not (isinstance(found, type) and issubclass(found, DiffusionExecutor)):
         raise ConfigError(f"distributed_executor_backend={backend!r}: is no DiffusionExecutor; {_MEND}")

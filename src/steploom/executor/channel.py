@@ -55,6 +55,7 @@ class Channel:
         rank: Which worker.
         config: The engine's settings.
         send: Hands a command to the worker, without waiting.
+        device: The number of its device among those that it sees; None: its rank.
 
     Attributes:
         ready: The worker's :class:`Ready`, or why there is none.
@@ -64,8 +65,11 @@ class Channel:
         slots: Places for ticks in flight.
     """
 
-    def __init__(self, rank: int, config: EngineConfig, send: Callable[[Command], None]) -> None:
+    def __init__(
+        self, rank: int, config: EngineConfig, send: Callable[[Command], None], device: int | None = None
+    ) -> None:
         self.rank = rank
+        self._device = rank if device is None else device
         self.on_progress: ProgressCallback = logger.info
         self.loaded = False
         self.failed = anyio.Event()
@@ -136,7 +140,7 @@ class Channel:
             message = f"worker {self.rank} speaks protocol version {hello.version}, this engine {PROTOCOL_VERSION}"
             self.fail(lambda: ProtocolError(message))
         else:
-            self._send(Configure.of(self._config, self.rank))
+            self._send(Configure.of(self._config, self._device))
 
     def _ticked(self, answer: Ticked) -> None:
         if not self._ticks or self._ticks[0][0] != answer.tick:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import importlib
 import logging
 import os
@@ -29,22 +27,19 @@ from steploom.errors import (
     EngineError,
     EngineNotRunning,
     InvalidRequest,
-    ProtocolError,
-    WorkerDied,
+    SteploomError,
 )
 from steploom.executor.abstract import ProgressCallback
-from steploom.executor.channel import MAX_TICKS, Channel, ChannelExecutor
-from steploom.executor.process import GRACE_S, WorkerProcess
+from steploom.executor.channel import MAX_TICKS, ChannelExecutor
+from steploom.executor.process import WorkerProcess
 from steploom.executor.transport import WorkerSocket
+from steploom.executor.worker import Worker
 from steploom.protocol import ErrorInfo, NewRequest, PipelineInfo, RequestReport, RunnerOutput, SchedulerOutput
-from steploom.worker.messages import Close, Command, Configure
-from steploom.worker.process import LAST_WORDS
+from steploom.worker.messages import Configure
 from steploom.worker.serving import DEFAULT_RUNNER
 
 LONGEST_ADDRESS = 100
 """Bytes of a socket's path that every system takes."""
-LAST_WORDS_S = 1.0
-"""How long the last words of a worker that has ended may be on their way."""
 
 logger = logging.getLogger("steploom.worker")
 
@@ -67,7 +62,7 @@ class MultiprocExecutor(ChannelExecutor):
         Configure.of(config)  # refuses what cannot travel
         self._folder = ""
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
-        self._workers: list[_Worker] = []
+        self._workers: list[Worker] = []
         self._closed: anyio.Event | None = None
         self._info: PipelineInfo | None = None  # once it has started
         self._spawned = 0
@@ -81,14 +76,13 @@ class MultiprocExecutor(ChannelExecutor):
         if self._context is not None or self._closed is not None:
             raise EngineNotRunning("an executor starts once; make a new one")
         self._context = zmq.Context()
-        self._folder = _private_folder()
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # also if nobody calls shutdown
+        await self._prepare(on_progress)
         for rank in range(self.config.data_parallel_size):
             worker = self._make(rank)
             self._workers.append(worker)
             self._channels.append(worker.channel)
             worker.channel.on_progress = on_progress  # from its first line on: what follows takes seconds
-            await worker.start()
+        await self._start_all()
         await _import_what_answers_hold()
         ready = await self._ready(on_progress)
         for worker, answer in zip(self._workers, ready, strict=True):
@@ -96,14 +90,36 @@ class MultiprocExecutor(ChannelExecutor):
         self._info = ready[0].info
         return self._info
 
-    def _make(self, rank: int) -> _Worker:
+    async def _start_all(self) -> None:
+        """Starts the workers side by side; the first that cannot be started ends the others' starts."""
+        faults: list[SteploomError] = []
+
+        async def start(worker: Worker) -> None:
+            try:
+                await worker.start()
+            except SteploomError as error:
+                faults.append(error)
+                group.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            for worker in self._workers:
+                group.start_soon(start, worker)
+        if faults:
+            raise faults[0]
+
+    async def _prepare(self, on_progress: ProgressCallback) -> None:
+        """Makes ready for workers to be made."""
+        self._folder = _private_folder()
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # also if nobody calls shutdown
+
+    def _make(self, rank: int) -> Worker:
         """A worker that was not started yet, with an address of its own: nothing for another one arrives here."""
         assert self._context is not None
         self._spawned += 1
         address = f"{self._folder}/worker-{self._spawned}"
         process = self._process(rank, address, partial(logger.info, "worker %d: %s", rank))
         process.kill_timeout_s = self.config.kill_timeout_s
-        return _Worker(rank, self.config, self._context, address, process)
+        return Worker(rank, self.config, process, partial(WorkerSocket, self._context, address))
 
     def _process(self, rank: int, address: str, on_line: Callable[[str], None]) -> WorkerProcess:
         """A process, not started yet, that will connect to ``address``."""
@@ -153,7 +169,7 @@ class MultiprocExecutor(ChannelExecutor):
             if self._closed is None:
                 self._workers.remove(worker)
 
-    async def _load(self, worker: _Worker) -> None:
+    async def _load(self, worker: Worker) -> None:
         """Starts the process of a worker that joins the others; returns when it has loaded what they have."""
         try:
             with anyio.fail_after(self.config.start_timeout_s):
@@ -226,75 +242,6 @@ class MultiprocExecutor(ChannelExecutor):
                 if self._folder:
                     shutil.rmtree(self._folder, ignore_errors=True)
                 self._closed.set()
-
-
-class _Worker:
-    """One worker: its process, its socket, and the channel that they carry."""
-
-    def __init__(
-        self,
-        rank: int,
-        config: EngineConfig,
-        context: zmq.Context[zmq.Socket[bytes]],
-        address: str,
-        process: WorkerProcess,
-    ) -> None:
-        self.rank = rank
-        self.refused: dict[int, list[RequestReport]] = {}  # by the tick whose answer tells of them
-        self._stop_timeout_s = GRACE_S if config.stop_timeout_s is None else config.stop_timeout_s
-        self.channel = Channel(rank, config, self._send)
-        self.process = process
-        self.socket = WorkerSocket(context, address, self.channel.receive, self._damaged)
-
-    def _send(self, command: Command) -> None:
-        try:
-            self.socket.send(command)
-        except EngineError:  # it hears nothing any more: most likely it is gone, which its exit is about to tell
-            self.process.kill()
-
-    async def start(self) -> None:
-        await anyio.to_thread.run_sync(self.process.spawn)
-        self.process.watch(self._exited)
-
-    def welcome(self, packages: tuple[str, ...]) -> None:
-        """It has loaded: dataclasses of ``packages`` may travel."""
-        self.socket.packages = packages
-
-    def _damaged(self, error: ProtocolError) -> None:
-        message = f"worker {self.rank}: {error}"
-        self.channel.fail(lambda: ProtocolError(message))
-        self.process.kill()
-
-    def _exited(self) -> None:
-        """The process is gone. If it left last words, they say more than its exit code."""
-        if self.process.exitcode == LAST_WORDS:
-            asyncio.get_running_loop().call_later(LAST_WORDS_S, self._died)
-        else:
-            self._died()
-
-    def _died(self) -> None:
-        rank, exitcode, lines = self.rank, self.process.exitcode, self.process.last_lines
-        self.channel.fail(lambda: WorkerDied(rank, exitcode, lines))
-
-    def discard(self, fault: EngineError) -> None:
-        """Kills it; whoever waits for it is told ``fault``."""
-        kind, message = EngineDead if isinstance(fault, WorkerDied) else type(fault), str(fault)
-        self.channel.fail(lambda: kind(message))
-        self.process.kill()
-
-    async def stop(self) -> None:
-        """Ends it: in order if it can hear, else by force."""
-        hears = self.channel.failure is None and self.channel.loaded
-        if hears:
-            with contextlib.suppress(EngineError):
-                self.socket.send(Close())
-        self.channel.fail(lambda: EngineNotRunning("the engine was closed"))
-        await self.process.end(self._stop_timeout_s if hears else 0.0)
-
-    def abandon(self) -> None:
-        """Ends at once what is left of it."""
-        self.process.abandon()
-        self.socket.close()
 
 
 def _portable(info: PipelineInfo) -> PipelineInfo:

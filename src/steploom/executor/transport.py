@@ -38,13 +38,16 @@ class WorkerSocket:
         self._on_answer = on_answer
         self._on_damage = on_damage
         self._decoding = False
-        self._address = Path(address)
+        self._address = address
         self._loop = asyncio.get_running_loop()
         self._socket = context.socket(zmq.PAIR)
         self._socket.linger = 0
-        self._socket.bind(f"ipc://{address}")
+        self._open()
         self._fd = self._socket.fileno()
         self._loop.add_reader(self._fd, self._drain)
+
+    def _open(self) -> None:
+        self._socket.bind(f"ipc://{self._address}")
 
     def send(self, command: Command) -> None:
         """Sends ``command`` without waiting.
@@ -100,5 +103,6 @@ class WorkerSocket:
         if not self._socket.closed:
             self._loop.remove_reader(self._fd)
             self._socket.close()
-            for path in (self._address, rendezvous(str(self._address))):
-                path.unlink(missing_ok=True)
+            if self._address:
+                for path in (Path(self._address), rendezvous(str(self._address))):
+                    path.unlink(missing_ok=True)

@@ -68,11 +68,14 @@ class EngineLink:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.linger = LINGER_MS
-        self._socket.connect(f"ipc://{address}")
+        self._open(address)
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         if lifeline is not None:
             self._poller.register(lifeline, zmq.POLLIN)
+
+    def _open(self, address: str) -> None:
+        self._socket.connect(f"ipc://{address}")
 
     def send(self, answer: Answer) -> None:
         """Sends ``answer``.
@@ -116,7 +119,11 @@ def run(address: str, runner: str) -> int:
     Returns:
         Exit code: 0 if told to close, :data:`LAST_WORDS` if it failed and said so.
     """
-    link = EngineLink(address)
+    return attend(EngineLink(address), runner)
+
+
+def attend(link: EngineLink, runner: str) -> int:
+    """Serves the engine at the other end of ``link`` until it says so; the exit code, as that of :func:`run`."""
     try:
         _serve(link, runner)
     except Exception as error:  # noqa: BLE001 - the process boundary: the engine hears of it

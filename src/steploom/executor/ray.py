@@ -1,0 +1,223 @@
+"""RayExecutor: workers as Ray actors on the nodes of a cluster, over authenticated TCP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from steploom.config import EngineConfig
+from steploom.errors import EngineDead, EngineError, EngineNotRunning, ProtocolError
+from steploom.executor.abstract import ProgressCallback
+from steploom.executor.multiproc import MultiprocExecutor
+from steploom.executor.process import WorkerProcess
+from steploom.executor.ray_cluster import Cluster
+from steploom.executor.remote import RemoteSocket
+from steploom.executor.worker import Worker
+from steploom.worker.messages import Answer
+from steploom.worker.remote import Door, RemoteWorker
+
+GONE_S = 5.0
+"""How long Ray may take to say that an actor is gone which it was told to end."""
+
+
+class RayExecutor(MultiprocExecutor):
+    """Executes ticks in actors of a Ray cluster that this machine is a node of.
+
+    Ray finds each worker a place (a placement group), starts it there, and ends it. Ticks and answers do not pass
+    through Ray, but over a connection between the engine and the actor, encrypted and with a key that only they know.
+    """
+
+    def __init__(self, config: EngineConfig, pipeline: Any = None) -> None:
+        super().__init__(config, pipeline)
+        self._cluster = Cluster(config)
+        self._needs: Mapping[str, float] = {}
+        self._tell: ProgressCallback = _nothing
+
+    async def _prepare(self, on_progress: ProgressCallback) -> None:
+        on_progress("joining the Ray cluster")
+        await anyio.to_thread.run_sync(self._cluster.join, abandon_on_cancel=True)
+        self._needs = await anyio.to_thread.run_sync(self._cluster.needs, abandon_on_cancel=True)
+        self._tell = on_progress
+
+    def _make(self, rank: int) -> Worker:
+        assert self._context is not None
+        actor = Actor(rank, self._cluster, self._needs, self.runner)
+        return _RayWorker(rank, self.config, actor, partial(RemoteSocket, self._context), self._tell)
+
+    async def shutdown(self) -> None:
+        """Ends the actors, gives back their places, and leaves the cluster; see :meth:`DiffusionExecutor.shutdown`."""
+        with anyio.CancelScope(shield=True):
+            try:
+                await super().shutdown()
+            finally:
+                await anyio.to_thread.run_sync(self._cluster.leave)
+
+
+class _RayWorker(Worker):
+    """A worker that is an actor. Of the devices that it sees the first one is its own."""
+
+    def __init__(
+        self,
+        rank: int,
+        config: EngineConfig,
+        actor: Actor,
+        open_socket: Callable[[Callable[[Answer], None], Callable[[ProtocolError], None]], RemoteSocket],
+        on_progress: ProgressCallback,
+    ) -> None:
+        super().__init__(rank, config, actor, open_socket, device=0)
+        self._actor = actor
+        self._on_progress = on_progress
+
+    async def start(self) -> None:
+        """Has Ray start the actor somewhere, and connects to it."""
+        assert isinstance(self.socket, RemoteSocket)
+        door = await self._actor.open(self._exited)
+        self._on_progress(f"worker {self.rank} is process {door.pid} at {door.url}")
+        await self.socket.connect(door, self._actor.hung_up)
+
+
+class Actor(WorkerProcess):
+    """A process that Ray starts, in a place of its own. Its end is seen by that of its connection, or said by Ray.
+
+    Args:
+        rank: Which worker.
+        cluster: Where.
+        needs: What it asks of its node.
+        runner: Name of its runner's factory.
+    """
+
+    def __init__(self, rank: int, cluster: Cluster, needs: Mapping[str, float], runner: str) -> None:
+        super().__init__(rank, "", runner, _nothing)
+        self._cluster = cluster
+        self._needs = needs
+        self._loop = asyncio.get_running_loop()
+        self._on_exit: Callable[[], None] | None = None
+        self._words = ""
+        self._lock = threading.Lock()  # held for milliseconds, in threads
+        self._group: Any = None
+        self._actor: Any = None
+        self._waiting = threading.Event()
+        self._waiting.set()
+
+    @property
+    def last_lines(self) -> str:
+        """What is known of its end."""
+        return self._words
+
+    async def open(self, on_exit: Callable[[], None]) -> Door:
+        """Has it placed and started; returns where it listens. ``on_exit`` is called when it has ended.
+
+        Raises:
+            EngineDead: There is no place for it, or it does not start.
+        """
+        self._on_exit = on_exit
+        await anyio.to_thread.run_sync(self._ask)
+        placed = await anyio.to_thread.run_sync(self._wait, abandon_on_cancel=True)
+        if not placed:
+            shortage = partial(self._cluster.shortage, self.rank, self._needs)
+            raise EngineDead(await anyio.to_thread.run_sync(shortage, abandon_on_cancel=True))
+        host, door = await anyio.to_thread.run_sync(self._start)
+        try:
+            return Door(*await asyncio.wrap_future(door))
+        except Exception as error:  # noqa: BLE001 - what Ray raises has no common base
+            mend = "is steploom installed there, in the same version?"
+            raise EngineDead(f"worker {self.rank} does not start at {host} ({mend}): {error}") from None
+
+    def _ask(self) -> None:
+        """Asks for a place."""
+        with self._lock:
+            if self._unwanted:
+                raise EngineNotRunning("the engine was closed")
+            self._group = self._cluster.asked(self._cluster.ray.util.placement_group, [dict(self._needs)])
+            self._waiting.clear()
+
+    def _wait(self) -> bool:
+        """Waits for the place; whether there was one in time."""
+        try:
+            group = self._group
+            return group is not None and self._cluster.asked(group.wait, self._cluster.patience_s)
+        finally:
+            self._waiting.set()
+
+    def _start(self) -> tuple[str, Future[Any]]:
+        """Starts it in its place, and has it serve: where, and its door."""
+        ray, needs = self._cluster.ray, dict(self._needs)
+        with self._lock:
+            if self._group is None:
+                raise EngineNotRunning("the engine was closed")
+            node = self._cluster.asked(ray.util.placement_group_table, self._group)["bundles_to_node_id"][0]
+            hosts = {one["NodeID"]: one["NodeManagerAddress"] for one in self._cluster.asked(ray.nodes)}
+            place = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(self._group, 0)
+            sizes = {"num_cpus": needs.pop("CPU", 0), "num_gpus": needs.pop("GPU", 0)}
+            if "memory" in needs:
+                sizes["memory"] = needs.pop("memory")
+            options = {**sizes, "resources": needs, "scheduling_strategy": place, "max_restarts": 0}
+            self._actor = self._cluster.asked(ray.remote(RemoteWorker).options(**options).remote)
+            door = self._actor.listen.remote(hosts[node]).future()
+            self._actor.serve.remote(self._runner).future().add_done_callback(self._told)
+            return hosts[node], door
+
+    def _told(self, done: Future[Any]) -> None:
+        """Ray says how it ended, in a thread of its own."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended as well
+            self._loop.call_soon_threadsafe(self._ended_so, done)
+
+    def _ended_so(self, done: Future[Any]) -> None:
+        error = done.exception()
+        if error is None:
+            self.exitcode = done.result()
+        else:
+            self._words = str(error).strip()
+        self.exited.set()
+        self._tell_end()
+
+    def hung_up(self) -> None:
+        """Its connection has ended, which is known long before Ray says so."""
+        self._words = "it has hung up: its process or its node is gone, or the network between"
+        self._tell_end()
+
+    def _tell_end(self) -> None:
+        on_exit, self._on_exit = self._on_exit, None
+        if on_exit is not None:
+            on_exit()
+
+    def _let_go(self) -> None:
+        """Ends it, and gives its place back. Idempotent."""
+        with self._lock:
+            self._unwanted = True
+            group, self._group = self._group, None
+            if group is None:
+                return
+            ray = self._cluster.ray
+            with contextlib.suppress(EngineError):  # then the cluster is gone, and all of it
+                if self._actor is not None:
+                    self._cluster.asked(ray.kill, self._actor)
+                self._cluster.asked(ray.util.remove_placement_group, group)
+            self._waiting.wait(GONE_S)
+
+    def kill(self) -> None:
+        """Ends it at once; Ray is told in a thread."""
+        self._loop.run_in_executor(None, self._let_go)
+
+    def abandon(self) -> None:
+        """Ends it at once, and leaves nothing of it behind."""
+        self._let_go()
+
+    async def end(self, grace_s: float) -> None:
+        """Returns when it is gone: by itself within ``grace_s``, else ended by Ray."""
+        for seconds in (grace_s, GONE_S):
+            with anyio.move_on_after(seconds if self._actor is not None else 0):
+                await self.exited.wait()
+            await anyio.to_thread.run_sync(self._let_go)
+
+
+def _nothing(line: str) -> None:
+    pass

@@ -1,0 +1,105 @@
+"""The engine's end of the socket to a worker on another machine."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+import anyio
+import zmq
+
+from steploom.errors import EngineDead, ProtocolError
+from steploom.executor.transport import WorkerSocket
+from steploom.worker.messages import Answer
+from steploom.worker.remote import Door
+
+REACH_S = 15.0
+"""How long it may take until the worker has answered at its door."""
+BEAT_MS, SILENCE_MS = 3000, 15000
+"""How often ZMQ asks whether the other machine is there, and for how long that may be silent."""
+
+_LOST = (
+    zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+)
+
+
+class RemoteSocket(WorkerSocket):
+    """A socket to a worker that listens, known by its key. What was lost is not connected again: messages are missing.
+
+    Args:
+        context: ZMQ's.
+        on_answer: Takes each message.
+        on_damage: Is told when a message cannot be decoded.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        on_answer: Callable[[Answer], None],
+        on_damage: Callable[[ProtocolError], None],
+    ) -> None:
+        super().__init__(context, "", on_answer, on_damage)
+        self._on_lost: Callable[[], None] = _no_one
+        self._settled = anyio.Event()
+        self._reached = False
+        self._monitor: zmq.Socket[bytes] | None = None
+
+    def _open(self) -> None:
+        self._socket.curve_publickey, self._socket.curve_secretkey = zmq.curve_keypair()
+        self._socket.heartbeat_ivl, self._socket.heartbeat_timeout = BEAT_MS, SILENCE_MS
+        self._socket.reconnect_ivl = -1
+
+    async def connect(self, door: Door, on_lost: Callable[[], None]) -> None:
+        """Connects to the worker; ``on_lost`` is called once the connection has ended, after what came before that.
+
+        Raises:
+            EngineDead: It cannot be reached, or has another key.
+        """
+        self._on_lost = on_lost
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | _LOST)
+        self._loop.add_reader(self._monitor.fileno(), self._observe)
+        self._loop.call_soon(self._observe)
+        self._socket.ipv6 = "[" in door.url
+        self._socket.curve_serverkey = door.key
+        self._socket.connect(door.url)
+        with anyio.move_on_after(REACH_S):
+            await self._settled.wait()
+        if not self._reached:
+            raise EngineDead(
+                f"the worker at {door.url} cannot be reached from here; every machine of the engine must be able to "
+                "connect to every port of the workers' machines (firewalls, network policies)"
+            )
+
+    def _observe(self) -> None:
+        """Takes in what has become of the connection."""
+        while self._monitor is not None:
+            try:
+                event, _ = self._monitor.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            (kind,) = struct.unpack_from("=H", event)
+            self._reached = kind == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            self._settled.set()
+            if not self._reached:
+                self._unwatch()
+                self._drain()  # what was said before the end
+                self._on_lost()
+
+    def _unwatch(self) -> None:
+        if self._monitor is not None:
+            self._loop.remove_reader(self._monitor.fileno())
+            self._monitor = None
+            self._socket.disable_monitor()
+
+    def close(self) -> None:
+        """Hangs up."""
+        if not self._socket.closed:
+            self._unwatch()
+        super().close()
+
+
+def _no_one() -> None:
+    pass

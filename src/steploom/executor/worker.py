@@ -1,0 +1,99 @@
+"""One worker as an executor of several sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+import anyio.to_thread
+
+from steploom.config import EngineConfig
+from steploom.errors import EngineDead, EngineError, EngineNotRunning, ProtocolError, WorkerDied
+from steploom.executor.channel import Channel
+from steploom.executor.process import GRACE_S, WorkerProcess
+from steploom.executor.transport import WorkerSocket
+from steploom.protocol import RequestReport
+from steploom.worker.messages import Answer, Close, Command
+from steploom.worker.process import LAST_WORDS
+
+LAST_WORDS_S = 1.0
+"""How long the last words of a worker that has ended may be on their way."""
+
+
+class Worker:
+    """One worker: its process, its socket, and the channel that they carry.
+
+    Args:
+        rank: Which worker.
+        config: The engine's settings.
+        process: Its process, not started yet.
+        open_socket: Makes the socket to it, which hands on what arrives, and what cannot be read.
+        device: The number of its device among those that it sees; None: its rank.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        config: EngineConfig,
+        process: WorkerProcess,
+        open_socket: Callable[[Callable[[Answer], None], Callable[[ProtocolError], None]], WorkerSocket],
+        device: int | None = None,
+    ) -> None:
+        self.rank = rank
+        self.refused: dict[int, list[RequestReport]] = {}  # by the tick whose answer tells of them
+        self._stop_timeout_s = GRACE_S if config.stop_timeout_s is None else config.stop_timeout_s
+        self.channel = Channel(rank, config, self._send, device)
+        self.process = process
+        self.socket = open_socket(self.channel.receive, self._damaged)
+
+    def _send(self, command: Command) -> None:
+        try:
+            self.socket.send(command)
+        except EngineError:  # it hears nothing any more: most likely it is gone, which its exit is about to tell
+            self.process.kill()
+
+    async def start(self) -> None:
+        """Starts the process, which will connect to the socket."""
+        await anyio.to_thread.run_sync(self.process.spawn)
+        self.process.watch(self._exited)
+
+    def welcome(self, packages: tuple[str, ...]) -> None:
+        """It has loaded: dataclasses of ``packages`` may travel."""
+        self.socket.packages = packages
+
+    def _damaged(self, error: ProtocolError) -> None:
+        message = f"worker {self.rank}: {error}"
+        self.channel.fail(lambda: ProtocolError(message))
+        self.process.kill()
+
+    def _exited(self) -> None:
+        """The process is gone. If it left last words, they say more than its exit code."""
+        if self.process.exitcode == LAST_WORDS:
+            asyncio.get_running_loop().call_later(LAST_WORDS_S, self._died)
+        else:
+            self._died()
+
+    def _died(self) -> None:
+        rank, exitcode, lines = self.rank, self.process.exitcode, self.process.last_lines
+        self.channel.fail(lambda: WorkerDied(rank, exitcode, lines))
+
+    def discard(self, fault: EngineError) -> None:
+        """Kills it; whoever waits for it is told ``fault``."""
+        kind, message = EngineDead if isinstance(fault, WorkerDied) else type(fault), str(fault)
+        self.channel.fail(lambda: kind(message))
+        self.process.kill()
+
+    async def stop(self) -> None:
+        """Ends it: in order if it can hear, else by force."""
+        hears = self.channel.failure is None and self.channel.loaded
+        if hears:
+            with contextlib.suppress(EngineError):
+                self.socket.send(Close())
+        self.channel.fail(lambda: EngineNotRunning("the engine was closed"))
+        await self.process.end(self._stop_timeout_s if hears else 0.0)
+
+    def abandon(self) -> None:
+        """Ends at once what is left of it."""
+        self.process.abandon()
+        self.socket.close()
