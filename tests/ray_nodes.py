@@ -1,7 +1,7 @@
 """A Ray cluster of real raylets on this machine, one line of JSON for each command on standard input.
 
-``python tests/ray_nodes.py NODES FOLDER``: says where the head is and which process is each node's raylet. ``add`` adds a node.
-It ends, with all of them, when its standard input does.
+``python tests/ray_nodes.py NODES FOLDER``: says where the head is and which process is each node's raylet. ``add`` adds
+a node. It ends, with all of them, when its standard input does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def said(cluster: Any) -> dict[str, Any]:
 
     nodes = [cluster.head_node, *cluster.worker_nodes]
     raylets = [node.all_processes[ray_constants.PROCESS_TYPE_RAYLET][0].process.pid for node in nodes]
-    return {"address": cluster.address, "raylets": sorted(raylets)}
+    return {"address": cluster.address, "raylets": raylets}
 
 
 def main() -> None:

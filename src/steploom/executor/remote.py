@@ -89,10 +89,11 @@ class RemoteSocket(WorkerSocket):
                 self._on_lost()
 
     def _unwatch(self) -> None:
-        if self._monitor is not None:
-            self._loop.remove_reader(self._monitor.fileno())
-            self._monitor = None
+        monitor, self._monitor = self._monitor, None
+        if monitor is not None:
+            self._loop.remove_reader(monitor.fileno())
             self._socket.disable_monitor()
+            monitor.close()
 
     def close(self) -> None:
         """Hangs up."""
