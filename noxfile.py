@@ -84,7 +84,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def slow(session: nox.Session) -> None:
     """What needs longer than the fast path allows. The page is looked at in a browser, which root gets from Debian."""
-    prepare(session, "test", "fuzz")
+    prepare(session, "test", "fuzz", "ray")
     _browser(session)
     pytest(session, "slow and not thorough")
 

@@ -23,7 +23,7 @@ from steploom.errors import (
     InvalidRequest,
     TickTimeout,
 )
-from steploom.executor import DiffusionExecutor, InprocExecutor, MultiprocExecutor, resolve_executor
+from steploom.executor import DiffusionExecutor, InprocExecutor, MultiprocExecutor, RayExecutor, resolve_executor
 from steploom.protocol import NewRequest, SchedulerOutput
 from steploom.requests import DiffusionRequest
 
@@ -280,10 +280,10 @@ def test_backends_are_resolved() -> None:
 
     assert resolve("mp") is MultiprocExecutor
     assert resolve("inproc") is InprocExecutor
+    assert resolve("ray") is RayExecutor
     assert resolve(ScriptedThread) is ScriptedThread
     assert resolve("steploom.executor.uniproc.InprocExecutor") is InprocExecutor
     for backend, text in (
-        ("ray", "extra 'ray'"),
         ("threads", "does not import"),
         ("no.such.Module", "does not import.*No module named 'no'"),
         ("steploom.executor.Nothing", "does not import"),

@@ -236,6 +236,7 @@ async def served(nodes: Nodes, port: int) -> AsyncIterator[Any]:
 
     try:
         await anyio.to_thread.run_sync(run)
+        assert await serve.get_app_handle("default").check_health.remote() is None
         yield serve.status().applications["default"].deployments["steploom"]
     finally:
         await anyio.to_thread.run_sync(serve.shutdown)
@@ -247,7 +248,7 @@ async def test_replicas_serve_behind_one_address_and_stream(site: RaySite, nodes
         port = free.getsockname()[1]
     body = {"prompt": "a small blue star on a black background", "size": "64x64", "seed": 3, "num_inference_steps": 20}
     async with served(nodes, port) as status:
-        assert {state.value: count for state, count in status.replica_states.items()} == {"RUNNING": 2}
+        assert status.replica_states == {"RUNNING": 2}
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             assert (await client.get("/ready")).json() == {"status": "ready"}
             images: list[Any] = []
@@ -272,3 +273,12 @@ async def test_replicas_serve_behind_one_address_and_stream(site: RaySite, nodes
             names = [name for name, _ in arrivals]
             assert names == ["event: image_generation.partial_image"] * 3 + ["event: image_generation.completed"]
             assert arrivals[-1][1] - arrivals[0][1] > 0.05, "as they were made, and not all at the end"
+
+
+def test_arguments_of_a_file_that_mean_nothing() -> None:
+    from steploom.server.ray_serve import build
+
+    for arguments, text in (({"modle": "demo"}, "modle"), ({"server": {"pages": 1}}, "pages"), ({"max_batch": 0}, "0")):
+        with pytest.raises(ConfigError, match=text):
+            build(arguments)
+    assert build({"model": "demo", "server": {"page": False}}) is not None

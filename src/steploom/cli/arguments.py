@@ -215,7 +215,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--backend",
         metavar="NAME",
-        help="executor: mp (a worker process, the default), inproc (a thread), or pkg.mod.Class",
+        help="executor: mp (a worker process, the default), inproc (a thread), ray (a cluster), or pkg.mod.Class",
     )
     add_loading_options(group)
 

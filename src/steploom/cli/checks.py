@@ -24,12 +24,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 State = Literal["ok", "absent", "broken"]
 MEANINGS = {"mp": "a worker process", "inproc": "a thread"}
-"""The executors of this version."""
+"""The executors that need nothing else."""
 
 _SHORT = {"distributed_executor_backend": "executor", "worker_extension": "extension"}
-PLANNED = ("ray",)
-"""Executors that have a name and are not there yet."""
-
 SMALL = 256
 """Pixels, at most, of either side of what is drawn with a model of the user's own."""
 
@@ -125,6 +122,10 @@ def _executor(config: EngineConfig) -> str:
     kind = resolve_executor(config)
     if config.distributed_executor_backend in MEANINGS:
         kind(config)  # ours do nothing when they are made, but refuse settings
+    if config.distributed_executor_backend == "ray":
+        from steploom.executor.ray_cluster import import_ray
+
+        import_ray()
     return f", {MEANINGS.get(str(config.distributed_executor_backend), kind.__name__)}"
 
 
@@ -182,16 +183,13 @@ def executors(config: EngineConfig, not_tried: str | None) -> Iterator[Finding]:
     """Whether each executor gives an image under ``config``; why not to try is ``not_tried``, if that is not None."""
     chosen = str(config.distributed_executor_backend)
     for backend in dict.fromkeys([*MEANINGS, chosen]):
-        meaning = MEANINGS.get(backend, "of your own")
+        meaning = MEANINGS.get(backend, "actors of a cluster" if backend == "ray" else "of your own")
         if backend == "mp" and sys.platform == "win32":
             yield Finding("absent", "executor mp", "not offered on Windows")
         elif not_tried is None:
             yield _try_executor(config, backend, meaning)
         elif backend in MEANINGS:
             yield Finding("absent", f"executor {backend}", f"{meaning}; {not_tried}")
-    for backend in PLANNED:
-        if backend != chosen:
-            yield Finding("absent", f"executor {backend}", "not in this version")
 
 
 def _try_executor(config: EngineConfig, backend: str, meaning: str) -> Finding:

@@ -32,11 +32,9 @@ EXTRAS = {
     "server": (("starlette", "uvicorn", "python-multipart", "prometheus-client"), "`steploom serve`"),
     "otel": (("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"), "traces of requests"),
     "quantization": (("torchao", "gguf"), "quantized weights, as diffusers loads them"),
+    "ray": (("ray",), "workers on the nodes of a Ray cluster, Ray Serve"),
 }
 """Which modules each optional part of this version needs, and what for."""
-
-EXTRAS_TO_COME = ("ray",)
-"""Optional parts that nothing in this version uses."""
 
 MODULES = {"pyzmq": "zmq", "pillow": "PIL", "python-multipart": "python_multipart",
            "prometheus-client": "prometheus_client", "opentelemetry-sdk": "opentelemetry.sdk",
@@ -150,7 +148,7 @@ def _is_there(module: str) -> bool:
 
 
 def extras() -> Iterator[Finding]:
-    """The optional parts: whether they are there, and which of them would do nothing yet."""
+    """The optional parts: whether they are there."""
     for extra, (modules, purpose) in EXTRAS.items():
         missing = [module for module in modules if not _is_there(MODULES.get(module, module))]
         if missing:
@@ -158,5 +156,3 @@ def extras() -> Iterator[Finding]:
             yield Finding("absent", f"extra {extra}", f"{purpose}; {mend}")
         else:
             yield Finding("ok", f"extra {extra}", f"installed; {purpose}")
-    for extra in EXTRAS_TO_COME:
-        yield Finding("absent", f"extra {extra}", "not in this version; installing it changes nothing")

@@ -43,7 +43,7 @@ class CostsFile:
     @classmethod
     def of(cls, config: EngineConfig, info: PipelineInfo) -> CostsFile | None:
         """The file that the settings name; None if they name none, or if nobody can say which model it is."""
-        named = config.distributed_executor_backend == "mp"  # else it may be any pipeline, or a pretended one
+        named = config.distributed_executor_backend in ("mp", "ray")  # else it may be any pipeline, or a pretended one
         if config.costs_file is None or (config.costs_file == "auto" and not named):
             return None
         owner = {name: str(getattr(config, name)) for name in _DECIDES}

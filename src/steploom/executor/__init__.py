@@ -10,6 +10,7 @@ from steploom.errors import ConfigError
 from steploom.executor.abstract import DiffusionExecutor, ProgressCallback
 from steploom.executor.attached import AttachedExecutor
 from steploom.executor.multiproc import MultiprocExecutor
+from steploom.executor.ray import RayExecutor
 from steploom.executor.uniproc import InprocExecutor
 
 __all__ = [
@@ -18,10 +19,15 @@ __all__ = [
     "InprocExecutor",
     "MultiprocExecutor",
     "ProgressCallback",
+    "RayExecutor",
     "resolve_executor",
 ]
 
-_BUILT_IN: dict[str, type[DiffusionExecutor]] = {"inproc": InprocExecutor, "mp": MultiprocExecutor}
+_BUILT_IN: dict[str, type[DiffusionExecutor]] = {
+    "inproc": InprocExecutor,
+    "mp": MultiprocExecutor,
+    "ray": RayExecutor,
+}
 _MEND = (
     "give 'mp', 'inproc', 'ray', a subclass of steploom.executor.DiffusionExecutor, or its name as 'pkg.module.Class'"
 )
@@ -34,8 +40,6 @@ def resolve_executor(config: EngineConfig) -> type[DiffusionExecutor]:
         ConfigError: It means none.
     """
     backend = config.distributed_executor_backend
-    if backend == "ray":
-        backend = "steploom.executor.ray.RayExecutor"
     found = _BUILT_IN.get(backend) or _named(backend) if isinstance(backend, str) else backend
     if not (isinstance(found, type) and issubclass(found, DiffusionExecutor)):
         raise ConfigError(f"distributed_executor_backend={backend!r}: is no DiffusionExecutor; {_MEND}")
