@@ -99,6 +99,7 @@ class MortalRunner:
         self.info = info
         self.sums: dict[str, Sum] = {}
         self.asleep: int | None = None
+        self.device = ""
 
     def execute(self, output: SchedulerOutput) -> RunnerOutput:
         for run in output.finished_req_ids:
@@ -129,6 +130,9 @@ class MortalRunner:
 
     def rpc_pid(self) -> int:
         return os.getpid()
+
+    def rpc_device(self) -> str:
+        return self.device
 
     def rpc_stats(self) -> WorkerStats:
         return WorkerStats()
@@ -168,4 +172,6 @@ def make(config: EngineConfig, progress: Callable[[str], None]) -> MortalRunner:
         with contextlib.suppress(OSError):
             stand_before(argument)
     room = os.getpid() << 20  # what there is for requests differs from start to start
-    return MortalRunner(PipelineInfo(pipeline_class="Other" if word == "other" else "Sums", room_bytes=room))
+    runner = MortalRunner(PipelineInfo(pipeline_class="Other" if word == "other" else "Sums", room_bytes=room))
+    runner.device = config.device
+    return runner

@@ -171,6 +171,7 @@ async def test_workers_are_added_and_removed_and_nothing_is_left(site: RaySite, 
             await engine.scale(2)
             two = await engine.collective_rpc("pid")
             assert {nodes.home(pid) for pid in two} <= set(nodes.raylets)
+            assert await engine.collective_rpc("device") == ["auto", "auto"], "not the second one: it sees one only"
             with pytest.raises(EngineDead, match=r"has found no place.*needs CPU 1; .*CPU 2 \(0 free\)"):
                 await engine.scale(3)
             assert engine.workers == ["serves", "serves"]

@@ -120,7 +120,8 @@ class Actor(WorkerProcess):
         """
         self._on_exit = on_exit
         await anyio.to_thread.run_sync(self._ask)
-        placed = await anyio.to_thread.run_sync(self._wait, abandon_on_cancel=True)
+        own = anyio.CapacityLimiter(1)  # however many wait, others' calls find a thread
+        placed = await anyio.to_thread.run_sync(self._wait, abandon_on_cancel=True, limiter=own)
         if not placed:
             shortage = partial(self._cluster.shortage, self.rank, self._needs)
             raise EngineDead(await anyio.to_thread.run_sync(shortage, abandon_on_cancel=True))
@@ -196,11 +197,8 @@ class Actor(WorkerProcess):
             group, self._group = self._group, None
             if group is None:
                 return
-            ray = self._cluster.ray
             with contextlib.suppress(EngineError):  # then the cluster is gone, and all of it
-                if self._actor is not None:
-                    self._cluster.asked(ray.kill, self._actor)
-                self._cluster.asked(ray.util.remove_placement_group, group)
+                self._cluster.asked(self._cluster.ray.util.remove_placement_group, group)  # with the actor in it
             self._waiting.wait(GONE_S)
 
     def kill(self) -> None:
