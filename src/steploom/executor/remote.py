@@ -17,6 +17,8 @@ REACH_S = 15.0
 """How long it may take until the worker has answered at its door."""
 BEAT_MS, SILENCE_MS = 3000, 15000
 """How often ZMQ asks whether the other machine is there, and for how long that may be silent."""
+NEVER_MS = 24 * 3600 * 1000
+"""When ZMQ would connect again. (Told not to at all, it drops what has arrived and was not read yet.)"""
 
 _LOST = (
     zmq.EVENT_DISCONNECTED
@@ -50,7 +52,7 @@ class RemoteSocket(WorkerSocket):
     def _open(self) -> None:
         self._socket.curve_publickey, self._socket.curve_secretkey = zmq.curve_keypair()
         self._socket.heartbeat_ivl, self._socket.heartbeat_timeout = BEAT_MS, SILENCE_MS
-        self._socket.reconnect_ivl = -1
+        self._socket.reconnect_ivl = NEVER_MS
 
     async def connect(self, door: Door, on_lost: Callable[[], None]) -> None:
         """Connects to the worker; ``on_lost`` is called once the connection has ended, after what came before that.
