@@ -1,7 +1,7 @@
 """A Ray cluster of real raylets on this machine, one line of JSON for each command on standard input.
 
 ``python tests/ray_nodes.py NODES FOLDER``: says where the head is and which process is each node's raylet. ``add`` adds
-a node. It ends, with all of them, when its standard input does.
+a node. It ends, with all of them, when its standard input does. The GPUs are Ray's belief only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-SLOTS = {"num_cpus": 1, "object_store_memory": 80_000_000}
+SLOTS = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": 80_000_000}
 EAGER = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
 
 

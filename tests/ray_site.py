@@ -25,7 +25,7 @@ class MortalRay(RayExecutor):
 
 
 class Nodes:
-    """Nodes of one CPU each on this machine. The first one is the head, and the driver's.
+    """Nodes of one CPU and, so they say, one GPU each on this machine. The first one is the head, and the driver's.
 
     Attributes:
         address: Where its head is.

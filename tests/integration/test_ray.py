@@ -98,7 +98,8 @@ async def test_requests_finish_when_the_node_of_a_worker_is_killed(
             nodes.kill(nodes.raylets[1])
             killed = time.monotonic()
             await site.witness.begun.wait()
-            assert time.monotonic() - killed < 2, "long before Ray's own health checks"
+            assert "hung up" in str(site.witness.faults[0]), "long before Ray's own health checks"
+            assert time.monotonic() - killed < 2
         assert len(outputs) == 10
         assert engine.workers[victim] == "recovering"
         assert isinstance(engine.recovering, WorkerDied)
@@ -127,7 +128,6 @@ async def test_a_killed_worker_is_replaced_and_its_requests_are_replayed(site: R
         asked.all_but()
         assert len(asked.outcomes) == 2
         assert [type(fault) for fault in site.witness.faults] == [WorkerDied]
-        assert "hung up" in str(site.witness.faults[0])
         assert await engine.collective_rpc("pid") == [site.loads[1]]
     await gone_all(site.loads)
 
@@ -172,7 +172,7 @@ async def test_workers_are_added_and_removed_and_nothing_is_left(site: RaySite, 
             two = await engine.collective_rpc("pid")
             assert {nodes.home(pid) for pid in two} <= set(nodes.raylets)
             assert await engine.collective_rpc("device") == ["auto", "auto"], "not the second one: it sees one only"
-            with pytest.raises(EngineDead, match=r"has found no place.*needs CPU 1; .*CPU 2 \(0 free\)"):
+            with pytest.raises(EngineDead, match=r"has found no place.*needs CPU 1, GPU 1; .*GPU 2 \(0 free\)"):
                 await engine.scale(3)
             assert engine.workers == ["serves", "serves"]
             await engine.scale(1)
@@ -186,8 +186,8 @@ async def test_workers_are_added_and_removed_and_nothing_is_left(site: RaySite, 
 
 
 async def test_a_start_that_finds_no_place_says_what_is_missing(site: RaySite) -> None:
-    needs = {"GPU": 1, "CPU": 0.5}
-    with pytest.raises(EngineDead, match=r"worker 0 of .*timeout_s=1: on one node it needs GPU 1, CPU 0\.5; .*GPU 0 "):
+    needs = {"GPU": 2, "CPU": 0.5}
+    with pytest.raises(EngineDead, match=r"worker 0 of .*timeout_s=1: on one node it needs GPU 2, CPU 0\.5; .*GPU 2 "):
         async with site.engine(ray_resources=needs, ray_placement_timeout_s=1):
             pass
 
@@ -195,7 +195,7 @@ async def test_a_start_that_finds_no_place_says_what_is_missing(site: RaySite) -
 async def test_a_start_that_waits_for_a_place_can_be_cancelled(site: RaySite) -> None:
     began = time.monotonic()
     with anyio.move_on_after(2):
-        async with site.engine(ray_resources={"GPU": 1}):
+        async with site.engine(ray_resources={"GPU": 2}):
             pass
     assert time.monotonic() - began < 12
 
