@@ -92,6 +92,9 @@ class MultiprocExecutor(ChannelExecutor):
 
     async def _start_all(self) -> None:
         """Starts the workers side by side; the first that cannot be started ends the others' starts."""
+        if len(self._workers) == 1:  # A task group would wait for the thread that spawns, even if its loop ends.
+            await self._workers[0].start()
+            return
         faults: list[SteploomError] = []
 
         async def start(worker: Worker) -> None:
