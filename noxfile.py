@@ -84,7 +84,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def slow(session: nox.Session) -> None:
     """What needs longer than the fast path allows. The page is looked at in a browser, which root gets from Debian."""
-    prepare(session, "test", "fuzz", "ray")
+    prepare(session, "test", "fuzz")
     _browser(session)
     pytest(session, "slow and not thorough")
 
@@ -106,8 +106,8 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def thorough(session: nox.Session) -> None:
-    """What takes most of a minute a test, and is covered by quicker ones: every family compiled, peers in turns."""
-    prepare(session, "test")
+    """What takes most of a minute a test: every family compiled, peers in turns, a Ray cluster."""
+    prepare(session, "test", "ray")
     pytest(session, "thorough")
 
 

@@ -30,7 +30,8 @@ ray = pytest.importorskip("ray")
 
 from ray_site import Nodes, RaySite, cluster  # noqa: E402 - needs Ray
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]  # a cluster, and models that load, need both cores
+# A cluster, and models that load, need both cores, and minutes: run by ``nox -s thorough``.
+pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 
 
 @pytest.fixture(scope="module")
