@@ -112,3 +112,9 @@ def test_every_document_is_in_the_table_of_contents() -> None:
     index = (ROOT / "docs" / "index.md").read_text()
     listed = set(re.findall(r"^([a-z-]+)$", "\n".join(re.findall(r"```\{toctree\}(.*?)```", index, re.S)), re.M))
     assert listed == {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
+
+
+def test_no_two_modules_of_tests_have_one_name() -> None:
+    """They are imported by their names alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name not in ("__init__.py", "conftest.py")]
+    assert len(names) == len(set(names)), sorted({name for name in names if names.count(name) > 1})
