@@ -51,6 +51,11 @@ class Site:
         self.folder = folder
         self.model = folder / "model"
         self.witness = Witness()
+        self._others = set(psutil.Process().children())
+
+    def workers(self) -> list[psutil.Process]:
+        """Processes that were started since, by age: others may have an engine for all of their tests."""
+        return [child for child in psutil.Process().children() if child not in self._others]
 
     @contextlib.asynccontextmanager
     async def engine(self, *plan: str, **config: Any) -> AsyncIterator[AsyncDiffusionEngine]:

@@ -27,15 +27,15 @@ def site(tmp_path: Path, temporary: Path) -> Any:
     assert content(temporary) == []
 
 
-def ranks() -> list[list[psutil.Process]]:
+def ranks(site: Site) -> list[list[psutil.Process]]:
     """Those of each worker."""
-    return [[first, *first.children()] for first in psutil.Process().children()]
+    return [[first, *first.children()] for first in site.workers()]
 
 
 @pytest.mark.parametrize("victim", [0, 1])
 async def test_a_rank_is_killed_under_load_and_all_finish(site: Site, gate: Gate, victim: int) -> None:
     async with site.engine(ulysses_degree=2) as engine:
-        (group,) = ranks()
+        (group,) = ranks(site)
         assert len(group) == 2
         assert await engine.collective_rpc("pid") == [group[0].pid]
         async with asking(engine) as asked:
@@ -52,7 +52,7 @@ async def test_a_rank_is_killed_under_load_and_all_finish(site: Site, gate: Gate
         assert "rank 1 died with exit code -9" in str(fault) or victim == 0
         for process in group:
             await gone(process)
-        assert len(ranks()[0]) == 2
+        assert len(ranks(site)[0]) == 2
 
 
 async def test_a_rank_that_stands_still_stops_its_worker(site: Site, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ async def test_a_rank_that_cannot_load_fails_the_start_with_its_reason(site: Sit
 
 async def test_calls_are_made_in_all_ranks_and_answered_by_one(site: Site, gate: Gate) -> None:
     async with site.engine(data_parallel_size=2, ulysses_degree=2) as engine:
-        groups = ranks()
+        groups = ranks(site)
         assert [len(group) for group in groups] == [2, 2]
         assert sorted(await engine.collective_rpc("pid")) == sorted(group[0].pid for group in groups)
         async with anyio.create_task_group() as calls:

@@ -216,7 +216,7 @@ async def test_a_worker_that_cannot_be_added_leaves_nothing_behind(site: Site, g
         with pytest.raises(EngineDead, match="another one than at the start"):
             await engine.scale(2)
         assert engine.workers == ["serves"]
-        assert [child.pid for child in psutil.Process().children()] == [first]
+        assert [child.pid for child in site.workers()] == [first]
         await engine.scale(2)
         assert engine.workers == ["serves"] * 2
         for workers in (0, 1.5, True, "2"):

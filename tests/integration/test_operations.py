@@ -8,7 +8,6 @@ from typing import Any
 
 import anyio
 import numpy as np
-import psutil
 import pytest
 from mortal_site import Site, asking, expected
 from processes import content
@@ -157,7 +156,7 @@ async def test_a_model_that_cannot_be_loaded_changes_nothing(site: Site, gate: G
             await engine.reload(model=str(broken))
         assert engine.config.model == str(site.model)
         gate.close()
-        assert len(psutil.Process().children()) == 1
+        assert len(site.workers()) == 1
 
 
 async def test_a_load_that_takes_too_long_changes_nothing(site: Site, gate: Gate, tmp_path: Path) -> None:
@@ -198,7 +197,7 @@ async def test_closed_while_two_models_are_there_nothing_is_left(site: Site, gat
                 while engine.info.pipeline_class != "Other":
                     await anyio.lowlevel.checkpoint()
                 scope.cancel()
-        assert len(psutil.Process().children()) == 2
+        assert len(site.workers()) == 2
         await engine.generate("served meanwhile", seed=1)
         gate.close()
         await engine.close()

@@ -142,7 +142,7 @@ async def test_closed_meanwhile_no_process_is_left(site: Site, gate: Gate, what:
         await anyio.wait_all_tasks_blocked()
         if what == "reload":
             await has(engine, "Other")
-            assert len(psutil.Process().children()) == 4
+            assert len(site.workers()) == 4
         async with anyio.create_task_group() as closing:
             closing.start_soon(engine.close)
             let_go()
