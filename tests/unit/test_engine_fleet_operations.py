@@ -284,3 +284,22 @@ async def test_closed_meanwhile_nothing_is_left(what: str) -> None:
     async with engine:
         assert (engine.paused, engine.draining) == (False, False)
         await engine.generate("a cat")
+
+
+@pytest.mark.parametrize("moment", range(24))
+async def test_a_scaling_that_is_cancelled_at_any_moment_leaves_no_dead_worker(moment: int) -> None:
+    """A bare ``Task.cancel``, as of a loop that ends, gets through anyio's shields."""
+    async with both_busy() as (engine, executor, _, asked):
+        scaling = asyncio.get_running_loop().create_task(engine.scale(1, drain_s=0))
+        for _ in range(moment):
+            await anyio.lowlevel.checkpoint()
+        scaling.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await scaling
+        assert engine.workers == ["serves"] * len(executor.deaths)
+        assert not any(lane.ended.is_set() for lane in engine._core.lanes)
+        for worker in list(executor.stuck):
+            executor.free(worker)
+        for name in "ab":
+            await asked.told(name)
+        assert asked.done == ["a", "b"]

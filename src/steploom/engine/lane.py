@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from steploom.engine.outlast import outlast
 from steploom.engine.recovery import Recovery, cause
 from steploom.engine.ticking import Ticking
 from steploom.engine.whole import WholeRequests
@@ -141,9 +142,9 @@ class Lane:
         return any(lane is not self and not lane.recovery.hopeless for lane in self._core.lanes)
 
     async def leave(self, limit_s: float | None) -> None:
-        """Lets nobody in, and ends when its worker holds nobody; whom it holds after ``limit_s`` is replayed by others.
+        """Lets nobody in; returns when its worker holds nobody, or after ``limit_s``: then it is to :meth:`end`.
 
-        A worker that is lost holds nobody. Cancelled before that, it serves on, or is replaced.
+        A worker that is lost holds nobody. Cancelled, it serves on, or is replaced.
         """
         member = self.member
         assert member is not None
@@ -158,10 +159,6 @@ class Lane:
             self._stays.set()
             self._core.lanes.kick()
             raise
-        self.end()
-        with anyio.CancelScope(shield=True):
-            await self.ended.wait()
-        self._tell(member.recall())
 
     async def _emptied(self) -> None:
         """Returns when its worker holds nobody, or is lost."""
@@ -175,6 +172,12 @@ class Lane:
             await self.ticking.idled()
             group.cancel_scope.cancel()
 
-    def end(self) -> None:
-        """Stops its loops."""
+    async def end(self) -> None:
+        """Stops its loops, whoever cancels; whom its worker still holds is replayed by others."""
+        member = self.member
+        assert member is not None
         self._scope.cancel()
+        try:
+            await outlast(self.ended)
+        finally:
+            self._tell(member.recall())

@@ -101,11 +101,15 @@ class Lanes(list[Lane]):
         """The last worker leaves, and is ended."""
         fleet = self._core.scheduler
         assert isinstance(fleet, Fleet)
-        await self[-1].leave(drain_s)
-        self.pop()
-        fleet.dismiss()
-        self._core.operations.changed()  # its last tick is under way no more
-        await self._core.executor.remove_worker()
+        lane = self[-1]
+        await lane.leave(drain_s)
+        try:
+            await lane.end()
+        finally:  # From here on it is gone, also if somebody cancels.
+            self.pop()
+            fleet.dismiss()
+            self._core.operations.changed()  # its last tick is under way no more
+            await self._core.executor.remove_worker()
 
 
 def _fleet(core: EngineCore) -> Fleet:
