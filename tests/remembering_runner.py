@@ -34,3 +34,16 @@ def make(config, progress) -> RememberingRunner:
     if config.model.startswith("note:"):
         runner.note = Path(config.model.removeprefix("note:"))
     return runner
+
+
+class Stubborn(RememberingRunner):
+    """Lets nobody go."""
+
+    def execute(self, output: SchedulerOutput) -> RunnerOutput:
+        if output.finished_req_ids:
+            raise RuntimeError("it will not go")
+        return super().execute(output)
+
+
+def stubborn(config, progress) -> Stubborn:
+    return Stubborn(progress)

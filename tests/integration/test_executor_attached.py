@@ -41,10 +41,11 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def started(address: Path, *command: str) -> Iterator[subprocess.Popen[str]]:
+def started(address: Path, *command: str, stderr: Any = None) -> Iterator[subprocess.Popen[str]]:
     """A worker that was started by hand, once it listens."""
     path = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)])}
-    with subprocess.Popen([*(command or COMMAND), address], stdout=subprocess.PIPE, text=True, env=path) as worker:
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": stderr, "text": True}
+    with subprocess.Popen([*(command or COMMAND), address], env=path, **pipes) as worker:
         try:
             assert worker.stdout is not None
             assert "listens at" in worker.stdout.readline()
@@ -233,3 +234,16 @@ def test_two_workers_cannot_listen_at_one_address(address: Path, worker: subproc
 async def test_an_address_is_needed() -> None:
     with pytest.raises(ConfigError, match=r"AttachedExecutor\.at\(path\)"):
         await AttachedExecutor(EngineConfig()).start()
+
+
+async def test_a_runner_that_cannot_be_unwound_is_told_of_and_replaced(address: Path, tmp_path: Path) -> None:
+    note, said = tmp_path / "note", tmp_path / "stderr"
+    command = [*COMMAND[:-2], "remembering_runner:stubborn", "--listen"]
+    with said.open("w") as file, started(address, *command, stderr=file):
+        async with attached(address, model=f"note:{note}") as first:
+            new = NewRequest("left#0", DiffusionRequest("left behind"))
+            await first.execute_step(SchedulerOutput(1, scheduled_new_reqs=[new]))
+        async with attached(address, model=f"note:{note}") as second:
+            assert await second.collective_rpc("resident", unique_reply_rank=0) == []
+    assert "cannot be unwound" in said.read_text()
+    assert "it will not go" in said.read_text()

@@ -8,6 +8,7 @@ silent: each side knows from its end that the other one is gone.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import struct
@@ -22,6 +23,8 @@ from steploom.worker.memory import still
 from steploom.worker.messages import Progress
 from steploom.worker.process import EngineGone, EngineLink, greet, obey_all
 from steploom.worker.serving import RunnerLike, fatal, runner_factory
+
+log = logging.getLogger(__name__)
 
 SAY_S = 5.0
 """How long an engine that has connected may take to say where its socket is."""
@@ -206,7 +209,8 @@ class Keeper:
         """Ends all programs of an engine that has left; a runner that cannot is no use any more."""
         try:
             runner.execute(agenda.forget_all())
-        except Exception:  # noqa: BLE001 - whatever it was, the next engine gets a new one
+        except Exception:  # the boundary of the engine that has left: recorded, and the next one gets a new runner
+            log.exception("what an engine has left behind cannot be unwound: the model is loaded anew for the next one")
             self.close()
 
     def close(self) -> None:
