@@ -89,10 +89,20 @@ async def engines(count: int = 1) -> AsyncIterator[list[Engine]]:
                 engine.socket.close()
 
 
+def binds(host: str) -> bool:
+    """Whether the machine has the address; that Python knows its family says nothing."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
+            one.bind((host, 0))
+    except OSError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 async def test_an_engine_and_its_worker_speak_until_it_says_so(host: str) -> None:
-    if host == "::1" and not socket.has_ipv6:
-        pytest.skip("this machine has no IPv6")
+    if ":" in host and not binds(host):
+        pytest.skip(f"this machine has no {host}, as some containers")
     with listening(host) as (worker, door):
         async with engines() as (engine,):
             await engine.connect(door)
