@@ -151,9 +151,15 @@ class World:
                 assert not self._belongs(known, output), f"{name} could have joined"
 
     def _kept_free(self, output: SchedulerOutput) -> bool:
-        """Whether free places may be kept from the tick's group: for others that wait, and at most a full batch."""
-        others = any(not self._belongs(known, output) for known in self.waiting.values())
-        return others and self.max_batch > 1 and len(self.resident) >= max(1, self.limit - self.max_batch)
+        """Whether free places may be kept from the tick's group, for others that wait.
+
+        At most a full batch; or of too few for all that wait those that another user's may have.
+        """
+        others = [known for known in self.waiting.values() if not self._belongs(known, output)]
+        if others and self.max_batch > 1 and len(self.resident) >= max(1, self.limit - self.max_batch):
+            return True
+        users = {known.arrival % 3 for known in self.waiting.values()}
+        return bool(others) and len(users) > 1 and len(self.waiting) > self.limit - len(self.resident)
 
     def _belongs(self, known: Known, output: SchedulerOutput) -> bool:
         """Whether the request is known to share the tick's batch key."""

@@ -92,6 +92,17 @@ def test_who_waits_behind_an_active_shape_has_its_turn_for_a_place(policy: str, 
     until_done(h, "bob", 200)
 
 
+def test_where_there_are_places_for_all_nobody_is_held_back_for_another_user() -> None:
+    h = Costly(policy="fcfs", max_batch=2, max_resident=5)
+    h.learn(512, 768)
+    h.add("ann0", steps=1, user="ann")
+    h.add("ann1", "ann2", steps=20, user="ann")
+    assert h.tick()[0] == ["ann0", "ann1"]
+    h.add("bob", steps=20, height=768, user="bob")
+    assert h.tick()[0] == ["ann1", "ann2"], "there is room; that ann has had more matters where places are few"
+    assert h.tick()[0] == ["bob"]
+
+
 @every_policy
 def test_who_waits_where_the_last_resident_has_ended_has_its_turn(policy: str) -> None:
     h = Costly(policy=policy, max_batch=1, max_resident=1, max_waiting=5000)

@@ -106,6 +106,11 @@ class Groups:
         """Residents of all groups."""
         return sum(len(group.residents) for group in self.active.values())
 
+    @property
+    def waiting(self) -> int:
+        """Those that wait, of all groups."""
+        return len(self.home) - self.taken
+
     def of_state(self, state: RequestState, now: float) -> Group:
         """The group that the resident ``state`` belongs to by what is known about it."""
         return self.of(state.batch_key or self._links.get(state.guess, state.guess), now)

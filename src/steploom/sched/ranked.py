@@ -226,12 +226,13 @@ class Ranked(Policy):
         """How many of the free places the group takes: none if a user has had less that waits for one elsewhere."""
         if free <= 0 or not len(group.line):
             return 0
-        if group is self._due or not group.residents or len(self._groups.ledger) <= 1:
+        groups = self._groups
+        if group is self._due or not group.residents or len(groups.ledger) <= 1 or self._room.for_all(free):
             return self._places(group, max_batch, free, now)
-        first = self._groups.first(now) if self._opens() else None
+        first = groups.first(now) if self._opens() else None
         rivals = [one for one in (first, self._joinable(group.line.priority, now, max_batch, free)) if one is not None]
-        least = min((self._groups.had(rival, now) for rival in rivals), default=math.inf)
-        return self._places(group, max_batch, free, now) if self._groups.had(group, now) <= least else 0
+        least = min((groups.had(rival, now) for rival in rivals), default=math.inf)
+        return self._places(group, max_batch, free, now) if groups.had(group, now) <= least else 0
 
     def _owed(self, rival: Group | None, now: float, max_batch: int, free: int, best: float) -> Group | None:
         """The group with residents that somebody can join, of a user that has had less than that of the ``rival``.

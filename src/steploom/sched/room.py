@@ -37,6 +37,10 @@ class Room:
             return False
         return self.in_memory(group, now)
 
+    def for_all(self, free: int) -> bool:
+        """Whether there are places for all that wait, of all groups, and bytes do not count."""
+        return self._groups.waiting <= free and not self._memory.bounded(self._policy.demands)
+
     def in_memory(self, group: Group, now: float) -> bool:
         """Whether there is memory for the next of those that wait in the group, beside who has waited for too long.
 
