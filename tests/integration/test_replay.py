@@ -33,12 +33,6 @@ from steploom.telemetry import EngineMetrics
 pytestmark = pytest.mark.usefixtures("temporary")
 
 
-@pytest.fixture
-def site(tmp_path: Path, temporary: Path) -> Any:
-    yield Site(tmp_path)
-    assert content(temporary) == []
-
-
 async def test_sixteen_run_while_the_only_worker_is_killed(site: Site, gate: Gate, caplog: Any) -> None:
     events: list[Event] = []
     with caplog.at_level(logging.WARNING, "steploom.engine"):
@@ -278,7 +272,8 @@ async def test_many_deaths_leave_no_sockets_behind(site: Site, temporary: Path) 
             await site.witness.done.wait()
             await engine.collective_rpc("ping")
         assert len(content(folder)) == 1
-        assert psutil.Process().num_fds() <= files
+        while psutil.Process().num_fds() > files:  # a thread of ZeroMQ closes them
+            await anyio.lowlevel.checkpoint()
 
 
 @pytest.mark.parametrize("run_ahead", [False, True])

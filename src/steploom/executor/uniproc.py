@@ -115,6 +115,8 @@ class InprocExecutor(ChannelExecutor):
             await self._ended.wait()
         if not self._ended.is_set():
             logger.warning("the runner's thread still works after %s s; it ends after its tick", limit_s)
+            return
+        self._thread.join()  # to say so was its last act: nothing of it is left when this returns
 
 
 class _ThreadInbox:
