@@ -6,10 +6,11 @@ import pytest
 from fleet_world import Asked, FleetWorld, Worker
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, precondition, rule
+from machine import Machine
 
 
-class FleetMachine(RuleBasedStateMachine):
+class FleetMachine(Machine):
     """Drives a :class:`FleetWorld`; all checks are the world's."""
 
     world: FleetWorld
@@ -117,19 +118,6 @@ class FleetMachine(RuleBasedStateMachine):
     @rule(at_once=st.booleans())
     def leave(self, at_once: bool) -> None:
         self.world.leave(at_once)
-
-    @rule(seconds=st.integers(1, 8))
-    def wait(self, seconds: int) -> None:
-        self.world.now += seconds
-
-    @invariant()
-    def holds(self) -> None:
-        if hasattr(self, "world"):
-            self.world.check()
-
-    def teardown(self) -> None:
-        if hasattr(self, "world"):
-            self.world.drain()
 
 
 TestFleetMachine = pytest.mark.timeout(400)(FleetMachine.TestCase)  # Seconds; shrinking a failure takes minutes.

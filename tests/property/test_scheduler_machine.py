@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, precondition, rule
+from machine import Machine
 from programs import Program
 from scheduler_world import SHAPES, true_key
 from weighed_world import WeighedWorld
 
 
-class SchedulerMachine(RuleBasedStateMachine):
+class SchedulerMachine(Machine):
     """Drives a :class:`WeighedWorld`; all checks are the world's."""
 
     world: WeighedWorld
@@ -94,19 +95,6 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def answer_stale(self) -> None:
         self.world.answer_stale()
-
-    @rule(seconds=st.integers(1, 8))
-    def wait(self, seconds: int) -> None:
-        self.world.now += seconds
-
-    @invariant()
-    def holds(self) -> None:
-        if hasattr(self, "world"):
-            self.world.check()
-
-    def teardown(self) -> None:
-        if hasattr(self, "world"):
-            self.world.drain()
 
 
 TestSchedulerMachine = pytest.mark.timeout(400)(
