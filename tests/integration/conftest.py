@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mortal_site import Site
+from processes import content
 from scripted_runner import Gate
 
 
@@ -25,3 +27,10 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
     gate = Gate(tmp_path / "gate")
     yield gate
     gate.close()
+
+
+@pytest.fixture
+def site(tmp_path: Path, temporary: Path) -> Iterator[Site]:
+    """Engines over workers that die as they are told; neither they nor their workers may leave a file."""
+    yield Site(tmp_path)
+    assert content(temporary) == []

@@ -6,25 +6,18 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import anyio
 import psutil
 import pytest
 from mortal_site import STEPS, Site, asking, expected
-from processes import content, gone
+from processes import gone
 from scripted_runner import Gate
 
 from steploom import EngineDead, GenerationFailed
 from steploom.errors import TickTimeout, WorkerDied
 
 pytestmark = pytest.mark.usefixtures("temporary")
-
-
-@pytest.fixture
-def site(tmp_path: Path, temporary: Path) -> Any:
-    yield Site(tmp_path)
-    assert content(temporary) == []
 
 
 def ranks(site: Site) -> list[list[psutil.Process]]:

@@ -26,12 +26,6 @@ from steploom.telemetry import EngineMetrics
 pytestmark = pytest.mark.usefixtures("temporary")
 
 
-@pytest.fixture
-def site(tmp_path: Path, temporary: Path) -> Any:
-    yield Site(tmp_path)
-    assert content(temporary) == []
-
-
 class Ticks:
     """Which workers had ticks, and with how many requests."""
 

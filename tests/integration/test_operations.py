@@ -10,7 +10,6 @@ import anyio
 import numpy as np
 import pytest
 from mortal_site import Site, asking, expected
-from processes import content
 from scripted_runner import Gate
 
 from steploom import (
@@ -24,12 +23,6 @@ from steploom import (
 )
 
 pytestmark = pytest.mark.usefixtures("temporary")
-
-
-@pytest.fixture
-def site(tmp_path: Path, temporary: Path) -> Any:
-    yield Site(tmp_path)
-    assert content(temporary) == []
 
 
 @contextlib.asynccontextmanager

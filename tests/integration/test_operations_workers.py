@@ -14,19 +14,12 @@ import psutil
 import pytest
 from exposition import local
 from mortal_site import Site, asking
-from processes import content
 from scripted_runner import Gate
 
 from steploom import RequestCancelled
 from steploom.server import create_app
 
 pytestmark = pytest.mark.usefixtures("temporary")
-
-
-@pytest.fixture
-def site(tmp_path: Path, temporary: Path) -> Any:
-    yield Site(tmp_path)
-    assert content(temporary) == []
 
 
 @contextlib.asynccontextmanager

@@ -8,12 +8,10 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import anyio
 import pytest
 from mortal_site import Site, asking, expected
-from processes import content
 from scripted_runner import Gate
 
 from steploom.errors import ConfigError, GenerationFailed, RequestCancelled
@@ -21,12 +19,6 @@ from steploom.executor import DiffusionExecutor
 from steploom.executor.attached import AttachedExecutor
 
 pytestmark = pytest.mark.usefixtures("temporary")
-
-
-@pytest.fixture
-def site(tmp_path: Path, temporary: Path) -> Any:
-    yield Site(tmp_path)
-    assert content(temporary) == []
 
 
 @contextlib.contextmanager

@@ -279,7 +279,7 @@ class EngineCore:
     ) -> None:
         """Runs a part of the engine; its fault ends the engine, unless something else is done ``on_fault``.
 
-        The one place where anything at all is caught.
+        The boundary of the engine's own tasks: whatever they raise ends here.
         """
         try:
             await part()
