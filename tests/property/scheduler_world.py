@@ -151,10 +151,7 @@ class World:
                 assert not self._belongs(known, output), f"{name} could have joined"
 
     def _kept_free(self, output: SchedulerOutput) -> bool:
-        """Whether free places may be kept from the tick's group, for others that wait.
-
-        At most a full batch; or of too few for all that wait those that another user's may have.
-        """
+        """Whether free places may be kept, for others: a full batch at most, or, of too few for all, for users."""
         others = [known for known in self.waiting.values() if not self._belongs(known, output)]
         if others and self.max_batch > 1 and len(self.resident) >= max(1, self.limit - self.max_batch):
             return True
