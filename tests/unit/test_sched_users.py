@@ -103,6 +103,18 @@ def test_where_there_are_places_for_all_nobody_is_held_back_for_another_user() -
     assert h.tick()[0] == ["bob"]
 
 
+def test_a_shape_that_runs_leaves_a_place_to_a_user_that_has_had_less() -> None:
+    h = Costly(policy="fcfs", max_batch=4, max_resident=4)
+    h.learn(512, 768)
+    h.add("a0", "a1", steps=1, user="ann")
+    h.add("a2", "a3", "a4", "a5", "a6", steps=20, user="ann")
+    assert h.tick()[0] == ["a0", "a1", "a2", "a3"]
+    h.add("bob", steps=20, height=768, user="bob")
+    assert h.tick()[0] == ["a2", "a3"], "there are two places, and ann has had more"
+    assert h.tick()[0] == ["bob"]
+    assert h.tick()[0] == ["a2", "a3", "a4"]
+
+
 @every_policy
 def test_who_waits_where_the_last_resident_has_ended_has_its_turn(policy: str) -> None:
     h = Costly(policy=policy, max_batch=1, max_resident=1, max_waiting=5000)

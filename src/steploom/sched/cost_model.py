@@ -59,9 +59,6 @@ class CostModel:
             key = cost_key(batch_key)
             curve = self._curves.setdefault(key, Curve())
             if len(self._names) >= MAX_KEYS or len(self._curves) > MAX_KEYS:
-                for name in self._names:  # These were measured since it was cleared last.
-                    if cost_key(name) in self._curves:
-                        self._curves.move_to_end(cost_key(name))
                 self._names.clear()
                 self._curves.move_to_end(key)
                 while len(self._curves) > MAX_KEYS:
