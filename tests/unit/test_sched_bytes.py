@@ -126,6 +126,16 @@ def test_who_does_not_fit_waits_for_a_bounded_time_behind_a_stream_of_those_that
     h.drain()
 
 
+def test_memory_goes_to_a_user_that_has_had_less_even_where_there_are_places_for_all() -> None:
+    h = Weighed(room=100, policy="fcfs", max_resident=16).warmed(512, 1024)
+    h.add(*[f"a{number}" for number in range(4)], height=512, steps=1, user="ann")
+    h.add(*[f"b{number}" for number in range(5)], height=512, steps=20, user="ann")
+    assert len(h.tick()[0]) == 6
+    h.add("c", height=1024, steps=20, user="bob")
+    assert h.tick()[0] == ["b0", "b1"]
+    assert h.tick()[0] == ["c"]
+
+
 def test_nothing_is_bounded_while_nobody_says_how_much_memory_there_is_or_what_a_request_takes() -> None:
     h = Weighed(room=0).warmed(512)
     h.add(*(f"r{number}" for number in range(8)))
