@@ -163,7 +163,8 @@ def make(config: EngineConfig, progress: Callable[[str], None]) -> MortalRunner:
     with log.open("a") as loads:
         loads.write(f"{os.getpid()}\n")
     plan = Path(config.model).read_text().splitlines()
-    word, _, argument = [*plan, *["ok"] * 1000][len(log.read_text().splitlines()) - 1].partition(" ")
+    number = log.read_text().splitlines().index(str(os.getpid()))  # others may have begun to load since
+    word, _, argument = [*plan, *["ok"] * 1000][number].partition(" ")
     if word == "fail":
         raise OSError("no such weights")
     if word == "die":

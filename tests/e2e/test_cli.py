@@ -59,7 +59,7 @@ def test_ctrl_c_ends_cleanly_and_leaves_nothing(tmp_path: pathlib.Path) -> None:
         assert process.wait() == 130
     assert rest.splitlines()[-1] == "steploom: interrupted"
     assert "Traceback" not in rest
-    _, alive = psutil.wait_procs(workers, timeout=20)
+    _, alive = psutil.wait_procs(workers, timeout=60)
     assert alive == []
     assert list(tmp_path.iterdir()) == []
 

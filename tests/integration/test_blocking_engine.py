@@ -84,16 +84,16 @@ def test_a_timeout_passes_while_the_worker_is_busy(engine: DiffusionEngine, tmp_
         begun = time.monotonic()
         with pytest.raises(TimeoutError):
             engine.collective_rpc("pid", timeout=0.2)
-        assert 0.2 <= time.monotonic() - begun < 5
+        assert 0.2 <= time.monotonic() - begun < 60
         assert not waiting.done(), "the worker is busy still"
         pipe.write_text("done")
         assert waiting.result() == "done"
-    assert engine.collective_rpc("pid", timeout=20, unique_reply_rank=0) > 0
+    assert engine.collective_rpc("pid", timeout=60, unique_reply_rank=0) > 0
 
 
 def test_what_a_call_raises_comes_back(engine: DiffusionEngine) -> None:
     with pytest.raises(GenerationFailed, match="ZeroDivisionError: as asked"):
-        engine.collective_rpc("boom", timeout=20)
+        engine.collective_rpc("boom", timeout=60)
 
 
 def test_abort_from_another_thread_ends_the_wait_while_the_worker_is_busy(
@@ -111,7 +111,7 @@ def test_abort_from_another_thread_ends_the_wait_while_the_worker_is_busy(
         assert isinstance(long.error, RequestCancelled)
         assert short.error is None
     assert engine.abort("long") is False
-    assert engine.collective_rpc("stats", timeout=20, unique_reply_rank=0).resident == 0
+    assert engine.collective_rpc("stats", timeout=60, unique_reply_rank=0).resident == 0
 
 
 def test_close_from_another_thread_ends_every_wait(tiny_model: Path, tmp_path: Path) -> None:
@@ -125,14 +125,14 @@ def test_close_from_another_thread_ends_every_wait(tiny_model: Path, tmp_path: P
         for closer in closers:
             closer.start()
         for closer in closers:
-            closer.join(30)
+            closer.join(60)
             assert not closer.is_alive()
         with pytest.raises(EngineNotRunning):
-            waiting.result(10)
+            waiting.result(60)
         with pytest.raises(EngineError):
-            health.result(10)
+            health.result(60)
         with contextlib.suppress(EngineNotRunning):  # it came too late to be accepted
-            assert all(isinstance(out.error, RequestCancelled) for out in step.result(10))
+            assert all(isinstance(out.error, RequestCancelled) for out in step.result(60))
     assert not worker.is_running()
     engine.close()
     for call in (engine.check_health, lambda: engine.step([request()]), lambda: engine.collective_rpc("pid")):
@@ -145,7 +145,7 @@ def test_health_after_the_workers_death(tiny_model: Path) -> None:
         engine.check_health()
         first = psutil.Process(engine.collective_rpc("pid", unique_reply_rank=0))
         os.kill(first.pid, signal.SIGKILL)
-        first.wait(20)
+        first.wait(60)
         (out,) = engine.step([request()])
         assert out.error is None, "a worker is replaced, and whoever waits is served"
         engine.check_health()

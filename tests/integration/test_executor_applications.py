@@ -79,7 +79,7 @@ async def test_ctrl_c_ends_everything_in_order(temporary: Path, run: str) -> Non
         app.send_signal(signal.SIGINT)
         assert app.stdout is not None
         assert app.stdout.read() == "closed\n"
-        app.wait(20)
+        app.wait(60)
         assert not worker.is_running()
         assert content(temporary) == []
 
@@ -92,6 +92,6 @@ async def test_an_application_that_forgets_to_close_leaves_nothing(temporary: Pa
     )
     with application(run=run) as (app, worker):
         app.terminate()
-        app.wait(20)
+        app.wait(60)
         await gone(worker)
         assert content(temporary) == []

@@ -216,7 +216,7 @@ async def test_a_start_that_is_cancelled_from_outside_of_anyio_leaves_no_process
     starting = loop.create_task(executor.start())
     await began.wait()
     starting.cancel()
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         with pytest.raises(asyncio.CancelledError):
             await starting
         await executor.shutdown()

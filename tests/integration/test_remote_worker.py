@@ -114,7 +114,7 @@ async def test_an_engine_and_its_worker_speak_until_it_says_so(host: str) -> Non
             assert door.pid == worker.pid
             engine.socket.send(Close())
             await engine.lost.wait()
-        assert worker.wait(20) == 0
+        assert worker.wait(60) == 0
 
 
 async def test_who_does_not_have_the_key_neither_gets_in_nor_takes_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +153,7 @@ async def test_a_worker_that_is_killed_is_lost_at_once() -> None:
             await engine.connect(door)
             await engine.until(Hello)
             worker.kill()
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 await engine.lost.wait()
 
 
@@ -165,7 +165,7 @@ async def test_a_machine_that_falls_silent_is_lost_after_a_while(monkeypatch: py
             await engine.connect(door)
             await engine.until(Hello)
             worker.send_signal(signal.SIGSTOP)
-            with anyio.fail_after(10):
+            with anyio.fail_after(30):
                 await engine.lost.wait()
 
 
@@ -179,4 +179,4 @@ async def test_last_words_come_before_the_end() -> None:
                 engine.socket._observe()
             assert [type(answer) for answer in engine.heard] == [Hello, Progress, Fatal]
             assert engine.heard_before_the_end == 3
-        assert worker.wait(20) == LAST_WORDS
+        assert worker.wait(60) == LAST_WORDS

@@ -74,7 +74,7 @@ async def test_every_outcome_is_counted_once_as_the_engine_has_it() -> None:
 
 async def waiting(client: openai.AsyncOpenAI, wanted: int) -> None:
     """Returns when so many wait: each scrape waits for the one before."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while (await numbers(client))("requests_waiting") != wanted:
             await anyio.lowlevel.checkpoint()
 

@@ -55,7 +55,7 @@ class Watch:
     async def until(self, kind: str, times: int = 1) -> list[tuple[str, dict[str, Any]]]:
         """The events up to the ``times``-th of that kind."""
         found = []
-        with anyio.fail_after(20):
+        with anyio.fail_after(30):
             while sum(one == kind for one, _ in found) < times:
                 found.append(await self.__anext__())
         return found
@@ -222,11 +222,11 @@ async def test_a_connection_without_work_ends_and_so_do_all_when_the_server_does
 ) -> None:
     async with served() as (client, engine), watching(client) as watch:
         next(one for one in engine.observers if isinstance(one, ticks.TickFeed)).close()
-        with anyio.fail_after(10), pytest.raises(StopAsyncIteration):
+        with anyio.fail_after(30), pytest.raises(StopAsyncIteration):
             await watch.__anext__()
     monkeypatch.setattr(channels, "IDLE_LIFE_S", 0.01)
     async with served() as (client, _), watching(client) as watch:
-        with anyio.fail_after(10), pytest.raises(StopAsyncIteration):
+        with anyio.fail_after(30), pytest.raises(StopAsyncIteration):
             await watch.__anext__()
 
 

@@ -27,7 +27,7 @@ async def given_up(client: openai.AsyncOpenAI, engine: Any, path: str, body: dic
         group.start_soon(lambda: client.post(path, body=body, cast_to=object, options={"headers": KEY}))
         await engine.held()
         group.cancel_scope.cancel()
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while (await client.get("/requests", cast_to=dict))["data"]:
             await anyio.lowlevel.checkpoint()
     engine.release()

@@ -216,7 +216,7 @@ async def test_videos_expire_by_themselves(tmp_path: pathlib.Path) -> None:
 
             shelf.drop = told
             video = await client.videos.create_and_poll(prompt="a", **QUICK)
-            with anyio.fail_after(10):
+            with anyio.fail_after(30):
                 await removed.wait()
             with pytest.raises(openai.NotFoundError):
                 await client.videos.retrieve(video.id)

@@ -98,7 +98,7 @@ async def test_a_worker_that_cannot_be_replaced_may_leave(site: Site, gate: Gate
         os.kill((await engine.collective_rpc("pid"))[1], signal.SIGKILL)
         await gate.reached()
         assert engine.workers == ["serves", "recovering"]
-        with anyio.fail_after(20):
+        with anyio.fail_after(30):
             await engine.scale(1)
         assert engine.workers == ["serves"]
         await engine.check_health()

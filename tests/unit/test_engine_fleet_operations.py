@@ -109,7 +109,7 @@ async def test_a_worker_that_leaves_is_no_reason_to_wait_nor_is_whom_it_held() -
         for worker in (0, 1):
             await freed(executor, worker)
         assert not returned.is_set()
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             await returned.wait()
         await left.wait()
         assert engine.workers == ["serves"] * 2

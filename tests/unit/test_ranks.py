@@ -46,7 +46,7 @@ def both(one: Callable[[], Any], other: Callable[[], Any]) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
     return outcomes
 
