@@ -105,6 +105,14 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def search(session: nox.Session) -> None:
+    """State machines and properties with ten times the examples, and other ones each time: three minutes."""
+    prepare(session, "test")
+    run(session, "python", "-m", "pytest", "--hypothesis-profile", "search", "--timeout", "1500", "tests/property",
+        "tests/unit/test_codec.py", "tests/unit/test_weave_transcript.py", *session.posargs)  # fmt: skip
+
+
+@nox.session
 def thorough(session: nox.Session) -> None:
     """What takes most of a minute a test: every family compiled, peers in turns, a Ray cluster."""
     prepare(session, "test", "ray")

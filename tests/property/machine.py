@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+
+def often(examples: int, **others: Any) -> settings:
+    """Settings for so many examples, and for as many times more as the profile asks for more than 100."""
+    return settings(max_examples=examples * settings().max_examples // 100, **others)
 
 
 class Machine(RuleBasedStateMachine):

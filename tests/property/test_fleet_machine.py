@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 from fleet_world import Asked, FleetWorld, Worker
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
-from machine import Machine
+from machine import Machine, often
 
 
 class FleetMachine(Machine):
@@ -121,4 +120,4 @@ class FleetMachine(Machine):
 
 
 TestFleetMachine = pytest.mark.timeout(400)(FleetMachine.TestCase)  # Seconds; shrinking a failure takes minutes.
-TestFleetMachine.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestFleetMachine.settings = often(100, stateful_step_count=40)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from ahead_world import AheadWorld, Course
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from machine import often
 
 
 class RunAheadMachine(RuleBasedStateMachine):
@@ -126,4 +126,4 @@ def test_who_is_aside_goes_on_in_no_tick_whose_answer_nobody_waits_for() -> None
 
 
 TestRunAheadMachine = pytest.mark.timeout(400)(RunAheadMachine.TestCase)  # Shrinking a failure takes minutes.
-TestRunAheadMachine.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
+TestRunAheadMachine.settings = often(80, stateful_step_count=50)

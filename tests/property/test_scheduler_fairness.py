@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from machine import often
 
 from steploom.config import EngineConfig
 from steploom.protocol import RequestReport, RunnerOutput
@@ -51,7 +52,7 @@ class Flood:
         return names
 
 
-@settings(max_examples=60, deadline=None)
+@often(60)
 @given(
     scheduler=st.sampled_from(["step", "request"]),
     max_batch=st.integers(1, 4),

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
-from machine import Machine
+from machine import Machine, often
 from programs import Program
 from scheduler_world import SHAPES, true_key
 from weighed_world import WeighedWorld
@@ -100,4 +99,4 @@ class SchedulerMachine(Machine):
 TestSchedulerMachine = pytest.mark.timeout(400)(
     SchedulerMachine.TestCase
 )  # Seconds; shrinking a failure takes minutes.
-TestSchedulerMachine.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+TestSchedulerMachine.settings = often(100, stateful_step_count=50)

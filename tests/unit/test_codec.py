@@ -90,13 +90,13 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_values_arrive_as_they_were(value: Any) -> None:
     assert same(travel(value), value)
 
 
 @given(VALUES, st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_damaged_frames_raise_a_protocol_error_or_nothing(value: Any, data: st.DataObject) -> None:
     frames = [bytearray(frame) for frame in codec.encode(value)]
     for _ in range(data.draw(st.integers(1, 3))):
@@ -117,7 +117,7 @@ def test_damaged_frames_raise_a_protocol_error_or_nothing(value: Any, data: st.D
 
 
 @given(st.binary(max_size=200), st.lists(st.binary(max_size=20), max_size=2))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_noise_raises_a_protocol_error_or_nothing(header: bytes, frames: list[bytes]) -> None:
     for kind in (Any, SchedulerOutput, RunnerOutput):
         with contextlib.suppress(ProtocolError):
