@@ -39,6 +39,26 @@ def test_lists_of_prompts_of_equal_and_unequal_lengths_share():
     assert driver.sharing("a")[-1] == 2
 
 
+def conditioned_at_zero() -> Any:
+    """A Qwen-Image whose transformer looks at the sizes of every row, as that of Qwen-Image-Edit-2511 does."""
+    pipe = tiny.qwen_image()
+    for part in (pipe.transformer, *pipe.transformer.transformer_blocks):
+        part.zero_cond_t = True
+    return pipe
+
+
+@pytest.mark.parametrize("build", [tiny.qwen_image, conditioned_at_zero])
+def test_pictures_of_one_prompt_and_lists_of_prompts_share(build):
+    """Qwen-Image is told a size for each prompt, but not for each picture."""
+    mates = [
+        request("one", "x", 3, **SMALL),
+        request("pictures", "one", 1, num_images_per_prompt=2, **SMALL),
+        request("prompts", ["a", "longer"], 2, **SMALL),  # pyright: ignore[reportArgumentType]
+    ]
+    driver, _ = assert_equal_to_alone(build, mates)
+    assert driver.sharing("one")[-1] == 3
+
+
 def test_the_requests_lists_stay_as_they_are():
     """Z-Image puts each prompt's chat form into the list that it was given."""
     prompts, case = ["a", "two boats"], CASES["ZImagePipeline"]
@@ -86,7 +106,7 @@ def test_prompts_of_unlike_lengths_share_with_and_without_guidance(name: str, of
     assert found.share >= (0.5 if twice else trial.BATCHED_SHARE), found
 
 
-@pytest.mark.parametrize("name", ["Lumina2Pipeline", "ZImagePipeline"])
+@pytest.mark.parametrize("name", ["Lumina2Pipeline", "QwenImagePipeline", "ZImagePipeline"])
 def test_a_list_of_prompts_shares_with_single_ones(name: str) -> None:
     found = tried(name, (3.0, 4.0, 5.0), (TEXTS[0], [TEXTS[1], TEXTS[2]], "x"))
     assert found.equal, found

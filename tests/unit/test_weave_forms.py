@@ -24,7 +24,7 @@ class Echo:
     def __init__(self, function: Any = lambda x, *_, **__: x) -> None:
         self.function = function
         self.name, self.key, self.method, self.module = "transformer", "echo", "forward", self
-        self.group, self.ragged, self.adapted = "echo", None, None
+        self.group, self.ragged, self.language, self.adapted = "echo", None, None, None
         self.seen: list[tuple[Any, ...]] = []
 
     def invoke(self, *args: Any, **kwargs: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steploom.weave.axes import Axes, Seen, compare, guess
+from steploom.weave.axes import NOTHING_GREW, Axes, Seen, compare, guess
 from steploom.weave.calls import ModuleCall, flatten, pattern, unflatten
 from steploom.weave.merge_keys import Contents, Merger, rows_of
 from steploom.weave.merging import MergedCall, Unsplittable
@@ -22,7 +22,7 @@ class Echo:
     def __init__(self, function: Any = lambda x, **_: x) -> None:
         self.function, self.calls = function, []
         self.name, self.key, self.method, self.module = "transformer", "echo", "forward", self
-        self.group, self.ragged, self.adapted = "echo", None, None
+        self.group, self.ragged, self.language, self.adapted = "echo", None, None, None
 
     def invoke(self, *args: Any, **kwargs: Any) -> Any:
         self.calls.append((args, kwargs))
@@ -223,3 +223,80 @@ def test_guesses_take_multiples_of_the_first_tensors_rows():
     made = call(Echo(), torch.ones(2, 3), torch.ones(4, 1, 1), torch.ones(4, 1), torch.ones(3), torch.tensor(1.0))
     assert guess(made) == (0, 0, None, None, None)
     assert rows_of(made.leaves, Axes(guess(made))) == 2
+
+
+def sized(target: Any, name: int, *sizes: Any) -> ModuleCall:
+    """A call of as many rows as there are sizes."""
+    return call(target, labelled(name, len(sizes)), sizes=list(sizes))
+
+
+LISTED = Axes((0,), (0,), listed=frozenset({(1, 0)}))
+
+
+def test_lists_of_values_that_grow_with_the_samples_are_found():
+    def seen(*entries: Any) -> Seen:
+        made = sized(Echo(), 1, *entries)
+        return Seen((((len(entries), 2),),), (), made.structure)
+
+    found = compare(seen((1, 2)), seen((1, 2), (1, 2)), [torch.ones(1, 2)])
+    assert found == dataclasses.replace(LISTED, outputs=())
+    one, two = (call(Echo(), labelled(1, rows), layers=[7, 8]).structure for rows in (1, 2))
+    steady = compare(Seen((((1, 2),),), (), one), Seen((((2, 2),),), (), two), [torch.ones(1, 2)])
+    assert not steady.listed, "a list that stays as it is has no entries of rows"
+
+
+def test_calls_of_other_numbers_of_rows_share_where_lists_hold_one_value():
+    target, merger = Echo(), Merger()
+    one, two, other = sized(target, 1, (1, 2)), sized(target, 2, (1, 2), (1, 2)), sized(target, 3, (2, 1))
+    assert merger.key(one, LISTED) == merger.key(two, LISTED) != merger.key(other, LISTED)
+    plain = dataclasses.replace(LISTED, listed=frozenset())
+    assert merger.key(one, plain) != merger.key(two, plain), "unless nobody knows that they are of the rows"
+    merged = MergedCall([one, two], LISTED)
+    merged.run()
+    assert target.calls[0][1]["sizes"] == [(1, 2)] * 3
+    assert merged.kind == MergedCall([two, sized(target, 4, (1, 2))], LISTED).kind, "row counts are no part of the kind"
+
+
+def test_entries_that_differ_follow_their_rows():
+    target = Echo()
+    MergedCall([sized(target, i, (1, 2), (2, 1)) for i in (1, 2)], LISTED).run()
+    assert target.calls[0][1]["sizes"] == [(1, 2), (1, 2), (2, 1), (2, 1)]
+    mixed = Merger().key(sized(target, 1, (1, 2), (2, 1)), LISTED)
+    assert mixed != Merger().key(sized(target, 1, (1, 2), (1, 2)), LISTED)
+
+
+def test_patterns_forget_how_many_values_a_list_holds():
+    one, two = sized(Echo(), 1, (1, 2)), sized(Echo(), 2, (3, 4), (5, 6))
+    assert pattern(one.structure) == pattern(two.structure)
+    assert pattern(one.structure) != pattern(sized(Echo(), 1, (1, 2.0)).structure)
+
+
+def test_a_list_of_shared_tensors_does_not_count_as_grown():
+    seen = Seen((((2, 3),), ((4,),)), ())
+    assert compare(seen, seen, [torch.ones(1), [torch.ones(1)]]).reason == NOTHING_GREW
+
+
+def test_calls_with_unlike_numbers_of_entries_for_each_row_are_kept_apart():
+    """One row of an argument for both rows of another: merged it would fail, and nobody of its kind share any more."""
+    axes, target = Axes((0, 0)), Echo()
+
+    def made(name: int, rows: int, entries: int) -> ModuleCall:
+        return call(target, labelled(name, rows), extra=labelled(name, entries))
+
+    like, other = [made(1, 1, 1), made(2, 2, 2)], [made(3, 2, 1), made(4, 2, 1)]
+    keys = [Merger().key(one, axes) for one in (*like, *other, made(5, 1, 2))]
+    assert keys[0] == keys[1] != keys[2] == keys[3]
+    assert keys[4] not in keys[:4]
+    plain = [made(1, 1, 1), made(2, 1, 1)]
+    assert MergedCall(plain, axes).kind != MergedCall(other, axes).kind
+    frames = [MergedCall([made(1, 1, n), made(2, 1, n)], axes).kind for n in (4, 8)]
+    assert frames[0] == frames[1], "how many there are for each row is no part of the kind"
+
+
+def test_lists_with_unlike_numbers_of_entries_for_each_row_are_kept_apart():
+    axes = Axes((0, "rows"))
+    keys = [
+        Merger().key(call(Echo(), labelled(1, rows), extra=[torch.ones(2)] * count), axes)
+        for rows, count in ((1, 1), (2, 2), (2, 4))
+    ]
+    assert keys[0] == keys[1] != keys[2]

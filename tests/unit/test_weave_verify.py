@@ -22,7 +22,7 @@ class Target:
     def __init__(self, module: Module) -> None:
         self.invoke = module
         self.name, self.key, self.method, self.module = "transformer", "own", "forward", self
-        self.group, self.ragged, self.adapted = "own", None, None
+        self.group, self.ragged, self.language, self.adapted = "own", None, None, None
 
 
 def verdict(module: Module, *lengths: int) -> str | None:

@@ -13,9 +13,10 @@ from typing import Literal
 
 import torch
 
-from steploom.weave.calls import Leaf, ModuleCall, flatten, pattern
+from steploom.weave.calls import Leaf, ModuleCall, Structure, flatten, pattern
 from steploom.weave.order import is_denoiser
 from steploom.weave.program import Program
+from steploom.weave.row_lists import Path, doubled
 
 log = logging.getLogger(__name__)
 
@@ -33,28 +34,31 @@ class Axes:
     A tensor has an axis, or None if it is shared; a list of tensors has ``"rows"`` (one entry per row) or one axis per
     entry. ``outputs`` None: every output whose first dimension is a multiple of the rows has its batch there.
     ``pinned`` are leaves with a batch axis of which the module reads one row for all: they must be equal to be merged.
+    ``listed`` are the lists of Python values that have more entries with more samples, by their place in the structure.
     ``reason`` says why calls of this pattern cannot be merged at all.
     """
 
     inputs: tuple[LeafAxis, ...] = ()
     outputs: tuple[LeafAxis, ...] | None = None
     pinned: frozenset[int] = frozenset()
+    listed: frozenset[Path] = frozenset()
     reason: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """The shapes of one executed call."""
+    """The shapes of one executed call, and the structure of its arguments."""
 
     inputs: tuple[Shapes, ...]
     outputs: tuple[Shapes, ...]
+    structure: Structure = None
 
 
 def seen(call: ModuleCall, result: object) -> Seen:
     """The shapes of ``call`` and of its ``result``."""
     outputs: list[Leaf] = []
     flatten(result, outputs)
-    return Seen(tuple(map(_shapes, call.leaves)), tuple(map(_shapes, outputs)))
+    return Seen(tuple(map(_shapes, call.leaves)), tuple(map(_shapes, outputs)), call.structure)
 
 
 def _shapes(leaf: Leaf) -> Shapes:
@@ -72,9 +76,13 @@ def compare(one: Seen, two: Seen, leaves: Sequence[Leaf]) -> Axes:
         outputs: tuple[LeafAxis, ...] = tuple([_leaf_axis(a, b, len(a) != 1 or len(b) != 1) for a, b in results])
     except ValueError as unclear:
         return Axes(reason=str(unclear))
-    if all(axis is SHARED for axis in inputs):
+    if not any(map(_grows, inputs)):
         return Axes(reason=NOTHING_GREW)
-    return Axes(inputs, outputs)
+    return Axes(inputs, outputs, listed=doubled(one.structure, two.structure))
+
+
+def _grows(axis: LeafAxis) -> bool:
+    return any(own is not SHARED for own in axis) if isinstance(axis, tuple) else axis is not SHARED
 
 
 def _leaf_axis(one: Shapes, two: Shapes, listed: bool) -> LeafAxis:
@@ -141,14 +149,15 @@ class AxisBook:
         doubles its latents and forgets the text). Where none tells, axes are guessed: every kind of merge is checked.
         """
         one = seen(call, result)
-        best, most = Axes(guess(call)), 0
+        best, most, listed = Axes(guess(call)), 0, frozenset[Path]()
         for program in doubled:
             two = self._run_until(call, program)
             found = Axes(reason=NOTHING_GREW) if two is None else compare(one, two, call.leaves)
-            grown = sum(axis is not SHARED for axis in found.inputs)
+            listed |= found.listed  # Qwen-Image has a size for each prompt, but not for each picture
+            grown = sum(map(_grows, found.inputs))
             if found.reason is None and grown > most:
                 best, most = found, grown
-        return self.put(call, best)
+        return self.put(call, dataclasses.replace(best, listed=listed))
 
     def _run_until(self, wanted: ModuleCall, program: Program) -> Seen | None:
         """Runs ``program``'s first step, calls executed alone, until it makes a call like ``wanted``."""

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils import _pytree as pytree
 
-from steploom.weave import untyped
+from steploom.weave import caches, untyped
 
 if TYPE_CHECKING:
     from steploom.weave.forms import Form
-    from steploom.weave.ragged_language import Arguments, LanguageRule
+    from steploom.weave.ragged_language import LanguageRule
+    from steploom.weave.ragged_text import Arguments
     from steploom.weave.shared import Target
 
 Leaf = torch.Tensor | list[torch.Tensor]
@@ -88,9 +89,9 @@ def _flatten_registered(value: Any, leaves: list[Leaf]) -> Structure:
     """Model outputs and the like, which register themselves with torch's pytree; anything else is opaque."""
     if isinstance(value, untyped.GaussianRows):  # what VAEs encode to; has rows like a tensor, but is none
         return Node(type(value), value.deterministic, (flatten(value.parameters, leaves),))
-    if type(value) is SimpleNamespace:
-        fields = vars(value)
-        return Node(SimpleNamespace, tuple(fields), tuple(flatten(child, leaves) for child in fields.values()))
+    fields = vars(value) if type(value) is SimpleNamespace else caches.fields(value)
+    if fields is not None:
+        return Node(type(value), tuple(fields), tuple(flatten(child, leaves) for child in fields.values()))
     registered = pytree.SUPPORTED_NODES.get(type(value))
     if registered is None:
         try:
@@ -118,8 +119,8 @@ def _build(structure: Any, leaves: Any) -> Any:
     children = [_build(child, leaves) for child in structure.children]
     if structure.kind is dict:
         return dict(zip(structure.context, children, strict=True))
-    if structure.kind is SimpleNamespace:
-        return SimpleNamespace(**dict(zip(structure.context, children, strict=True)))
+    if structure.kind is SimpleNamespace or structure.kind.__name__ in caches.CLASSES:
+        return caches.made(structure.kind, dict(zip(structure.context, children, strict=True)))
     if structure.kind in (list, tuple):
         return structure.kind(children)
     if issubclass(structure.kind, untyped.GaussianRows):
@@ -133,6 +134,13 @@ def has_opaque(structure: Any) -> bool:
     if isinstance(structure, Node):
         return any(has_opaque(child) for child in structure.children)
     return isinstance(structure, Opaque)
+
+
+def has_cache(structure: Any) -> bool:
+    """Whether ``structure`` is around a cache that a pipeline keeps from step to step."""
+    if not isinstance(structure, Node):
+        return False
+    return structure.kind.__name__ in caches.CLASSES or any(has_cache(child) for child in structure.children)
 
 
 def is_tuple_of_tensors(structure: Any) -> bool:
@@ -152,10 +160,20 @@ def values(structure: Any) -> list[Any]:
     return [structure[1]] if is_value(structure) else []
 
 
-def pattern(structure: Any) -> Hashable:
-    """``structure`` without the values of its scalars: what learned axes are filed under."""
+def is_plain(structure: Any) -> bool:
+    """Whether there is nothing but Python values in ``structure``."""
     if isinstance(structure, Node):
-        return Node(structure.kind, structure.context, tuple(pattern(child) for child in structure.children))
+        return all(is_plain(child) for child in structure.children)
+    return isinstance(structure, tuple)
+
+
+def pattern(structure: Any) -> Hashable:
+    """``structure`` without the values of its scalars, and lengths of lists of them: what axes are filed under."""
+    if isinstance(structure, Node):
+        children = [pattern(child) for child in structure.children]
+        if structure.kind is list and is_plain(structure):  # it may have an entry per row
+            children = dict.fromkeys(children)
+        return Node(structure.kind, structure.context, tuple(children))
     if isinstance(structure, tuple):
         return structure[0]  # pyright: ignore[reportUnknownVariableType]
     if isinstance(structure, Slot):
@@ -171,7 +189,7 @@ class ModuleCall:
     Attributes:
         target: Which module, in which variant, and which of its methods.
         language: The rule by which a language model's call is merged; None for any other call.
-        plain: The arguments, with such a rule as the rule takes them apart.
+        plain: The arguments, as the rule of the module's family takes them apart.
         leaves: The tensors among them.
         structure: Everything else.
         form: What it has in common with other calls of its program, which is as much as ``structure`` and sizes; None
@@ -199,13 +217,14 @@ class ModuleCall:
         rule = target.ragged
         apart = None if rule is None else rule.taken_apart(args, kwargs)
         if apart is not None:
-            self.language, self.plain = rule, apart  # pyright: ignore[reportAttributeAccessIssue]
+            self.plain = apart
+            self.language = target.language
         self.leaves = []
         self.structure = flatten(self.plain, self.leaves)
 
     def run(self) -> Any:
         """Runs the real module on this call's own arguments."""
-        if self.language is None and any(isinstance(leaf, list) for leaf in self.leaves):
+        if self.plain[1] is self._kwargs and any(isinstance(leaf, list) for leaf in self.leaves):
             args, kwargs = unflatten(self.structure, [list(x) if isinstance(x, list) else x for x in self.leaves])
             return self.target.invoke(*args, **kwargs)
         return self.target.invoke(*self._args, **self._kwargs)
@@ -226,4 +245,5 @@ class ModuleCall:
     def replaced(self, **changes: Any) -> tuple[list[Leaf], Structure]:
         """Leaves and structure with other keyword arguments."""
         leaves: list[Leaf] = []
-        return leaves, flatten((self._args, {**self._kwargs, **changes}), leaves)
+        args, kwargs = self.plain
+        return leaves, flatten((args, {**kwargs, **changes}), leaves)

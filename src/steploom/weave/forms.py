@@ -18,7 +18,6 @@ import torch
 from steploom.weave.axes import Axes
 from steploom.weave.calls import SCALARS, Leaf, ModuleCall, Structure
 from steploom.weave.order import is_denoiser
-from steploom.weave.ragged import RaggedText
 
 if TYPE_CHECKING:
     from steploom.weave.shared import Target
@@ -146,9 +145,7 @@ def formed_call(
         kwargs: Its keyword arguments.
         forms: Those of the program's calls of the module, by target; changed.
     """
-    if target.ragged is not None and not isinstance(
-        target.ragged, RaggedText
-    ):  # a language model's: taken apart by rule
+    if target.language is not None:  # taken apart by rule
         return ModuleCall(target, args, kwargs)
     known = forms.setdefault(target.key, [])
     forms.move_to_end(target.key)
@@ -159,6 +156,8 @@ def formed_call(
         if leaves is not None:
             return ModuleCall(target, args, kwargs, form, leaves)
     call = ModuleCall(target, args, kwargs)
+    if call.plain[1] is not kwargs:  # likewise
+        return call
     call.form = form_of(call.structure, args, kwargs, recurs=is_denoiser(target.name))
     if call.form is not None:
         known.insert(0, call.form)

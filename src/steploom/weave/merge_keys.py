@@ -12,7 +12,8 @@ import torch
 
 from steploom.weave.axes import SHARED, Axes, LeafAxis
 from steploom.weave.calls import Leaf, ModuleCall
-from steploom.weave.ragged import RaggedText
+from steploom.weave.ragged_text import RaggedText
+from steploom.weave.row_lists import in_common
 
 
 class Contents:
@@ -60,6 +61,18 @@ def rows_of(leaves: Sequence[Leaf], axes: Axes) -> int:
     return math.gcd(*sizes) if sizes else 0
 
 
+def several(leaves: Sequence[Leaf], axes: Sequence[LeafAxis], rows: int) -> tuple[bool, ...]:
+    """Which arguments have several entries for each row: calls in which others have are another kind."""
+    return tuple([_entries(leaf, axis, rows) > 1 for leaf, axis in zip(leaves, axes, strict=True)])
+
+
+def _entries(leaf: Leaf, axis: LeafAxis, rows: int) -> int:
+    """How many entries an argument has for each row."""
+    if isinstance(leaf, list):
+        return len(leaf) // rows if axis == "rows" else 1
+    return leaf.shape[axis] // rows if isinstance(axis, int) else 1
+
+
 def call_rows(call: ModuleCall, axes: Axes) -> int:
     """How many rows a call brings, a language model's by its ids."""
     if call.language is None:
@@ -100,44 +113,54 @@ def lengths(call: ModuleCall, axes: Axes) -> Hashable:
 
 
 class Merger:
-    """Decides which calls may be merged, by a hashable key, and merges them."""
+    """Decides which calls may be merged, by a hashable key.
+
+    Attributes:
+        token: Equal for tensors of equal content, which is looked at once.
+    """
 
     def __init__(self) -> None:
         self._contents = Contents()
+        self.token = self._contents.token
 
     def key(self, call: ModuleCall, axes: Axes) -> tuple[Hashable, ...]:
         """Equal for calls that may share a forward: structure, sizes off the batch axis, contents of shared tensors."""
         if call.language is not None:
             return (call.target.key, call.language.key(call))
         rule, structure = call.target.ragged, call.structure
-        ragged: tuple[Any, ...] = ()
-        if isinstance(rule, RaggedText) and call.argument(rule.text) is not None:
+        ragged: set[Hashable] = set()
+        if isinstance(rule, RaggedText) and rule.applies(call.plain[1]):
             # Length and mask are what padding makes equal, so they do not keep calls apart.
-            text = call.argument(rule.text)
-            ragged = (text, rule.mask and call.argument(rule.mask))
-            _, structure = call.replaced(**{rule.text: text.shape[2:], **({rule.mask: None} if rule.mask else {})})
-        parts: list[Hashable] = []
+            ragged = set(map(leaf_identity, rule.texts(call.plain[1])))
+            _, structure = call.replaced(**rule.in_common(call.plain[1]))
+        rows, parts = max(1, rows_of(call.leaves, axes)), list[Hashable]()
         for i, (leaf, axis) in enumerate(zip(call.leaves, axes.inputs, strict=True)):
+            if leaf_identity(leaf) in ragged:
+                continue
             if isinstance(leaf, list):
-                parts.append(self._list_key(leaf, axis))
+                parts.append(self._list_key(leaf, axis, rows))
             elif i in axes.pinned:
                 parts.append(self._contents.token(leaf))
-            elif not any(leaf is own for own in ragged):
-                parts.append(self._tensor_key(leaf, axis))
-        return (call.target.key, structure, tuple(parts))
+            else:
+                parts.append(self._tensor_key(leaf, axis, rows))
+        return (call.target.key, in_common(structure, axes.listed), tuple(parts))
 
-    def _tensor_key(self, tensor: torch.Tensor, axis: Any) -> Hashable:
+    def _tensor_key(self, tensor: torch.Tensor, axis: Any, rows: int) -> Hashable:
         if axis is SHARED:
             return () if is_scalar(tensor) else self._contents.token(tensor)
         shape = list(tensor.shape)
-        shape[axis] = -1
+        shape[axis] //= -rows  # entries of each row
         return tuple(shape)
 
-    def _list_key(self, tensors: list[torch.Tensor], axis: LeafAxis) -> Hashable:
+    def _list_key(self, tensors: list[torch.Tensor], axis: LeafAxis, rows: int) -> Hashable:
         if axis == "rows":
-            return ("rows", *(tuple(t.shape[1:]) for t in tensors[:1]))  # each row may have a length of its own
+            return (
+                "rows",
+                len(tensors) // rows,
+                *(tuple(t.shape[1:]) for t in tensors[:1]),
+            )  # each row may have a length of its own
         axes = axis if isinstance(axis, tuple) else (axis,) * len(tensors)
         return tuple(
-            self._contents.token(t) if a is SHARED and t.ndim else self._tensor_key(t, a)
+            self._contents.token(t) if a is SHARED and t.ndim else self._tensor_key(t, a, rows)
             for t, a in zip(tensors, axes, strict=True)
         )

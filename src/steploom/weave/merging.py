@@ -22,15 +22,16 @@ from steploom.weave.calls import (
     Node,
     Structure,
     flatten,
+    has_cache,
     has_opaque,
     is_tuple_of_tensors,
     is_value,
     unflatten,
 )
-from steploom.weave.forms import Kept, version
-from steploom.weave.merge_keys import call_rows, is_scalar, leaf_identity, lengths
+from steploom.weave.forms import Kept
+from steploom.weave.merge_keys import call_rows, is_scalar, lengths, several
 from steploom.weave.order import is_denoiser
-from steploom.weave.ragged import RaggedText
+from steploom.weave.padding import Padding
 from steploom.weave.ragged_language import LanguageRule
 from steploom.weave.wholes import Wholes
 
@@ -84,35 +85,33 @@ class MergedCall:
         self.total_rows = sum(self.rows)
         self._blocks = [(rows, self.rows.count(rows)) for rows in dict.fromkeys(self.rows)]
         self._single = not self.mixed and self.rows[0] == 1
-        self._steps = is_denoiser(self.target.name)
-        self._padding: list[list[int | None]] | None = None
-        self._padded: list[list[tuple[int, int]]] = []
+        self._steps = self._views = is_denoiser(self.target.name)
+        self._padding: Padding | None = None
         self._kept: dict[int, Kept] = {}
         self._runs = 0
-        self.leaves, self.structure, self.input_axes = self._unify()
+        self.leaves, structure, self.input_axes = self._unify()
+        self.structure = row_lists.for_all_rows(structure, self.axes.listed, self.rows[0], self._blocks)
         self.uneven = len({lengths(call, own) for call, own in zip(self.calls, self._each, strict=True)}) > 1
         adapted = [call.target.adapted for call in self.calls]
         self.adapters = [BASE if one is None else one.alias for one in adapted]
         self.blended = len(set(self.adapters)) > 1
         self._blend = next((one.blend for one in adapted if one is not None), None) if self.blended else None
         blend = frozenset(one and one.signature for one in adapted) if self.blended else None
+        alike = row_lists.in_common(structure, self.axes.listed)
+        wide = several(self.leaves[0], self.input_axes, self.rows[0])
         self.kind: Hashable = (
-            self.target.key, self.structure, self.input_axes, axes.pinned, self.mixed, self.uneven, blend
+            self.target.key, alike, self.input_axes, wide, axes.pinned, self.mixed, self.uneven, blend
         )  # fmt: skip
 
     def _unify(self) -> tuple[list[list[Leaf]], Structure, tuple[LeafAxis, ...]]:
-        """The calls' leaves in one structure: ragged text is padded where lengths differ."""
+        """The calls' leaves in one structure, the first call's: ragged text is padded where lengths differ."""
         first = self.calls[0]
         if first.language is not None:
             return self._unify_language(first.language)
-        plain = [call.leaves for call in self.calls]
-        rule = self.target.ragged
-        if not isinstance(rule, RaggedText) or first.argument(rule.text) is None:
-            return plain, first.structure, self.axes.inputs
-        longest = {call.argument(rule.text).shape[1] for call in self.calls}
-        if len(longest) == 1 and all(not rule.mask or call.argument(rule.mask) is None for call in self.calls):
-            return plain, first.structure, self.axes.inputs
-        return self._pad(rule, max(longest))
+        self._padding = Padding.of(self.calls, self._each)
+        if self._padding is None:
+            return [call.leaves for call in self.calls], first.structure, self.axes.inputs
+        return self._padding.leaves, self._padding.structure, self._padding.axes
 
     def _unify_language(self, rule: LanguageRule) -> tuple[list[list[Leaf]], Structure, tuple[LeafAxis, ...]]:
         padded: list[list[Leaf]] = []
@@ -123,31 +122,6 @@ class MergedCall:
             padded.append(leaves)
         return padded, structure, (0,) * len(padded[0])
 
-    def _pad(self, rule: RaggedText, length: int) -> tuple[list[list[Leaf]], Structure, tuple[LeafAxis, ...]]:
-        padded: list[list[Leaf]] = []
-        structure: Structure = None
-        axes: tuple[LeafAxis, ...] = ()
-        self._padding, self._padded = [], [self._texts(call) for call in self.calls]
-        for call, own in zip(self.calls, self._each, strict=True):
-            mask = None if rule.mask is None else call.argument(rule.mask)
-            changes = rule.padded(call.argument(rule.text), mask, length)
-            leaves, structure = call.replaced(**changes)
-            pairs = zip(call.leaves, own.inputs, strict=True)
-            known: dict[Hashable, LeafAxis] = {leaf_identity(leaf): axis for leaf, axis in pairs}
-            known |= {id(padded): 0 for padded in changes.values()}
-            axes = tuple([known[leaf_identity(leaf)] for leaf in leaves])
-            places = {leaf_identity(leaf): place for place, leaf in enumerate(call.leaves)}
-            self._padding.append([places.get(leaf_identity(leaf)) for leaf in leaves])
-            padded.append(leaves)
-        return padded, structure, axes
-
-    def _texts(self, call: ModuleCall) -> list[tuple[int, int]]:
-        """Which text and mask a call has; both live as long as it does."""
-        rule = self.target.ragged
-        assert isinstance(rule, RaggedText)
-        texts = [call.argument(name) for name in (rule.text, rule.mask) if name]
-        return [(id(text), 0 if text is None else version(text)) for text in texts]
-
     def refill(self, calls: Sequence[ModuleCall]) -> bool:
         """Takes the same calls a step later, in the order in which they were given at first.
 
@@ -155,15 +129,11 @@ class MergedCall:
             Whether it could: not if texts that were padded have changed.
         """
         later = [calls[i] for i in self.order]
-        if self._padding is None:
-            self.leaves = [call.leaves for call in later]
-        else:
-            if [self._texts(call) for call in later] != self._padded:
-                return False
-            self.leaves = [
-                [padded[i] if place is None else call.leaves[place] for i, place in enumerate(places)]
-                for call, padded, places in zip(later, self.leaves, self._padding, strict=True)
-            ]
+        padding = self._padding
+        leaves = [call.leaves for call in later] if padding is None else padding.refilled(later)
+        if leaves is None:
+            return False
+        self.leaves = leaves
         self.calls = later
         self.target = later[0].target
         return True
@@ -240,6 +210,7 @@ class MergedCall:
             axes = [self._guess(leaf) for leaf in outputs]
         if len(outputs) != len(axes):
             raise Unsplittable(f"the result of {self.target.name} has another structure when merged")
+        self._views = self._steps and not has_cache(structure)
         split = [self._split(leaf, axis) for leaf, axis in zip(outputs, axes, strict=True)]
         if is_tuple_of_tensors(structure):
             return list(zip(*split, strict=True))
@@ -318,9 +289,9 @@ class MergedCall:
         if axis >= tensor.ndim or tensor.shape[axis] % self.total_rows:
             raise Unsplittable(f"{self.target.name} gave {tuple(tensor.shape)} for {self.total_rows} rows")
         each = tensor.shape[axis] // self.total_rows
-        if self._single:  # views do for a step; an encoder's would keep the mates' memory for as long as it is used
+        if self._single:  # views do for a step; an encoder's, or a cache's, would keep the mates' memory in use
             views = tensor.split_with_sizes([each] * len(self.calls), dim=axis)
-            if not self._steps or axis:
+            if not self._views or axis:
                 return [view.clone() for view in views]
             if self._wholes is not None:
                 self._wholes.note(views, tensor)

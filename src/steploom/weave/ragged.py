@@ -1,54 +1,30 @@
-"""Ragged text: families whose prompt embeddings have the prompt's own length merge through padding with a mask.
+"""Rules of families: which arguments of a denoiser are ragged, or come in one row for all, and what masks them.
 
-The one place for per-family rules, declarative: which argument is ragged, along which axis, and which argument masks
-it; for diffusion language models see :mod:`steploom.weave.ragged_language`. A rule pads only calls whose lengths
-differ, and its merges are verified like all others.
+The one place for per-family rules, declarative: families whose prompt embeddings have the prompt's own length merge
+through padding with a mask. For diffusion language models see :mod:`steploom.weave.ragged_language`. A rule pads only
+calls whose lengths differ, and its merges are verified like all others.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
-import torch
-
 from steploom.weave.ragged_language import LanguageRule, RaggedCache, RaggedSequence
+from steploom.weave.ragged_text import OneForAll, RaggedFrames, RaggedLayers, RaggedText
 
+Rule = RaggedText | OneForAll
 
-@dataclasses.dataclass(frozen=True)
-class RaggedText:
-    """How a denoiser's text argument is padded.
-
-    Attributes:
-        text: Keyword argument ``[rows, length, channels]``.
-        mask: Keyword argument ``[rows, length]``, True for real tokens; made if it is None. None where the denoiser is
-            told lengths by another argument.
-    """
-
-    text: str
-    mask: str | None
-
-    def taken_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """The arguments of such calls are tensors already."""
-
-    def padded(self, text: torch.Tensor, mask: torch.Tensor | None, length: int) -> dict[str, torch.Tensor]:
-        """``text`` and its mask by name, zero-padded to ``length`` tokens."""
-        missing = length - text.shape[1]
-        changes = {self.text: torch.nn.functional.pad(text, (0, 0, 0, missing))}
-        if self.mask is None:
-            return changes
-        if mask is None:
-            mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
-        return changes | {self.mask: torch.nn.functional.pad(mask.to(torch.bool), (0, missing))}
-
-
-RULES = {
+RULES: dict[str, Rule] = {
     # transformer_qwenimage.py: rotary positions of text start after the image's, whatever the text's length.
     "QwenImageTransformer2DModel": RaggedText("encoder_hidden_states", "encoder_hidden_states_mask"),
     # attention_processor.py masks text as diffusers' attention masks do: padded keys get no weight.
     "AudioLDM2UNet2DConditionModel": RaggedText("encoder_hidden_states_1", "encoder_attention_mask_1"),
+    "BriaFiboTransformer2DModel": RaggedLayers("encoder_hidden_states", "attention_mask"),
+    # pipeline_consisid.py has one face for both branches of guidance; the features of each row's own are read.
+    "ConsisIDTransformer3DModel": OneForAll(("id_cond", "id_vit_hidden")),
     "DreamLiteUNetModel": RaggedText("encoder_hidden_states", "encoder_attention_mask"),
     "ErnieImageTransformer2DModel": RaggedText("text_bth", None),
+    # transformer_glm_image.py shows the keys and values of one sample's pictures to all rows.
+    "GlmImageTransformer2DModel": OneForAll(("kv_caches",)),
+    "LatteTransformer3DModel": RaggedFrames("encoder_hidden_states", "encoder_attention_mask"),
     "LuminaNextDiT2DModel": RaggedText("encoder_hidden_states", "encoder_mask"),
     "NucleusMoEImageTransformer2DModel": RaggedText("encoder_hidden_states", "encoder_hidden_states_mask"),
     "QwenImageControlNetModel": RaggedText("encoder_hidden_states", "encoder_hidden_states_mask"),
@@ -64,7 +40,7 @@ LANGUAGE_RULES: dict[str, dict[str, LanguageRule]] = {
 """By pipeline and component: any model of the right interface will do, which may be code from the hub."""
 
 
-def rule_for(module: object) -> RaggedText | None:
+def rule_for(module: object) -> Rule | None:
     """The rule of a denoiser's class, if it has one."""
     return RULES.get(type(module).__name__)
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from steploom.weave.calls import Leaf, flatten, unflatten
+from steploom.weave.ragged_text import Arguments
 
 if TYPE_CHECKING:
     from steploom.weave.calls import ModuleCall
 
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 _MASKED_BY_TENSOR = ("sdpa", "eager")
 """Attention implementations that take a mask of four dimensions."""
 

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from steploom.errors import GenerationFailed
 from steploom.weave.compiled import is_compiled
-from steploom.weave.ragged import RaggedText, rule_for
+from steploom.weave.ragged import Rule, rule_for
 from steploom.weave.ragged_language import LanguageRule
 
 if TYPE_CHECKING:
@@ -31,12 +31,13 @@ class Target:
         name: The component's name in the pipeline, such as ``"transformer"``.
         key: Equal for calls that may run together.
         group: The same without the adapters that keep calls apart: requests of one group share a tick.
-        ragged: How its arguments are padded, where they have lengths of their own.
+        ragged: How its arguments are made alike, where they have rows or lengths of their own.
+        language: The same, if it is a language model.
         patched: The application's module, where ``module`` is a clone of it; used if its ``forward`` was replaced.
         adapted: The adapters that ``module`` carries for one request, if it does.
     """
 
-    __slots__ = ("_invoke", "adapted", "group", "key", "method", "module", "name", "patched", "ragged")
+    __slots__ = ("_invoke", "adapted", "group", "key", "language", "method", "module", "name", "patched", "ragged")
 
     def __init__(
         self,
@@ -55,7 +56,8 @@ class Target:
         self.key = key
         self.group = key if group is None else group
         self.adapted = adapted
-        self.ragged: RaggedText | LanguageRule | None = language or rule_for(getattr(module, "_orig_mod", module))
+        self.language = language
+        self.ragged: Rule | LanguageRule | None = language or rule_for(getattr(module, "_orig_mod", module))
         self.patched: Any = None
         self._invoke: Callable[..., Any] = module if method == "forward" else getattr(module, method)
 

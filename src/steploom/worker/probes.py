@@ -22,10 +22,13 @@ def doubled(request: DiffusionRequest, accepted: Collection[str]) -> Iterator[di
         if argument in accepted:
             count = 2 * (request.params.get(argument) or 1)
             yield {**plain, argument: count, "latents": None}
-    if isinstance(request.prompt, str):
-        negative = request.params.get("negative_prompt")
+    prompts, negative = request.prompt, request.params.get("negative_prompt")
+    if isinstance(prompts, str):
         negatives = {"negative_prompt": [negative] * 2} if isinstance(negative, str) else {}
-        yield {**plain, **negatives, "prompt": [request.prompt] * 2, "latents": None}
+        yield {**plain, **negatives, "prompt": [prompts] * 2, "latents": None}
+    elif prompts is not None:  # a negative prompt that is one stands for all
+        negatives = {"negative_prompt": [*negative, *negative]} if isinstance(negative, (list, tuple)) else {}
+        yield {**plain, **negatives, "prompt": [*prompts, *prompts], "latents": None}
     # Flux and Wan repeat a prompt for each image, but not embeddings that are given in its place.
     given = {name: value for name, value in request.params.items() if "prompt" in name}
     embeddings = {n: torch.cat([v] * 2) for n, v in given.items() if isinstance(v, torch.Tensor) and v.ndim > 1}
