@@ -71,14 +71,14 @@ def test_requests_with_and_without_a_controlnet_share_forwards(name: str) -> Non
     assert_cares(expected, 1e-4)
     driver = Driver(Runner.from_pipeline(pipe, config()))
     driver.drain(wanted(name, "warm-up"))
-    before = dict(driver.runner.denoiser_forwards)
+    before = dict(driver.runner.counters.denoiser_forwards)
     finished = driver.drain(requests)
     for request in requests:
         report = finished[request.request_id]
         assert report.error is None, report.error and report.error.traceback
         assert distance(report.output, expected[request.request_id]) <= 1e-4, request.request_id
-    together = driver.runner.denoiser_forwards.get(len(requests), 0) - before.get(len(requests), 0)
-    assert together == 4, driver.runner.denoiser_forwards
+    together = driver.runner.counters.denoiser_forwards.get(len(requests), 0) - before.get(len(requests), 0)
+    assert together == 4, driver.runner.counters.denoiser_forwards
     keys = {report.batch_key for one in requests for report in driver.reports[one.request_id]}
     assert len(keys) == 1, "the scheduler lets them share ticks"
 
@@ -109,9 +109,9 @@ def test_siblings_that_want_tuples_share_with_siblings_that_want_outputs(name: s
     expected = {one.request_id: alone(own, one) for one, own in zip(requests, (pipe, sibling), strict=True)}
     driver = Driver(Runner.from_pipeline(pipe, config()))
     driver.drain(both("warm-up"))
-    before = driver.runner.denoiser_forwards.get(2, 0)
+    before = driver.runner.counters.denoiser_forwards.get(2, 0)
     finished = driver.drain(requests)
     for one in requests:
         assert finished[one.request_id].error is None, finished[one.request_id].error
         assert distance(finished[one.request_id].output, expected[one.request_id]) <= 1e-4
-    assert driver.runner.denoiser_forwards.get(2, 0) - before >= 4
+    assert driver.runner.counters.denoiser_forwards.get(2, 0) - before >= 4

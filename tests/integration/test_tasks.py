@@ -46,9 +46,9 @@ def test_each_task_equals_diffusers_own_pipeline_and_all_share_forwards(name: st
     assert_cares(expected, TOLERANCE)
     driver = Driver(Runner.from_pipeline(build(), config()))
     driver.drain(family.requests("warm-up", **params))
-    before = dict(driver.runner.denoiser_forwards)
+    before = dict(driver.runner.counters.denoiser_forwards)
     settled(driver, wanted, expected)
-    forwards = {n: count - before.get(n, 0) for n, count in driver.runner.denoiser_forwards.items()}
+    forwards = {n: count - before.get(n, 0) for n, count in driver.runner.counters.denoiser_forwards.items()}
     assert forwards.get(len(wanted), 0) >= 0.8 * sum(forwards.values()), forwards
 
 

@@ -13,7 +13,7 @@ from conformance.families import hunyuan_video, lumina, sana
 from driving import Driver, alone, config, distance
 
 from steploom.requests import DiffusionRequest
-from steploom.weave import untyped
+from steploom.weave import unlike, untyped
 from steploom.worker.runner import Runner
 
 
@@ -94,7 +94,12 @@ def test_texts_that_are_tensors_of_other_lengths_encode_alone_and_are_counted() 
     spy, driver = warm(pipe, SMALL)
     driver.drain(requests("a", ["a cow", "a hen in there"], **SMALL))
     assert spy.take() == {"text_encoder": [1, 1]}
-    assert driver.runner.stats().alone_calls["nothing alike to share with"] == 2
+    assert (
+        driver.runner.stats().alone_calls[
+            f"{unlike.UNLIKE}: input_ids has another size; attention_mask has another size"
+        ]
+        == 2
+    )
 
 
 PLAIN = {**SMALL, "guidance_scale": 1.0}

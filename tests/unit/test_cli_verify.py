@@ -136,9 +136,14 @@ def test_sizes_lengths_and_kinds_are_found_by_asking(asked: list) -> None:
     assert (found["height"], found["width"], found["num_frames"]) == (64, 64, 9)
 
 
+def test_the_most_frequent_reason_comes_first() -> None:
+    found = verdict(share=0.0, reasons={"only one": 9, "shapes differ": 2, "other text": 5})
+    assert found.why_not == [("other text", 5), ("shapes differ", 2)]
+
+
 def test_a_model_that_never_meets_itself_says_so() -> None:
     lines = verify.report("Pipe", verdict(share=0.0, reasons={"only one": 3}))
-    assert any("why not: the two were never at the same network at once" in line for line in lines)
+    assert any("why not: they were not at the same network at once" in line for line in lines)
 
 
 def test_batched_needs_no_reasons() -> None:

@@ -96,7 +96,7 @@ def report(name: str, verdict: Verdict) -> list[str]:
     batched = f"{'batched' if verdict.batched else 'not batched'}: {share}"
     lines.append(f"{good if verdict.batched else '[yellow]-[/]'} {batched}")
     if not verdict.batched:
-        lines += [f"  why not: {reason}" for reason in _reasons(verdict)]
+        lines += [f"  why not: {reason} ({count} calls)" for reason, count in verdict.why_not]
     speed = verdict.alone_s / verdict.together_s if verdict.together_s else 0.0
     apart = f"{verdict.alone_s:.2f} s one after the other with pipe(...)"
     lines.append(f"  {apart}, {verdict.together_s:.2f} s together: {speed:.2f}x")
@@ -117,10 +117,3 @@ def _apart(verdict: Verdict) -> str:
     if worst == float("inf"):
         return "another text, shape or kind of output, or no numbers"
     return f"{worst:.1e} of the scale, {verdict.tolerance:.0e} allowed"
-
-
-def _reasons(verdict: Verdict) -> list[str]:
-    """Why calls ran alone, the most frequent first."""
-    found = sorted(verdict.reasons.items(), key=lambda item: -item[1])
-    told = [f"{reason} ({count} calls)" for reason, count in found if reason != "only one"]
-    return told or ["the two were never at the same network at once, as in different stages of a cascade"]

@@ -25,6 +25,7 @@ from steploom.weave.merging import MergedCall
 from steploom.weave.order import is_denoiser
 from steploom.weave.plans import Plan, Plans
 from steploom.weave.program import Program
+from steploom.weave.unlike import ONLY_ONE, why_alone
 from steploom.weave.verify import Verdicts, check, pins
 from steploom.weave.wholes import Wholes
 
@@ -116,7 +117,7 @@ class Batches:
 
     def _run_grouped(self, group: Group) -> None:
         by_key: dict[int, Group] = {}
-        reasons: dict[int, str] = {}
+        found: dict[int, Axes] = {}
         group = self._alike(group)
         for program, call in group:
             facts = self._known(call)
@@ -125,9 +126,13 @@ class Batches:
                 continue  # probing has answered it
             key = self._key(program, call, axes) if facts is None else program.note(facts)
             by_key.setdefault(key, []).append((program, call))
-            reasons[key] = axes.reason or _why_alone(group, call)
+            found[key] = axes
         for key, members in by_key.items():
-            self.run_members(members, reasons[key])
+            reason = found[key].reason or ONLY_ONE
+            if len(members) == 1 and reason == ONLY_ONE:
+                (_, call), mates = members[0], [other for _, other in group if other is not members[0][1]]
+                reason = why_alone(call, mates, found[key], self._merger.token)
+            self.run_members(members, reason)
 
     def _alike(self, group: Group) -> Group:
         """The group, its calls without additions in the form of those with, once the axes of these are known."""
@@ -195,7 +200,7 @@ class Batches:
             return None if self._fixed is None else axes  # the answer of a call by itself has other bits
         return None
 
-    def run_members(self, members: Group, reason: str = "only one") -> None:
+    def run_members(self, members: Group, reason: str = ONLY_ONE) -> None:
         """Runs calls that share a key as one forward, if their kind of merge holds."""
         if self._fixed is not None:
             self._run_fixed(members, reason)
@@ -322,15 +327,6 @@ class Batches:
             sizes = "" if first is None else "x".join(map(str, first.shape[1:]))
             name = self._key_names[key] = f"{call.target.name}:{sizes}#{len(self._key_names)}"
         return name
-
-
-def _why_alone(group: Group, call: ModuleCall) -> str:
-    """Why a call that could be merged is not, if it is not."""
-    if len(group) == 1:
-        return "only one"
-    if has_opaque(call.structure):
-        return "an argument is an object of its own, such as a cache that the module writes"
-    return "nothing alike to share with"
 
 
 def _checked(merged: MergedCall, results: Sequence[Any], failed: Callable[[Exception], None]) -> str | None:

@@ -6,17 +6,20 @@ import dataclasses
 
 from steploom.protocol import RequestReport, RunnerOutput
 from steploom.weave.order import is_denoiser
+from steploom.weave.unlike import ONLY_ONE
 
 
 @dataclasses.dataclass
 class Counters:
     """What the hub did since its start; seconds of the tick in progress.
 
-    ``denoiser_forwards`` is how many denoiser forwards carried how many requests.
+    ``denoiser_forwards`` is how many denoiser forwards carried how many requests, ``denoiser_alone`` why those of one
+    were made for it alone.
     """
 
     merged_calls: int = 0
     denoiser_forwards: dict[int, int] = dataclasses.field(default_factory=dict)
+    denoiser_alone: dict[str, int] = dataclasses.field(default_factory=dict)
     alone_calls: dict[str, int] = dataclasses.field(default_factory=dict)
     alone_this_tick: dict[str, int] = dataclasses.field(default_factory=dict)
     forward_s: float = 0.0
@@ -71,6 +74,8 @@ class Counters:
     def alone(self, name: str, reason: str) -> None:
         """A call of the component ``name`` was run alone."""
         self.alone_calls[reason] = self.alone_calls.get(reason, 0) + 1
-        if reason != "only one":
+        if reason != ONLY_ONE:
             self.alone_this_tick[reason] = self.alone_this_tick.get(reason, 0) + 1
+        if is_denoiser(name):
+            self.denoiser_alone[reason] = self.denoiser_alone.get(reason, 0) + 1
         self.forward(name, 1)

@@ -21,6 +21,7 @@ from steploom.protocol import NewRequest, PipelineInfo, RequestReport, RunnerOut
 from steploom.requests import DiffusionRequest
 from steploom.weave import signatures
 from steploom.weave.adapters import Selection
+from steploom.weave.counters import Counters
 from steploom.weave.hub import Hub
 from steploom.weave.pipelines import Loom, Watcher
 from steploom.weave.preview import Previewer, load_tiny
@@ -255,20 +256,19 @@ class Runner:
         return self._extensions.call(method, args, kwargs)
 
     @property
-    def denoiser_forwards(self) -> Mapping[int, int]:
-        """How many denoiser forwards carried how many requests, since the start."""
-        return self._hub.counters.denoiser_forwards
+    def counters(self) -> Counters:
+        """What was counted since the start."""
+        return self._hub.counters
 
     def stats(self) -> WorkerStats:
         """Counters since the start."""
         self._hub.absorb()
-        counters = self._hub.counters
         return WorkerStats(
             ticks=self._ticks,
             **self._spent,
             resident=len(self._residents),
-            merged_calls=counters.merged_calls,
-            alone_calls=dict(counters.alone_calls),
+            merged_calls=self.counters.merged_calls,
+            alone_calls=dict(self.counters.alone_calls),
             cache_hits=self._hub.cache.hits,
             cache_misses=self._hub.cache.misses,
             cache_bytes=self._hub.cache.bytes,
@@ -282,7 +282,7 @@ class Runner:
 
     def reset_counts(self) -> None:
         """Forgets what was counted so far but compilations and graphs: it was warm-up."""
-        self._hub.counters.forget()
+        self.counters.forget()
         self._hub.cache.hits = self._hub.cache.misses = 0
         self._ticks, self._spent = 0, dict.fromkeys(self._spent, 0.0)
 

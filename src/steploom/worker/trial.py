@@ -19,6 +19,7 @@ from steploom.errors import GenerationFailed
 from steploom.protocol import NewRequest, RequestReport, SchedulerOutput
 from steploom.requests import DiffusionRequest
 from steploom.weave import signatures, untyped
+from steploom.weave.unlike import ONLY_ONE
 from steploom.worker.rounding import rounded_otherwise
 from steploom.worker.runner import Runner
 
@@ -37,6 +38,9 @@ _ROUNDINGS = 4.0
 BATCHED_SHARE = 0.8
 """Share of the denoiser calls, made while all requests ran, that carried all of them, from which we say "batched"."""
 
+APART = "they were not at the same network at once, as in different stages of a cascade"
+"""Why calls did not share that had nobody to share with."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
@@ -46,7 +50,7 @@ class Verdict:
         distances: Per request: largest difference between together and alone, as a share of the scale of the output.
         error: Why there is no output, where a request failed.
         share: Of the denoiser calls made while all requests ran, the share that carried all of them.
-        reasons: Why calls ran alone once everything was learned, and how many.
+        reasons: Why denoiser calls ran alone once everything was learned, and how many.
         alone_s: Seconds for all requests one after the other with ``pipe(...)``.
         together_s: Seconds for all requests at once.
         tolerance: What ``equal`` allows: more than asked for, if the pipeline alone moves as far by rounding.
@@ -72,6 +76,12 @@ class Verdict:
     def batched(self) -> bool:
         """Whether the requests really shared their denoiser calls."""
         return self.share >= BATCHED_SHARE
+
+    @property
+    def why_not(self) -> list[tuple[str, int]]:
+        """Why they did not, and for how many calls, the most frequent reason first."""
+        told = [(reason, count) for reason, count in self.reasons.items() if reason != ONLY_ONE]
+        return sorted(told, key=lambda item: -item[1]) or [(APART, self.reasons.get(ONLY_ONE, 0))]
 
 
 def tolerance_of(pipeline: Any) -> float:
@@ -119,10 +129,10 @@ class Together:
             output = SchedulerOutput(tick=self._ticks, scheduled_new_reqs=new, scheduled_cached_reqs=list(running))
             running += [request.run_id for request in new]
             new = []
-            before = dict(self._runner.denoiser_forwards)
+            before = dict(self._runner.counters.denoiser_forwards)
             reports = self._runner.execute(output).reports
             if len(running) == len(requests):
-                for size, count in self._runner.denoiser_forwards.items():
+                for size, count in self._runner.counters.denoiser_forwards.items():
                     self.forwards[size] = self.forwards.get(size, 0) + count - before.get(size, 0)
             for report in reports:
                 if report.finished:
@@ -152,7 +162,7 @@ def trial(pipeline: Any, requests: Sequence[DiffusionRequest], tolerance: float 
     runner = Runner.from_pipeline(pipeline, EngineConfig())
     together = Together(runner)
     first = together.run(requests)
-    learned = dict(runner.stats().alone_calls)
+    learned = dict(runner.counters.denoiser_alone)
     started = time.perf_counter()
     second = together.run(requests)
     together_s = time.perf_counter() - started
@@ -166,7 +176,7 @@ def trial(pipeline: Any, requests: Sequence[DiffusionRequest], tolerance: float 
                 error = error or report.error.traceback or report.error.message
             else:
                 distances.append(distance(report.output, alone))
-    reasons = {reason: count - learned.get(reason, 0) for reason, count in runner.stats().alone_calls.items()}
+    reasons = {reason: count - learned.get(reason, 0) for reason, count in runner.counters.denoiser_alone.items()}
     verdict = Verdict(
         tuple(distances), full / calls if calls else 0.0, {reason: n for reason, n in reasons.items() if n}, alone_s,
         together_s, tolerance, error,
