@@ -90,7 +90,8 @@ class Family:
         if self.controlnet is not None:
             union = "Union" in type(self.controlnet).__name__
             control = tasks.Kind.of(cls.__name__).control or ("ControlNetUnion" if union else "ControlNet")
-        return [(task, other) for task, other in tasks.siblings(cls, control) if tasks.fits(other, self.pipeline)]
+        found = tasks.siblings(cls, control)
+        return [(task, other) for task, other in found if tasks.fits(other, self.pipeline, self.controlnet)]
 
     def _member(self, cls: type) -> Any:
         """The pipeline of a class of the family, None where diffusers cannot make it of these components."""

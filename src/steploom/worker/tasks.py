@@ -30,11 +30,47 @@ _WORDS = {
 _IMAGE_TO_VIDEO = ("LTX", "LTX2")
 """Families whose pipelines from text and from an image take one and the same denoiser; others' differ in channels."""
 
-_CHANNELS = {"StableDiffusion3InpaintPipeline": (16, 33)}
-"""Channels of the transformer that a class insists on."""
+_KANDINSKY_INPAINTING = ("unet", (9,))
+"""It puts the mask and the masked image beside the latents, always."""
 
-_EDITS = ("Edit", "Layered")
-"""In the names of classes that need an image, although it has a default."""
+_CHANNELS = {
+    "KandinskyInpaintCombinedPipeline": _KANDINSKY_INPAINTING,
+    "KandinskyInpaintPipeline": _KANDINSKY_INPAINTING,
+    "KandinskyV22InpaintCombinedPipeline": _KANDINSKY_INPAINTING,
+    "KandinskyV22InpaintPipeline": _KANDINSKY_INPAINTING,
+    "StableDiffusion3InpaintPipeline": ("transformer", (16, 33)),
+}
+"""Channels of the denoiser that a class insists on."""
+
+_FROM_IMAGE = (
+    "CycleDiffusion", "Depth2Img", "Edit", "I2VGen", "Layered", "Pix2Pix", "Refiner", "SuperResolution", "Upscale",
+    "VideoToWorld",
+)  # fmt: skip
+"""In the names of classes that need an image, or a video, although it has a default."""
+
+_FILLS = ("Fill", "PaintByExample", "RePaint")
+"""In the names of classes for inpainting that are not called after it."""
+
+_GUIDED = ("Adapter", "Control")
+"""In the names of classes whose image says where things are: what they make, they make from text."""
+
+_STAGES = ("Prior",)
+"""In the names of classes that make embeddings; those that need some are stages of a cascade as well."""
+
+_INSTEAD = frozenset({"image_embeds", "image_embeddings"})
+"""Arguments that may be given in place of an image."""
+
+_FRAMES = frozenset({"num_frames", "video_length", "frames", "video", "control_video", "pose_video"})
+"""Arguments of pipelines that make videos."""
+
+_EXTRA = {
+    "QwenImageControlNetInpaintPipeline": "extra_condition_channels",
+    "StableDiffusion3ControlNetInpaintingPipeline": "extra_conditioning_channels",
+}
+"""Classes whose ControlNet takes a mask beside its image, and the setting of the ControlNet that says so."""
+
+_SETTINGS = {"ChromaInpaintPipeline": "guidance_embeds"}
+"""A setting of the transformer that a class asks for; that of the family has none."""
 
 _NAME = re.compile(
     r"^(?P<stem>.+?)(?P<control>ControlNet(?:Union)?(?!XS))?(?P<pag>PAG)?"
@@ -112,51 +148,82 @@ def _tasks_like(own: tuple[str, ...], stem: str) -> list[str]:
 
 def own_tasks(cls: type) -> tuple[str, ...]:
     """The tasks that a class does by itself; none where that cannot be told."""
-    kind = Kind.of(cls.__name__)
-    parameters = signatures.call_parameters(cls)
+    name, parameters = cls.__name__, signatures.call_parameters(cls)
+    kind = Kind.of(name)
     if not {"height", "resolution", "image"} & parameters.keys() or "gen_length" in parameters:  # text
+        return ()
+    embeddings = parameters.get("image_embeds")
+    if any(word in name for word in _STAGES) or (embeddings is not None and embeddings.default is embeddings.empty):
         return ()
     if kind.task:
         return (kind.task,)
-    to = "video" if {"num_frames", "video_length"} & parameters.keys() else "image"
-    source = parameters.get("video" if "video" in parameters else "image")
-    if source is None or kind.control:
-        return (f"text-to-{to}",)
-    by_image = f"{source.name}-to-{to}"
-    if by_image not in _WORDS:
-        return ()
-    needs = source.default is source.empty or any(word in cls.__name__ for word in _EDITS)
-    return (by_image,) if needs else (f"text-to-{to}", by_image)
+    if any(word in name for word in _FILLS):
+        return ("inpainting",)
+    to = "video" if _FRAMES & parameters.keys() else "image"
+    sources = [] if is_guided(name) else [parameters[source] for source in ("image", "video") if source in parameters]
+    tasks = [f"{source.name}-to-{to}" for source in sources]
+    needs = any(source.default is source.empty for source in sources)
+    if sources or "images" in parameters:
+        needs = needs or any(word in name for word in _FROM_IMAGE)
+    if "prompt" in parameters and not needs:
+        tasks.insert(0, f"text-to-{to}")
+    return tuple([task for task in tasks if task in _WORDS])
+
+
+def is_guided(name: str) -> bool:
+    """Whether a class of that name takes an image that says where things are."""
+    return any(word in name for word in _GUIDED)
 
 
 def needed(cls: type, task: str) -> frozenset[str]:
     """Arguments that ``cls`` needs for ``task`` although they have a default in diffusers."""
-    kind = Kind.of(cls.__name__)
     known = signatures.call_parameters(cls).keys()
     wanted: list[tuple[str, ...]] = []
-    if kind.control:
-        wanted.append(("control_image", "image", "conditioning_frames"))
-    if task in ("image-to-image", "image-to-video"):
+    if is_guided(cls.__name__):
+        wanted.append(("control_image", "image", "conditioning_frames", "control_video"))
+    if task in ("image-to-image", "image-to-video") and not known & _INSTEAD:
         wanted.append(("image",))
     elif task == "inpainting":
-        wanted += [("image", "control_image"), ("mask_image", "mask", "control_mask")]
+        wanted.append(("image", "control_image"))
+        if not any(word in cls.__name__ for word in _FILLS):  # which take what the mask makes of the image as well
+            wanted.append(("mask_image", "mask", "control_mask"))
     elif task == "video-to-video":
         wanted.append(("video",))
     return frozenset(next(name for name in names if name in known) for names in wanted if known & set(names))
 
 
-def fits(cls: type, pipeline: Any) -> bool:
-    """Whether the denoiser has the channels that ``cls`` asks for; most such classes tell only when they run.
+def fits(cls: type, pipeline: Any, controlnet: Any = None) -> bool:
+    """Whether the networks have the channels and settings that ``cls`` asks for; most classes tell only when they run.
 
     A UNet that takes the mask or another image among its channels can be asked for nothing else.
     """
     if cls is type(pipeline):
         return True
+    if not _takes_settings(cls, pipeline) or not _takes_controlnet(cls, controlnet):
+        return False
     channels, made = _channels(pipeline, "unet")
     if isinstance(channels, int) and isinstance(made, int) and made not in (channels, 2 * channels):
         return False
-    wanted = _CHANNELS.get(cls.__name__)
-    return wanted is None or _channels(pipeline, "transformer")[0] in wanted
+    component, wanted = _CHANNELS.get(cls.__name__, ("", ()))
+    return not wanted or _channels(pipeline, component)[0] in wanted
+
+
+def _takes_settings(cls: type, pipeline: Any) -> bool:
+    """Whether ``cls`` goes with what the pipeline and its transformer are set to."""
+    aesthetic = "requires_aesthetics_score"  # of SDXL's refiner, which is told a score with the sizes
+    if getattr(pipeline.config, aesthetic, False) and not signatures.takes(cls.__init__, aesthetic):
+        return False
+    name = _SETTINGS.get(cls.__name__)
+    return name is None or hasattr(getattr(getattr(pipeline, "transformer", None), "config", None), name)
+
+
+def _takes_controlnet(cls: type, controlnet: Any) -> bool:
+    """Whether the ControlNet (the first of several) has the channels that ``cls`` gives it."""
+    if controlnet is None or not Kind.of(cls.__name__).control:
+        return True
+    config: Any = getattr(next(iter(getattr(controlnet, "nets", [controlnet]))), "config", None)
+    extra = any(getattr(config, name, 0) for name in _EXTRA.values())
+    return extra == (cls.__name__ in _EXTRA)
 
 
 def _channels(pipeline: Any, component: str) -> tuple[Any, Any]:

@@ -19,6 +19,8 @@ from diffusers import (
 )
 from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
 
+from steploom.worker import trial
+
 WIDTH = 32
 
 
@@ -72,11 +74,13 @@ def _unet(**settings: Any) -> Any:
     )  # fmt: skip
 
 
-def _image_unet() -> Any:
-    return _unet(addition_embed_type="image", encoder_hid_dim_type="image_proj", class_embed_type=None)
+def image_unet(**settings: Any) -> Any:
+    """The U-Net of Kandinsky 2.2."""
+    return _unet(addition_embed_type="image", encoder_hid_dim_type="image_proj", class_embed_type=None, **settings)
 
 
-def _combined_parts() -> dict[str, Any]:
+def combined_parts() -> dict[str, Any]:
+    """All of a combined pipeline but U-Net and noise scheduler."""
     return {"movq": movq(), **{f"prior_{name}": part for name, part in _prior_parts().items()}}
 
 
@@ -87,19 +91,19 @@ def prior() -> Any:
 
 @case("KandinskyV22Pipeline", "Kandinsky 2.2", "embeddings to image", _decoder_inputs)
 def decoder() -> Any:
-    return KandinskyV22Pipeline(unet=_image_unet(), scheduler=DDPMScheduler(clip_sample=False), movq=movq())
+    return KandinskyV22Pipeline(unet=image_unet(), scheduler=DDPMScheduler(clip_sample=False), movq=movq())
 
 
 @case("KandinskyV22CombinedPipeline", "Kandinsky 2.2", "text to image", _combined_inputs)
 def combined() -> Any:
     return KandinskyV22CombinedPipeline(
-        unet=_image_unet(), scheduler=DDPMScheduler(clip_sample=False), **_combined_parts()
+        unet=image_unet(), scheduler=DDPMScheduler(clip_sample=False), **combined_parts()
     )
 
 
 @case(
     "KandinskyV22CombinedPipeline", "Kandinsky 2.2", "text to image", _staggered_inputs, variant="staggered",
-    alone="at most ticks one is in another stage",
+    alone=trial.APART,
 )  # fmt: skip
 def staggered() -> Any:
     return combined()
@@ -114,5 +118,5 @@ def combined_first() -> Any:
     return KandinskyCombinedPipeline(
         unet=_unet(addition_embed_type="text_image", encoder_hid_dim_type="text_image_proj"),
         text_encoder=tiny.scaled(MultilingualCLIP(config), 1.5), tokenizer=tiny.tokenizer(77),
-        scheduler=ddim(clip_sample=True), **_combined_parts(),
+        scheduler=ddim(clip_sample=True), **combined_parts(),
     )  # fmt: skip

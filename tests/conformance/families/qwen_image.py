@@ -33,6 +33,15 @@ _inpainting = adding(_from_image, mask_image=mask)
 _control = adding(_inputs, control_image=picture, controlnet_conditioning_scale=0.8)
 
 
+def controlnet(**settings: Any) -> Any:
+    """A ControlNet for the tiny model."""
+    net = QwenImageControlNetModel(
+        patch_size=2, in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=3,
+        joint_attention_dim=32, axes_dims_rope=(8, 4, 4), **settings,
+    )  # fmt: skip
+    return tiny.scaled(net, 1.5, 7)
+
+
 def _editing(i: int) -> dict[str, Any]:
     return {**_inputs(i), "image": picture(i), "height": 512, "width": 512}
 
@@ -54,11 +63,7 @@ def inpainting() -> Any:
 
 @case("QwenImageControlNetPipeline", FAMILY, "control", _control)
 def control() -> Any:
-    net = QwenImageControlNetModel(
-        patch_size=2, in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=3,
-        joint_attention_dim=32, axes_dims_rope=(8, 4, 4),
-    )  # fmt: skip
-    return QwenImageControlNetPipeline(**tiny.qwen_image().components, controlnet=tiny.scaled(net, 1.5, 7))
+    return QwenImageControlNetPipeline(**tiny.qwen_image().components, controlnet=controlnet())
 
 
 @case("QwenImageEditPipeline", FAMILY, "editing", _editing)
