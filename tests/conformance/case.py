@@ -7,7 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from steploom.requests import DiffusionRequest
+from steploom.weave import unlike
 from steploom.worker import trial
+
+SIZED = f"{unlike.UNLIKE}: encoder_hidden_states has another size"
+"""The engine's reason where text has the prompt's own length."""
 
 PROMPTS = ("a red circle", "two boats", "old house")
 """Of different lengths on purpose: families with ragged text must merge them."""
@@ -28,7 +32,8 @@ class Case:
         variant: What distinguishes this case from another of the same class.
         steps: ``num_inference_steps`` of the three requests.
         steps_name: Name of that argument; None where there is none.
-        alone: Why this pipeline's calls are known not to be merged; None if they should be.
+        alone: How the engine's reason begins why this pipeline's calls are not merged; None if they should be.
+        because: What the table says besides that, one of :mod:`conformance.claims`.
         indifferent: Arguments whose swap need not matter, with a reason.
         tolerance: Of equality.
     """
@@ -42,6 +47,7 @@ class Case:
     steps: tuple[int, int, int] = (3, 4, 5)
     steps_name: str | None = "num_inference_steps"
     alone: str | None = None
+    because: str = ""
     indifferent: tuple[str, ...] = ()
     tolerance: float = trial.TOLERANCE
 

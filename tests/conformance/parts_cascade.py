@@ -11,8 +11,6 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 EQUAL_LENGTHS = ("a red circle", "three boats!", "an old house")
 """Prompts of as many tokens each, for models that see the text's own length and take no mask for it."""
 
-UNMASKED = "text of any length, and no mask for it"
-
 BYTES = 256
 """Of a pixel channel."""
 

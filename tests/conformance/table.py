@@ -21,10 +21,35 @@ requests that differ in prompt, guidance, picture, seed and number of steps. **E
 `pipe(...)` alone, within {tolerance} of the scale of its latents, and swapping any of these arguments moves them by at
 least 20 times that. **Batched**: of the denoiser calls made while all three ran, at least 80% carried all three.
 
-{equal} of {cases} cases are equal; {batched} of {classes} classes are batched. Measured by
-`python -m conformance.table` in `tests/` (float32, CPU); `nox -s slow` asserts every row.
+{equal} of {cases} cases are equal. Some classes are there more than once, with a variant in parentheses: texts of
+equal or unequal lengths, other inputs, another noise scheduler. Of {classes} classes, {every} are batched
+({every_share:.1%}) if a class counts only where all of its cases are, {plain} ({plain_share:.1%}) if its first case
+decides, and {some} ({some_share:.1%}) if one case is enough.
+
+Why a case is not batched is what the engine says of its denoiser calls that ran alone, the most frequent reason; what
+is in parentheses after it is checked on the model. Measured by `python -m conformance.table` in `tests/` (float32,
+CPU); `nox -s slow` asserts every row.
 
 """
+
+
+def counted(records: dict[str, dict[str, Any]]) -> dict[str, set[str]]:
+    """The classes, and which of them are batched by each of the three rules."""
+    cases: dict[str, list[str]] = {}
+    for name in records:
+        cases.setdefault(CASES[name].pipeline, []).append(name)
+    batched = {name for name, one in records.items() if one["batched"]}
+    return {
+        "classes": set(cases),
+        "every": {cls for cls, names in cases.items() if batched.issuperset(names)},
+        "plain": {cls for cls, names in cases.items() if _first(names) in batched},
+        "some": {cls for cls, names in cases.items() if not batched.isdisjoint(names)},
+    }
+
+
+def _first(names: list[str]) -> str:
+    """The case of a class that is registered first: the one without a variant, if there is one."""
+    return min(names, key=lambda name: (bool(CASES[name].variant), list(CASES).index(name)))
 
 
 def page() -> pathlib.Path:
@@ -40,6 +65,7 @@ def record(case: Case) -> dict[str, Any]:
         "worst": max(verdict.distances, default=float("inf")),
         "share": round(verdict.share, 2),
         "batched": verdict.batched,
+        "why": None if verdict.batched else verdict.why_not[0][0],
     }
 
 
@@ -49,18 +75,18 @@ def markdown() -> str:
 
     records: dict[str, dict[str, Any]] = json.loads(RECORDS.read_text())
     cases = [CASES[name] for name in records]
-    batched = {CASES[name].pipeline for name, one in records.items() if one["batched"]}
-    version = ".".join(diffusers.__version__.split(".")[:2])
+    classes = {rule: len(names) for rule, names in counted(records).items()}
+    shares = {f"{rule}_share": count / classes["classes"] for rule, count in classes.items()}
     text = HEAD.format(
-        classes=len({case.pipeline for case in cases}), families=len({case.family for case in cases}),
-        diffusers=version, tolerance="1e-4", equal=sum(one["equal"] for one in records.values()), cases=len(cases),
-        batched=len(batched),
+        **classes, **shares, families=len({case.family for case in cases}), cases=len(cases), tolerance="1e-4",
+        diffusers=".".join(diffusers.__version__.split(".")[:2]), equal=sum(one["equal"] for one in records.values()),
     )  # fmt: skip
     rows = ["| Family | Pipeline | Kind | Equal | Batched, or why not |", "| - | - | - | - | - |"]
     for name in sorted(records, key=lambda n: (CASES[n].family.lower(), n)):
         case, one = CASES[name], records[name]
         variant = f" ({case.variant})" if case.variant else ""
-        why = f"{one['share']:.0%}" if one["batched"] else f"no: {case.alone}"
+        because = f" ({case.because})" if case.because else ""
+        why = f"{one['share']:.0%}" if one["batched"] else f"no: {one['why']}{because}"
         equal = f"yes, {one['worst']:.0e}" if one["equal"] else "NO"
         rows.append(f"| {case.family} | `{case.pipeline}`{variant} | {case.kind} | {equal} | {why} |")
     return text + "\n".join(rows) + "\n"

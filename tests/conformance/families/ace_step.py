@@ -6,8 +6,9 @@ from typing import Any
 
 import tiny
 import torch
-from conformance.case import PROMPTS, case
-from conformance.parts_cascade import EQUAL_LENGTHS, UNMASKED
+from conformance.case import PROMPTS, SIZED, case
+from conformance.claims import NO_MASK
+from conformance.parts_cascade import EQUAL_LENGTHS
 from diffusers import (
     AceStepPipeline,
     AceStepTransformer1DModel,
@@ -53,7 +54,7 @@ def _pipeline() -> Any:
     )  # fmt: skip
 
 
-@case("AceStepPipeline", "ACE-Step", "text to audio", _inputs, alone=UNMASKED)
+@case("AceStepPipeline", "ACE-Step", "text to audio", _inputs, alone=SIZED, because=NO_MASK)
 def text_to_audio() -> Any:
     return _pipeline()
 

@@ -39,9 +39,7 @@ def text_to_image() -> Any:
     )  # fmt: skip
 
 
-@case(
-    "BriaFiboPipeline", "FIBO", "text to image", _inputs, alone="not yet: text of its own length in several arguments"
-)
+@case("BriaFiboPipeline", "FIBO", "text to image", _inputs)
 def structured_text_to_image() -> Any:
     language = SmolLM3ForCausalLM(
         SmolLM3Config(

@@ -21,9 +21,13 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 
+from steploom.weave import unlike
+
 parts.without_torchvision()
 
-_PACKED = "one packed sequence of text and video tokens, without a batch axis"
+
+_PACKED = f"{unlike.UNLIKE}: vision_tokens differs"
+"""One packed sequence of text and video tokens has no batch axis: all is shared."""
 
 
 class _AllIsSafe:

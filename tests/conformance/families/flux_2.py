@@ -97,7 +97,6 @@ def _cached_editing(i: int) -> dict[str, Any]:
 
 @case(
     "Flux2KleinKVPipeline", FAMILY, "editing", _cached_editing,
-    alone="not yet: each request brings its own key-value cache as an object",
 )  # fmt: skip
 def klein_cached_editing() -> Any:
     return Flux2KleinKVPipeline(**_parts(guidance=False), text_encoder=qwen3(), tokenizer=chat_tokenizer())

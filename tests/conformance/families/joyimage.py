@@ -6,7 +6,8 @@ from typing import Any
 
 import tiny
 import torch
-from conformance.case import PROMPTS, case
+from conformance.case import PROMPTS, SIZED, case
+from conformance.claims import NO_MASK
 from conformance.parts_dit import chat_tokenizer, qwen3_vl_generating, qwen3_vl_processor
 from conformance.pictures import picture
 from diffusers import (
@@ -16,8 +17,6 @@ from diffusers import (
     JoyImageEditTransformer3DModel,
 )
 from diffusers.pipelines.joyimage.image_processor import JoyImageEditImageProcessor
-
-_NO_MASK = "texts of different lengths: the model takes no mask for them"
 
 
 def _drawn(i: int) -> dict[str, Any]:
@@ -62,11 +61,11 @@ def _pipeline() -> Any:
     return pipeline
 
 
-@case("JoyImageEditPipeline", "JoyImage-Edit", "editing", _edited, alone=_NO_MASK)
+@case("JoyImageEditPipeline", "JoyImage-Edit", "editing", _edited, alone=SIZED, because=NO_MASK)
 def edited() -> Any:
     return _pipeline()
 
 
-@case("JoyImageEditPipeline", "JoyImage-Edit", "text to image", _drawn, variant="drawn", alone=_NO_MASK)
+@case("JoyImageEditPipeline", "JoyImage-Edit", "text to image", _drawn, variant="drawn", alone=SIZED, because=NO_MASK)
 def drawn() -> Any:
     return _pipeline()

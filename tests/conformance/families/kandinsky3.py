@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import tiny
-from conformance.case import PROMPTS, case
+from conformance.case import PROMPTS, SIZED, case
+from conformance.claims import LEAKS
 from conformance.parts_cascade import EQUAL_LENGTHS, movq
 from diffusers import DDPMScheduler, Kandinsky3Pipeline, Kandinsky3UNet
 
@@ -20,7 +21,7 @@ def _equal_inputs(i: int) -> dict[str, Any]:
 
 @case(
     "Kandinsky3Pipeline", "Kandinsky 3", "text to image", _inputs,
-    alone="text of any length, which it pools without the mask",
+    alone=SIZED, because=LEAKS,  # it pools text without the mask
 )  # fmt: skip
 def text_to_image() -> Any:
     return _pipeline()

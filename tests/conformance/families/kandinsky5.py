@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import tiny
-from conformance.case import PROMPTS, case
-from conformance.parts_cascade import EQUAL_LENGTHS, UNMASKED
+from conformance.case import PROMPTS, SIZED, case
+from conformance.claims import NO_MASK
+from conformance.parts_cascade import EQUAL_LENGTHS
 from conformance.parts_video import hunyuan_vae, qwen_vl
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
@@ -46,7 +47,7 @@ def _parts(**settings: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@case("Kandinsky5T2IPipeline", "Kandinsky 5", "text to image", _image_inputs, alone=UNMASKED)
+@case("Kandinsky5T2IPipeline", "Kandinsky 5", "text to image", _image_inputs, alone=SIZED, because=NO_MASK)
 def text_to_image() -> Any:
     return _image_pipeline()
 
@@ -62,7 +63,7 @@ def _image_pipeline() -> Any:
     return pipeline
 
 
-@case("Kandinsky5T2VPipeline", "Kandinsky 5", "text to video", _video_inputs, alone=UNMASKED)
+@case("Kandinsky5T2VPipeline", "Kandinsky 5", "text to video", _video_inputs, alone=SIZED, because=NO_MASK)
 def text_to_video() -> Any:
     return _video_pipeline()
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import tiny
 from conformance import parts_video as parts
-from conformance.case import PROMPTS, case
+from conformance.case import PROMPTS, SIZED, case
+from conformance.claims import NO_MASK
 from diffusers import FlowMatchEulerDiscreteScheduler, Kandinsky5I2VPipeline, Kandinsky5Transformer3DModel
 
 
@@ -15,10 +16,7 @@ def _image(i: int) -> dict[str, Any]:
             "height": 32, "width": 32, "num_frames": 17}  # fmt: skip
 
 
-_RAGGED = "text has the prompt's own length, and the transformer takes no mask"
-
-
-@case("Kandinsky5I2VPipeline", "Kandinsky 5", "image to video", _image, alone=_RAGGED)
+@case("Kandinsky5I2VPipeline", "Kandinsky 5", "image to video", _image, alone=SIZED, because=NO_MASK)
 def image_to_video() -> Any:
     transformer = Kandinsky5Transformer3DModel(
         in_visual_dim=4, in_text_dim=32, in_text_dim2=32, time_dim=32, model_dim=32, ff_dim=64, num_text_blocks=1,

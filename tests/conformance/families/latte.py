@@ -6,7 +6,7 @@ from typing import Any
 
 import tiny
 from conformance.case import PROMPTS, case
-from conformance.parts_cascade import EQUAL_LENGTHS, UNMASKED, ddim
+from conformance.parts_cascade import EQUAL_LENGTHS, ddim
 from diffusers import LattePipeline, LatteTransformer3DModel
 
 
@@ -37,7 +37,7 @@ def _pipeline() -> Any:
     )  # fmt: skip
 
 
-@case("LattePipeline", "Latte", "text to video", _inputs, alone=UNMASKED)
+@case("LattePipeline", "Latte", "text to video", _inputs)
 def text_to_video() -> Any:
     return _pipeline()
 

@@ -21,6 +21,8 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from steploom.weave import unlike
+
 FAMILY = "Stable Diffusion"
 
 
@@ -73,7 +75,7 @@ def _self_attended(i: int) -> dict[str, Any]:
 
 @case(
     "StableDiffusionSAGPipeline", FAMILY, "text to image", _self_attended,
-    alone="an attention processor keeps the attention map of its own call",
+    alone=f"{unlike.UNLIKE}: the module has processors",
 )  # fmt: skip
 def self_attention_guidance() -> Any:
     return StableDiffusionSAGPipeline(**parts.parts(parts.ddim(), attention_head_dim=4))

@@ -73,7 +73,7 @@ def _one_mode(i: int) -> dict[str, Any]:
 # controlnet_union.py: nn.MultiheadAttention without batch_first, given [rows, tokens, channels].
 @case(
     "StableDiffusionXLControlNetUnionPipeline", FAMILY, "control", _one_mode,
-    alone="the ControlNet's task attention runs over the batch axis",
+    alone="merged differs from alone",  # the ControlNet's task attention runs over the batch axis
 )  # fmt: skip
 def controlnet_union() -> Any:
     net = parts.controlnet_xl(
