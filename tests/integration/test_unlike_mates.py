@@ -8,7 +8,7 @@ import conformance.families  # noqa: F401 - registers the cases
 import pytest
 import tiny
 import torch
-from conformance.case import CASES, PROMPTS
+from conformance.case import CASES, PROMPTS, SIZED
 from driving import Driver, assert_equal_to_alone, config, request
 
 from steploom.worker import trial
@@ -111,6 +111,30 @@ def test_a_list_of_prompts_shares_with_single_ones(name: str) -> None:
     found = tried(name, (3.0, 4.0, 5.0), (TEXTS[0], [TEXTS[1], TEXTS[2]], "x"))
     assert found.equal, found
     assert found.batched, found
+
+
+RULED = [
+    "BriaFiboPipeline", "ConsisIDPipeline", "Flux2KleinKVPipeline", "GlmImagePipeline-image", "LattePipeline",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RULED)
+def test_what_only_a_rule_of_the_family_merges_shares(name: str) -> None:
+    case = CASES[name]
+    found = trial.trial(case.build(), [case.request(i) for i in range(3)])
+    assert found.equal, found
+    assert found.batched, found
+
+
+def test_the_reasons_of_a_trial_are_the_denoisers() -> None:
+    """Whose pipeline hooks into its text encoder, so that it encodes alone."""
+    case = CASES["JoyImageEditPipeline-drawn"]
+    runner = Runner.from_pipeline(case.build(), config())
+    trial.Together(runner).run([case.request(i) for i in range(3)])
+    hooked = "the pipeline has put a hook on a part of the module"
+    assert hooked in runner.stats().alone_calls
+    assert hooked not in runner.counters.denoiser_alone
+    assert any(reason.startswith(SIZED) for reason in runner.counters.denoiser_alone)
 
 
 @pytest.mark.parametrize(
