@@ -276,18 +276,23 @@ async def test_a_limit_that_is_none_is_refused(limit: Any) -> None:
         assert not engine.draining
 
 
-@pytest.mark.parametrize("what", ["pause", "drain", "reload"])
+@pytest.mark.parametrize("what", ["pause", "drain", "reload", "sleep"])
 async def test_cancelled_at_every_await(what: str) -> None:
-    async with fake_engine() as (engine, _):
+    async with fake_engine() as (engine, executor):
 
         async def call() -> None:
             async with anyio.create_task_group() as group:
                 group.start_soon(engine.generate, "a cat")
                 await anyio.lowlevel.checkpoint()
                 await getattr(engine, what)()
-                await engine.resume()
+                await (engine.wake_up if what == "sleep" else engine.resume)()
 
         async def after() -> None:
+            await anyio.wait_all_tasks_blocked()
+            told = [rpc[0] for rpc in executor.rpcs]
+            assert engine.asleep == (told[-1:] == ["sleep"]), "else the worker refuses what the engine takes"
+            if engine.asleep:
+                await engine.wake_up()
             await engine.resume()  # Cancelled behind its last await it had succeeded.
             assert (engine.paused, engine.draining) == (False, False)
             assert (await engine.generate("a dog")).images == ["a dog"]

@@ -268,6 +268,24 @@ class EngineCore:
         self.check_serving()
         raise EngineNotRunning("the engine was closed before the call was answered")
 
+    async def see_through(self, call: Callable[[], Awaitable[object]]) -> None:
+        """Waits for the end of ``call``, which comes though the caller leaves; only with the engine it ends early.
+
+        Raises:
+            EngineError: The engine cannot serve, or has ended meanwhile.
+        """
+        self.check_serving()
+        ended, errors = anyio.Event(), list[Exception]()
+
+        async def run() -> None:
+            await self.guarded(call, errors.append)
+            ended.set()
+
+        self._group.start_soon(run)
+        await self.while_alive(ended.wait)
+        if errors:
+            raise errors[0]
+
     def stop(self) -> None:
         """Ends it: waiters get :class:`~steploom.errors.RequestCancelled`, then everything is unwound (``ended``)."""
         self._stopping = True

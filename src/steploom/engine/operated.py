@@ -105,6 +105,9 @@ class OperatedEngine:
     async def sleep(self, level: int = 1) -> None:
         """Moves the weights off the device, once the requests that were accepted are done; new ones are refused.
 
+        Cancelled before the workers were told, the engine takes requests again, unless somebody else has it sleep;
+        afterwards it sleeps all the same (:attr:`asleep`).
+
         Args:
             level: 1 keeps the weights in host memory, 2 drops them.
 
@@ -114,10 +117,10 @@ class OperatedEngine:
         await self._operations.fall_asleep(self._serving(), level)
 
     async def wake_up(self) -> None:
-        """Moves the weights back, and takes requests again.
+        """Moves the weights back, and takes requests again. Cancelled, it does so all the same.
 
         Raises:
-            EngineError: The engine cannot serve.
+            EngineError: The engine cannot serve, or a worker is being replaced.
         """
         await self._operations.wake_up(self._serving())
 
