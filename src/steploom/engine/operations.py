@@ -63,6 +63,7 @@ class Operations:
         """A core has ended: unless it is the one that says why nothing is served, it is of no interest any more."""
         if core in self.cores[:-1]:
             self.cores.remove(core)
+            self.changed()
 
     def abort(self, request_id: str, error: RequestError) -> bool:
         """Ends a request, whoever has it; whether it was alive."""
@@ -77,6 +78,20 @@ class Operations:
         """Returns when ``condition`` holds."""
         while not condition():
             await self._changed.wait()
+
+    async def _outlive(self, core: EngineCore, condition: Callable[[], bool]) -> None:
+        """Returns when ``condition`` holds, though another core replaces this one meanwhile.
+
+        Raises:
+            EngineError: The engine has ended.
+        """
+        while True:
+            try:
+                return await core.while_alive(partial(self.until, condition))
+            except EngineError:
+                if core is self.cores[-1]:
+                    raise
+                core = self.cores[-1]
 
     def _kick(self) -> None:
         for core in self.cores:
@@ -129,8 +144,8 @@ class Operations:
         wish = object()
         self._pausing.add(wish)
         try:
-            await core.while_alive(partial(self.until, lambda: wish not in self._pausing or self._still()))
-            core.check_serving()
+            await self._outlive(core, lambda: wish not in self._pausing or self._still())
+            self.cores[-1].check_serving()
             self._paused |= wish in self._pausing
         finally:
             self._pausing.discard(wish)
@@ -181,8 +196,8 @@ class Operations:
         ended = 0
         try:
             with anyio.move_on_after(timeout_s):
-                await core.while_alive(partial(self.until, lambda: wish not in self._draining or not self._live()))
-            core.check_serving()
+                await self._outlive(core, lambda: wish not in self._draining or not self._live())
+            self.cores[-1].check_serving()
             if wish in self._draining:
                 self._drained = True
                 ended = self._end_all(f"was not done within timeout_s={timeout_s}, when the engine was drained")
