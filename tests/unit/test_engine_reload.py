@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 from fakes import FakeExecutor, fake_engine
-from operating import busy, held, prompts
+from operating import SlowStart, busy, held, prompts
 
 from steploom import (
     AsyncDiffusionEngine,
@@ -140,15 +140,6 @@ class BrokenStart(FakeExecutor):
         raise WorkerDied(0, 1, "no such weights")
 
 
-class SlowStart(FakeExecutor):
-    """Loads until it is told that it has."""
-
-    async def _init_executor(self, on_progress: ProgressCallback) -> PipelineInfo:
-        self.loaded = anyio.Event()
-        await self.loaded.wait()
-        return await super()._init_executor(on_progress)
-
-
 async def test_a_model_that_cannot_be_loaded_leaves_everything_as_it_was() -> None:
     async with busy(max_batch=1, max_resident=1) as (engine, executor, _, asked):
         was = (engine.config, engine.info, engine._core)
@@ -182,64 +173,6 @@ async def test_the_old_model_serves_while_the_new_one_is_loaded() -> None:
         await engine.resume()
         await engine.generate("new")
     assert prompts(old) == ["meanwhile"]
-
-
-@pytest.mark.parametrize("what", ["pause", "drain"])
-async def test_who_waits_for_the_old_model_waits_for_the_new_one_too(what: str) -> None:
-    async with busy(names="a", max_batch=1, max_resident=1) as (engine, old, group, asked):
-        await asked.ask("b")
-        group.start_soon(lambda: engine.reload(distributed_executor_backend=SlowStart))
-        await anyio.wait_all_tasks_blocked()
-        (incoming,) = [core for core in engine._operations.cores if core.executor is not old]
-        new, returned = incoming.executor, []
-
-        async def call() -> None:
-            returned.append(await getattr(engine, what)())
-
-        group.start_soon(call)
-        await anyio.wait_all_tasks_blocked()
-        new.held = True
-        new.loaded.set()
-        await anyio.wait_all_tasks_blocked()
-        assert await engine.abort("a")
-        await anyio.wait_all_tasks_blocked()
-        assert engine._operations.cores == [incoming], "the old one has ended"
-        assert returned == ([None] if what == "pause" else [])
-        assert (engine.paused, engine.draining) == (what == "pause", what == "drain")
-        assert prompts(new) == ([] if what == "pause" else ["b"])
-        new.let_go()
-        await anyio.wait_all_tasks_blocked()
-        assert returned == ([None] if what == "pause" else [0])
-        assert asked.done == ([] if what == "pause" else ["b"])
-        await engine.resume()
-    assert asked.done == ["b"]
-
-
-async def test_the_old_workers_answer_what_they_were_asked() -> None:
-    async with fake_engine() as (engine, old), anyio.create_task_group() as group:
-        old.rpc_gate = anyio.Event()
-        answers: list[Any] = []
-        reloaded = anyio.Event()
-
-        async def call() -> None:
-            answers.append(await engine.collective_rpc("slow"))
-
-        async def reload() -> None:
-            await engine.reload()
-            reloaded.set()
-
-        group.start_soon(call)
-        await anyio.wait_all_tasks_blocked()
-        group.start_soon(reload)
-        await anyio.wait_all_tasks_blocked()
-        assert engine._core.executor is not old
-        assert not old.shut
-        assert await engine.collective_rpc("quick") == ["pong"], "of the new one"
-        assert [rpc[0] for rpc in old.rpcs] == ["slow"]
-        assert not answers
-        old.rpc_gate.set()
-        await reloaded.wait()
-        assert answers == [["pong"]]
 
 
 @pytest.mark.parametrize("how", ["close", "cancel", "die"])

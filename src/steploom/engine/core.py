@@ -217,7 +217,7 @@ class EngineCore:
             assert self.info is not None
             validate(request, self.info, self.config)
             with self.clock.as_of(borrowed.accepted):
-                self.scheduler.add_request(request)
+                self.scheduler.readmit(request)
         except RequestError as error:
             self.deliver(Failed(request_id=request.request_id, error=error))
         self.lanes.kick()
