@@ -268,9 +268,11 @@ async def test_a_drain_that_is_cancelled_was_none_unless_another_one_goes_on() -
         assert asked.done == ["a", "b"]
 
 
-@pytest.mark.parametrize("limit", [-1, float("nan"), True, "1"])
+@pytest.mark.parametrize("limit", [-1, float("nan"), True, "1", 10**400])
 async def test_a_limit_that_is_none_is_refused(limit: Any) -> None:
     async with fake_engine() as (engine, _):
+        with pytest.raises(ConfigError, match="drain_s="):
+            await engine.scale(2, drain_s=limit)
         with pytest.raises(ConfigError, match="timeout_s="):
             await engine.drain(limit)
         assert not engine.draining
