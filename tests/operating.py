@@ -10,6 +10,8 @@ import anyio
 from fakes import FakeExecutor, fake_engine
 
 from steploom import AsyncDiffusionEngine, EngineConfig
+from steploom.executor.abstract import ProgressCallback
+from steploom.protocol import PipelineInfo
 
 
 class Outcomes:
@@ -53,6 +55,15 @@ async def busy(kind: type[FakeExecutor] = FakeExecutor, names: str = "ab", **con
         asked = Outcomes(engine, group)
         await asked.ask(*names)
         yield engine, executor, group, asked
+
+
+class SlowStart(FakeExecutor):
+    """Loads until it is told that it has."""
+
+    async def _init_executor(self, on_progress: ProgressCallback) -> PipelineInfo:
+        self.loaded = anyio.Event()
+        await self.loaded.wait()
+        return await super()._init_executor(on_progress)
 
 
 def held(config: EngineConfig, pipeline: Any = None) -> FakeExecutor:

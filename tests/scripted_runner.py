@@ -104,6 +104,9 @@ class ScriptedRunner:
     def rpc_ping(self) -> str:
         return "pong"
 
+    def rpc_hold(self, gate: str) -> None:
+        stand_before(gate)
+
     def rpc_pid(self) -> int:
         return os.getpid()
 

@@ -22,7 +22,6 @@ from steploom.errors import (
     EngineNotRunning,
     GenerationFailed,
     InvalidRequest,
-    TickTimeout,
 )
 from steploom.executor import DiffusionExecutor, InprocExecutor, MultiprocExecutor, RayExecutor, resolve_executor
 from steploom.protocol import NewRequest, SchedulerOutput
@@ -141,7 +140,7 @@ CALLS = {
     "method": [None, 5, print, b"ping"],
     "args": ["ab", b"ab", 5, {1: 2}],
     "kwargs": [{1: 1}, [1], "ab"],
-    "timeout": ["5", float("nan"), True],
+    "timeout": ["5", float("nan"), True, 10**400],
     "unique_reply_rank": [1, -1, "0", True, 0.0],
 }
 
@@ -162,29 +161,6 @@ async def test_a_runner_that_raises_in_a_tick_is_the_engines_fault(kind: type[Di
         with pytest.raises(EngineDead, match="RuntimeError: out of luck"):
             await executor.execute_step(tick(1, "raise out of luck"))
         assert (await executor.execute_step(tick(2))).tick == 2
-
-
-async def test_a_tick_that_takes_too_long_raises(kind: type[DiffusionExecutor], gate: Gate) -> None:
-    async with running(kind, tick_timeout_s=0.05) as executor:
-        with pytest.raises(TickTimeout, match=r"tick 1 within 0\.05 s"):
-            await executor.execute_step(tick(1, f"hold {gate.path}"))
-        await gate.reached()
-        gate.open()
-
-
-async def test_warming_up_stops_the_clock_of_a_tick(kind: type[DiffusionExecutor], gate: Gate) -> None:
-    async with running(kind, tick_timeout_s=1.0) as executor, anyio.create_task_group() as group:
-        results: list[int] = []
-
-        async def execute() -> None:
-            results.append((await executor.execute_step(tick(1, f"warm {gate.path}"))).tick)
-
-        group.start_soon(execute)
-        await gate.reached()
-        with anyio.move_on_after(1.2):
-            await anyio.Event().wait()
-        gate.open()
-    assert results == [1]
 
 
 async def test_a_cancelled_tick_does_not_disturb_the_next(kind: type[DiffusionExecutor], gate: Gate) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,32 @@ async def test_closed_meanwhile_no_process_is_left(site: Site, gate: Gate, what:
             let_go()
     assert all(isinstance(asked.outcomes[f"g{i}"], RequestCancelled) for i in range(2))
     assert len(asked.outcomes) == 8
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+@pytest.mark.parametrize("wakes", [False, True])
+async def test_one_of_two_is_killed_while_it_falls_asleep_or_wakes(site: Site, wakes: bool, leaves: bool) -> None:
+    """The other one has done so by then; and the caller may have left."""
+    async with site.engine(data_parallel_size=2) as engine:
+        if wakes:
+            await engine.sleep(2)
+        workers = await engine.collective_rpc("pid")
+        kill = partial(os.kill, workers[1], signal.SIGKILL)
+        os.kill(workers[1], signal.SIGSTOP)
+        async with anyio.create_task_group() as group:
+            group.start_soon(engine.wake_up if wakes else partial(engine.sleep, 2))
+            await anyio.wait_all_tasks_blocked()
+            while engine._core.executor._channels[0]._calls:
+                await anyio.lowlevel.checkpoint()
+            (group.cancel_scope.cancel if leaves else kill)()
+        if leaves:
+            kill()
+        await site.witness.done.wait()
+        while engine._operations.slept != (None if wakes else 2):
+            await anyio.lowlevel.checkpoint()
+        if not wakes:
+            assert engine.asleep
+            assert await engine.collective_rpc("asleep") == [2, 2]
+            await engine.wake_up()
+        assert await engine.collective_rpc("asleep") == [None, None]
+        await engine.generate("a", seed=1)

@@ -303,3 +303,20 @@ async def test_a_scaling_that_is_cancelled_at_any_moment_leaves_no_dead_worker(m
         for name in "ab":
             await asked.told(name)
         assert asked.done == ["a", "b"]
+
+
+async def test_a_worker_that_cannot_be_added_leaves_those_that_were() -> None:
+    async with fake_engine(FakeFleet) as (engine, executor):
+        add = executor.add_worker
+
+        async def with_room_for_three() -> None:
+            if len(engine.workers) == 3:
+                raise EngineError("no room")
+            await add()
+
+        executor.add_worker = with_room_for_three
+        with pytest.raises(EngineError, match="no room"):
+            await engine.scale(5)
+        assert engine.workers == ["serves"] * 3
+        await engine.scale(2)
+        await engine.generate("a cat")

@@ -268,26 +268,33 @@ async def test_a_drain_that_is_cancelled_was_none_unless_another_one_goes_on() -
         assert asked.done == ["a", "b"]
 
 
-@pytest.mark.parametrize("limit", [-1, float("nan"), True, "1"])
+@pytest.mark.parametrize("limit", [-1, float("nan"), True, "1", 10**400])
 async def test_a_limit_that_is_none_is_refused(limit: Any) -> None:
     async with fake_engine() as (engine, _):
+        with pytest.raises(ConfigError, match="drain_s="):
+            await engine.scale(2, drain_s=limit)
         with pytest.raises(ConfigError, match="timeout_s="):
             await engine.drain(limit)
         assert not engine.draining
 
 
-@pytest.mark.parametrize("what", ["pause", "drain", "reload"])
+@pytest.mark.parametrize("what", ["pause", "drain", "reload", "sleep"])
 async def test_cancelled_at_every_await(what: str) -> None:
-    async with fake_engine() as (engine, _):
+    async with fake_engine() as (engine, executor):
 
         async def call() -> None:
             async with anyio.create_task_group() as group:
                 group.start_soon(engine.generate, "a cat")
                 await anyio.lowlevel.checkpoint()
                 await getattr(engine, what)()
-                await engine.resume()
+                await (engine.wake_up if what == "sleep" else engine.resume)()
 
         async def after() -> None:
+            await anyio.wait_all_tasks_blocked()
+            told = [rpc[0] for rpc in executor.rpcs]
+            assert engine.asleep == (told[-1:] == ["sleep"]), "else the worker refuses what the engine takes"
+            if engine.asleep:
+                await engine.wake_up()
             await engine.resume()  # Cancelled behind its last await it had succeeded.
             assert (engine.paused, engine.draining) == (False, False)
             assert (await engine.generate("a dog")).images == ["a dog"]

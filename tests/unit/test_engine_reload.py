@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 from fakes import FakeExecutor, fake_engine
-from operating import busy, held, prompts
+from operating import SlowStart, busy, held, prompts
 
 from steploom import (
     AsyncDiffusionEngine,
@@ -138,15 +138,6 @@ class BrokenStart(FakeExecutor):
     async def _init_executor(self, on_progress: ProgressCallback) -> PipelineInfo:
         await anyio.lowlevel.checkpoint()
         raise WorkerDied(0, 1, "no such weights")
-
-
-class SlowStart(FakeExecutor):
-    """Loads until it is told that it has."""
-
-    async def _init_executor(self, on_progress: ProgressCallback) -> PipelineInfo:
-        self.loaded = anyio.Event()
-        await self.loaded.wait()
-        return await super()._init_executor(on_progress)
 
 
 async def test_a_model_that_cannot_be_loaded_leaves_everything_as_it_was() -> None:

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,33 @@ def test_a_dead_engine_raises() -> None:
                 engine.step([DiffusionRequest("a cat"), DiffusionRequest("a dog")])
         with pytest.raises(EngineDead):
             engine.step([DiffusionRequest("a cat")])
+
+
+def test_as_many_are_queued_as_the_new_model_takes() -> None:
+    with blocking(max_waiting=64, max_batch=1, max_resident=1) as engine:
+        engine.reload(max_waiting=4)
+        for most in (4, 32):
+            outputs = engine.step([DiffusionRequest("a cat", num_inference_steps=1) for _ in range(100)])
+            assert not [output.error for output in outputs if output.error is not None]
+            assert engine._limit.total_tokens == most
+            engine.reload(max_waiting=32)
+
+
+def test_so_it_is_when_it_is_replaced_meanwhile() -> None:
+    with blocking(max_waiting=64, max_batch=1, max_resident=1) as engine, ThreadPoolExecutor(1) as pool:
+        old = engine._engine._core.executor
+        old.held = True
+        step = pool.submit(engine.step, [DiffusionRequest("a cat", num_inference_steps=1) for _ in range(100)])
+        engine._thread.call(old.ticking)
+
+        async def reload() -> None:
+            async with anyio.create_task_group() as group:
+                group.start_soon(partial(engine._engine.reload, max_waiting=4))
+                await anyio.wait_all_tasks_blocked()
+                old.let_go()
+
+        engine._thread.call(reload)
+        assert not [output.error for output in step.result() if output.error is not None]
 
 
 class NoStart(FakeExecutor):

@@ -118,6 +118,13 @@ def _weighs(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
+def is_seconds(value: object) -> bool:
+    """Whether it is a number of seconds for a clock, or infinity; what is below 0 has passed already."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return not math.isnan(value) if isinstance(value, float) else abs(value) <= _MOST
+
+
 def _mapping(value: Any) -> Mapping[Any, Any]:
     return cast("Mapping[Any, Any]", value) if isinstance(value, Mapping) else {}
 

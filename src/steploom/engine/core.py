@@ -86,6 +86,7 @@ class EngineCore:
         self.ended = anyio.Event()
         self.live = LiveRequests(self._expire, self.operations.changed)
         self._calls: set[anyio.CancelScope] = set()
+        self._asked = 0  # calls that the workers have not answered
         self._stopping = False
         self._scope = anyio.CancelScope()
         self._group = anyio.create_task_group()
@@ -196,7 +197,7 @@ class EngineCore:
             self.observers.on_end(event.request_id, output, error)
 
     def retire(self, heir: EngineCore) -> None:
-        """Gives ``heir``, which serves, those that no worker holds yet; ends by itself once the others are done."""
+        """Gives ``heir``, which serves, those that no worker holds yet; ends by itself once the rest is done."""
         waiting = [request_id for request_id in self.live if request_id not in self.residents]
         self.scheduler.finish_requests(waiting, RequestCancelled("another model takes it over"))
         for borrowed, mailbox, left_s in self.live.take(waiting):
@@ -205,7 +206,7 @@ class EngineCore:
         self._group.start_soon(self.guarded, self._end_when_done)
 
     async def _end_when_done(self) -> None:
-        await self.operations.until(lambda: not self.live)
+        await self.operations.until(lambda: not (self.live or self._asked))
         self.stop()
 
     def inherit(self, borrowed: Borrowed, mailbox: Mailbox, left_s: float | None) -> None:
@@ -216,7 +217,7 @@ class EngineCore:
             assert self.info is not None
             validate(request, self.info, self.config)
             with self.clock.as_of(borrowed.accepted):
-                self.scheduler.add_request(request)
+                self.scheduler.readmit(request)
         except RequestError as error:
             self.deliver(Failed(request_id=request.request_id, error=error))
         self.lanes.kick()
@@ -250,7 +251,12 @@ class EngineCore:
         """
         self.check_serving()
         self.lanes.check()
-        return await self.while_alive(call)
+        self._asked += 1
+        try:
+            return await self.while_alive(call)
+        finally:
+            self._asked -= 1
+            self.operations.changed()
 
     async def while_alive(self, call: Callable[[], Awaitable[T]]) -> T:
         """The result of ``call``, unless the engine ends before it is there.
@@ -267,6 +273,24 @@ class EngineCore:
                 self._calls.discard(scope)
         self.check_serving()
         raise EngineNotRunning("the engine was closed before the call was answered")
+
+    async def see_through(self, call: Callable[[], Awaitable[object]]) -> None:
+        """Waits for the end of ``call``, which comes though the caller leaves; only with the engine it ends early.
+
+        Raises:
+            EngineError: The engine cannot serve, or has ended meanwhile.
+        """
+        self.check_serving()
+        ended, errors = anyio.Event(), list[Exception]()
+
+        async def run() -> None:
+            await self.guarded(call, errors.append)
+            ended.set()
+
+        self._group.start_soon(run)
+        await self.while_alive(ended.wait)
+        if errors:
+            raise errors[0]
 
     def stop(self) -> None:
         """Ends it: waiters get :class:`~steploom.errors.RequestCancelled`, then everything is unwound (``ended``)."""

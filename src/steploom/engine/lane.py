@@ -123,6 +123,7 @@ class Lane:
         self._lost = anyio.Event()
         if self.member is not None:
             self.member.revive()
+        self._core.operations.changed()
         self._core.lanes.kick()
 
     async def _resume(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from steploom.config import EngineConfig
+from steploom.config.values import is_seconds
 from steploom.engine.core import EngineCore
 from steploom.engine.costs_file import CostsFile, keep, learned, recall
 from steploom.engine.mailbox import fresh
@@ -96,14 +97,13 @@ class OperatedEngine:
             ConfigError: ``timeout_s`` is no number of seconds.
             EngineError: The engine cannot serve, or was closed meanwhile.
         """
-        number = isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool)
-        if timeout_s is not None and not (number and timeout_s >= 0):
-            raise ConfigError(f"timeout_s={timeout_s!r}: must be a number of seconds, at least 0, or None")
-        limit = None if timeout_s is None or math.isinf(timeout_s) else timeout_s
-        return await self._operations.drain(self._serving(), limit)
+        return await self._operations.drain(self._serving(), _seconds("timeout_s", timeout_s))
 
     async def sleep(self, level: int = 1) -> None:
         """Moves the weights off the device, once the requests that were accepted are done; new ones are refused.
+
+        Cancelled before the workers were told, the engine takes requests again, unless somebody else has it sleep;
+        afterwards it sleeps all the same (:attr:`asleep`).
 
         Args:
             level: 1 keeps the weights in host memory, 2 drops them.
@@ -114,15 +114,17 @@ class OperatedEngine:
         await self._operations.fall_asleep(self._serving(), level)
 
     async def wake_up(self) -> None:
-        """Moves the weights back, and takes requests again.
+        """Moves the weights back, and takes requests again. Cancelled, it does so all the same.
 
         Raises:
-            EngineError: The engine cannot serve.
+            EngineError: The engine cannot serve, or a worker is being replaced.
         """
         await self._operations.wake_up(self._serving())
 
     async def scale(self, workers: int, *, drain_s: float | None = None) -> None:
-        """Adds workers, or has those of the highest ranks leave, while it serves. Cancelled, it keeps those of then.
+        """Adds workers, or has those of the highest ranks leave, while it serves.
+
+        Cancelled, or where one cannot be started, it keeps those that there are then.
 
         Args:
             workers: How many, at least 1.
@@ -136,9 +138,7 @@ class OperatedEngine:
         """
         if type(workers) is not int or workers < 1:
             raise ConfigError(f"workers={workers!r}: must be an integer, at least 1")
-        if drain_s is not None and not drain_s >= 0:
-            raise ConfigError(f"drain_s={drain_s!r}: must be seconds, at least 0, or None")
-        await self._serving().lanes.scale(workers, drain_s)
+        await self._serving().lanes.scale(workers, _seconds("drain_s", drain_s))
 
     async def reload(self, on_progress: ProgressCallback | None = None, **overrides: Any) -> None:
         """Replaces the model while requests are served: by other weights, or by another model.
@@ -199,6 +199,17 @@ class OperatedEngine:
             raise
         self._operations.cores.append(self._operations.cores.pop(0))
         return file
+
+
+def _seconds(name: str, value: float | None) -> float | None:
+    """``value``; None for ever.
+
+    Raises:
+        ConfigError: It is no number of seconds.
+    """
+    if value is not None and not (is_seconds(value) and value >= 0):
+        raise ConfigError(f"{name}={value!r}: must be a number of seconds, at least 0, or None")
+    return None if value is None or math.isinf(value) else value
 
 
 def _size(core: EngineCore) -> dict[str, Any]:

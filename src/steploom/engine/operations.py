@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.lowlevel
 import msgspec
 
 from steploom.engine.observer import EngineObserver
@@ -23,25 +24,30 @@ class Operations:
     """What holds for all cores of an engine: the one that serves, and those whose model was replaced.
 
     Whoever pauses or drains waits. Until that is over it is the caller's wish, and goes with the caller; afterwards it
-    is the engine's state, until :meth:`resume`.
+    is the engine's state, until :meth:`resume`. Who has the engine sleep, or wake up, may leave as well; but what the
+    workers were told is seen through, so that what holds of them is what holds of the engine.
 
     Attributes:
         cores: The one that serves is the last one; the others end once their requests have.
-        asleep: Whether no requests are taken, since the workers sleep, or will.
-        slept: How deep they sleep; None if they do not.
+        slept: How deep the workers sleep; None if they do not.
         reloading: Whether a model is being replaced.
         scaling: Whether workers are being added or removed.
     """
 
     def __init__(self) -> None:
         self.cores: list[EngineCore] = []
-        self.asleep = False
         self.slept: int | None = None
         self.reloading = self.scaling = False
         self._paused = self._drained = False
         self._pausing: set[object] = set()
         self._draining: set[object] = set()
+        self._falling: set[object] = set()  # asleep: wishes of callers, then the workers'
         self._changed = anyio.Event()
+
+    @property
+    def asleep(self) -> bool:
+        """Whether no requests are taken, since the workers sleep, or will."""
+        return self.slept is not None or bool(self._falling)
 
     @property
     def paused(self) -> bool:
@@ -57,6 +63,7 @@ class Operations:
         """A core has ended: unless it is the one that says why nothing is served, it is of no interest any more."""
         if core in self.cores[:-1]:
             self.cores.remove(core)
+            self.changed()
 
     def abort(self, request_id: str, error: RequestError) -> bool:
         """Ends a request, whoever has it; whether it was alive."""
@@ -71,6 +78,20 @@ class Operations:
         """Returns when ``condition`` holds."""
         while not condition():
             await self._changed.wait()
+
+    async def _outlive(self, core: EngineCore, condition: Callable[[], bool]) -> None:
+        """Returns when ``condition`` holds, though another core replaces this one meanwhile.
+
+        Raises:
+            EngineError: The engine has ended.
+        """
+        while True:
+            try:
+                return await core.while_alive(partial(self.until, condition))
+            except EngineError:
+                if core is self.cores[-1]:
+                    raise
+                core = self.cores[-1]
 
     def _kick(self) -> None:
         for core in self.cores:
@@ -123,8 +144,8 @@ class Operations:
         wish = object()
         self._pausing.add(wish)
         try:
-            await core.while_alive(partial(self.until, lambda: wish not in self._pausing or self._still()))
-            core.check_serving()
+            await self._outlive(core, lambda: wish not in self._pausing or self._still())
+            self.cores[-1].check_serving()
             self._paused |= wish in self._pausing
         finally:
             self._pausing.discard(wish)
@@ -175,8 +196,8 @@ class Operations:
         ended = 0
         try:
             with anyio.move_on_after(timeout_s):
-                await core.while_alive(partial(self.until, lambda: wish not in self._draining or not self._live()))
-            core.check_serving()
+                await self._outlive(core, lambda: wish not in self._draining or not self._live())
+            self.cores[-1].check_serving()
             if wish in self._draining:
                 self._drained = True
                 ended = self._end_all(f"was not done within timeout_s={timeout_s}, when the engine was drained")
@@ -198,30 +219,64 @@ class Operations:
     async def fall_asleep(self, core: EngineCore, level: int) -> None:
         """Takes no more requests, lets those that it has end, then moves the weights off the device.
 
-        Woken before that, it stays awake.
+        Woken before that, it stays awake; so it does if the caller leaves before that, unless somebody else wants it to
+        sleep, too.
 
         Raises:
             EngineError: The engine cannot serve, or has ended meanwhile; or is paused, reloads or scales.
         """
         self.check_still("sleep()")
-        before, self.asleep = self.asleep, True
+        wish = object()
+        self._falling.add(wish)
         try:
             await core.while_alive(core.idled)
-            if self.asleep:
-                await core.ask(partial(core.executor.sleep, level))
-                self.slept = level
         except BaseException:
-            self.asleep = before
+            self._falling.discard(wish)
             raise
+        if wish in self._falling:
+            await core.see_through(partial(self._lull, core, level, wish))
+
+    async def _lull(self, core: EngineCore, level: int, wish: object) -> None:
+        """Has all workers sleep, or if one refuses, none that did not."""
+        try:
+            await self._have_all(core, partial(core.executor.sleep, level))
+            if wish in self._falling:
+                self.slept = level
+        except SteploomError:
+            if self.slept is None and self._falling == {wish}:
+                with contextlib.suppress(SteploomError):
+                    await self._have_all(core, core.executor.wake_up)
+            raise
+        finally:
+            self._falling.discard(wish)
 
     async def wake_up(self, core: EngineCore) -> None:
         """Moves the weights back and takes requests again.
 
         Raises:
-            EngineError: The engine cannot serve, or has ended meanwhile.
+            EngineError: The engine cannot serve, or has ended meanwhile; or a worker is being replaced.
         """
-        await core.ask(core.executor.wake_up)
-        self.asleep, self.slept = False, None
+        core.lanes.check()
+        await core.see_through(partial(self._rouse, core))
+
+    async def _rouse(self, core: EngineCore) -> None:
+        meant = set(self._falling)  # who has it sleep from now on comes later
+        await self._have_all(core, core.executor.wake_up)
+        self.slept = None
+        self._falling -= meant
+
+    async def _have_all(self, core: EngineCore, call: Callable[[], Awaitable[object]]) -> None:
+        """Has all workers do it; if one is lost meanwhile, once more when it was replaced."""
+        while True:
+            try:
+                await core.ask(call)
+            except SteploomError:
+                await anyio.lowlevel.checkpoint()  # the engine hears of a worker's death in the same turn as we
+                if core.lanes.fault is None:
+                    raise
+                await core.while_alive(partial(self.until, lambda: core.lanes.fault is None))
+            else:
+                return
 
 
 class Residents(EngineObserver):

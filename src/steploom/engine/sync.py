@@ -109,19 +109,27 @@ class DiffusionEngine:
         async def run(index: int, request: DiffusionRequest) -> None:
             try:
                 async with self._limit:
-                    outputs[index] = await self._engine.generate(request)
+                    try:
+                        outputs[index] = await self._engine.generate(request)
+                    finally:
+                        self._follow()
             except RequestError as error:
                 outputs[index] = DiffusionOutput(request_id=request.request_id, seed=request.seed, error=error)
             except EngineError as error:  # Raised below: the first one as it is, and not as a group.
                 failures.append(error)
                 group.cancel_scope.cancel()
 
+        self._follow()
         async with anyio.create_task_group() as group:
             for index, request in enumerate(requests):
                 group.start_soon(run, index, request)
         if failures:
             raise failures[0]
         return [outputs[index] for index in range(len(requests))]
+
+    def _follow(self) -> None:
+        """As many are queued at a time as the engine takes, also when :meth:`reload` has changed that."""
+        self._limit.total_tokens = self._engine.config.max_waiting
 
     def generate(self, prompt: Prompt = None, **params: Any) -> DiffusionOutput:
         """As :meth:`AsyncDiffusionEngine.generate <steploom.AsyncDiffusionEngine.generate>`, blocking."""
@@ -177,8 +185,10 @@ class DiffusionEngine:
 
     def reload(self, **overrides: Any) -> None:
         """As :meth:`AsyncDiffusionEngine.reload <steploom.AsyncDiffusionEngine.reload>`, blocking."""
-        self._thread.call(partial(self._engine.reload, **overrides))
-        self.config = self._engine.config
+        try:
+            self._thread.call(partial(self._engine.reload, **overrides))
+        finally:  # interrupted while the old model ends, the new one serves
+            self.config = self._engine.config
 
     def sleep(self, level: int = 1) -> None:
         """Moves the weights off the device until :meth:`wake_up`; requests are refused meanwhile."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -12,6 +11,7 @@ from typing import Any, cast
 import anyio
 
 from steploom.config import EngineConfig
+from steploom.config.values import is_seconds
 from steploom.errors import (
     ConfigError,
     EngineDead,
@@ -80,6 +80,7 @@ class Channel:
         self.ready: asyncio.Future[Ready] = self._loop.create_future()
         self._ticks: deque[tuple[int, asyncio.Future[RunnerOutput]]] = deque()
         self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._before: set[int] = set()  # calls that are answered before the first of the ticks begins
         self._last_call = 0
         self._clock: asyncio.TimerHandle | None = None
         self.slots = anyio.Semaphore(MAX_TICKS, fast_acquire=True)
@@ -91,7 +92,7 @@ class Channel:
         future: asyncio.Future[RunnerOutput] = self._loop.create_future()
         self._ticks.append((output.tick, future))
         if len(self._ticks) == 1:
-            self._wind(self._config.tick_timeout_s)
+            self._next_tick()
         return future
 
     def amend(self, output: SchedulerOutput) -> None:
@@ -111,6 +112,9 @@ class Channel:
         """Nobody waits for ``call`` any more; does nothing if it was answered."""
         if self._calls.pop(call, None) is not None and self.failure is None:
             self._send(Withdraw(call))
+            if self._before:
+                self._before.discard(call)
+                self._wind(self._config.tick_timeout_s)
 
     def receive(self, answer: Answer) -> None:
         """Takes what the worker says."""
@@ -121,6 +125,7 @@ class Channel:
                 self._ticked(answer)
             case Returned():
                 future = self._calls.pop(answer.call, None)
+                self._next_tick()
                 if future is not None:
                     _settle(future, answer.result, answer.error, lambda info: info.exception())
             case Progress():
@@ -148,20 +153,25 @@ class Channel:
             self.fail(lambda: ProtocolError(message))
             return
         _, future = self._ticks.popleft()
-        self._wind(self._config.tick_timeout_s)
+        self._next_tick()
         _settle(future, answer.output, answer.error, _engine_error)
 
     def _progress(self, line: str) -> None:
         """Loading, or warming up within a tick: then only ``start_timeout_s`` bounds it, as it does loading."""
         self.on_progress(line)
-        if self._ticks:
-            self._wind(self._config.start_timeout_s)
+        self._wind(self._config.start_timeout_s)
+
+    def _next_tick(self) -> None:
+        """The first of the ticks begins once the worker has answered what it was asked until now."""
+        self._before = set(self._calls)
+        self._wind(self._config.tick_timeout_s)
 
     def _wind(self, seconds: float) -> None:
         """Starts the clock of the tick that the worker executes now, if there is one."""
         if self._clock is not None:
             self._clock.cancel()
-        self._clock = self._loop.call_later(seconds, self._late, seconds) if self._ticks else None
+        runs = self._ticks and not self._before
+        self._clock = self._loop.call_later(seconds, self._late, seconds) if runs else None
 
     def _late(self, seconds: float) -> None:
         tick, future = self._ticks[0]
@@ -173,10 +183,9 @@ class Channel:
         if self.failure is not None:
             return
         self.failure = failure
-        if self._clock is not None:
-            self._clock.cancel()
         futures = [self.ready, *(future for _, future in self._ticks), *self._calls.values()]
         self._ticks.clear()
+        self._wind(0)
         self._calls.clear()
         for future in futures:
             if not future.done():
@@ -311,8 +320,7 @@ def _check_waiting(timeout: object, rank: object, workers: int) -> None:
     Raises:
         InvalidRequest: Names the argument.
     """
-    seconds = isinstance(timeout, int | float) and not isinstance(timeout, bool) and not math.isnan(timeout)
-    if timeout is not None and not seconds:
+    if timeout is not None and not is_seconds(timeout):
         raise InvalidRequest(f"timeout={timeout!r}: must be a number of seconds, or None", field="timeout")
     if rank is not None and not (isinstance(rank, int) and not isinstance(rank, bool) and 0 <= rank < workers):
         there = "is one worker, rank 0" if workers == 1 else f"are {workers} workers, from rank 0"

@@ -102,6 +102,11 @@ class Books(SchedulerInterface):
         self._door.enqueue(state)
         return Queued(request_id=request_id, position=position)
 
+    def readmit(self, request: DiffusionRequest) -> Queued:
+        """Accepts a request that another scheduler had accepted, however many wait."""
+        with self._intake.unbounded():
+            return self.add_request(request)
+
     def _new_run_id(self, request_id: str) -> str:
         """A run id that was never used before.
 

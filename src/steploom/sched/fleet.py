@@ -118,6 +118,11 @@ class Fleet:
         self._least_loaded().scheduler.add_request(request)
         return Queued(request_id=request.request_id, position=position)
 
+    def readmit(self, request: DiffusionRequest) -> Queued:
+        """Accepts a request that another scheduler had accepted; see :meth:`SchedulerInterface.readmit`."""
+        with self.whole.unbounded():
+            return self.add_request(request)
+
     def _least_loaded(self, but: Member | None = None) -> Member:
         """The worker that has the least to do, of those that serve, if any does. It tries nobody, if any does not."""
         members = [member for member in self.members if member is not but]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+import contextlib
+from collections.abc import Callable, Container, Generator
 from typing import Protocol
 from weakref import WeakSet
 
@@ -48,6 +49,7 @@ class Intake:
         self._demands = demands
         self._policy = policy
         self.queued_s = 0.0
+        self._bounded = True
         self._unsure: dict[Kind, WeakSet[RequestState]] = {}  # Those of a kind of which little is known.
         self._many = MANY
 
@@ -73,9 +75,23 @@ class Intake:
                 refused.
             DeadlineExceeded: It could not be done within its timeout even by itself, where such are refused.
         """
-        request = state.request
         self._estimate(state)
-        gain = self._gain_of(state)
+        if self._bounded:
+            self._check_bounds(state, waiting)
+        if not state.sure:
+            self._doubt(state)
+
+    @contextlib.contextmanager
+    def unbounded(self) -> Generator[None]:
+        """Whoever comes meanwhile was accepted already: no bound holds against it."""
+        self._bounded = False
+        try:
+            yield
+        finally:
+            self._bounded = True
+
+    def _check_bounds(self, state: RequestState, waiting: int) -> None:
+        request, gain = state.request, self._gain_of(state)
         if waiting >= self._config.max_waiting:
             usual = self.queued_s / max(1, waiting) / gain
             raise QueueFull(
@@ -90,8 +106,6 @@ class Intake:
             )
         if self._config.refuse_hopeless and request.timeout is not None and self._demands.knows:
             self._check_timeout(state, request.timeout)
-        if not state.sure:
-            self._doubt(state)
 
     def _doubt(self, state: RequestState) -> None:
         """``state`` is to be estimated anew once more is known."""

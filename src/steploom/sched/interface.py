@@ -41,6 +41,14 @@ class SchedulerInterface(ABC):
             InvalidRequest: A live request has the same id.
         """
 
+    def readmit(self, request: DiffusionRequest) -> Queued:
+        """Accepts a request that another scheduler had accepted: bounds of the queue are not held against it.
+
+        Raises:
+            InvalidRequest: A live request has the same id.
+        """
+        return self.add_request(request)
+
     @abstractmethod
     def schedule(self) -> SchedulerOutput:
         """Decides one tick: who joins, who steps, what the workers may forget. Numbers it."""
