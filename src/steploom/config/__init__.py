@@ -92,7 +92,7 @@ class EngineConfig:
         ring_degree: The same by ring attention; both together make ``ulysses_degree * ring_degree`` ranks.
         tensor_parallel_size: Ranks that make up one worker, each with a part of the transformer's weights.
         batch_invariant: Fill merged forwards up to ``max_batch`` requests, so that a request's bits do not depend on
-            its company.
+            its company. A request for whose forward of that size there is no memory fails.
         check_finite: A request in whose latents NaN or Inf comes up fails at that step, alone. Without it the pipeline
             goes on, as diffusers' own does, and may give a black image.
         compile: Compile the denoisers' repeated blocks, or a denoiser that names none as a whole; or a mapping of
