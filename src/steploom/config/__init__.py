@@ -263,9 +263,10 @@ def worker_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def keep_to_this_machine(env: MutableMapping[str, str] | None = None) -> None:
-    """Has ranks that talk by gloo use the loopback interface, unless the user says which: nobody else is to hear."""
+    """Has ranks that talk by gloo or NCCL use the loopback interface, unless the user says otherwise."""
     env = os.environ if env is None else env
-    env.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        env.setdefault(name, "lo0" if sys.platform == "darwin" else "lo")
 
 
 def keep_compiled_in(folder: pathlib.Path, default: str, env: MutableMapping[str, str] | None = None) -> bool:
