@@ -26,6 +26,7 @@ from steploom import (
     EngineError,
     EngineNotRunning,
     GenerationFailed,
+    InvalidRequest,
     RequestError,
 )
 from steploom.executor import DiffusionExecutor, ProgressCallback
@@ -58,6 +59,9 @@ class GrpcExecutor(DiffusionExecutor):
     async def _generate(self, request: DiffusionRequest) -> DiffusionOutput:
         """One request. Cancelling this cancels it there: gRPC tells the service."""
         try:
+            for name in ("preview_every", "latents_every"):  # one request, one answer
+                if getattr(request, name):
+                    raise InvalidRequest(f"{name}: the service answers when all is done, give 0", field=name)
             data = await anyio.to_thread.run_sync(pack, request)  # pictures to start from may be large
             answer = await anyio.to_thread.run_sync(unpack, await self._ask("Generate", data), Answer)
             error = None if answer.error is None else answer.error.exception()

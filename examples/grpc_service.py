@@ -25,7 +25,16 @@ from steploom.protocol import ErrorInfo
 
 SERVICE = "steploom.example.Diffusion"
 TOKEN = "STEPLOOM_GRPC_TOKEN"
-OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.keepalive_time_ms", 10_000),  # each end asks whether the other is there, also while a request runs for long
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # and the other does not take offence
+]
+"""Of both ends. Who has vanished, or stands still, is noticed after 20 s."""
 
 
 class Call(msgspec.Struct):

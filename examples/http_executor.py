@@ -10,6 +10,7 @@ import asyncio
 import base64
 import io
 import os
+import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,10 @@ PROMPTS = ["a large red circle on a white background", "a small yellow star on a
 ERRORS = {429: QueueFull, 499: RequestCancelled, 504: DeadlineExceeded}
 OWN = ("seed", "lora", "cache", "priority", "timeout", "deadline", "user")
 """Fields of a request that the server takes too, beside the pipeline's arguments."""
+REFUSED = ("task", "noise_scheduler", "output_type", "return_trajectory", "preview_every", "latents_every")
+"""Those that it does not take, or whose answers are no images."""
+KEPT_ALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 40_000}
+"""A machine that has vanished is noticed after 40 s, on systems that have these options."""
 
 
 class HttpExecutor(DiffusionExecutor):
@@ -66,7 +71,7 @@ class HttpExecutor(DiffusionExecutor):
             self.config.model,
             headers=headers,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),  # the engine's own timeouts end requests
-            connector=aiohttp.TCPConnector(limit=0),  # and its max_batch bounds how many run
+            connector=aiohttp.TCPConnector(limit=0, socket_factory=kept_alive),  # its max_batch bounds how many run
         )
         try:
             with anyio.fail_after(self.config.start_timeout_s):
@@ -129,10 +134,23 @@ class HttpExecutor(DiffusionExecutor):
             raise EngineError(f"{self.config.model} does not answer: {type(error).__name__}: {error}") from None
 
 
+def kept_alive(info: Any) -> socket.socket:
+    """A socket that asks now and then whether the other end is there: a server says nothing while it draws."""
+    made = socket.socket(*info[:3])
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEPT_ALIVE.items():
+        if hasattr(socket, name):
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return made
+
+
 def body_of(request: DiffusionRequest) -> dict[str, Any]:
     """The request as the server reads it; what JSON cannot hold is refused here, what it does not know there."""
     if request.prompt is not None and not isinstance(request.prompt, str):
         raise InvalidRequest("prompt: one server request has one prompt; send several requests", field="prompt")
+    for name in REFUSED:
+        if getattr(request, name) != getattr(DiffusionRequest(), name):
+            raise InvalidRequest(f"{name}={getattr(request, name)!r}: does not travel to the server", field=name)
     for name, value in request.params.items():
         if not isinstance(value, (str, int, float, bool, type(None))):
             raise InvalidRequest(f"{name}: a {type(value).__name__} does not travel to the server", field=name)

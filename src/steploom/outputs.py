@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from steploom import media
-from steploom.errors import RequestError
+from steploom.errors import SteploomError
 
 
 class Timings(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +63,7 @@ class DiffusionOutput(msgspec.Struct, frozen=True, kw_only=True):
     frame_rate: float | None = None
     sampling_rate: int | None = None
     texts: list[str] | None = None
-    error: RequestError | None = None
+    error: SteploomError | None = None
 
     def _view(self, kind: str) -> Any:
         value = self._find(kind)

@@ -17,7 +17,7 @@ import msgspec
 
 from steploom import lora as loras
 from steploom import noise_schedulers, step_caches
-from steploom.errors import InvalidRequest, RequestError
+from steploom.errors import InvalidRequest, SteploomError
 from steploom.outputs import DiffusionOutput
 from steploom.outputs import Timings as Timings
 
@@ -293,7 +293,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True):
     """The last event of a request that has no output. A stream raises ``error`` instead of yielding this."""
 
     request_id: str
-    error: RequestError
+    error: SteploomError
 
 
 Event = Queued | StepEvent | Draft | Commit | Restarted | Finished | Failed

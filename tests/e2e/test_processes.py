@@ -13,6 +13,7 @@ from typing import Any
 import anyio
 import psutil
 import pytest
+import torch
 
 from steploom import AsyncDiffusionEngine, Restarted, StepEvent
 
@@ -54,9 +55,40 @@ async def test_sixteen_requests_outlive_the_only_worker_with_equal_pictures(tiny
         assert abs(pictures[seed] - undisturbed[seed]).max() <= 1 / 255
 
 
+async def test_with_batch_invariant_a_replay_has_the_bits_of_the_undisturbed_run() -> None:
+    """Those that each has by itself, although the worker dies while they share its forwards."""
+    params: dict[str, Any] = {"num_inference_steps": 6, "height": 64, "width": 64, "output_type": "latent"}
+    latents: dict[int, Any] = {}
+    restarted: set[int] = set()
+
+    async def one(seed: int, begun: anyio.Event) -> None:
+        async with engine.stream("a large red circle", seed=seed, **params) as run:
+            async for event in run:
+                if isinstance(event, StepEvent) and event.step >= 3 and event.batch_requests > 1:
+                    begun.set()
+                if isinstance(event, Restarted):
+                    restarted.add(seed)
+            latents[seed] = (await run.result()).images
+
+    async with AsyncDiffusionEngine(
+        model="demo", torch_threads=1, costs_file=None, batch_invariant=True, max_batch=4
+    ) as engine:
+        undisturbed = [(await engine.generate("a large red circle", seed=seed, **params)).images for seed in range(6)]
+        [worker] = workers(psutil.Process())[-1:]
+        async with anyio.create_task_group() as group:
+            begun = anyio.Event()
+            for seed in range(6):
+                group.start_soon(one, seed, begun)
+            await begun.wait()
+            worker.kill()
+    assert restarted
+    for seed in range(6):
+        assert torch.equal(latents[seed], undisturbed[seed])
+    assert not torch.equal(undisturbed[0], undisturbed[1])
+
+
 async def test_two_workers_give_the_pictures_that_one_gives(tiny_model: Path) -> None:
     """Those of ``pipe(...)`` alone, within one grey level, whichever worker a request lived with."""
-    import torch
     from diffusers import DiffusionPipeline
 
     params: dict[str, Any] = {"num_inference_steps": 6, "height": 32, "width": 32, "output_type": "np"}

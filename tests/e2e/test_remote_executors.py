@@ -115,6 +115,8 @@ async def test_grpc(service: tuple[subprocess.Popen[str], str], alone: Any) -> N
         assert np.isfinite(latents.images.numpy()).all()
         with pytest.raises(InvalidRequest, match=r"guidance_scal: .*guidance_scale"):
             await engine.generate(PROMPT, guidance_scal=4.0)
+        with pytest.raises(InvalidRequest, match="preview_every"):
+            await engine.generate(PROMPT, preview_every=1)
         with pytest.raises(DeadlineExceeded):
             await engine.generate(PROMPT, num_inference_steps=900, timeout=0.5)
         await engine.generate(PROMPT, num_inference_steps=2)  # so that a step has ended since
@@ -149,6 +151,26 @@ async def end_of(engine: AsyncDiffusionEngine, started: subprocess.Popen[str]) -
 async def test_grpc_keeps_the_contract(service: tuple[subprocess.Popen[str], str]) -> None:
     started, address = service
     await check_executor(GrpcExecutor, ask(GrpcExecutor, address), lose=lambda _: started.kill())
+
+
+async def test_grpc_notices_a_service_that_stands_still(service: tuple[subprocess.Popen[str], str]) -> None:
+    """As one whose machine has vanished: its connection says nothing, and does not end."""
+    started, address = service
+    executor = GrpcExecutor(ask(GrpcExecutor, address))
+    await executor.start()
+    try:
+        async with anyio.create_task_group() as group:
+
+            async def stop() -> None:
+                await executor.collective_rpc("ping")
+                started.send_signal(signal.SIGSTOP)
+
+            group.start_soon(stop)
+            with anyio.fail_after(50):
+                assert isinstance(await executor.wait_failed(), EngineError)
+    finally:
+        started.kill()
+        await executor.shutdown()
 
 
 async def test_grpc_over_tcp_wants_the_token(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

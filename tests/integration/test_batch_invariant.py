@@ -74,3 +74,93 @@ def test_bits_do_not_depend_on_company(build: Callable[[], Any], rounds: int, ex
             shared = max(shared, *driver.sharing(name))
     assert shared > 1, "forwards are shared"
     runner.close()
+
+
+GUIDED: dict[str, Any] = {"height": 32, "width": 32, "num_inference_steps": 4, "max_sequence_length": 16}
+MARK = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(7))[0, 0, 0, 0].item()
+"""Seed 7 is poisonous."""
+
+
+class Faulty:
+    """A runner with room for ``MOST`` whose transformer raises where a row is poisonous, and when it is told to."""
+
+    def __init__(self, *, warm: bool = True) -> None:
+        self.faults: list[Exception] = []
+        self.room = 100
+        self.rows: list[int] = []
+        pipe = tiny.sd3()
+        pipe.transformer.register_forward_pre_hook(self._before, with_kwargs=True)
+        self.driver = Driver(Runner.from_pipeline(pipe, config(batch_invariant=True, max_batch=MOST)))
+        if warm:
+            self.draw(3, 4)
+
+    def _before(self, module: Any, args: Any, kwargs: Any) -> None:
+        latents = kwargs["hidden_states"]
+        self.rows.append(len(latents))
+        if len(latents) == 2 * MOST and self.faults:
+            raise self.faults.pop()
+        if len(latents) > self.room:
+            raise torch.OutOfMemoryError("out of memory (pretended)")
+        if bool((latents[:, 0, 0, 0] == MARK).any()):
+            raise RuntimeError("poisoned row")
+
+    def draw(self, *seeds: int) -> dict[int, Any]:
+        """What came of requests that run together: tensors, or errors."""
+        names = {f"{len(self.driver.finished)}-{seed}": seed for seed in seeds}
+        self.driver.drain([request(name, f"cat {seed}", seed, **GUIDED) for name, seed in names.items()])
+        reports = {seed: self.driver.finished[name] for name, seed in names.items()}
+        return {seed: one.error or tensor_of(one.output) for seed, one in reports.items()}
+
+
+def test_a_mate_that_fails_leaves_the_bits_as_they_are() -> None:
+    calm, faulty = Faulty(), Faulty()
+    drawn = faulty.draw(1, 7, 2)
+    assert "poisoned row" in drawn[7].message
+    for seed in (1, 2):
+        assert torch.equal(drawn[seed], calm.draw(seed)[seed])
+
+
+@pytest.mark.parametrize("fault", [RuntimeError, torch.OutOfMemoryError])
+@pytest.mark.parametrize("seeds", [(1,), (1, 2)], ids=["by itself", "with a mate"])
+@pytest.mark.parametrize("warm", [True, False], ids=["verified", "not verified yet"])
+def test_a_fault_that_passes_leaves_the_bits_as_they_are(
+    fault: type[Exception], seeds: tuple[int, ...], warm: bool
+) -> None:
+    calm, faulty = Faulty(), Faulty(warm=warm)
+    faulty.faults.append(fault("a passing fault"))
+    drawn = faulty.draw(*seeds)
+    assert not faulty.faults, "it was met"
+    for seed in seeds:
+        assert torch.equal(drawn[seed], calm.draw(seed)[seed])
+    assert torch.equal(faulty.draw(5)[5], calm.draw(5)[5]), "nor does it leave a mark"
+    assert set(faulty.driver.runner.stats().kinds.values()) == {"verified"}
+
+
+@pytest.mark.parametrize("warm", [True, False], ids=["verified", "not verified yet"])
+def test_who_has_no_room_with_its_copies_fails_with_the_mend_and_without_a_smaller_forward(warm: bool) -> None:
+    calm, faulty = Faulty(), Faulty(warm=warm)
+    faulty.room = 4
+    drawn = faulty.draw(1, 2)
+    for error in drawn.values():
+        assert error.kind == "GenerationFailed"
+        assert "max_batch=4" in error.message
+        assert "lower max_batch" in error.message
+    assert faulty.rows[-3:] == [2 * MOST] * 3, "together, and then each once"
+    faulty.room = 100
+    assert torch.equal(faulty.draw(1)[1], calm.draw(1)[1])
+
+
+def test_a_module_that_takes_one_request_at_a_time_serves_each_by_itself() -> None:
+    pipe = tiny.sd3()
+
+    def one_only(module: Any, args: Any, kwargs: Any) -> None:
+        if len(kwargs["hidden_states"]) > 2:
+            raise ValueError("one request at a time, please")
+
+    pipe.transformer.register_forward_pre_hook(one_only, with_kwargs=True)
+    driver = Driver(Runner.from_pipeline(pipe, config(batch_invariant=True, max_batch=MOST)))
+    asked = [request(f"r{seed}", f"cat {seed}", seed, **GUIDED) for seed in (1, 2)]
+    finished = driver.drain(asked)
+    for one in asked:
+        assert torch.equal(tensor_of(finished[one.request_id].output), tensor_of(alone(tiny.sd3(), one)))
+    assert any("one request at a time" in reason for reason in driver.runner.stats().kinds.values())

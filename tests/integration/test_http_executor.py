@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -21,10 +22,12 @@ from steploom import (
     QueueFull,
     RequestCancelled,
 )
+from steploom.requests import OWN_FIELDS
 from steploom.server import create_app
 from steploom.testing import FakeEngine
 
-HttpExecutor = example("http_executor").HttpExecutor
+MODULE = example("http_executor")
+HttpExecutor = MODULE.HttpExecutor
 
 
 @contextlib.asynccontextmanager
@@ -64,14 +67,48 @@ async def test_errors_are_the_remotes_own() -> None:
             await here.generate("a cat", sigmas=[1.0])
         with pytest.raises(GenerationFailed, match="ValueError: fail"):
             await here.generate("fail", num_inference_steps=3)
-        (out,) = await here._core.executor.add_requests([example("http_executor").DiffusionRequest("fail")])
+        (out,) = await here._core.executor.add_requests([MODULE.DiffusionRequest("fail")])
         assert isinstance(out.error, GenerationFailed)
         assert out.output is None
         there.die()
-        with pytest.raises(GenerationFailed, match="HTTP 503"):  # no place for another kind in a report
+        with pytest.raises(EngineError, match="HTTP 503"):  # nor is it a 500 here
             await here.generate("a cat")
         with pytest.raises(EngineError, match="HTTP 503"):
             await here.check_health()
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"output_type": "latent"},
+        {"noise_scheduler": "DDIMScheduler"},
+        {"return_trajectory": True},
+        {"preview_every": 1},
+        {"latents_every": 2},
+    ],
+)
+async def test_what_does_not_travel_is_refused(asked: dict[str, Any]) -> None:
+    async with remote() as (here, _):
+        with pytest.raises(InvalidRequest, match="does not travel") as caught:
+            await here.generate("a cat", **asked)
+        assert [caught.value.field] == list(asked)
+
+
+def test_each_field_of_a_request_travels_or_is_refused() -> None:
+    here = {"request_id", "draft_every"}  # of the engine in front; text alone has drafts
+    assert {*MODULE.OWN, *MODULE.REFUSED, *here} == set(OWN_FIELDS)
+
+
+async def test_a_machine_that_has_vanished_is_noticed() -> None:
+    async with remote() as (here, _):
+        await here.generate("a cat")
+        connector = here._core.executor._session.connector
+        ((protocol, _), *_) = next(iter(connector._conns.values()))
+        connection = protocol.transport.get_extra_info("socket")
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        for name, value in MODULE.KEPT_ALIVE.items():
+            if hasattr(socket, name):
+                assert connection.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) == value
 
 
 async def test_a_full_queue_there_is_a_full_queue_here() -> None:

@@ -14,13 +14,15 @@ from typing import Any
 
 import anyio
 import pytest
-from fakes import FakeExecutor, assert_empty
+from fakes import FakeExecutor, WholeFake, assert_empty
 
 from steploom import (
     DiffusionEngine,
+    DiffusionOutput,
     DiffusionRequest,
     EngineConfig,
     EngineDead,
+    EngineError,
     EngineNotRunning,
     GenerationFailed,
     RequestCancelled,
@@ -126,6 +128,22 @@ def test_so_it_is_when_it_is_replaced_meanwhile() -> None:
 
         engine._thread.call(reload)
         assert not [output.error for output in step.result() if output.error is not None]
+
+
+class Busy(WholeFake):
+    """A remote that is too busy for ``"no"``."""
+
+    async def execute_model(self, requests: list[DiffusionRequest]) -> list[DiffusionOutput]:
+        if requests[0].prompt == "no":
+            raise EngineError("the remote is busy")
+        return [DiffusionOutput(request_id=requests[0].request_id, output="done")]
+
+
+def test_a_remote_that_does_not_serve_one_request_leaves_the_others_their_outputs() -> None:
+    with blocking(Busy) as engine:
+        busy, done = engine.step([DiffusionRequest("no"), DiffusionRequest("yes")])
+    assert type(busy.error) is EngineError
+    assert done.output == "done"
 
 
 class NoStart(FakeExecutor):

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import anyio
 import pytest
 from fakes import WholeFake, fake_engine, settled
 
-from steploom import AsyncDiffusionEngine, DeadlineExceeded, DiffusionOutput, GenerationFailed, RequestCancelled
+from steploom import (
+    AsyncDiffusionEngine,
+    DeadlineExceeded,
+    DiffusionOutput,
+    DiffusionRequest,
+    EngineConfig,
+    EngineError,
+    EngineNotRunning,
+    GenerationFailed,
+    RequestCancelled,
+    TickTimeout,
+    WorkerDied,
+)
 from steploom.executor import DiffusionExecutor
 from steploom.protocol import PipelineInfo
 
@@ -104,3 +119,87 @@ async def test_an_executor_need_not_say_what_follows() -> None:
     async with AsyncDiffusionEngine(distributed_executor_backend=Least) as engine:
         assert (await engine.generate("a cat", style="ink")).output == ("a cat", {"style": "ink"})
         await engine.check_health()
+
+
+class Mortal(WholeFake):
+    """A remote that dies once, with all who wait for it; each way by which that is told has an event of its own."""
+
+    def __init__(self, config: EngineConfig, pipeline: Any = None) -> None:
+        super().__init__(config, pipeline)
+        self.calls_hear, self.watch_hears = anyio.Event(), anyio.Event()
+        self.discarded: list[EngineError] = []
+        self.recovered = 0
+
+    async def execute_model(self, requests: list[DiffusionRequest]) -> list[DiffusionOutput]:
+        if not self.recovered:
+            await self.calls_hear.wait()
+            raise WorkerDied(0, 1, "the remote is gone")
+        return [DiffusionOutput(request_id=requests[0].request_id, output=SimpleNamespace(images=["served"]))]
+
+    async def wait_failed(self) -> EngineError:
+        await self.watch_hears.wait()
+        return WorkerDied(0, 1, "the remote is gone")
+
+    def discard(self, fault: EngineError) -> bool:
+        self.discarded.append(fault)
+        self.watch_hears = anyio.Event()
+        return True
+
+    async def recover(self) -> None:
+        self.recovered += 1
+
+
+@pytest.mark.parametrize("first", ["calls_hear", "watch_hears"])
+async def test_what_a_remote_held_when_it_died_is_replayed_whoever_hears_first(first: str) -> None:
+    outs: list[list[str]] = []
+
+    async def one(name: str) -> None:
+        outs.append((await engine.generate(name)).images)
+
+    async with fake_engine(Mortal) as (engine, executor), anyio.create_task_group() as group:
+        for number in range(4):
+            group.start_soon(one, str(number))
+        await anyio.wait_all_tasks_blocked()
+        getattr(executor, first).set()
+    assert outs == [["served"]] * 4
+    assert [type(fault) for fault in executor.discarded] == [WorkerDied]
+    assert executor.recovered == 1
+
+
+class Stubborn(Mortal):
+    """Ends the calls that are cancelled with an error of its own."""
+
+    async def execute_model(self, requests: list[DiffusionRequest]) -> list[DiffusionOutput]:
+        try:
+            return await super().execute_model(requests)
+        except anyio.get_cancelled_exc_class():
+            raise EngineNotRunning("cancelled") from None
+
+
+async def test_what_a_call_raises_that_nobody_waits_for_is_no_fault() -> None:
+    async with fake_engine(Stubborn) as (engine, executor):
+        async with engine.stream("left"):
+            await anyio.wait_all_tasks_blocked()
+        await settled(engine)
+        await anyio.wait_all_tasks_blocked()
+        assert not executor.discarded
+
+
+class Unavailable(Least):
+    """Is too busy for ``"no"``."""
+
+    async def execute_model(self, requests):
+        if requests[0].prompt == "no":
+            raise TickTimeout("the remote is busy")
+        if requests[0].prompt == "dead":
+            raise WorkerDied(0, 1, "its worker is gone")
+        return await super().execute_model(requests)
+
+
+async def test_an_engine_error_of_what_cannot_be_replaced_keeps_its_kind_and_is_the_requests() -> None:
+    async with AsyncDiffusionEngine(distributed_executor_backend=Unavailable) as engine:
+        with pytest.raises(TickTimeout, match="the remote is busy"):
+            await engine.generate("no")
+        with pytest.raises(EngineError, match="its worker is gone"):
+            await engine.generate("dead")
+        assert (await engine.generate("yes")).output == ("yes", {})

@@ -51,7 +51,8 @@ def test_each_rank_has_the_next_device_and_each_worker_the_next_ranks() -> None:
 def test_ranks_are_heard_on_this_machine_alone_unless_the_user_says_where() -> None:
     nowhere: dict[str, str] = {}
     keep_to_this_machine(nowhere)
-    assert nowhere["GLOO_SOCKET_IFNAME"] in ("lo", "lo0")
-    chosen = {"GLOO_SOCKET_IFNAME": "eth1"}
+    assert set(nowhere) == {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"}
+    assert set(nowhere.values()) in ({"lo"}, {"lo0"})
+    chosen = {"GLOO_SOCKET_IFNAME": "eth1", "NCCL_SOCKET_IFNAME": "eth2"}
     keep_to_this_machine(chosen)
-    assert chosen == {"GLOO_SOCKET_IFNAME": "eth1"}
+    assert chosen == {"GLOO_SOCKET_IFNAME": "eth1", "NCCL_SOCKET_IFNAME": "eth2"}

@@ -92,7 +92,7 @@ class EngineConfig:
         ring_degree: The same by ring attention; both together make ``ulysses_degree * ring_degree`` ranks.
         tensor_parallel_size: Ranks that make up one worker, each with a part of the transformer's weights.
         batch_invariant: Fill merged forwards up to ``max_batch`` requests, so that a request's bits do not depend on
-            its company.
+            its company. A request for whose forward of that size there is no memory fails.
         check_finite: A request in whose latents NaN or Inf comes up fails at that step, alone. Without it the pipeline
             goes on, as diffusers' own does, and may give a black image.
         compile: Compile the denoisers' repeated blocks, or a denoiser that names none as a whole; or a mapping of
@@ -263,9 +263,10 @@ def worker_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def keep_to_this_machine(env: MutableMapping[str, str] | None = None) -> None:
-    """Has ranks that talk by gloo use the loopback interface, unless the user says which: nobody else is to hear."""
+    """Has ranks that talk by gloo or NCCL use the loopback interface, unless the user says otherwise."""
     env = os.environ if env is None else env
-    env.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        env.setdefault(name, "lo0" if sys.platform == "darwin" else "lo")
 
 
 def keep_compiled_in(folder: pathlib.Path, default: str, env: MutableMapping[str, str] | None = None) -> bool:

@@ -113,10 +113,12 @@ class DiffusionEngine:
                         outputs[index] = await self._engine.generate(request)
                     finally:
                         self._follow()
-            except RequestError as error:
-                outputs[index] = DiffusionOutput(request_id=request.request_id, seed=request.seed, error=error)
-            except EngineError as error:  # Raised below: the first one as it is, and not as a group.
-                failures.append(error)
+            except (RequestError, EngineError) as error:
+                served = self._engine.serves and not isinstance(error, EngineNotRunning)
+                if isinstance(error, RequestError) or served:  # what answers whole requests has failed this one
+                    outputs[index] = DiffusionOutput(request_id=request.request_id, seed=request.seed, error=error)
+                    return
+                failures.append(error)  # Raised below: the first one as it is, and not as a group.
                 group.cancel_scope.cancel()
 
         self._follow()

@@ -1,7 +1,8 @@
 """WholeRequests: an executor that only knows whole requests, seen as one that executes ticks.
 
 So there is one tick loop. A tick starts a call of ``execute_model`` for every request that joins, cancels the calls of
-those that the scheduler ended, and answers as soon as there is something to say.
+those that the scheduler ended, and answers as soon as there is something to say. An ``EngineError`` out of such a call
+is the tick's, if the executor can be replaced: then all are replayed. If it cannot be, it is that request's.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
+from steploom.errors import EngineError
 from steploom.executor.abstract import DiffusionExecutor
 from steploom.protocol import ErrorInfo, NewRequest, RequestReport, RunnerOutput, SchedulerOutput
 
@@ -26,6 +28,8 @@ class WholeRequests:
 
     def __init__(self, executor: DiffusionExecutor, group: anyio.abc.TaskGroup) -> None:
         self._executor = executor
+        self._replaceable = type(executor).recover is not DiffusionExecutor.recover
+        self._fault: EngineError | None = None
         self._group = group
         self._calls: dict[str, anyio.CancelScope] = {}
         self._done: dict[str, RequestReport] = {}
@@ -38,12 +42,16 @@ class WholeRequests:
 
     def forget(self) -> None:
         """Whoever was to execute them is gone: ends all calls."""
-        calls, self._calls, self._done = self._calls, {}, {}
+        calls, self._calls, self._done, self._fault = self._calls, {}, {}, None
         for scope in calls.values():
             scope.cancel()
 
     async def execute_step(self, output: SchedulerOutput) -> RunnerOutput:
-        """Starts and cancels what ``output`` says; answers when a request is done or there is more to schedule."""
+        """Starts and cancels what ``output`` says; answers when a request is done or there is more to schedule.
+
+        Raises:
+            EngineError: A call raised it, and the executor can be replaced.
+        """
         for run in output.finished_req_ids:
             self._done.pop(run, None)
             if run in self._calls:
@@ -52,6 +60,8 @@ class WholeRequests:
             self._calls[new.run_id] = scope = anyio.CancelScope()
             self._group.start_soon(self._call, new, scope)
         await self._wait(bool(output.scheduled_new_reqs))
+        if self._fault is not None:
+            raise self._fault
         done, self._done = self._done, {}
         running = [RequestReport(run_id=run, phase="denoise") for run in self._calls]
         return RunnerOutput(tick=output.tick, reports=[*done.values(), *running])
@@ -84,6 +94,8 @@ class WholeRequests:
                 report.error = None if answer.error is None else ErrorInfo.of(answer.error)
             except Exception as error:  # noqa: BLE001 - the request's boundary: reported as its failure
                 report.error = ErrorInfo.of(error, "".join(traceback.format_exception(error)))
+                if isinstance(error, EngineError) and self._replaceable and new.run_id in self._calls:
+                    self._fault = error
             if self._calls.pop(new.run_id, None) is not None:
                 self._done[new.run_id] = report
                 self._changed.set()

@@ -102,6 +102,10 @@ class DiffusionExecutor(ABC):
         """Executes whole requests; one output for each, in their order, ``error`` set where one failed.
 
         Called concurrently as requests arrive. Cancelling it should cancel them.
+
+        Raises:
+            EngineError: The executor cannot serve. If it overrides :meth:`recover`, it is discarded and replaced, as if
+                :meth:`wait_failed` had told it, and its requests are replayed; else they fail with this.
         """
         raise EngineError(f"{type(self).__name__} does not execute whole requests; use execute_step")
 

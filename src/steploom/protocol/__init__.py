@@ -68,8 +68,8 @@ class ErrorInfo(msgspec.Struct, frozen=True):
         kind = getattr(errors, self.kind, None)
         if isinstance(kind, type) and issubclass(kind, errors.RequestError) and kind is not errors.GenerationFailed:
             return kind(self.message)
-        if isinstance(kind, type) and issubclass(kind, errors.EngineError) and kind is not errors.WorkerDied:
-            return kind(self.message)
+        if isinstance(kind, type) and issubclass(kind, errors.EngineError):
+            return errors.EngineError(self.message) if kind is errors.WorkerDied else kind(self.message)
         if kind is errors.ConfigError:
             return errors.ConfigError(self.message)
         return errors.GenerationFailed(self.message, remote_traceback=self.traceback)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steploom.errors import GenerationFailed, RequestError
+from steploom.errors import EngineError, GenerationFailed, RequestError
 from steploom.protocol import RequestReport
 from steploom.requests import DiffusionOutput, Event, Failed, Finished
 from steploom.sched.state import RequestState
@@ -13,7 +13,7 @@ def outcome(state: RequestState, report: RequestReport, now: float) -> Event:
     request_id = state.request_id
     if report.error is not None:
         error = report.error.exception()
-        if not isinstance(error, RequestError):
+        if not isinstance(error, (RequestError, EngineError)):
             error = GenerationFailed(report.error.message, remote_traceback=report.error.traceback)
         return Failed(request_id=request_id, error=error)
     output = DiffusionOutput(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from steploom.weave.alike import common_key, completed
 from steploom.weave.axes import Axes, AxisBook, guess
 from steploom.weave.calls import ModuleCall, has_opaque
 from steploom.weave.counters import Counters
-from steploom.weave.fixed import Group, filled_up, own
+from steploom.weave.fixed import Group, filled_up, own, too_large
 from steploom.weave.forms import Facts
 from steploom.weave.forwards import Forwards
 from steploom.weave.merge_keys import Merger, rows_of, shared_leaves
@@ -26,7 +26,7 @@ from steploom.weave.order import is_denoiser
 from steploom.weave.plans import Plan, Plans
 from steploom.weave.program import Program
 from steploom.weave.unlike import ONLY_ONE, why_alone
-from steploom.weave.verify import Verdicts, check, pins
+from steploom.weave.verify import Verdicts, checked, pins
 from steploom.weave.wholes import Wholes
 
 log = logging.getLogger(__name__)
@@ -224,7 +224,7 @@ class Batches:
             self._draft.append((merged, members, ""))
         self._run_merged(merged, [members[i] for i in merged.order])
 
-    def _run_fixed(self, members: Group, reason: str) -> None:
+    def _run_fixed(self, members: Group, reason: str, *, again: bool = False) -> None:
         """Runs calls that share a key in merged calls of a fixed size, each with those that are exactly alike."""
         size, (_, call) = self._fixed or 1, members[0]
         axes = self._axes.find(call)
@@ -239,7 +239,7 @@ class Batches:
                 continue
             if self._draft is not None:
                 self._draft.append((merged, filled, ""))
-            self._run_merged(merged, filled)
+            self._run_merged(merged, filled, again=again)
 
     def _merged(self, members: Group) -> MergedCall | None:
         """The members' calls as one; None if they cannot be put together, which is no reason for anybody to fail."""
@@ -251,18 +251,18 @@ class Batches:
             log.warning("calls of %s cannot be put together: %s: %s", calls[0].target.name, type(fault).__name__, fault)
             return None
 
-    def _run_merged(self, merged: MergedCall, members: Group, *, verified: bool = False) -> None:
+    def _run_merged(self, merged: MergedCall, members: Group, *, verified: bool = False, again: bool = False) -> None:
         try:
             results = self.forwards.merged(merged, known=verified or self.verdicts.known(merged))
         except Exception as fault:  # noqa: BLE001 - whatever a module or a hook on it raises: then call by call
-            self._run_apart(merged, members, fault)
+            (self._give_up if again else self._run_apart)(merged, members, fault)
             return
         self.forwards.count(merged.forward_s, self._counters)
         if not verified and not self.verdicts.known(merged):
             self._draft = None
             started = time.perf_counter()
             self._tell(f"verifying merged calls of {merged.target.name}")
-            reason = self.settle(_checked(merged, results, self.forwards.failed))
+            reason = self.settle(checked(merged, results, self.forwards.failed))
             pins_apply = reason is not None and not merged.axes.pinned
             pinned = frozenset[int](self.settle(sorted(pins(merged, results))) if pins_apply else ())
             if pinned:  # merged from now on with calls that agree in these
@@ -288,21 +288,37 @@ class Batches:
     def _run_apart(self, merged: MergedCall, members: Group, fault: Exception) -> None:
         """A merged call failed: halves, down to single calls, so that only the culprit's request fails."""
         self._draft = None
+        if self._fixed is not None:  # halves would have other bits
+            log.warning("%s runs again call by call: %s: %s", merged.target.name, type(fault).__name__, fault)
+            for member in own(members):
+                self._run_fixed([member], "a merged call failed", again=True)
+            return
         if isinstance(fault, torch.OutOfMemoryError) and is_denoiser(merged.target.name):
             self._counters.overflowed(merged.total_rows)
-        if self._fixed is None:
-            middle = len(members) // 2
-            for half in (members[:middle], members[middle:]):
-                self.run_members(half, "a merged call failed")
-        else:  # halves would be as large
-            members = own(members)
-            self._run_alone(members, "a merged call failed")
-        innocent = all(program.fault is None for program, _ in members)
-        if innocent and not isinstance(fault, torch.OutOfMemoryError):
-            reason = f"the merged call raised {type(fault).__name__}: {fault}"
-            log.warning("calls of %s are not merged: %s", merged.target.name, reason)
-            self.verdicts.record(merged, reason)
-            self._relearn()
+        middle = len(members) // 2
+        for half in (members[:middle], members[middle:]):
+            self.run_members(half, "a merged call failed")
+        self._refuse_if_innocent(merged, members, fault)
+
+    def _give_up(self, merged: MergedCall, members: Group, fault: Exception) -> None:
+        """A call with its own copies for company failed, too: it fails. By itself it would have other bits."""
+        program = members[0][0]
+        oom = isinstance(fault, torch.OutOfMemoryError)
+        if oom or self.verdicts.known(merged):
+            program.fault = too_large(len(members), fault) if oom else fault
+            self._counters.alone(merged.target.name, "a merged call failed")
+        else:  # nobody has bits of this kind yet
+            self._run_alone(members[:1], "a merged call failed")
+            self._refuse_if_innocent(merged, members, fault)
+
+    def _refuse_if_innocent(self, merged: MergedCall, members: Group, fault: Exception) -> None:
+        """Never merges this kind again if none of its calls was at fault."""
+        if isinstance(fault, torch.OutOfMemoryError) or any(program.fault for program, _ in members):
+            return
+        reason = f"the merged call raised {type(fault).__name__}: {fault}"
+        log.warning("calls of %s are not merged: %s", merged.target.name, reason)
+        self.verdicts.record(merged, reason)
+        self._relearn()
 
     def _run_alone(self, members: Group, reason: str) -> None:
         if self._draft is not None:
@@ -327,12 +343,3 @@ class Batches:
             sizes = "" if first is None else "x".join(map(str, first.shape[1:]))
             name = self._key_names[key] = f"{call.target.name}:{sizes}#{len(self._key_names)}"
         return name
-
-
-def _checked(merged: MergedCall, results: Sequence[Any], failed: Callable[[Exception], None]) -> str | None:
-    """Why this kind must not be merged; a check that fails is such a reason."""
-    try:
-        return check(merged, results)
-    except Exception as fault:  # noqa: BLE001 - the module runs on other rows here, and may raise anything
-        failed(fault)
-        return f"the check raised {type(fault).__name__}: {fault}"

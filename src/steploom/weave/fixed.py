@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 
+from steploom.errors import GenerationFailed
 from steploom.weave.calls import Leaf, ModuleCall
 from steploom.weave.program import Program
 
@@ -33,6 +34,12 @@ def own(members: Group) -> Group:
     """The members without copies."""
     first = members[0][0]
     return [members[0], *(member for member in members[1:] if member[0] is not first)]
+
+
+def too_large(size: int, fault: Exception) -> GenerationFailed:
+    """The error of a request for whose forward there is no memory: a smaller one would round otherwise."""
+    words = f"batch_invariant=True: there is no memory for a forward of max_batch={size} requests like this one"
+    return GenerationFailed(f"{words}; lower max_batch, or the request's size ({fault})")
 
 
 def _shape(leaf: Leaf) -> Hashable:

@@ -8,7 +8,7 @@ Bits that change only with the mates' masks and lengths, and by no more than rou
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,6 +54,15 @@ class Verdicts:
     def summary(self) -> dict[str, str]:
         """Kind by name: ``"verified"``, or why it is never merged."""
         return {self._names[kind]: reason or "verified" for kind, reason in self._reasons.items()}
+
+
+def checked(merged: MergedCall, results: Sequence[Any], failed: Callable[[Exception], None]) -> str | None:
+    """What :func:`check` finds; that it fails is such a reason, too, and ``failed`` is told."""
+    try:
+        return check(merged, results)
+    except Exception as fault:  # noqa: BLE001 - the module runs on other rows here, and may raise anything
+        failed(fault)
+        return f"the check raised {type(fault).__name__}: {fault}"
 
 
 def check(merged: MergedCall, results: Sequence[Any]) -> str | None:
