@@ -28,16 +28,16 @@ CODE = """
 import sys
 from steploom.worker.remote import RemoteWorker
 worker = RemoteWorker()
-door = worker.listen(sys.argv[1])
+door = worker.listen(sys.argv[1], int(sys.argv[2]))
 print(door.url, door.key.decode(), door.pid, flush=True)
 sys.exit(worker.serve("scripted_runner:make"))
 """
 
 
 @contextlib.contextmanager
-def listening(host: str = "127.0.0.1") -> Iterator[tuple[subprocess.Popen[str], Door]]:
+def listening(host: str = "127.0.0.1", limit: int = 2**30) -> Iterator[tuple[subprocess.Popen[str], Door]]:
     path = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)])}
-    command = [sys.executable, "-c", CODE, host]
+    command = [sys.executable, "-c", CODE, host, str(limit)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=path) as worker:
         try:
             assert worker.stdout is not None
@@ -50,12 +50,12 @@ def listening(host: str = "127.0.0.1") -> Iterator[tuple[subprocess.Popen[str], 
 class Engine:
     """The engine's end, and what it has heard."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], limit: int = 2**30) -> None:
         self.heard: list[Answer] = []
         self.lost = anyio.Event()
         self.heard_before_the_end = -1
         self._news = anyio.Event()
-        self.socket = RemoteSocket(context, self._hear, self._damaged)
+        self.socket = RemoteSocket(context, self._hear, self._damaged, limit)
 
     def _hear(self, answer: Answer) -> None:
         self.heard.append(answer)

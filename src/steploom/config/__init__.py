@@ -113,6 +113,8 @@ class EngineConfig:
             SIGTERM, and a thread is left to itself. None: 5 for a process; 30 for a thread, which cannot be killed.
         kill_timeout_s: Seconds that a worker process may take after SIGTERM; then it is killed.
         hub_timeout_s: Seconds that the hub may take to say where an adapter is, while the requests that run wait.
+        max_message_bytes: Bytes of a message between the engine and a worker, at most: the requests that join in one
+            tick, or what one tick has made. What would be more is refused, and fails alone.
         max_retries: How often a request is replayed, with all others, whose worker died with it in a tick; 0 fails it
             at once. After that those that ran are told apart (:class:`steploom.sched.quarantine.Quarantine`). Also how
             many starts of a worker may fail in a row while it is replaced.
@@ -187,6 +189,7 @@ class EngineConfig:
     stop_timeout_s: float | None = None
     kill_timeout_s: float = 2.0
     hub_timeout_s: float = 10.0
+    max_message_bytes: int = 4 * 2**30
     max_retries: int = 2
     restart_backoff_s: float = 0.5
     max_restart_backoff_s: float = 30.0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 
 import anyio
 import zmq
 
+from steploom.config import EngineConfig
 from steploom.errors import EngineDead, ProtocolError
 from steploom.executor.transport import WorkerSocket
 from steploom.worker.messages import Answer
@@ -35,6 +35,7 @@ class RemoteSocket(WorkerSocket):
         context: ZMQ's.
         on_answer: Takes each message.
         on_damage: Is told when a message cannot be decoded.
+        limit: Bytes of a message, at most.
     """
 
     def __init__(
@@ -42,12 +43,12 @@ class RemoteSocket(WorkerSocket):
         context: zmq.Context[zmq.Socket[bytes]],
         on_answer: Callable[[Answer], None],
         on_damage: Callable[[ProtocolError], None],
+        limit: int = EngineConfig.max_message_bytes,
     ) -> None:
-        super().__init__(context, "", on_answer, on_damage)
+        super().__init__(context, "", on_answer, on_damage, limit)
         self._on_lost: Callable[[], None] = _no_one
         self._settled = anyio.Event()
         self._reached = False
-        self._monitor: zmq.Socket[bytes] | None = None
 
     def _open(self) -> None:
         self._socket.curve_publickey, self._socket.curve_secretkey = zmq.curve_keypair()
@@ -61,9 +62,7 @@ class RemoteSocket(WorkerSocket):
             EngineDead: It cannot be reached, or has another key.
         """
         self._on_lost = on_lost
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | _LOST)
-        self._loop.add_reader(self._monitor.fileno(), self._observe)
-        self._loop.call_soon(self._observe)
+        self._monitored(zmq.EVENT_HANDSHAKE_SUCCEEDED | _LOST, self._became)
         self._socket.ipv6 = "[" in door.url
         self._socket.curve_serverkey = door.key
         self._socket.connect(door.url)
@@ -75,33 +74,14 @@ class RemoteSocket(WorkerSocket):
                 "connect to every port of the workers' machines (firewalls, network policies)"
             )
 
-    def _observe(self) -> None:
-        """Takes in what has become of the connection."""
-        while self._monitor is not None:
-            try:
-                event, _ = self._monitor.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            (kind,) = struct.unpack_from("=H", event)
-            self._reached = kind == zmq.EVENT_HANDSHAKE_SUCCEEDED
-            self._settled.set()
-            if not self._reached:
-                self._unwatch()
-                self._drain()  # what was said before the end
-                self._on_lost()
-
-    def _unwatch(self) -> None:
-        monitor, self._monitor = self._monitor, None
-        if monitor is not None:
-            self._loop.remove_reader(monitor.fileno())
-            self._socket.disable_monitor()
-            monitor.close()
-
-    def close(self) -> None:
-        """Hangs up."""
-        if not self._socket.closed:
+    def _became(self, kind: int) -> None:
+        """What has become of the connection."""
+        self._reached = kind == zmq.EVENT_HANDSHAKE_SUCCEEDED
+        self._settled.set()
+        if not self._reached:
             self._unwatch()
-        super().close()
+            self._drain()  # what was said before the end
+            self._on_lost()
 
 
 def _no_one() -> None:
