@@ -124,7 +124,7 @@ async def test_a_worker_that_is_attached_to_has_the_engine_s_limit(tmp_path_fact
 
 async def test_over_tcp_what_is_too_large_ends_the_connection() -> None:
     with listening() as (_, door), zmq.Context() as context:
-        engine = Engine(context, LIMIT)
+        engine = Engine(context, max_message_bytes=LIMIT)
         try:
             await engine.connect(door)
             await engine.until(Hello)
@@ -139,7 +139,7 @@ async def test_over_tcp_what_is_too_large_ends_the_connection() -> None:
 
 async def test_over_tcp_a_worker_takes_no_more_than_it_was_told() -> None:
     with listening("127.0.0.1", LIMIT) as (_, door), zmq.Context() as context:
-        engine = Engine(context, ROOMY)
+        engine = Engine(context, max_message_bytes=ROOMY)
         try:
             await engine.connect(door)
             await engine.until(Hello)

@@ -63,6 +63,9 @@ class EngineConfig:
         ray_resources: What each worker asks of its node (``{"CPU": 2, "GPU": 1}``, and resources of your own); None:
             one CPU and, where the cluster has GPUs, one GPU.
         ray_placement_timeout_s: Seconds that a worker may wait for a node with that.
+        ray_reach_timeout_s: Seconds that connecting to a worker on another machine may take.
+        ray_silence_timeout_s: Seconds for which the machine of a worker may be silent; then the worker is lost. Five
+            times as often it is asked whether it is there.
         scheduler: ``"step"`` (requests join between denoising steps), ``"request"`` (one request to completion), or a
             subclass of :class:`steploom.sched.SchedulerInterface`, or its name.
         policy: Who runs next: ``"deadline"`` (the earliest that can be kept), ``"srpt"`` (the shortest rest),
@@ -91,6 +94,8 @@ class EngineConfig:
             of its transformer, by diffusers' Ulysses attention: each has a part of the sequence.
         ring_degree: The same by ring attention; both together make ``ulysses_degree * ring_degree`` ranks.
         tensor_parallel_size: Ranks that make up one worker, each with a part of the transformer's weights.
+        ranks_meet_timeout_s: Seconds that ranks which have loaded may take to find each other.
+        ranks_agree_timeout_s: Seconds within which all ranks have to fail at a forward at which one has failed.
         batch_invariant: Fill merged forwards up to ``max_batch`` requests, so that a request's bits do not depend on
             its company.
         check_finite: A request in whose latents NaN or Inf comes up fails at that step, alone. Without it the pipeline
@@ -155,6 +160,8 @@ class EngineConfig:
     ray_address: str | None = None
     ray_resources: Mapping[str, float] | None = dataclasses.field(default=None, hash=False)
     ray_placement_timeout_s: float = 60.0
+    ray_reach_timeout_s: float = 15.0
+    ray_silence_timeout_s: float = 15.0
     scheduler: str | type = "step"
     policy: str | type = "deadline"
     preempt: bool = False
@@ -174,6 +181,8 @@ class EngineConfig:
     ulysses_degree: int = 1
     ring_degree: int = 1
     tensor_parallel_size: int = 1
+    ranks_meet_timeout_s: float = 120.0
+    ranks_agree_timeout_s: float = 10.0
     batch_invariant: bool = False
     check_finite: bool = False
     compile: Compiler | bool = dataclasses.field(default=False, hash=False)

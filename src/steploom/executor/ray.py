@@ -50,8 +50,9 @@ class RayExecutor(MultiprocExecutor):
     def _make(self, rank: int) -> Worker:
         assert self._context is not None
         actor = Actor(rank, self._cluster, self._needs, self.runner)
-        actor.max_message_bytes = limit = self.config.max_message_bytes
-        return _RayWorker(rank, self.config, actor, partial(RemoteSocket, self._context, limit=limit), self._tell)
+        actor.max_message_bytes = self.config.max_message_bytes
+        socket = partial(RemoteSocket, self._context, config=self.config)
+        return _RayWorker(rank, self.config, actor, socket, self._tell)
 
     async def shutdown(self) -> None:
         """Ends the actors, gives back their places, and leaves the cluster; see :meth:`DiffusionExecutor.shutdown`."""

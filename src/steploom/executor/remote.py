@@ -13,10 +13,10 @@ from steploom.executor.transport import WorkerSocket
 from steploom.worker.messages import Answer
 from steploom.worker.remote import Door
 
-REACH_S = 15.0
-"""How long it may take until the worker has answered at its door."""
-BEAT_MS, SILENCE_MS = 3000, 15000
-"""How often ZMQ asks whether the other machine is there, and for how long that may be silent."""
+BEATS = 5
+"""How often ZMQ asks whether the other machine is there, in the time for which that may be silent."""
+LONGEST_MS = 2**31 - 1
+"""What ZMQ's times go up to."""
 NEVER_MS = 24 * 3600 * 1000
 """When ZMQ would connect again. (Told not to at all, it drops what has arrived and was not read yet.)"""
 
@@ -35,7 +35,7 @@ class RemoteSocket(WorkerSocket):
         context: ZMQ's.
         on_answer: Takes each message.
         on_damage: Is told when a message cannot be decoded.
-        limit: Bytes of a message, at most.
+        config: The engine's settings.
     """
 
     def __init__(
@@ -43,16 +43,19 @@ class RemoteSocket(WorkerSocket):
         context: zmq.Context[zmq.Socket[bytes]],
         on_answer: Callable[[Answer], None],
         on_damage: Callable[[ProtocolError], None],
-        limit: int = EngineConfig.max_message_bytes,
+        *,
+        config: EngineConfig,
     ) -> None:
-        super().__init__(context, "", on_answer, on_damage, limit)
+        self._config = config
+        super().__init__(context, "", on_answer, on_damage, config.max_message_bytes)
         self._on_lost: Callable[[], None] = _no_one
         self._settled = anyio.Event()
         self._reached = False
 
     def _open(self) -> None:
         self._socket.curve_publickey, self._socket.curve_secretkey = zmq.curve_keypair()
-        self._socket.heartbeat_ivl, self._socket.heartbeat_timeout = BEAT_MS, SILENCE_MS
+        silence_ms = max(int(min(self._config.ray_silence_timeout_s * 1000, LONGEST_MS)), BEATS)
+        self._socket.heartbeat_ivl, self._socket.heartbeat_timeout = silence_ms // BEATS, silence_ms
         self._socket.reconnect_ivl = NEVER_MS
 
     async def connect(self, door: Door, on_lost: Callable[[], None]) -> None:
@@ -66,7 +69,7 @@ class RemoteSocket(WorkerSocket):
         self._socket.ipv6 = "[" in door.url
         self._socket.curve_serverkey = door.key
         self._socket.connect(door.url)
-        with anyio.move_on_after(REACH_S):
+        with anyio.move_on_after(self._config.ray_reach_timeout_s):
             await self._settled.wait()
         if not self._reached:
             raise EngineDead(
