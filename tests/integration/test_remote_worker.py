@@ -157,6 +157,7 @@ async def test_a_worker_that_is_killed_is_lost_at_once() -> None:
 async def test_a_machine_that_falls_silent_is_lost_after_a_while() -> None:
     with listening() as (worker, door):
         async with engines(1, ray_silence_timeout_s=0.4) as (engine,):
+            assert (engine.socket._socket.heartbeat_ivl, engine.socket._socket.heartbeat_timeout) == (80, 400)
             await engine.connect(door)
             await engine.until(Hello)
             worker.send_signal(signal.SIGSTOP)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from steploom.config import EngineConfig, keep_to_this_machine
 from steploom.config.parallel import asked
-from steploom.errors import ConfigError
+from steploom.errors import ConfigError, EngineError
 from steploom.weave import untyped
 from steploom.weave.shared import clone_tree
 from steploom.worker.ranks import Rank
@@ -105,6 +105,11 @@ def _mesh(rank: Rank, kind: str, ring: int, ulysses: int, sharded: int, meet_s: 
     keep_to_this_machine()
     store = dist.FileStore(rank.store, rank.size)  # pyright: ignore[reportPrivateImportUsage] - documented
     store.set_timeout(datetime.timedelta(seconds=meet_s))
+    store.set(f"here {rank.index}", "")
+    try:  # gloo would look for the others as long as it may be silent later on
+        store.wait([f"here {index}" for index in range(rank.size)])
+    except RuntimeError as error:
+        raise EngineError(f"ranks_meet_timeout_s={meet_s:g}: the ranks have not found each other ({error})") from None
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank.index, world_size=rank.size, timeout=SILENT)
     shape, names = ((sharded,), ("tp",)) if sharded > 1 else ((ring, ulysses), ("ring", "ulysses"))
