@@ -97,6 +97,11 @@ class ScriptedRunner:
         for report in reports:
             report.output = print if report.run_id == run_id else "fit"
 
+    def do_large(self, nbytes: str, reports: list[RequestReport]) -> None:
+        """Gives each request an output of so many bytes."""
+        for report in reports:
+            report.output = bytes(int(nbytes))
+
     def call(self, method: str, args: Any, kwargs: Any) -> Any:
         self.log.append(f"call {method}")
         return getattr(self, f"rpc_{method}")(*args, **kwargs)
@@ -121,6 +126,9 @@ class ScriptedRunner:
 
     def rpc_function(self) -> Any:
         return print
+
+    def rpc_large(self, nbytes: int, parts: int = 1) -> list[bytes]:
+        return [bytes(nbytes) for _ in range(parts)]
 
     def rpc_child(self) -> int:
         """Starts a process of its own."""

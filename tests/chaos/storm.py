@@ -1,7 +1,10 @@
 """A storm: workers are killed, stopped and misunderstood, forwards fail, clients leave, clocks jump.
 
 Each accepted request has exactly one outcome: the image that ``pipe(...)`` alone gives, its client's own leaving, its
-own time-out, or a failure that an accident of its own explains. Nothing is left when the engine has closed.
+own time-out, or the failure that was meant for it. Nothing is left when the engine has closed.
+
+Each kind of accident happens in its turn, and a storm goes on until it has, and some requests were done after it: how
+much of a storm there is depends on no clock.
 """
 
 from __future__ import annotations
@@ -9,56 +12,100 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import anyio
+import anyio.lowlevel
 import psutil
 import storm_model
 import torch
+from processes import content
+from storm_model import VICTIM_STEPS, called_for, taken
 
-from steploom import AsyncDiffusionEngine, DeadlineExceeded, GenerationFailed
+from steploom import AsyncDiffusionEngine, DeadlineExceeded, GenerationFailed, RequestCancelled, StepEvent, codec
 from steploom.engine.observer import EngineObserver
 from steploom.errors import EngineError
-from steploom.executor import MultiprocExecutor
+from steploom.executor import multiproc
+from steploom.executor.transport import WorkerSocket
+from steploom.worker.messages import Command, Tick, Ticked, ToWorker
 
 KINDS = 12
 CLIENTS = 10
-EXPLAINED = ("check_finite=True", "pretended", "gave up after")
+AFTERWARDS = 5
+"""Requests that are done after an accident, before the next."""
+LATE_S = 0.3
+"""How long a message is held back."""
+HANG_S = 100.0
+"""Only what hangs takes longer for one accident."""
+
+SIGNS = {
+    "kill": "WorkerDied", "stop": "TickTimeout", "cut answer": "ProtocolError", "cut command": "ProtocolError",
+    "memory": "", "nan": "failed (check_finite=True)", "fault": "failed (pretended)", "clock": "",
+    "late answer": "late answer", "late command": "late command", "abort": "aborted", "leave": "left",
+    "time out": "timed out",
+}  # fmt: skip
+"""The accidents of a storm, in order, and what happens then; nothing that is seen from outside: no text.
+
+Those that a worker does not outlive come first, so that the last worker has met with all others.
+"""
 
 
-class Damaged(MultiprocExecutor):
-    """Of its workers' messages a few arrive cut off."""
+class Stormy(WorkerSocket):
+    """The engine's end of a socket whose messages come late, or cut off."""
 
-    luck = random.Random(0)
+    storm: Storm
+    _held: list[Command] | None = None
 
-    def _make(self, rank: int) -> Any:
-        worker = super()._make(rank)
-        whole = worker.socket._decode
+    def send(self, command: Command) -> None:
+        if self._held is not None:
+            self._held.append(command)
+        elif isinstance(command, Tick) and taken("late command"):
+            self._held = [command]
+            self._loop.call_later(LATE_S, self._send_late)
+        elif isinstance(command, Tick) and taken("cut command"):
+            header, *rest = codec.encode(ToWorker(command), packages=self.packages)
+            self._socket.send_multipart([header[: len(header) // 2], *rest])
+        else:
+            super().send(command)
 
-        def cut(buffers: list[memoryview]) -> Any:
-            hit = self.luck.random() < 0.002
-            return whole([buffers[0][: len(buffers[0]) // 2], *buffers[1:]] if hit else buffers)
+    def _send_late(self) -> None:
+        held, self._held = self._held or [], None
+        if not self._socket.closed:
+            for command in held:
+                super().send(command)
+            self.storm.note("late command")
 
-        worker.socket._decode = cut
-        return worker
+    def _decode(self, buffers: list[memoryview]) -> Any:
+        if taken("cut answer"):
+            buffers = [buffers[0][: len(buffers[0]) // 2], *buffers[1:]]
+        return super()._decode(buffers)
 
+    def _deliver(self, answer: Any) -> None:
+        if isinstance(answer, Ticked) and taken("late answer"):
+            self._decoding = True  # what comes after it waits, as behind any other that takes its time
+            self._loop.call_later(LATE_S, self._deliver_late, answer)
+        else:
+            super()._deliver(answer)
 
-class Faults(EngineObserver):
-    """Counts workers that were lost, by what they were lost of."""
-
-    def __init__(self) -> None:
-        self.kinds: Counter[str] = Counter()
-
-    def on_fault(self, fault: EngineError) -> None:
-        self.kinds[type(fault).__name__] += 1
+    def _deliver_late(self, answer: Any) -> None:
+        self._decoding = False
+        if not self._socket.closed:
+            super()._deliver(answer)
+            self.storm.note("late answer")
+            self._drain()
 
 
 def arguments(kind: int) -> dict[str, Any]:
     sizes = {"height": 32, "width": (32, 32, 48)[kind % 3], "max_sequence_length": 16}
-    return {"num_inference_steps": 3 + kind % 4, "guidance_scale": (1.0, 5.0)[kind % 2], **sizes}
+    steps = 3 + kind % 4 if kind < KINDS else VICTIM_STEPS
+    return {"num_inference_steps": steps, "guidance_scale": (1.0, 5.0)[kind % 2], **sizes}
 
 
 def images() -> list[torch.Tensor]:
@@ -73,85 +120,185 @@ def images() -> list[torch.Tensor]:
     ]
 
 
-class Storm:
-    """Clients of one engine for some seconds.
+class Storm(EngineObserver):
+    """Clients of one engine, and their accidents.
 
     Attributes:
-        outcomes: How many requests ended how.
+        seen: How many requests ended how, and workers were lost of what.
+        met: How often each accident has happened.
         wrong: What must not have happened.
     """
 
-    def __init__(self, seconds: float, seed: int) -> None:
-        self.until = time.monotonic() + seconds
+    def __init__(self, seed: int) -> None:
         self.luck = random.Random(seed)
         self.expected = images()
-        self.outcomes: Counter[str] = Counter()
+        self.seen: Counter[str] = Counter()
+        self.met: Counter[str] = Counter()
         self.wrong: list[str] = []
+        self._changed = anyio.Event()
+        self._over = False
+        self._real_time = time.time
+
+    def note(self, what: str) -> None:
+        self.seen[what] += 1
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    def on_fault(self, fault: EngineError) -> None:
+        self.note(type(fault).__name__)
+
+    async def until(self, so: Callable[[], bool]) -> None:
+        while not so() and not self.wrong:
+            await self._changed.wait()
+
+    async def rage(self, engine: AsyncDiffusionEngine, seconds: float) -> None:
+        """All accidents in their order; after ``seconds`` no others."""
+        until, order = time.monotonic() + seconds, list(SIGNS)
+        async with anyio.create_task_group() as clients:
+            for number in range(CLIENTS):
+                clients.start_soon(self.client, engine, number)
+            try:
+                while not self.wrong and (order or time.monotonic() < until):
+                    order = order or self.luck.sample(list(SIGNS), len(SIGNS))
+                    await self.accident(engine, order.pop(0))
+            finally:
+                self._over = True
+
+    async def accident(self, engine: AsyncDiffusionEngine, name: str) -> None:
+        """Has it happen, and returns when that is over."""
+        sign = SIGNS[name]
+        before = self.seen[sign]
+        try:
+            with anyio.fail_after(HANG_S):
+                called_for(name).touch()
+                if name in ("nan", "fault"):
+                    await self.request(engine, f"{name}-{before}", KINDS, meant=sign)
+                    called_for(name).unlink()
+                elif name in ("abort", "leave", "time out"):
+                    await self.leaver(engine, f"{name}-{before}", name)
+                    called_for(name).unlink()
+                elif name == "clock":
+                    jump = self.luck.uniform(-1e5, 1e5)
+                    time.time = lambda: self._real_time() + jump
+                await self.until(lambda: not called_for(name).exists() and (not sign or self.seen[sign] > before))
+                done = self.seen["done"]
+                await self.until(lambda: self.seen["done"] >= done + AFTERWARDS)
+                self.met[name] += 1
+        except TimeoutError:
+            self.wrong.append(f"{name}: nothing came of it, or nothing was done afterwards: {dict(self.seen)}")
 
     async def client(self, engine: AsyncDiffusionEngine, number: int) -> None:
         count = 0
-        while time.monotonic() < self.until and not self.wrong:
+        while not (self._over or self.wrong):
             count += 1
-            await self.request(engine, f"c{number}-{count}")
+            await self.request(engine, f"c{number}-{count}", self.luck.randrange(KINDS))
 
-    async def request(self, engine: AsyncDiffusionEngine, name: str) -> None:
-        kind, fate = self.luck.randrange(KINDS), self.luck.random()
-        timeout = self.luck.uniform(0.01, 1.0) if fate > 0.9 else 120.0
-        leaves = self.luck.uniform(0.0, 0.3) if fate < 0.3 else None
+    async def request(self, engine: AsyncDiffusionEngine, name: str, kind: int, meant: str = "") -> None:
+        """One request; of those that no accident is meant for some are left, aborted, or late."""
+        fate = 1.0 if meant else self.luck.random()
+        timeout = self.luck.uniform(0.01, 1.0) if fate < 0.1 else 10 * HANG_S
+        leaves, ends = (self.luck.uniform(0.0, 0.3) if low <= fate < low + 0.1 else None for low in (0.1, 0.2))
         try:
             with anyio.move_on_after(leaves):
-                out = await engine.generate(
-                    f"a cat, {kind}", seed=kind, request_id=name, timeout=timeout, output_type="pt", **arguments(kind)
-                )
+                async with anyio.create_task_group() as group:
+                    if ends is not None:
+                        group.start_soon(self.abort, engine, name, ends)
+                    out = await self.generate(engine, name, kind, timeout)
+                    group.cancel_scope.cancel()
+                if meant:
+                    self.end("done", False, f"{name}: was meant to end as: {meant}")
+                    return
                 far = (out.images[0] - self.expected[kind][0]).abs().max().item() * 255
-                self.end("done", far <= 1.5, f"{name}, kind {kind}: differs by {far:.1f} grey levels")
+                self.end("done", far <= 1, f"{name}, kind {kind}: differs by {far:.1f} grey levels")
                 return
             self.end("left", True, name)
+        except* DeadlineExceeded:
+            self.end("timed out", timeout <= 1, f"{name}: {timeout} s")
+        except* RequestCancelled as errors:
+            self.end("aborted", ends is not None, f"{name}: {errors.exceptions}")
+        except* GenerationFailed as errors:
+            told = str(errors.exceptions)
+            word = next((word for word in ("check_finite=True", "pretended") if word in told), None)
+            self.end(f"failed ({word})", meant == f"failed ({word})", f"{name}: {told}")
+
+    @staticmethod
+    async def generate(engine: AsyncDiffusionEngine, name: str, kind: int, timeout: float) -> Any:
+        given = {"request_id": name, "timeout": timeout, "output_type": "pt", **arguments(kind)}
+        return await engine.generate(f"a cat, {kind}", seed=kind, **given)
+
+    @staticmethod
+    async def abort(engine: AsyncDiffusionEngine, name: str, seconds: float) -> None:
+        await anyio.sleep(seconds)
+        await engine.abort(name)
+
+    async def leaver(self, engine: AsyncDiffusionEngine, name: str, how: str) -> None:
+        """A client that goes in the middle, whatever the machine's speed: its request has steps without end."""
+        endless = {**arguments(0), "num_inference_steps": 1000}
+        timeout = 1.0 if how == "time out" else 10 * HANG_S
+        try:
+            async with engine.stream("a dog", seed=1, request_id=name, timeout=timeout, **endless) as run:
+                async for event in run:
+                    if how == "leave" and isinstance(event, StepEvent):
+                        break
+                    if how == "abort" and isinstance(event, StepEvent):
+                        await engine.abort(name)
+            self.end("left", how == "leave", name)
+        except RequestCancelled:
+            self.end("aborted", how == "abort", name)
         except DeadlineExceeded:
-            self.end("timed out", timeout < 2, f"{name}: {timeout} s")
-        except GenerationFailed as error:
-            word = next((word for word in EXPLAINED if word in str(error)), None)
-            self.end(f"failed ({word})", word is not None, f"{name}: {error}")
+            self.end("timed out", how == "time out", name)
 
     def end(self, how: str, fine: bool, told: str) -> None:
-        self.outcomes[how] += 1
         if not fine:
             self.wrong.append(f"{how}: {told}")
+        self.note(how)
 
-    async def clocks(self) -> None:
-        """The wall clock jumps by hours; nothing may go by it."""
-        real = time.time
-        try:
-            while True:
-                await anyio.sleep(0.5)
-                jump = self.luck.uniform(-1e4, 1e4)
-                time.time = lambda jump=jump: real() + jump
-        finally:
-            time.time = real
+    async def quiet(self, engine: AsyncDiffusionEngine) -> dict[str, int]:
+        """What the worker holds when nobody wants anything."""
+        # with this one the worker is told to forget those whose clients have just left
+        await self.generate(engine, f"quiet-{self.seen.total()}", 0, HANG_S)
+        stats = await engine.collective_rpc("stats", unique_reply_rank=0)
+        return {"resident": stats.resident, "greenlets": await engine.collective_rpc("greenlets", unique_reply_rank=0)}
 
 
-async def storm(seconds: float, seed: int) -> tuple[Storm, Counter[str]]:
-    """Runs one; what it came to, and what workers were lost of. Nothing is left of the engine."""
-    found, faults, Damaged.luck = Storm(seconds, seed), Faults(), random.Random(seed)
-    before = left()
-    os.environ["STORM"] = "on"
-    try:
-        async with AsyncDiffusionEngine(
-            model="storm_model:make", distributed_executor_backend=Damaged, max_batch=6, torch_threads=1,
-            max_retries=6, tick_timeout_s=3.0, restart_backoff_s=0.01, check_finite=True, costs_file=None,
-        ) as engine:  # fmt: skip
-            engine.observers.append(faults)
-            async with anyio.create_task_group() as jumps:
-                jumps.start_soon(found.clocks)
-                async with anyio.create_task_group() as clients:
-                    for number in range(CLIENTS):
-                        clients.start_soon(found.client, engine, number)
-                jumps.cancel_scope.cancel()
-    finally:
-        del os.environ["STORM"]
-    if (after := left()) != before:
-        found.wrong.append(f"left behind: {after}, at first {before}")
-    return found, faults.kinds
+async def storm(seconds: float, seed: int) -> Storm:
+    """Runs one until each accident has happened, and for so many seconds. Nothing is left of the engine."""
+    with tempfile.TemporaryDirectory(prefix="storm-") as folder:
+        accidents, temporary = Path(folder, "accidents"), Path(folder, "tmp")
+        for made in (accidents, temporary):
+            made.mkdir()
+        own = {"STORM": str(accidents), "TMPDIR": str(temporary)}
+        with (
+            mock.patch.dict(os.environ, own),
+            mock.patch.object(tempfile, "tempdir", str(temporary)),
+            mock.patch.object(multiproc, "WorkerSocket", Stormy),
+            mock.patch.object(time, "time", time.time),
+        ):
+            found = Stormy.storm = Storm(seed)
+            before = left()
+            await _weathered(found, seconds)
+            with anyio.move_on_after(20):
+                while left() != before:  # a thread of ZeroMQ closes its descriptors
+                    await anyio.lowlevel.checkpoint()
+            if (after := left()) != before:
+                found.wrong.append(f"left behind: {after}, at first {before}")
+            if names := content(temporary):
+                found.wrong.append(f"left behind: {names}")
+    return found
+
+
+async def _weathered(found: Storm, seconds: float) -> None:
+    async with AsyncDiffusionEngine(
+        model="storm_model:make", max_batch=6, torch_threads=1, max_retries=6, tick_timeout_s=5.0,
+        restart_backoff_s=0.01, check_finite=True, costs_file=None, worker_extension="storm_model.Counts",
+    ) as engine:  # fmt: skip
+        engine.observers.append(found)
+        before = await found.quiet(engine)
+        await found.rage(engine, seconds)
+        if not found.wrong and (after := await found.quiet(engine)) != before:
+            found.wrong.append(f"a quiet worker has {after}, at first {before}")
+        if before["resident"]:
+            found.wrong.append(f"a quiet worker has {before}")
 
 
 def left() -> dict[str, Any]:
@@ -161,6 +308,7 @@ def left() -> dict[str, Any]:
     return {
         "processes": len(own.children(recursive=True)),
         "sockets": len(own.net_connections("unix")),
+        "descriptors": own.num_fds(),
         "threads of ours": sum("steploom" in thread.name for thread in threading.enumerate()),
         "tasks": len(tasks),
     }

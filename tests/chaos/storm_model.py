@@ -2,39 +2,85 @@
 
 from __future__ import annotations
 
+import gc
 import os
-import random
 import signal
+import time
+from pathlib import Path
 from typing import Any
 
+import greenlet
 import tiny
 import torch
 
-ODDS = {"memory": 0.01, "nan": 0.003, "fault": 0.003, "kill": 0.006, "stop": 0.002}
-"""How often a forward of the denoiser meets with what."""
+VICTIM_STEPS = 7
+"""Steps of the requests that accidents are meant for: no other request has so many, so its times tell it."""
+
+
+def called_for(accident: str) -> Path:
+    """The file that says so, in the folder ``STORM``; taken away by whom the accident befalls."""
+    return Path(os.environ.get("STORM", "/nowhere")) / accident
+
+
+def taken(accident: str) -> bool:
+    """Whether it is to happen here and now."""
+    try:
+        called_for(accident).unlink()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+class Counts:
+    """The worker's extension."""
+
+    def greenlets(self) -> int:
+        """How many there are that were not there when the model had loaded."""
+        gc.collect()
+        return sum(isinstance(thing, greenlet.greenlet) and not thing.dead for thing in gc.get_objects())
+
+
+class Accidents:
+    """Hooks of a denoiser."""
+
+    def __init__(self, pipe: Any) -> None:
+        times = {steps: self._times(pipe, steps) for steps in range(3, VICTIM_STEPS + 1)}
+        self._victim = times.pop(VICTIM_STEPS)
+        self._victim -= set[int]().union(*times.values())
+        pipe.transformer.register_forward_pre_hook(self.before, with_kwargs=True)
+        pipe.transformer.register_forward_hook(self.after, with_kwargs=True)
+
+    @staticmethod
+    def _times(pipe: Any, steps: int) -> set[int]:
+        noise = type(pipe.scheduler).from_config(pipe.scheduler.config)
+        noise.set_timesteps(steps)
+        return {round(float(one)) for one in noise.timesteps}
+
+    def _aimed(self, kwargs: Any) -> list[int]:
+        """The victim's rows."""
+        return [row for row, one in enumerate(kwargs["timestep"].tolist()) if round(one) in self._victim]
+
+    def before(self, module: Any, args: Any, kwargs: Any) -> None:
+        if taken("kill"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if taken("stop"):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if taken("clock"):
+            real = time.time
+            time.time = lambda: real() + 1e5
+        if len(kwargs["hidden_states"]) > 2 and taken("memory"):
+            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+        if called_for("fault").exists() and self._aimed(kwargs):
+            raise RuntimeError("a fault of the device (pretended)")
+
+    def after(self, module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        if called_for("nan").exists():
+            output[0][self._aimed(kwargs)] = float("nan")
+        return output
 
 
 def make() -> Any:
-    """The pipeline; its accidents differ from process to process."""
-    pipe, luck = tiny.sd3(), random.Random()
-
-    def before(module: Any, args: Any, kwargs: Any) -> None:
-        if os.environ.get("STORM") != "on":
-            return
-        if luck.random() < ODDS["kill"]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if luck.random() < ODDS["stop"]:
-            os.kill(os.getpid(), signal.SIGSTOP)
-        if len(kwargs["hidden_states"]) > 2 and luck.random() < ODDS["memory"]:
-            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
-        if luck.random() < ODDS["fault"]:
-            raise RuntimeError("a fault of the device (pretended)")
-
-    def after(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
-        if os.environ.get("STORM") == "on" and luck.random() < ODDS["nan"]:
-            output[0][-1, 0, 0, 0] = float("nan")
-        return output
-
-    pipe.transformer.register_forward_pre_hook(before, with_kwargs=True)
-    pipe.transformer.register_forward_hook(after, with_kwargs=True)
+    """The pipeline."""
+    pipe = tiny.sd3()
+    Accidents(pipe)
     return pipe

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import resource
+from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,9 +19,13 @@ from steploom.config import EngineConfig
 from steploom.errors import GenerationFailed, ProtocolError
 from steploom.protocol import ErrorInfo, NewRequest, PipelineInfo, RequestReport, RunnerOutput, SchedulerOutput
 from steploom.requests import DiffusionRequest
-from steploom.worker import messages
+from steploom.worker import messages, ranks
 from steploom.worker.messages import Answer, Command, Configure, ToEngine, ToWorker
+from steploom.worker.ranks import Said, Word
 
+MEMORY = 256 << 20
+"""Bytes that decoding a message may take, at most."""
+STATM = Path("/proc/self/statm")
 LARGEST = 1 << 20
 """Bytes of a fuzzed message, at most."""
 
@@ -61,10 +68,17 @@ def valid() -> Iterator[tuple[str, list[bytes]]]:
         messages.Ticked: messages.Ticked(3, RunnerOutput(tick=3, reports=[report])),
         messages.Returned: messages.Returned(1, everything()),
         messages.Fatal: messages.Fatal(error),
+        ranks.Begin: ranks.Begin(Configure.of(EngineConfig(model="demo")), 1, 2, "a file"),
+        ranks.Met: ranks.Met(),
+        ranks.Failed: ranks.Failed(error),
+        ranks.Faulted: ranks.Faulted("ValueError: why"),
+        ranks.Did: ranks.Did([["r#1", "denoise", 1, None, False, None, "key", 1, 2, 0]], 3, 4),
+        ranks.Go: ranks.Go(),
+        ranks.Settled: ranks.Settled(everything()),
     }
-    for kind in (*Command.__args__, *Answer.__args__):
-        wrapped = ToWorker(made[kind]) if kind in Command.__args__ else ToEngine(made[kind])
-        yield kind.__name__, [bytes(frame) for frame in codec.encode(wrapped)]
+    for wrap, kinds in ((ToWorker, Command), (ToEngine, Answer), (Said, Word)):
+        for kind in kinds.__args__:
+            yield f"{wrap.__name__}-{kind.__name__}", [bytes(frame) for frame in codec.encode(wrap(made[kind]))]
 
 
 def _tick(**output: Any) -> dict[str, Any]:
@@ -73,10 +87,16 @@ def _tick(**output: Any) -> dict[str, Any]:
 
 def nearly_valid() -> Iterator[tuple[str, list[bytes]]]:
     """Messages as another version, or another process, may send them."""
-    returned = dict(valid())["Returned"]
+    returned = dict(valid())["ToEngine-Returned"]
     yield "request-is-text", [msgspec.msgpack.encode(_tick(scheduled_new_reqs=[{"run_id": "r#1", "request": "text"}]))]
     yield "frame-too-many", [*returned, b"more"]
     yield "frame-missing", returned[:-1]
+    integers = [
+        msgspec.msgpack.Ext(int(Code.INTEGER), msgspec.msgpack.encode(hex(n * (2**61 - 1)))) for n in range(9000)
+    ]
+    for name, most in (("set-too-large", 9000), ("integers-too-many", 1024)):
+        sets = [msgspec.msgpack.Ext(int(Code.SET), msgspec.msgpack.encode(integers[:most])) for _ in range(2)]
+        yield name, [msgspec.msgpack.encode({"answer": {"type": "Returned", "call": 1, "result": sets}})]
     root = "diffusers.pipelines.stable_diffusion"
     for name, module, kind in (
         ("class-unknown", root, "Output"),
@@ -105,14 +125,33 @@ def split(data: bytes) -> list[memoryview]:
     return frames
 
 
+@contextlib.contextmanager
+def bounded() -> Generator[None]:
+    """This process gets no more memory than it has and ``MEMORY``: more is a MemoryError, or torch's own words."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    has = int(STATM.read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (has + MEMORY, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
 def decode(data: bytes) -> str:
-    """Decodes as engine and as worker; what came of it. Anything but a message or a ProtocolError goes through."""
+    """Decodes as engine, as worker and as rank; what came of it. All but a message or a ProtocolError goes through.
+
+    Raises:
+        MemoryError: Decoding asked for more than ``MEMORY``, which the decoder itself makes a ProtocolError of.
+    """
     frames = split(data)
     found = ""
-    for kind in (ToEngine, ToWorker):
+    for kind in (ToEngine, ToWorker, Said):
         try:
-            codec.decode(frames, kind)
+            with bounded():
+                codec.decode(frames, kind)
             found += "+"
-        except ProtocolError:
+        except ProtocolError as error:
+            if "MemoryError" in str(error) or "allocate memory" in str(error):
+                raise MemoryError(f"more than {MEMORY} bytes: {error}") from error
             found += "-"
     return found

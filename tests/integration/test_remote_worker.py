@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -17,7 +18,6 @@ import zmq
 
 from steploom.config import EngineConfig
 from steploom.errors import EngineDead, ProtocolError
-from steploom.executor import remote
 from steploom.executor.remote import RemoteSocket
 from steploom.worker.messages import Answer, Call, Close, Configure, Fatal, Hello, Progress, Ready, Returned
 from steploom.worker.process import LAST_WORDS
@@ -28,16 +28,16 @@ CODE = """
 import sys
 from steploom.worker.remote import RemoteWorker
 worker = RemoteWorker()
-door = worker.listen(sys.argv[1])
+door = worker.listen(sys.argv[1], int(sys.argv[2]))
 print(door.url, door.key.decode(), door.pid, flush=True)
 sys.exit(worker.serve("scripted_runner:make"))
 """
 
 
 @contextlib.contextmanager
-def listening(host: str = "127.0.0.1") -> Iterator[tuple[subprocess.Popen[str], Door]]:
+def listening(host: str = "127.0.0.1", limit: int = 2**30) -> Iterator[tuple[subprocess.Popen[str], Door]]:
     path = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)])}
-    command = [sys.executable, "-c", CODE, host]
+    command = [sys.executable, "-c", CODE, host, str(limit)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=path) as worker:
         try:
             assert worker.stdout is not None
@@ -50,12 +50,12 @@ def listening(host: str = "127.0.0.1") -> Iterator[tuple[subprocess.Popen[str], 
 class Engine:
     """The engine's end, and what it has heard."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], **config: Any) -> None:
         self.heard: list[Answer] = []
         self.lost = anyio.Event()
         self.heard_before_the_end = -1
         self._news = anyio.Event()
-        self.socket = RemoteSocket(context, self._hear, self._damaged)
+        self.socket = RemoteSocket(context, self._hear, self._damaged, config=EngineConfig(**config))
 
     def _hear(self, answer: Answer) -> None:
         self.heard.append(answer)
@@ -79,9 +79,9 @@ class Engine:
 
 
 @contextlib.asynccontextmanager
-async def engines(count: int = 1) -> AsyncIterator[list[Engine]]:
+async def engines(count: int = 1, **config: Any) -> AsyncIterator[list[Engine]]:
     with zmq.Context() as context:
-        made = [Engine(context) for _ in range(count)]
+        made = [Engine(context, **config) for _ in range(count)]
         try:
             yield made
         finally:
@@ -117,7 +117,7 @@ async def test_an_engine_and_its_worker_speak_until_it_says_so(host: str) -> Non
         assert worker.wait(60) == 0
 
 
-async def test_who_does_not_have_the_key_neither_gets_in_nor_takes_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_does_not_have_the_key_neither_gets_in_nor_takes_the_place() -> None:
     with listening() as (_, door):
         host, _, port = door.url.removeprefix("tcp://").rpartition(":")
         with socket.create_connection((host, int(port))) as noise, zmq.Context() as context:
@@ -125,24 +125,21 @@ async def test_who_does_not_have_the_key_neither_gets_in_nor_takes_the_place(mon
             with context.socket(zmq.PAIR) as plain:  # who speaks ZMQ, but has no key at all
                 plain.linger = 0
                 plain.connect(door.url)
-                async with engines(2) as (stranger, engine):
+                async with engines(1, ray_reach_timeout_s=0.3) as (stranger,), engines() as (engine,):
                     other, _ = zmq.curve_keypair()
-                    monkeypatch.setattr(remote, "REACH_S", 0.3)
                     with pytest.raises(EngineDead, match="cannot be reached from here"):
                         await stranger.connect(Door(door.url, other, 0))
                     assert stranger.heard == []
-                    monkeypatch.setattr(remote, "REACH_S", 15)
                     await engine.connect(door)
                     assert await engine.until(Hello) == Hello()
                 assert not plain.poll(0)
 
 
-async def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "REACH_S", 0.3)
+async def test_nobody_listens() -> None:
     with listening() as (worker, door):
         worker.kill()
         worker.wait()
-        async with engines() as (engine,):
+        async with engines(1, ray_reach_timeout_s=0.3) as (engine,):
             with pytest.raises(EngineDead, match="connect to every port"):
                 await engine.connect(door)
 
@@ -157,11 +154,10 @@ async def test_a_worker_that_is_killed_is_lost_at_once() -> None:
                 await engine.lost.wait()
 
 
-async def test_a_machine_that_falls_silent_is_lost_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "BEAT_MS", 100)
-    monkeypatch.setattr(remote, "SILENCE_MS", 400)
+async def test_a_machine_that_falls_silent_is_lost_after_a_while() -> None:
     with listening() as (worker, door):
-        async with engines() as (engine,):
+        async with engines(1, ray_silence_timeout_s=0.4) as (engine,):
+            assert (engine.socket._socket.heartbeat_ivl, engine.socket._socket.heartbeat_timeout) == (80, 400)
             await engine.connect(door)
             await engine.until(Hello)
             worker.send_signal(signal.SIGSTOP)

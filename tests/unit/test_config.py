@@ -17,6 +17,7 @@ from steploom.worker.messages import Configure
 FIELDS = {field.name: field for field in dataclasses.fields(EngineConfig)}
 INTEGERS = [name for name, field in FIELDS.items() if str(field.type).startswith("int")]
 TEXTS = [name for name, field in FIELDS.items() if str(field.type).startswith("str")]
+OPERATIONS = pathlib.Path(__file__).parents[2] / "docs" / "operations.md"
 FLAGS = [name for name, field in FIELDS.items() if field.type == "bool"]
 
 
@@ -108,6 +109,14 @@ def test_any_value_is_kept_or_refused_and_what_is_kept_is_of_its_type(name: str,
         assert isinstance(value, (str, type) if name in TEXTS or name == "dtype" else (int, float))
     if not isinstance(value, type):
         assert Configure.of(config).restore() == config
+
+
+@pytest.mark.parametrize("name", [name for name in FIELDS if name.endswith(("_timeout_s", "_backoff_s"))])
+def test_every_timeout_is_in_the_table_of_them_with_its_default(name: str) -> None:
+    lines = OPERATIONS.read_text().partition("## Every time-out")[2].splitlines()
+    (line,) = [line for line in lines if line.startswith(f"| `{name}` |")]
+    default = FIELDS[name].default
+    assert default is None or line.split("|")[2].strip() == f"{default:g}"
 
 
 def test_the_hub_has_as_long_as_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:

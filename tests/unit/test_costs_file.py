@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import resource
 from typing import Any
 
 import pytest
@@ -89,3 +90,20 @@ def test_a_folder_that_cannot_be_written_is_no_fault(tmp_path: pathlib.Path, cap
     assert file is not None
     file.write({})
     assert "are not kept" in caplog.text
+
+
+def test_a_full_disk_keeps_what_was_there_and_no_halves(tmp_path: pathlib.Path, caplog: Any) -> None:
+    """The kernel refuses for real: no file of this process may grow beyond so many bytes."""
+    file = CostsFile(tmp_path / "costs.json", {"a": "b"})
+    file.write({"costs": [1]})
+    before = file.read()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for room in (0, 4096):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+        try:
+            file.write({"costs": list(range(50_000))})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caplog.text.count("are not kept") == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["costs.json"]
+    assert file.read() == before is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,8 +10,8 @@ import pytest
 import torch
 
 from steploom.config import EngineConfig
-from steploom.errors import ConfigError
-from steploom.worker.parallel import Sharing, around, refuse
+from steploom.errors import ConfigError, EngineError
+from steploom.worker.parallel import Sharing, around, refuse, share
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 
@@ -83,3 +84,24 @@ def test_a_models_own_assertion_is_its_own() -> None:
 
 def test_a_model_that_shares_nothing_is_called_as_it_is() -> None:
     assert around(SimpleNamespace(), len) is len
+
+
+class Lonely:
+    """A rank whose other one never comes to where torch's processes meet."""
+
+    index, size = 0, 2
+
+    def __init__(self, store: str) -> None:
+        self.store = store
+
+    def meet(self) -> None:
+        pass
+
+
+def test_ranks_that_do_not_come_are_waited_for_as_long_as_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    lonely: Any = Lonely(str(tmp_path / "store"))
+    with pytest.raises(EngineError, match=r"ranks_meet_timeout_s=0\.2: the ranks have not found each other"):
+        share(EngineConfig(ulysses_degree=2, ranks_meet_timeout_s=0.2), lonely, CPU, {})

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 
 from steploom.codec.record import imported_class, stand_in
-from steploom.codec.rules import NUMPY_DTYPE, STRUCTS, Buffer, Code, dotted_root
+from steploom.codec.rules import MAX_HASHED, NUMPY_DTYPE, STRUCTS, Buffer, Code, dotted_root
 from steploom.errors import ProtocolError
 from steploom.protocol import ErrorInfo
 from steploom.requests import DiffusionRequest
@@ -47,6 +47,7 @@ class _Reader:
 
     def __init__(self, frames: Sequence[Buffer], packages: Sequence[str]) -> None:
         self.used: set[int] = set()
+        self._integers = 0
         self._frames = frames
         self._packages = packages
 
@@ -71,12 +72,18 @@ class _Reader:
         return tuple(self._value(data, list[Any]))
 
     def _set(self, data: memoryview) -> Any:
-        return set(self._value(data, list[Any]))
+        return set(self._hashed(data))
 
     def _frozenset(self, data: memoryview) -> Any:
-        return frozenset(self._value(data, list[Any]))
+        return frozenset(self._hashed(data))
+
+    def _hashed(self, data: memoryview) -> list[Any]:
+        return self._value(data, Annotated[list[Any], msgspec.Meta(max_length=MAX_HASHED)])
 
     def _integer(self, data: memoryview) -> Any:
+        self._integers += 1
+        if self._integers > MAX_HASHED:
+            raise ProtocolError(f"a message has more than {MAX_HASHED} integers beyond 64 bits")
         return int(self._value(data, str), 16)
 
     def _complex(self, data: memoryview) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from steploom.codec.record import Record
-from steploom.codec.rules import INLINE_BYTES, MAX_DEPTH, NUMPY_DTYPE, STRUCTS, Buffer, Code, dotted_root
+from steploom.codec.rules import INLINE_BYTES, MAX_DEPTH, MAX_HASHED, NUMPY_DTYPE, STRUCTS, Buffer, Code, dotted_root
 from steploom.errors import InvalidRequest, SteploomError
 from steploom.protocol import ErrorInfo
 from steploom.requests import DiffusionRequest
@@ -67,6 +67,7 @@ class Writer:
     def __init__(self, frames: list[Buffer] | None, packages: Sequence[str]) -> None:
         self._frames = frames
         self._packages = packages
+        self._integers = 0
 
     def header(self, value: Any) -> bytes:
         """The header of ``value``.
@@ -132,7 +133,7 @@ class Writer:
         if kind is str:
             return _text(value)
         if kind is int:
-            return value if -(2**63) <= value < 2**64 else _tag(Code.INTEGER, hex(value))
+            return value if -(2**63) <= value < 2**64 else self._integer(value)
         if depth > MAX_DEPTH:
             raise Unfit(f"is nested deeper than {MAX_DEPTH} levels")
         if kind is list:
@@ -140,6 +141,12 @@ class Writer:
         if kind is dict:
             return self._entries(value, depth)
         return self._builtin(value, kind, depth)
+
+    def _integer(self, value: int) -> Any:
+        self._integers += 1
+        if self._integers > MAX_HASHED:
+            raise Unfit(f"more than {MAX_HASHED} integers beyond 64 bits cannot travel; give an array or text")
+        return _tag(Code.INTEGER, hex(value))
 
     def _items(self, values: Iterable[Any], depth: int) -> list[Any]:
         packed: list[Any] = []
@@ -167,6 +174,8 @@ class Writer:
         if kind is tuple:
             return _tag(Code.TUPLE, self._items(value, depth))
         if kind is set or kind is frozenset:
+            if len(value) > MAX_HASHED:
+                raise Unfit(f"a set of more than {MAX_HASHED} items cannot travel; give a list")
             return _tag(Code.SET if kind is set else Code.FROZENSET, self._items(value, depth))
         if kind is complex:
             return _tag(Code.COMPLEX, [value.real, value.imag])

@@ -63,6 +63,9 @@ class EngineConfig:
         ray_resources: What each worker asks of its node (``{"CPU": 2, "GPU": 1}``, and resources of your own); None:
             one CPU and, where the cluster has GPUs, one GPU.
         ray_placement_timeout_s: Seconds that a worker may wait for a node with that.
+        ray_reach_timeout_s: Seconds that connecting to a worker on another machine may take.
+        ray_silence_timeout_s: Seconds for which the machine of a worker may be silent; then the worker is lost. Five
+            times as often it is asked whether it is there.
         scheduler: ``"step"`` (requests join between denoising steps), ``"request"`` (one request to completion), or a
             subclass of :class:`steploom.sched.SchedulerInterface`, or its name.
         policy: Who runs next: ``"deadline"`` (the earliest that can be kept), ``"srpt"`` (the shortest rest),
@@ -91,6 +94,8 @@ class EngineConfig:
             of its transformer, by diffusers' Ulysses attention: each has a part of the sequence.
         ring_degree: The same by ring attention; both together make ``ulysses_degree * ring_degree`` ranks.
         tensor_parallel_size: Ranks that make up one worker, each with a part of the transformer's weights.
+        ranks_meet_timeout_s: Seconds that ranks which have loaded may take to find each other.
+        ranks_agree_timeout_s: Seconds within which all ranks have to fail at a forward at which one has failed.
         batch_invariant: Fill merged forwards up to ``max_batch`` requests, so that a request's bits do not depend on
             its company. A request for whose forward of that size there is no memory fails.
         check_finite: A request in whose latents NaN or Inf comes up fails at that step, alone. Without it the pipeline
@@ -113,6 +118,8 @@ class EngineConfig:
             SIGTERM, and a thread is left to itself. None: 5 for a process; 30 for a thread, which cannot be killed.
         kill_timeout_s: Seconds that a worker process may take after SIGTERM; then it is killed.
         hub_timeout_s: Seconds that the hub may take to say where an adapter is, while the requests that run wait.
+        max_message_bytes: Bytes of a message between the engine and a worker, at most: the requests that join in one
+            tick, or what one tick has made. What would be more is refused, and fails alone.
         max_retries: How often a request is replayed, with all others, whose worker died with it in a tick; 0 fails it
             at once. After that those that ran are told apart (:class:`steploom.sched.quarantine.Quarantine`). Also how
             many starts of a worker may fail in a row while it is replaced.
@@ -153,6 +160,8 @@ class EngineConfig:
     ray_address: str | None = None
     ray_resources: Mapping[str, float] | None = dataclasses.field(default=None, hash=False)
     ray_placement_timeout_s: float = 60.0
+    ray_reach_timeout_s: float = 15.0
+    ray_silence_timeout_s: float = 15.0
     scheduler: str | type = "step"
     policy: str | type = "deadline"
     preempt: bool = False
@@ -172,6 +181,8 @@ class EngineConfig:
     ulysses_degree: int = 1
     ring_degree: int = 1
     tensor_parallel_size: int = 1
+    ranks_meet_timeout_s: float = 120.0
+    ranks_agree_timeout_s: float = 10.0
     batch_invariant: bool = False
     check_finite: bool = False
     compile: Compiler | bool = dataclasses.field(default=False, hash=False)
@@ -187,6 +198,7 @@ class EngineConfig:
     stop_timeout_s: float | None = None
     kill_timeout_s: float = 2.0
     hub_timeout_s: float = 10.0
+    max_message_bytes: int = 4 * 2**30
     max_retries: int = 2
     restart_backoff_s: float = 0.5
     max_restart_backoff_s: float = 30.0

@@ -40,7 +40,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 }
 """What the fields' annotations mean, and how a message says it."""
 
-_LEAST = {"max_retries": 0, "encode_cache_bytes": 0, "compile_cache_bytes": 0}
+_LEAST = {"max_retries": 0, "encode_cache_bytes": 0, "compile_cache_bytes": 0, "max_message_bytes": 2**20}
 """The least that an integer may be, where that is not 1."""
 
 AUTO_BATCH = 64

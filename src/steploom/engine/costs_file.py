@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -67,13 +68,18 @@ class CostsFile:
 
     def write(self, state: dict[str, Any]) -> None:
         """Keeps ``state``, whole or not at all."""
+        part = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, suffix=".part", delete=False) as part:
-                json.dump({"owner": self.owner, **state}, part)
-            pathlib.Path(part.name).replace(self.path)
+            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, suffix=".part", delete=False) as file:
+                part = pathlib.Path(file.name)
+                json.dump({"owner": self.owner, **state}, file)
+            part.replace(self.path)
         except OSError as error:
             log.warning("costs of ticks are not kept in %s: %s", self.path, error)
+            if part is not None:
+                with contextlib.suppress(OSError):  # a disk that refuses this as well
+                    part.unlink(missing_ok=True)
 
 
 def learned(scheduler: SchedulerInterface | Fleet) -> dict[str, Any] | None:

@@ -88,7 +88,7 @@ class _Elsewhere(WorkerProcess):
             connection.settimeout(SAY_S)
             connection.connect(self._listens)
             mine = same_user(connection)
-            connection.sendall(f"{self._address}\n".encode())
+            connection.sendall(f"{self._address}\t{self.max_message_bytes}\n".encode())
             connection.setblocking(False)
         except OSError as error:
             connection.close()

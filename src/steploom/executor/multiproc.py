@@ -122,7 +122,8 @@ class MultiprocExecutor(ChannelExecutor):
         address = f"{self._folder}/worker-{self._spawned}"
         process = self._process(rank, address, partial(logger.info, "worker %d: %s", rank))
         process.kill_timeout_s = self.config.kill_timeout_s
-        return Worker(rank, self.config, process, partial(WorkerSocket, self._context, address))
+        process.max_message_bytes = limit = self.config.max_message_bytes
+        return Worker(rank, self.config, process, partial(WorkerSocket, self._context, address, limit=limit))
 
     def _process(self, rank: int, address: str, on_line: Callable[[str], None]) -> WorkerProcess:
         """A process, not started yet, that will connect to ``address``."""
@@ -217,9 +218,10 @@ class MultiprocExecutor(ChannelExecutor):
         """``output`` with the new requests that can travel, and the failures of the others."""
         fit: list[NewRequest] = []
         refused: list[RequestReport] = []
+        room = codec.Room(self.config.max_message_bytes, len(output.scheduled_new_reqs))
         for new in output.scheduled_new_reqs:
             try:
-                codec.encode(new, packages=self._workers[output.worker].socket.packages)
+                room.take(codec.encode(new, packages=self._workers[output.worker].socket.packages))
                 fit.append(new)
             except InvalidRequest as error:
                 refused.append(RequestReport(run_id=new.run_id, phase="done", finished=True, error=ErrorInfo.of(error)))

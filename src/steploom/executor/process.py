@@ -37,6 +37,7 @@ class WorkerProcess:
         exited: Set when it is gone and ``exitcode`` is known.
         exitcode: Minus the signal's number if a signal ended it.
         kill_timeout_s: Seconds that it may take after SIGTERM; then it is killed.
+        max_message_bytes: Bytes of a message that it takes and sends, at most.
     """
 
     def __init__(self, rank: int, address: str, runner: str, on_line: Callable[[str], None]) -> None:
@@ -44,6 +45,7 @@ class WorkerProcess:
         self.exited = anyio.Event()
         self.exitcode: int | None = None
         self.kill_timeout_s = EngineConfig.kill_timeout_s
+        self.max_message_bytes = EngineConfig.max_message_bytes
         self._address = address
         self._runner = runner
         self._on_line = on_line
@@ -74,6 +76,7 @@ class WorkerProcess:
         environment = worker_environment()
         environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
         command = [sys.executable, "-P", "-m", "steploom.worker", self._address, "--runner", self._runner]
+        command += ["--max-message-bytes", str(self.max_message_bytes)]
         with self._spawning:
             if not self._unwanted:  # else whoever asked for it was cancelled meanwhile, and nobody would end it
                 self._popen(command, environment)

@@ -50,7 +50,9 @@ class RayExecutor(MultiprocExecutor):
     def _make(self, rank: int) -> Worker:
         assert self._context is not None
         actor = Actor(rank, self._cluster, self._needs, self.runner)
-        return _RayWorker(rank, self.config, actor, partial(RemoteSocket, self._context), self._tell)
+        actor.max_message_bytes = self.config.max_message_bytes
+        socket = partial(RemoteSocket, self._context, config=self.config)
+        return _RayWorker(rank, self.config, actor, socket, self._tell)
 
     async def shutdown(self) -> None:
         """Ends the actors, gives back their places, and leaves the cluster; see :meth:`DiffusionExecutor.shutdown`."""
@@ -162,7 +164,7 @@ class Actor(WorkerProcess):
                 sizes["memory"] = needs.pop("memory")
             options = {**sizes, "resources": needs, "scheduling_strategy": place, "max_restarts": 0}
             self._actor = self._cluster.asked(ray.remote(RemoteWorker).options(**options).remote)
-            door = self._actor.listen.remote(hosts[node]).future()
+            door = self._actor.listen.remote(hosts[node], self.max_message_bytes).future()
             self._actor.serve.remote(self._runner).future().add_done_callback(self._told)
             return hosts[node], door
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 
 import anyio
 import zmq
 
+from steploom.config import EngineConfig
 from steploom.errors import EngineDead, ProtocolError
 from steploom.executor.transport import WorkerSocket
 from steploom.worker.messages import Answer
 from steploom.worker.remote import Door
 
-REACH_S = 15.0
-"""How long it may take until the worker has answered at its door."""
-BEAT_MS, SILENCE_MS = 3000, 15000
-"""How often ZMQ asks whether the other machine is there, and for how long that may be silent."""
+BEATS = 5
+"""How often ZMQ asks whether the other machine is there, in the time for which that may be silent."""
+LONGEST_MS = 2**31 - 1
+"""What ZMQ's times go up to."""
 NEVER_MS = 24 * 3600 * 1000
 """When ZMQ would connect again. (Told not to at all, it drops what has arrived and was not read yet.)"""
 
@@ -35,6 +35,7 @@ class RemoteSocket(WorkerSocket):
         context: ZMQ's.
         on_answer: Takes each message.
         on_damage: Is told when a message cannot be decoded.
+        config: The engine's settings.
     """
 
     def __init__(
@@ -42,16 +43,19 @@ class RemoteSocket(WorkerSocket):
         context: zmq.Context[zmq.Socket[bytes]],
         on_answer: Callable[[Answer], None],
         on_damage: Callable[[ProtocolError], None],
+        *,
+        config: EngineConfig,
     ) -> None:
-        super().__init__(context, "", on_answer, on_damage)
+        self._config = config
+        super().__init__(context, "", on_answer, on_damage, config.max_message_bytes)
         self._on_lost: Callable[[], None] = _no_one
         self._settled = anyio.Event()
         self._reached = False
-        self._monitor: zmq.Socket[bytes] | None = None
 
     def _open(self) -> None:
         self._socket.curve_publickey, self._socket.curve_secretkey = zmq.curve_keypair()
-        self._socket.heartbeat_ivl, self._socket.heartbeat_timeout = BEAT_MS, SILENCE_MS
+        silence_ms = max(int(min(self._config.ray_silence_timeout_s * 1000, LONGEST_MS)), BEATS)
+        self._socket.heartbeat_ivl, self._socket.heartbeat_timeout = silence_ms // BEATS, silence_ms
         self._socket.reconnect_ivl = NEVER_MS
 
     async def connect(self, door: Door, on_lost: Callable[[], None]) -> None:
@@ -61,13 +65,11 @@ class RemoteSocket(WorkerSocket):
             EngineDead: It cannot be reached, or has another key.
         """
         self._on_lost = on_lost
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | _LOST)
-        self._loop.add_reader(self._monitor.fileno(), self._observe)
-        self._loop.call_soon(self._observe)
+        self._monitored(zmq.EVENT_HANDSHAKE_SUCCEEDED | _LOST, self._became)
         self._socket.ipv6 = "[" in door.url
         self._socket.curve_serverkey = door.key
         self._socket.connect(door.url)
-        with anyio.move_on_after(REACH_S):
+        with anyio.move_on_after(self._config.ray_reach_timeout_s):
             await self._settled.wait()
         if not self._reached:
             raise EngineDead(
@@ -75,33 +77,14 @@ class RemoteSocket(WorkerSocket):
                 "connect to every port of the workers' machines (firewalls, network policies)"
             )
 
-    def _observe(self) -> None:
-        """Takes in what has become of the connection."""
-        while self._monitor is not None:
-            try:
-                event, _ = self._monitor.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            (kind,) = struct.unpack_from("=H", event)
-            self._reached = kind == zmq.EVENT_HANDSHAKE_SUCCEEDED
-            self._settled.set()
-            if not self._reached:
-                self._unwatch()
-                self._drain()  # what was said before the end
-                self._on_lost()
-
-    def _unwatch(self) -> None:
-        monitor, self._monitor = self._monitor, None
-        if monitor is not None:
-            self._loop.remove_reader(monitor.fileno())
-            self._socket.disable_monitor()
-            monitor.close()
-
-    def close(self) -> None:
-        """Hangs up."""
-        if not self._socket.closed:
+    def _became(self, kind: int) -> None:
+        """What has become of the connection."""
+        self._reached = kind == zmq.EVENT_HANDSHAKE_SUCCEEDED
+        self._settled.set()
+        if not self._reached:
             self._unwatch()
-        super().close()
+            self._drain()  # what was said before the end
+            self._on_lost()
 
 
 def _no_one() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import zmq
 
 from steploom import codec
+from steploom.config import EngineConfig
 from steploom.errors import EngineError, ProtocolError
 from steploom.worker.messages import Answer, Command, ToEngine, ToWorker
 from steploom.worker.process import rendezvous
@@ -25,6 +27,7 @@ class WorkerSocket:
         address: Path of the socket, in a folder that only this user can enter.
         on_answer: Takes each message.
         on_damage: Is told when a message cannot be decoded.
+        limit: Bytes of a message, at most.
     """
 
     def __init__(
@@ -33,18 +36,49 @@ class WorkerSocket:
         address: str,
         on_answer: Callable[[Answer], None],
         on_damage: Callable[[ProtocolError], None],
+        limit: int = EngineConfig.max_message_bytes,
     ) -> None:
+        self.limit = limit
         self.packages: tuple[str, ...] = codec.PACKAGES
         self._on_answer = on_answer
         self._on_damage = on_damage
         self._decoding = False
+        self._monitor: zmq.Socket[bytes] | None = None
         self._address = address
         self._loop = asyncio.get_running_loop()
         self._socket = context.socket(zmq.PAIR)
         self._socket.linger = 0
+        self._socket.maxmsgsize = limit  # of each part: what is beyond it is not even received
         self._open()
         self._fd = self._socket.fileno()
         self._loop.add_reader(self._fd, self._drain)
+
+    def watch(self, on_cut: Callable[[], None]) -> None:
+        """Has ``on_cut`` called when the connection with the worker has ended, for whatever reason."""
+        self._monitored(zmq.EVENT_DISCONNECTED, lambda kind: on_cut())
+
+    def _monitored(self, events: int, on_event: Callable[[int], None]) -> None:
+        """Has ``on_event`` called with each of these that comes."""
+        self._on_event = on_event
+        self._monitor = self._socket.get_monitor_socket(events)
+        self._loop.add_reader(self._monitor.fileno(), self._observe)
+        self._loop.call_soon(self._observe)
+
+    def _observe(self) -> None:
+        """Takes in what has become of the connection."""
+        while self._monitor is not None:
+            try:
+                event, _ = self._monitor.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._on_event(struct.unpack_from("=H", event)[0])
+
+    def _unwatch(self) -> None:
+        monitor, self._monitor = self._monitor, None
+        if monitor is not None:
+            self._loop.remove_reader(monitor.fileno())
+            self._socket.disable_monitor()
+            monitor.close()
 
     def _open(self) -> None:
         self._socket.bind(f"ipc://{self._address}")
@@ -58,7 +92,7 @@ class WorkerSocket:
         """
         try:
             self._socket.send_multipart(
-                codec.encode(ToWorker(command), packages=self.packages), zmq.NOBLOCK, copy=False
+                codec.encode(ToWorker(command), packages=self.packages, limit=self.limit), zmq.NOBLOCK, copy=False
             )
         except zmq.Again:
             raise EngineError("the worker takes no messages any more") from None
@@ -82,7 +116,7 @@ class WorkerSocket:
 
     def _decode(self, buffers: list[memoryview]) -> Answer | ProtocolError:
         try:
-            return codec.decode(buffers, ToEngine, packages=self.packages).answer
+            return codec.decode(buffers, ToEngine, packages=self.packages, limit=self.limit).answer
         except ProtocolError as error:
             return error
 
@@ -101,6 +135,7 @@ class WorkerSocket:
     def close(self) -> None:
         """Stops listening, and removes the socket's file, which ZMQ leaves, and what a killed worker left beside it."""
         if not self._socket.closed:
+            self._unwatch()
             self._loop.remove_reader(self._fd)
             self._socket.close()
             if self._address:

@@ -18,7 +18,7 @@ from steploom.worker.messages import Answer, Close, Command
 from steploom.worker.process import LAST_WORDS
 
 LAST_WORDS_S = 1.0
-"""How long the last words of a worker that has ended may be on their way."""
+"""How long the last words of a worker that has ended may be on their way, or the news that it has."""
 
 
 class Worker:
@@ -55,6 +55,7 @@ class Worker:
 
     async def start(self) -> None:
         """Starts the process, which will connect to the socket."""
+        self.socket.watch(self._cut)
         await anyio.to_thread.run_sync(self.process.spawn)
         self.process.watch(self._exited)
 
@@ -66,6 +67,15 @@ class Worker:
         message = f"worker {self.rank}: {error}"
         self.channel.fail(lambda: ProtocolError(message))
         self.process.kill()
+
+    def _cut(self) -> None:
+        """The connection has ended: with the process, of which we are told as well, or without."""
+        asyncio.get_running_loop().call_later(LAST_WORDS_S, self._cut_off)
+
+    def _cut_off(self) -> None:
+        if self.channel.failure is None and not self.process.exited.is_set():
+            limit = self.socket.limit
+            self._damaged(ProtocolError(f"a message beyond max_message_bytes={limit}, or none at all, was cut off"))
 
     def _exited(self) -> None:
         """The process is gone. If it left last words, they say more than its exit code."""

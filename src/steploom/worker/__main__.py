@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 
+from steploom.config import EngineConfig
 from steploom.errors import ConfigError
 from steploom.worker.group import follow
 from steploom.worker.listening import listen
@@ -29,6 +30,8 @@ def main() -> int:
     whom.add_argument("--listen", metavar="ADDRESS", help="path of a socket to wait at for engines, one after another")
     whom.add_argument("--link", type=int, help="a connection with the rank of the same worker that started this one")
     parser.add_argument("--runner", default=DEFAULT_RUNNER, help="factory of the runner, as pkg.module:name")
+    largest = EngineConfig.max_message_bytes
+    parser.add_argument("--max-message-bytes", type=int, default=largest, help="what one message may come to")
     parser.add_argument("--alive-fd", type=int, help="a pipe whose end tells the engine that this process has ended")
     arguments = parser.parse_args()
     faulthandler.enable()
@@ -41,7 +44,7 @@ def main() -> int:
     end_with_engine(arguments.address)
     if arguments.link is not None:
         return follow(arguments.link, arguments.runner)
-    return run(arguments.address, arguments.runner)
+    return run(arguments.address, arguments.runner, arguments.max_message_bytes)
 
 
 def _listen(address: str, runner: str) -> int:

@@ -44,7 +44,7 @@ class Group:
         self._ending = False
         self._processes: list[subprocess.Popen[bytes]] = []
         links = [self._start(index, runner_name) for index in range(1, config.ranks)]
-        self._rank = First(links, store)
+        self._rank = First(links, store, config.ranks_agree_timeout_s)
         ranks.join(self._rank)
         try:
             for index, link in enumerate(links, 1):
@@ -176,10 +176,11 @@ def follow(descriptor: int, runner_name: str) -> int:
     try:
         begin = link.hear()
         assert isinstance(begin, Begin)
-        rank = Other(begin.index, begin.size, begin.store, link)
+        config = begin.config.restore()
+        rank = Other(begin.index, begin.size, begin.store, link, config.ranks_agree_timeout_s)
         ranks.join(rank)
         try:
-            runner = runner_factory(runner_name)(begin.config.restore(), lambda line: None)
+            runner = runner_factory(runner_name)(config, lambda line: None)
             rank.meet()
         except Exception as error:  # noqa: BLE001 - the process boundary: rank 0 hears of it
             return _failed(rank, link, error)

@@ -27,7 +27,7 @@ from steploom.worker.serving import RunnerLike, fatal, runner_factory
 log = logging.getLogger(__name__)
 
 SAY_S = 5.0
-"""How long an engine that has connected may take to say where its socket is."""
+"""How long an engine that has connected may take to say where its socket is, and what a message may come to."""
 LONGEST = 4096
 """Bytes of that at most."""
 WAITING = 64
@@ -108,10 +108,11 @@ def same_user(connection: socket.socket) -> bool:
 
 def _attend(connection: socket.socket, keeper: Keeper) -> None:
     """Serves the engine that has connected; one that says nothing sensible, or has left, is let go."""
-    address = _hear(connection)
-    if address is None or not same_user(connection):
+    said = _hear(connection)
+    if said is None or not same_user(connection):
         return
-    link = EngineLink(address, connection.fileno())
+    address, limit = said
+    link = EngineLink(address, connection.fileno(), limit)
     refused = False
     try:
         keeper.serve(link)
@@ -127,8 +128,8 @@ def _attend(connection: socket.socket, keeper: Keeper) -> None:
             connection.send(FATAL)
 
 
-def _hear(connection: socket.socket) -> str | None:
-    """Where the engine's socket is."""
+def _hear(connection: socket.socket) -> tuple[str, int] | None:
+    """Where the engine's socket is, and how many bytes a message may have."""
     connection.settimeout(SAY_S)
     said = b""
     try:
@@ -138,8 +139,8 @@ def _hear(connection: socket.socket) -> str | None:
                 return None
             said += part
         connection.settimeout(None)
-        address = said.decode().strip()
-        return address if Path(address).is_socket() else None
+        address, _, limit = said.decode().strip().partition("\t")
+        return (address, int(limit or EngineConfig.max_message_bytes)) if Path(address).is_socket() else None
     except (OSError, ValueError):
         return None
 

@@ -13,13 +13,11 @@ import torch.distributed as dist
 
 from steploom.config import EngineConfig, keep_to_this_machine
 from steploom.config.parallel import asked
-from steploom.errors import ConfigError
+from steploom.errors import ConfigError, EngineError
 from steploom.weave import untyped
 from steploom.weave.shared import clone_tree
 from steploom.worker.ranks import Rank
 
-MEET_S = 120.0
-"""Seconds that ranks which have loaded may take to find each other."""
 SILENT = datetime.timedelta(days=365)
 """How long torch may wait for another rank: one that is lost ends its worker at once, and a tick has a time of its own.
 """
@@ -70,7 +68,8 @@ def share(config: EngineConfig, rank: Rank, device: torch.device, models: dict[s
     rank.meet()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    mesh = _mesh(rank, device.type, config.ring_degree, config.ulysses_degree, config.tensor_parallel_size)
+    mesh = _mesh(rank, device.type, config.ring_degree, config.ulysses_degree, config.tensor_parallel_size,
+                 min(SILENT.total_seconds(), config.ranks_meet_timeout_s))  # fmt: skip
     if config.tensor_parallel_size > 1:
         degrees: dict[str, int] = {"tp_degree": config.tensor_parallel_size}
     else:
@@ -101,11 +100,16 @@ def _heads(model: Any) -> int:
 
 
 @functools.cache
-def _mesh(rank: Rank, kind: str, ring: int, ulysses: int, sharded: int) -> Any:
+def _mesh(rank: Rank, kind: str, ring: int, ulysses: int, sharded: int, meet_s: float) -> Any:
     """The ranks in their order, for torch; the first time they find each other."""
     keep_to_this_machine()
     store = dist.FileStore(rank.store, rank.size)  # pyright: ignore[reportPrivateImportUsage] - documented
-    store.set_timeout(datetime.timedelta(seconds=MEET_S))
+    store.set_timeout(datetime.timedelta(seconds=meet_s))
+    store.set(f"here {rank.index}", "")
+    try:  # gloo would look for the others as long as it may be silent later on
+        store.wait([f"here {index}" for index in range(rank.size)])
+    except RuntimeError as error:
+        raise EngineError(f"ranks_meet_timeout_s={meet_s:g}: the ranks have not found each other ({error})") from None
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank.index, world_size=rank.size, timeout=SILENT)
     shape, names = ((sharded,), ("tp",)) if sharded > 1 else ((ring, ulysses), ("ring", "ulysses"))

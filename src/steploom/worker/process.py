@@ -12,13 +12,13 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import zmq
 
 from steploom import codec
+from steploom.config import EngineConfig
 from steploom.errors import InvalidRequest, ProtocolError
 from steploom.protocol import RequestReport
 from steploom.worker.agenda import Agenda
@@ -55,19 +55,22 @@ class EngineLink:
     Args:
         address: Path of the engine's socket.
         lifeline: Descriptor that becomes readable when the engine is gone, if the worker is to outlive it.
+        limit: Bytes of a message, at most.
 
     Attributes:
         packages: Dataclasses of these may travel.
         address: As given.
     """
 
-    def __init__(self, address: str, lifeline: int | None = None) -> None:
+    def __init__(self, address: str, lifeline: int | None = None, limit: int = EngineConfig.max_message_bytes) -> None:
+        self.limit = limit
         self.packages: tuple[str, ...] = codec.PACKAGES
         self.address = address
         self._lifeline = lifeline
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.linger = LINGER_MS
+        self._socket.maxmsgsize = limit  # of each part: what is beyond it is not even received
         self._open(address)
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
@@ -83,7 +86,8 @@ class EngineLink:
         Raises:
             InvalidRequest: Something in it cannot travel; nothing was sent.
         """
-        self._socket.send_multipart(codec.encode(ToEngine(answer), packages=self.packages), copy=False)
+        frames = codec.encode(ToEngine(answer), packages=self.packages, limit=self.limit)
+        self._socket.send_multipart(frames, copy=False)
 
     def receive(self, *, wait: bool) -> Command | None:
         """The next command; without ``wait`` None if none has arrived.
@@ -101,7 +105,8 @@ class EngineLink:
             frames = self._socket.recv_multipart(0 if wait else zmq.NOBLOCK, copy=False)
         except zmq.Again:
             return None
-        return codec.decode([frame.buffer for frame in frames], ToWorker, packages=self.packages).command
+        buffers = [frame.buffer for frame in frames]
+        return codec.decode(buffers, ToWorker, packages=self.packages, limit=self.limit).command
 
     def close(self) -> None:
         """Delivers what was sent, then closes."""
@@ -109,17 +114,18 @@ class EngineLink:
         self._context.term()
 
 
-def run(address: str, runner: str) -> int:
+def run(address: str, runner: str, limit: int) -> int:
     """Serves the engine behind ``address`` until it says so.
 
     Args:
         address: Path of its socket.
         runner: Name of the factory of the runner.
+        limit: Bytes of a message, at most.
 
     Returns:
         Exit code: 0 if told to close, :data:`LAST_WORDS` if it failed and said so.
     """
-    return attend(EngineLink(address), runner)
+    return attend(EngineLink(address, limit=limit), runner)
 
 
 def attend(link: EngineLink, runner: str) -> int:
@@ -194,7 +200,7 @@ def obey_all(link: EngineLink, runner: RunnerLike, agenda: Agenda) -> None:
                 link.send(answer)
         except InvalidRequest as error:
             assert not isinstance(command, Forget)
-            link.send(_fit(answer, link.packages) if isinstance(answer, Ticked) else refusal(command, error))
+            link.send(_fit(answer, link) if isinstance(answer, Ticked) else refusal(command, error))
 
 
 def _wait(link: EngineLink, inbox: Inbox, gaps: Gaps) -> None:
@@ -206,13 +212,14 @@ def _wait(link: EngineLink, inbox: Inbox, gaps: Gaps) -> None:
     inbox.put(arrived)
 
 
-def _fit(answer: Ticked, packages: Sequence[str]) -> Ticked:
+def _fit(answer: Ticked, link: EngineLink) -> Ticked:
     """``answer`` with a failure in place of each report that cannot travel: the other requests are not to blame."""
     assert answer.output is not None
     reports: list[RequestReport] = []
+    room = codec.Room(link.limit, len(answer.output.reports))
     for report in answer.output.reports:
         try:
-            codec.encode(report, packages=packages)
+            room.take(codec.encode(report, packages=link.packages))
             reports.append(report)
         except InvalidRequest as error:
             reports.append(RequestReport(run_id=report.run_id, phase="done", finished=True, error=describe(error)))

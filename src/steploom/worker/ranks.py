@@ -23,9 +23,8 @@ from steploom.errors import EngineError
 from steploom.protocol import ErrorInfo
 from steploom.worker.messages import Call, Close, Configure, Tick
 
-AGREE_S = 10.0
-"""Seconds within which all ranks have to fail at a forward at which one has failed."""
-
+LONGEST_S = 86400.0
+"""Seconds that are as good as for ever, and that every system can wait."""
 TELL_S = 1.0
 """Seconds for whoever watches a rank that has hung up to say how it ended."""
 
@@ -161,9 +160,11 @@ class First:
     Args:
         links: With the others.
         store: See there.
+        agree_s: Seconds within which all ranks have to fail at a forward at which one has failed.
     """
 
-    def __init__(self, links: list[Link], store: str) -> None:
+    def __init__(self, links: list[Link], store: str, agree_s: float) -> None:
+        self._agree_s = min(agree_s, LONGEST_S)
         self.index, self.size, self.store = 0, len(links) + 1, store
         self._links = links
         self._met = False
@@ -203,7 +204,7 @@ class First:
         """See :meth:`Rank.fault`."""
         mine = words_of(error)
         for index, link in enumerate(self._links, 1):
-            word = self._hear(index, link, AGREE_S)
+            word = self._hear(index, link, self._agree_s)
             if word != Faulted(mine):
                 lose(f"rank 0 raised {mine}, and rank {index} did not: {str(word)[:300]}")
         self.tell(Go())
@@ -237,12 +238,14 @@ class Other:
         size: How many there are.
         store: See there.
         link: With rank 0.
+        agree_s: As that of rank 0.
 
     Attributes:
         met: Whether all have loaded.
     """
 
-    def __init__(self, index: int, size: int, store: str, link: Link) -> None:
+    def __init__(self, index: int, size: int, store: str, link: Link, agree_s: float) -> None:
+        self._agree_s = min(agree_s, LONGEST_S)
         self.index, self.size, self.store = index, size, store
         self.met = False
         self._link = link
@@ -266,7 +269,7 @@ class Other:
         mine = words_of(error)
         self._link.say(Faulted(mine))
         try:
-            word = self._link.hear(AGREE_S)
+            word = self._link.hear(self._agree_s)
         except TimeoutError:
             lose(f"rank {self.index} raised {mine}, and rank 0 did not")
         if not isinstance(word, Go):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import zmq
 
+from steploom.config import EngineConfig
 from steploom.worker.memory import keep_freed
 from steploom.worker.process import EngineLink, attend
 
@@ -56,11 +57,14 @@ class RemoteWorker:
     def __init__(self) -> None:
         self._link: SecretLink | None = None
 
-    def listen(self, host: str) -> Door:
-        """Waits for an engine from now on, at this address of its machine; returns where."""
+    def listen(self, host: str, limit: int = EngineConfig.max_message_bytes) -> Door:
+        """Waits for an engine from now on, at this address of its machine; returns where.
+
+        Messages may come to ``limit`` bytes.
+        """
         faulthandler.enable()
         keep_freed()
-        self._link = SecretLink(host)
+        self._link = SecretLink(host, limit=limit)
         return self._link.door
 
     def serve(self, runner: str) -> int:
