@@ -22,7 +22,8 @@ DECODER = "steploom.codec.reader"
 def fuzz(runs: int, corpus: Path, seconds: int) -> None:
     """In this process, which libFuzzer ends."""
     import atheris
-    import diffusers  # noqa: F401 - in a worker its classes are built
+    import diffusers.models.autoencoders.vae  # a worker builds its classes; no message is to wait for imports
+    import diffusers.pipelines.stable_diffusion.pipeline_output  # noqa: F401
 
     with atheris.instrument_imports(include=["steploom.codec"]):
         from frames import LARGEST, decode
