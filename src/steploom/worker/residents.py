@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from steploom.errors import GenerationFailed, SteploomError
+from steploom.errors import GenerationFailed, InvalidRequest, SteploomError
 from steploom.protocol import ErrorInfo, PipelineInfo, RequestReport
 from steploom.requests import DiffusionRequest
 from steploom.weave import preview
@@ -17,6 +17,7 @@ from steploom.weave.preview import Previewer
 from steploom.weave.program import Program
 from steploom.weave.transcript import Transcript
 from steploom.worker import products
+from steploom.worker.picture_faults import named_in, of_pictures
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class Resident:
         try:
             return self._report()
         except Exception as fault:  # noqa: BLE001 - the request's boundary
-            return RequestReport(run_id=self.run_id, phase="done", finished=True, error=failure(fault, started=True))
+            return RequestReport(run_id=self.run_id, phase="done", finished=True, error=failure(fault))
 
     def _report(self) -> RequestReport:
         program = self.program
@@ -126,7 +127,7 @@ class Resident:
         report.finished = True
         error = self.program.error
         if error is not None:
-            report.error = failure(error, started=self.program.called)
+            report.error = failure(error, self._blamed(error))
             self.program.error = None
             return
         report.output = self.program.output
@@ -136,6 +137,12 @@ class Resident:
         if self._trajectory:
             report.trajectory_latents = _stacked([latents for latents, _ in self._trajectory])
             report.trajectory_timesteps = _stacked([timestep for _, timestep in self._trajectory])
+
+    def _blamed(self, error: BaseException) -> InvalidRequest | None:
+        """``error`` as the fault of an argument, as far as can be told of which."""
+        info, program = self._info.serving(self.request), self.program
+        blamed = of_pictures(error, self.request, info, steps=program.steps, module=program.failed)
+        return refused(error, info) if blamed is None and not program.called else blamed
 
 
 def show(reports: Iterable[RequestReport]) -> None:
@@ -168,21 +175,25 @@ def on_host(value: Any) -> Any:
     return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
 
 
-def failure(error: BaseException, *, started: bool) -> ErrorInfo:
-    """Describes a program's exception and lets go of its frames.
+def not_started(run_id: str, fault: Exception, info: PipelineInfo) -> RequestReport:
+    """What is told of a request whose program could not even be made."""
+    return RequestReport(run_id=run_id, finished=True, error=failure(fault, refused(fault, info)))
 
-    What a pipeline raises about its arguments before its first module call is the request's fault: ``InvalidRequest``.
-    """
-    text = "".join(traceback.format_exception(error))
-    info = ErrorInfo.of(error, text)
-    if not started and _of_arguments(error) and not isinstance(error, SteploomError):
-        info = ErrorInfo("InvalidRequest", str(error), text)
+
+def failure(error: BaseException, blamed: InvalidRequest | None = None) -> ErrorInfo:
+    """Describes a program's exception, or what it was blamed on, and lets go of its frames."""
+    info = ErrorInfo.of(blamed or error, "".join(traceback.format_exception(error)))
     traceback.clear_frames(error.__traceback__)
     error.__traceback__ = None
     return info
 
 
-def _of_arguments(error: BaseException) -> bool:
-    """Whether an exception is what pipelines raise about arguments, or chat templates (Jinja's) about messages."""
+def refused(error: BaseException, info: PipelineInfo) -> InvalidRequest | None:
+    """What a pipeline raises about its arguments before its first module call: it is the request's fault.
+
+    So are exceptions of chat templates (Jinja's) about messages. The first argument that the error quotes is its field.
+    """
     template = any(kind.__name__ == "TemplateError" for kind in type(error).__mro__)
-    return template or isinstance(error, (ValueError, TypeError))
+    if isinstance(error, SteploomError) or not (template or isinstance(error, (ValueError, TypeError))):
+        return None
+    return InvalidRequest(str(error), field=next(iter(named_in(error, info)), None))
