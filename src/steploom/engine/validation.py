@@ -13,13 +13,14 @@ from typing import Any
 from steploom import lora, step_caches
 from steploom.codec import check_request
 from steploom.config import EngineConfig
+from steploom.engine.areas import check_areas, check_made_of_pictures
 from steploom.engine.arguments import check_kinds
-from steploom.engine.limits import FRAMES, PER_PROMPT, STEPS, check_limits
+from steploom.engine.limits import PER_PROMPT, STEPS, check_limits
 from steploom.engine.picture_checks import A_PICTURE, check_pictures
 from steploom.errors import ConfigError, InvalidRequest
 from steploom.noise_schedulers import check_noise_scheduler
 from steploom.protocol import Parameter, PipelineInfo
-from steploom.protocol.pictures import takes_pictures
+from steploom.protocol.pictures import FRAMES, takes_pictures
 from steploom.requests import OWN_FIELDS, DiffusionRequest
 
 COUNTS = ("width", "height", *PER_PROMPT, *FRAMES, "batch_size", "gen_length", "block_length",
@@ -64,6 +65,7 @@ def validate(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig
     """
     member = check_arguments(request, info, config)
     check_pictures(request, member, config.max_pixels)
+    check_made_of_pictures(request, member, config)
     _check_lora(request, info, config)
     if request.noise_scheduler is not None and info.noise_schedulers:
         check_noise_scheduler(request.noise_scheduler, info.noise_schedulers, info.noise_scheduler)
@@ -83,9 +85,10 @@ def check_arguments(request: DiffusionRequest, info: PipelineInfo, config: Engin
     loaded_for = request.task == config.task and request.task not in info.tasks
     member = info if loaded_for else info.serving(request)
     _check_names(request, member)
-    _check_counts(request)
+    _check_counts(request, member)
     check_kinds(request, member)
     _check_sizes(request, member)
+    check_areas(request, member, config)
     check_limits(request, member, config)
     _check_cache(request, member)
     return member
@@ -139,9 +142,10 @@ def _tasks_that_take(name: str, request: DiffusionRequest, info: PipelineInfo) -
     ]
 
 
-def _check_counts(request: DiffusionRequest) -> None:
+def _check_counts(request: DiffusionRequest, info: PipelineInfo) -> None:
+    others = {parameter.name for parameter in info.parameters if parameter.kind != "number"} & {"frames", "layers"}
     for name, value in request.params.items():
-        if name not in COUNTS and not name.endswith(STEPS):
+        if (name not in COUNTS and not name.endswith(STEPS)) or name in others:
             continue
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise InvalidRequest(f"{name}={value!r}: must be an integer of at least 1", field=name)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import NoneType
 from typing import Any, cast
 
 from steploom.errors import InvalidRequest
 
 DEEPEST = 8
 """Lists within lists: batches of videos, or of examples of pictures, have three levels."""
+_SHOWN = 3
 
 
 def leaves(name: str, value: Any, depth: int = 0) -> Iterator[Any]:
@@ -79,4 +81,7 @@ def brief(value: Any) -> str:
         return f"<{value.mode} image of {value.size[0]}x{value.size[1]}>"
     if isinstance(value, (bytes, bytearray)):
         return f"<{len(value)} bytes>"
-    return f"{value!r:.80}" if isinstance(value, (str, Path, int, float)) else f"<{type(value).__name__}>"
+    if isinstance(value, list):
+        every = cast("list[Any]", value)
+        return f"[{', '.join(map(brief, every[:_SHOWN]))}{', ...' if len(every) > _SHOWN else ''}]"
+    return f"{value!r:.80}" if isinstance(value, (str, Path, int, float, NoneType)) else f"<{type(value).__name__}>"

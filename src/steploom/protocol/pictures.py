@@ -11,6 +11,9 @@ from steploom.protocol import Parameter, PipelineInfo
 PICTURE = "picture"
 """What :attr:`~steploom.protocol.Parameter.kind` is where annotations say that nothing else is taken."""
 
+FRAMES = ("num_frames", "video_length", "frames")
+"""Arguments that say how long a video is."""
+
 _NAMES = re.compile(r"(^|_)(images?|masks?|video|frames?|sketch|depth_map)$|^image_(reference|\d)$")
 _NOT_PICTURES = re.compile(r"attention_mask|embeds_mask|padding_mask|^(use|keep|num|add|max|base|atom37)_|_mask_\d$")
 _FRAMES = re.compile(r"video|frames")

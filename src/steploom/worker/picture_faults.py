@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +31,10 @@ _ENCODERS = re.compile(r"^(image_encoder|vae|vqvae|vqgan|movq|vision|feature|dep
 """Components that are given pictures, and nothing else, before the first step."""
 _OURS = re.compile(r"out of memory|can't allocate|CUDA error|cuDNN|NCCL", re.IGNORECASE)
 """What a ``RuntimeError`` says that is the machine's fault."""
+_OF_TYPES = (AttributeError, TypeError, LookupError)
+"""What is raised by code that takes a value for one of another type."""
+_OF_A_PICTURE = re.compile(r"'(Image|\w+ImageFile|(numpy\.)?ndarray|Tensor)'")
+"""What Python says of a value of such a type that it does not fit."""
 _WORD = re.compile(r"\w+")
 _QUOTED = re.compile(r"[`'\"](\w+)[`'\"]")
 
@@ -58,26 +62,28 @@ def of_pictures(
     pictures = pictures_among(request.params, info)
     if not pictures or not _is_of_arguments(error):
         return None
-    named = named_in(error, info) or [name for name in _WORD.findall(str(error)) if name in pictures]
+    named = named_in(error, info, pictures)
     suspects = {name: pictures[name] for name in named if name in pictures} if named else pictures
     processing = frames_in(error, _PROCESSING)
     odd = next(oddities(suspects, request), None) if steps < 2 or "apply_overlay" in processing else None
-    if odd is None and (steps or not (processing or _ENCODERS.match(module or "") or named)):
+    if odd is None and not steps and isinstance(error, _OF_TYPES):
+        odd = next(_unlike_images(suspects), None)
+    touched = processing or named or _ENCODERS.match(module or "") or _OF_A_PICTURE.search(str(error))
+    if not suspects or (odd is None and (steps or not touched)):
         return None
-    if not suspects:
-        return None
-    name = odd.name if odd is not None else next(iter(suspects))
+    odd = odd or Odd(next(iter(suspects)), "is not what it takes", "give what the pipeline's documentation shows")
+    name, what, mend = odd
     why = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
-    what, mend = odd[1:] if odd is not None else ("is not what it takes", "give PIL images in RGB")
     return InvalidRequest(
-        f"{name}={_shown(suspects[name])}: {what}; {mend} ({info.pipeline_class} failed on it: {why})", field=name
+        f"{name}={brief(suspects[name])}: {what}; {mend} ({info.pipeline_class} failed on it: {why})", field=name
     )
 
 
-def named_in(error: BaseException, info: PipelineInfo) -> list[str]:
-    """The arguments of the pipeline that an error quotes, in its order."""
+def named_in(error: BaseException, info: PipelineInfo, given: Collection[str]) -> list[str]:
+    """The arguments of the pipeline that an error quotes, in its order; else those that it names and that are given."""
     known = {parameter.name for parameter in info.parameters}
-    return [name for name in dict.fromkeys(_QUOTED.findall(str(error))) if name in known]
+    quoted = [name for name in dict.fromkeys(_QUOTED.findall(str(error))) if name in known]
+    return quoted or [name for name in dict.fromkeys(_WORD.findall(str(error))) if name in given]
 
 
 def frames_in(error: BaseException, modules: re.Pattern[str]) -> set[str]:
@@ -162,6 +168,15 @@ def _unequal(pictures: Mapping[str, Any]) -> Iterator[Odd]:
                 yield Odd(name, f"is of {size[0]}x{size[1]}, but {first} of {width}x{height}", "make them equal")
 
 
+def _unlike_images(pictures: Mapping[str, Any]) -> Iterator[Odd]:
+    """About what is none of PIL's, although most pipelines take it."""
+    for name, value in pictures.items():
+        if isinstance(value, tuple):
+            yield Odd(name, "is a tuple", "give a list")
+        if not all(map(is_image, leaves(name, value))):
+            yield Odd(name, "is no PIL image", "give one")
+
+
 def _is_mask(name: str) -> bool:
     return "mask" in name
 
@@ -170,10 +185,3 @@ def _kind(leaf: Any) -> str:
     if is_image(leaf):
         return "PIL images"
     return "tensors" if is_tensor(leaf) else "arrays" if shape_of(leaf) is not None else type(leaf).__name__
-
-
-def _shown(value: Any) -> str:
-    if not isinstance(value, (list, tuple)):
-        return brief(value)
-    more = ", ..." if len(value) > _SHOWN else ""
-    return f"[{', '.join(map(brief, value[:_SHOWN]))}{more}]"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from steploom.errors import GenerationFailed, InvalidRequest, SteploomError
-from steploom.protocol import ErrorInfo, PipelineInfo, RequestReport
+from steploom.protocol import ErrorInfo, NewRequest, PipelineInfo, RequestReport
 from steploom.requests import DiffusionRequest
 from steploom.weave import preview
 from steploom.weave.preview import Previewer
@@ -142,7 +142,8 @@ class Resident:
         """``error`` as the fault of an argument, as far as can be told of which."""
         info, program = self._info.serving(self.request), self.program
         blamed = of_pictures(error, self.request, info, steps=program.steps, module=program.failed)
-        return refused(error, info) if blamed is None and not program.called else blamed
+        early = not program.called or (not program.steps and _refuses(error))
+        return refused(error, self.request, info) if blamed is None and early else blamed
 
 
 def show(reports: Iterable[RequestReport]) -> None:
@@ -175,9 +176,9 @@ def on_host(value: Any) -> Any:
     return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
 
 
-def not_started(run_id: str, fault: Exception, info: PipelineInfo) -> RequestReport:
+def not_started(new: NewRequest, fault: Exception, info: PipelineInfo) -> RequestReport:
     """What is told of a request whose program could not even be made."""
-    return RequestReport(run_id=run_id, finished=True, error=failure(fault, refused(fault, info)))
+    return RequestReport(run_id=new.run_id, finished=True, error=failure(fault, refused(fault, new.request, info)))
 
 
 def failure(error: BaseException, blamed: InvalidRequest | None = None) -> ErrorInfo:
@@ -188,12 +189,20 @@ def failure(error: BaseException, blamed: InvalidRequest | None = None) -> Error
     return info
 
 
-def refused(error: BaseException, info: PipelineInfo) -> InvalidRequest | None:
-    """What a pipeline raises about its arguments before its first module call: it is the request's fault.
+def refused(error: BaseException, request: DiffusionRequest, info: PipelineInfo) -> InvalidRequest | None:
+    """An exception as the fault of the request's arguments, with the first that it names as its field.
 
-    So are exceptions of chat templates (Jinja's) about messages. The first argument that the error quotes is its field.
+    That is what a pipeline raises about them before its first module call, what its own code refuses later, before its
+    first step, and what chat templates (Jinja's) raise about messages.
     """
     template = any(kind.__name__ == "TemplateError" for kind in type(error).__mro__)
     if isinstance(error, SteploomError) or not (template or isinstance(error, (ValueError, TypeError))):
         return None
-    return InvalidRequest(str(error), field=next(iter(named_in(error, info)), None))
+    return InvalidRequest(str(error), field=next(iter(named_in(error, info, {"prompt", *request.params})), None))
+
+
+def _refuses(error: BaseException) -> bool:
+    """Whether a pipeline's own code has said that an argument is wrong."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    home = str(frames[-1].f_globals.get("__name__", "")) if frames else ""
+    return isinstance(error, ValueError) and home.startswith("diffusers.pipelines.")
