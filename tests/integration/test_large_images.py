@@ -18,7 +18,7 @@ FAMILIES = {
     "FluxKontextPipeline": "flux", "QwenImageEditPipeline": "qwen_image", "QwenImageEditPlusPipeline": "qwen_image",
     "ZImagePipeline": "z_image", "StableDiffusionUpscalePipeline": "stable_diffusion",
     "StableDiffusionLatentUpscalePipeline": "stable_diffusion", "StableDiffusionPipeline": "stable_diffusion",
-    "StableDiffusionImg2ImgPipeline": "stable_diffusion", "StableDiffusionInpaintPipeline": "stable_diffusion",
+    "StableDiffusionImg2ImgPipeline": "stable_diffusion",
     "StableDiffusionControlNetPipeline": "stable_diffusion_guided", "MarigoldDepthPipeline": "marigold",
     "WanPipeline": "wan", "WanVideoToVideoPipeline": "wan", "SanaVideoPipeline": "sana_video",
     "VisualClozePipeline-upsampled": "visualcloze",
@@ -123,10 +123,3 @@ async def test_frames_are_counted_where_they_are_given_and_where_they_are_not() 
         await sana.refused("frames=41: at most 40 frames", "frames", frames=41)
         await sana.refused("frames=81: at most 40 frames", "frames", "frames")
         await sana.refused("frames='9': must be an integer", "frames", frames="9")
-
-
-async def test_too_little_strength_for_a_step_is_the_requests_fault() -> None:
-    async with tried("StableDiffusionInpaintPipeline") as inpainting:
-        with pytest.raises(InvalidRequest, match=r"strength parameter: 0\.01") as caught:
-            await inpainting.make(strength=0.01)
-        assert caught.value.field in ("strength", "num_inference_steps")

@@ -224,17 +224,53 @@ async def test_the_message_says_what_is_odd_and_the_mend(said: str, words: str) 
 
 
 async def test_a_mask_that_is_not_of_the_images_size() -> None:
-    """Where the pipeline brings both to one size it is taken; where it crops by the mask, it fails and is told so."""
+    """Where the pipeline brings both to one size it is taken; where it lays one over the other, it is not."""
     one = case("StableDiffusionInpaintPipeline")
-    usual = {**one.inputs(0), "num_inference_steps": 2}
-    small = usual | {"mask_image": usual["mask_image"].resize((16, 16))}
-    latents = usual | {"mask_image": np.ones((16, 16), np.float32), "image": torch.rand(1, 3, 32, 32), "height": 24}
+    usual = {**one.inputs(0), "num_inference_steps": 2, "output_type": "pil"}
+    large = usual | {"mask_image": usual["mask_image"].resize((64, 64))}
     async with AsyncDiffusionEngine.from_pipeline(one.build()) as engine:
-        assert not isinstance(await made(engine, small), Exception)
-        assert not isinstance(await made(engine, latents), Exception)
-        found = await made(engine, small | {"image": "broken"})
-        assert isinstance(found, InvalidRequest)
-        assert found.field == "image"
+        assert (await engine.generate(**large)).images
+        with pytest.raises(InvalidRequest, match=r"mask_image=.*: is of 64x64, but image of 32x32; make them equal"):
+            await engine.generate(**large, padding_mask_crop=4)
+        assert (await engine.generate(**usual, padding_mask_crop=4)).images
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "before"),
+    [
+        ("StableDiffusionPipeline-ip-adapter", "ip_adapter_image", False),
+        ("WanVideoToVideoPipeline", "video", False),
+        ("VisualClozePipeline", "image", True),
+        ("QwenImageEditPipeline", "image", True),
+    ],
+)
+async def test_a_picture_that_is_missing(name: str, argument: str, before: bool) -> None:
+    one = case(name)
+    usual = {**one.inputs(0), str(one.steps_name): 2}
+    for given in (usual | {argument: None}, {key: usual[key] for key in usual if key != argument}):
+        async with AsyncDiffusionEngine.from_pipeline(one.build()) as engine:
+            found = await made(engine, given)
+        assert isinstance(found, InvalidRequest), found
+        assert found.field == argument
+        assert ("requires it" in str(found)) <= before
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "words"),
+    [
+        ("WanVideoToVideoPipeline", 3, "3 pictures for 2 prompts; send one, or as many"),
+        ("QwenImageEditPipeline", 2, "is not what it takes; give what the pipeline's documentation shows"),
+    ],
+)
+async def test_pictures_for_several_prompts(name: str, count: int, words: str) -> None:
+    one = case(name)
+    argument = "video" if name.startswith("Wan") else "image"
+    usual = {**one.inputs(0), str(one.steps_name): 2}
+    several = usual | {"prompt": [usual["prompt"], "a cat"], argument: [usual[argument]] * count}
+    async with AsyncDiffusionEngine.from_pipeline(one.build()) as engine:
+        with pytest.raises(InvalidRequest, match=words) as caught:
+            await engine.generate(**several)
+    assert caught.value.field == argument
 
 
 async def test_a_fault_of_other_arguments_is_not_the_pictures() -> None:
@@ -243,7 +279,7 @@ async def test_a_fault_of_other_arguments_is_not_the_pictures() -> None:
     async with AsyncDiffusionEngine.from_pipeline(one.build()) as engine:
         found = await made(engine, usual | {"strength": 1.5})
         assert isinstance(found, InvalidRequest)
-        assert found.field == "strength"
+        assert found.field != "image"
         embeds = {"prompt": None, "prompt_embeds": torch.rand(1, 7, 5), "negative_prompt_embeds": torch.rand(1, 7, 5)}
         assert isinstance(await made(engine, usual | embeds), GenerationFailed)
 

@@ -10,21 +10,20 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Mapping
+from itertools import chain
+from types import FrameType
+from typing import Any
 
 import torch
 
 from steploom.errors import InvalidRequest, SteploomError
-from steploom.media.pictures import brief, is_image, is_tensor, leaves, shape_of, size_of
+from steploom.media.pictures import brief, leaves
 from steploom.protocol import PipelineInfo
-from steploom.protocol.pictures import is_video, pictures_among
+from steploom.protocol.pictures import pictures_among, takes_pictures
 from steploom.requests import DiffusionRequest
+from steploom.worker.odd_pictures import Odd, oddities, unlike_images
 
-SMALL = 16
-"""Pixels along a side below which a picture is unusual."""
-
-_SHOWN = 3
 _PROCESSING = re.compile(r"^(diffusers\.(.*\.)?(image|video)_processor|transformers\.(.*\.)?image_\w+|PIL)(\.|$)")
 """Modules that preprocess pictures."""
 _ENCODERS = re.compile(r"^(image_encoder|vae|vqvae|vqgan|movq|vision|feature|depth)")
@@ -35,16 +34,9 @@ _OF_TYPES = (AttributeError, TypeError, LookupError)
 """What is raised by code that takes a value for one of another type."""
 _OF_A_PICTURE = re.compile(r"'(Image|\w+ImageFile|(numpy\.)?ndarray|Tensor)'")
 """What Python says of a value of such a type that it does not fit."""
+_SAYS_PICTURE = re.compile(r"\b(image|picture|mask|frame|video)s?\b|<\|image", re.IGNORECASE)
 _WORD = re.compile(r"\w+")
 _QUOTED = re.compile(r"[`'\"](\w+)[`'\"]")
-
-
-class Odd(NamedTuple):
-    """What is unusual about the pictures of one argument."""
-
-    name: str
-    what: str
-    mend: str
 
 
 def of_pictures(
@@ -60,18 +52,20 @@ def of_pictures(
         module: The component whose call failed, if one did.
     """
     pictures = pictures_among(request.params, info)
-    if not pictures or not _is_of_arguments(error):
+    if not _is_of_arguments(error):
         return None
-    named = named_in(error, info, pictures)
-    suspects = {name: pictures[name] for name in named if name in pictures} if named else pictures
-    processing = frames_in(error, _PROCESSING)
-    odd = next(oddities(suspects, request), None) if steps < 2 or "apply_overlay" in processing else None
-    if odd is None and not steps and isinstance(error, _OF_TYPES):
-        odd = next(_unlike_images(suspects), None)
-    touched = processing or named or _ENCODERS.match(module or "") or _OF_A_PICTURE.search(str(error))
-    if not suspects or (odd is None and (steps or not touched)):
+    if not pictures:
+        return None if steps else _of_none(error, request, info, module)
+    quoted = named_in(error, info)
+    suspects = {name: pictures[name] for name in quoted if name in pictures} if quoted else pictures
+    if not steps:
+        suspects = _in_hand(error, suspects) or suspects
+    odd = _oddity(error, suspects, request, steps)
+    if odd is None and suspects and not steps and (quoted or _is_about_pictures(error, module)):
+        name = next(iter(named_in(error, info, suspects)), next(iter(suspects)))
+        odd = Odd(name, "is not what it takes", "give what the pipeline's documentation shows")
+    if odd is None:
         return None
-    odd = odd or Odd(next(iter(suspects)), "is not what it takes", "give what the pipeline's documentation shows")
     name, what, mend = odd
     why = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
     return InvalidRequest(
@@ -79,17 +73,71 @@ def of_pictures(
     )
 
 
-def named_in(error: BaseException, info: PipelineInfo, given: Collection[str]) -> list[str]:
-    """The arguments of the pipeline that an error quotes, in its order; else those that it names and that are given."""
+def _oddity(error: BaseException, pictures: Mapping[str, Any], request: DiffusionRequest, steps: int) -> Odd | None:
+    """What is most unusual about pictures that a pipeline failed on after so many steps, or as it put them together."""
+    processing = frames_in(error, _PROCESSING)
+    found: Iterable[Odd] = ()
+    if steps < 2 or "apply_overlay" in processing:
+        found = oddities(pictures, request)
+    if not steps and (processing or isinstance(error, _OF_TYPES)):
+        found = chain(found, unlike_images(pictures))
+    return next(iter(found), None)
+
+
+def _is_about_pictures(error: BaseException, module: str | None) -> bool:
+    """Whether an error was raised in the preprocessing of pictures, in what encodes them, or says so."""
+    words = _SAYS_PICTURE if isinstance(error, ValueError) else _OF_A_PICTURE
+    encoder = _ENCODERS.match(module or "")
+    return bool(frames_in(error, _PROCESSING) or encoder or words.search(str(error)))
+
+
+def _of_none(
+    error: BaseException, request: DiffusionRequest, info: PipelineInfo, module: str | None
+) -> InvalidRequest | None:
+    """``error`` as that of a picture that is missing; None if it is not known to be that."""
+    takes = [parameter.name for parameter in info.parameters if takes_pictures(parameter)]
+    usual = [name for name in takes if name in ("image", "video")]
+    text = str(error)
+    prompted = request.prompt is not None or not any(parameter.name == "prompt" for parameter in info.parameters)
+    adapted = "`image_embeds`" in text or (module == "unet" and "argument of type 'NoneType'" in text)
+    if adapted and "ip_adapter_image" in takes:
+        name = "ip_adapter_image"
+    elif usual and (frames_in(error, _PROCESSING) or (prompted and "NoneType" in text)):
+        name = usual[0]
+    else:
+        return None
+    why = f"{info.pipeline_class} failed without it: {text:.200}"
+    return InvalidRequest(f"{name}: must be given; give a picture ({why})", field=name)
+
+
+def named_in(error: BaseException, info: PipelineInfo, given: Collection[str] = ()) -> list[str]:
+    """The arguments of the pipeline that an error quotes, in its order; else those of ``given`` that it names."""
     known = {parameter.name for parameter in info.parameters}
     quoted = [name for name in dict.fromkeys(_QUOTED.findall(str(error))) if name in known]
-    return quoted or [name for name in dict.fromkeys(_WORD.findall(str(error))) if name in given]
+    words = dict.fromkeys(_WORD.findall(str(error)))
+    return quoted or [name for name in given if name in words or f"{name}s" in words]
 
 
 def frames_in(error: BaseException, modules: re.Pattern[str]) -> set[str]:
     """The functions of ``modules`` in which an error was raised, or through which it went."""
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
-    return {frame.f_code.co_name for frame in frames if modules.match(str(frame.f_globals.get("__name__", "")))}
+    return {frame.f_code.co_name for frame in frames if _is_of(frame, modules)}
+
+
+def _in_hand(error: BaseException, suspects: Mapping[str, Any]) -> dict[str, Any]:
+    """The picture that was being preprocessed when an error was raised; empty if none was."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if _is_of(frame, _PROCESSING)]
+    for frame in reversed(frames):
+        values = [value[0] if isinstance(value, list) and value else value for value in frame.f_locals.values()]
+        there = set(map(id, [*values, *frame.f_locals.values()]))
+        for name, value in suspects.items():
+            if there & {id(one) for one in (value, *leaves(name, value)) if one is not None}:
+                return {name: value}
+    return {}
+
+
+def _is_of(frame: FrameType, modules: re.Pattern[str]) -> bool:
+    return modules.match(str(frame.f_globals.get("__name__", ""))) is not None
 
 
 def _is_of_arguments(error: BaseException) -> bool:
@@ -100,88 +148,3 @@ def _is_of_arguments(error: BaseException) -> bool:
         return False
     known = (ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, RuntimeError)
     return isinstance(error, known) or type(error).__module__.startswith(("PIL", "cv2"))
-
-
-def oddities(pictures: Mapping[str, Any], request: DiffusionRequest) -> Iterator[Odd]:
-    """What is unusual about pictures, the most unusual first."""
-    for name, value in pictures.items():
-        found = list(leaves(name, value))
-        there = [leaf for leaf in found if leaf is not None]
-        if len(there) < len(found):
-            yield Odd(name, f"{len(found) - len(there)} of {len(found)} are None", "leave them out")
-        kinds = {_kind(leaf) for leaf in there}
-        if len(kinds) > 1:
-            yield Odd(name, f"holds {' and '.join(sorted(kinds))}", "give them all as PIL images")
-        for leaf in there:
-            yield from _odd(name, leaf)
-        yield from _odd_together(name, value, there, request)
-    yield from _unequal(pictures)
-
-
-def _odd(name: str, leaf: Any) -> Iterator[Odd]:
-    """About one picture."""
-    if is_image(leaf) and leaf.mode != "RGB" and not (_is_mask(name) and leaf.mode in ("L", "1")):
-        mend = "image.convert('L')" if _is_mask(name) else "image.convert('RGB')"
-        yield Odd(name, f"is of mode {leaf.mode}", f"convert it: {mend}")
-    shape = shape_of(leaf)
-    if shape is not None:
-        channels = 0 if len(shape) == 2 else shape[-3] if is_tensor(leaf) else shape[-1]
-        layout = "[3, height, width]" if is_tensor(leaf) else "[height, width, 3]"
-        if _is_mask(name) and channels > 1:
-            yield Odd(name, f"has {channels} channels", "give [height, width]")
-        if not _is_mask(name) and channels != 3:
-            yield Odd(name, f"has {channels or 'no'} channels", f"give {layout}")
-        if len(shape) == 5 and not is_video(name):
-            yield Odd(name, "is 5-dimensional", f"give {layout}")
-    size = size_of(leaf)
-    if size is not None and min(size) < SMALL:
-        yield Odd(name, f"is of {size[0]}x{size[1]} pixels", "make it larger")
-
-
-def _odd_together(name: str, value: Any, there: list[Any], request: DiffusionRequest) -> Iterator[Odd]:
-    """About several pictures of one argument."""
-    if is_video(name):
-        count = 1
-    elif isinstance(value, (list, tuple)):
-        count = len(value)
-    else:
-        shape = shape_of(value) or ()
-        count = shape[0] if len(shape) > 3 else 1
-    prompts = len(request.prompt) if isinstance(request.prompt, list) else 1
-    if count > 1 and count != prompts:
-        several = "prompts" if prompts > 1 else "prompt"
-        yield Odd(name, f"{count} pictures for {prompts} {several}", "send one, or as many as there are prompts")
-    sizes = dict.fromkeys(size for leaf in there if (size := size_of(leaf)) is not None)
-    if len(sizes) > 1:
-        several = " and ".join(f"{width}x{height}" for width, height in list(sizes)[:_SHOWN])
-        yield Odd(name, f"are of different sizes, {several}", "make them equal")
-
-
-def _unequal(pictures: Mapping[str, Any]) -> Iterator[Odd]:
-    """About pictures of several arguments that are not of one size."""
-    firsts = {name: size_of(next(leaves(name, value), None)) for name, value in pictures.items()}
-    known = {name: size for name, size in firsts.items() if size is not None}
-    for first in known:
-        for name, size in known.items():
-            if size != known[first]:
-                width, height = known[first]
-                yield Odd(name, f"is of {size[0]}x{size[1]}, but {first} of {width}x{height}", "make them equal")
-
-
-def _unlike_images(pictures: Mapping[str, Any]) -> Iterator[Odd]:
-    """About what is none of PIL's, although most pipelines take it."""
-    for name, value in pictures.items():
-        if isinstance(value, tuple):
-            yield Odd(name, "is a tuple", "give a list")
-        if not all(map(is_image, leaves(name, value))):
-            yield Odd(name, "is no PIL image", "give one")
-
-
-def _is_mask(name: str) -> bool:
-    return "mask" in name
-
-
-def _kind(leaf: Any) -> str:
-    if is_image(leaf):
-        return "PIL images"
-    return "tensors" if is_tensor(leaf) else "arrays" if shape_of(leaf) is not None else type(leaf).__name__

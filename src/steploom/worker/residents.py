@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from steploom.errors import GenerationFailed, InvalidRequest, SteploomError
-from steploom.protocol import ErrorInfo, NewRequest, PipelineInfo, RequestReport
+from steploom.protocol import ErrorInfo, PipelineInfo, RequestReport
 from steploom.requests import DiffusionRequest
 from steploom.weave import preview
 from steploom.weave.preview import Previewer
 from steploom.weave.program import Program
 from steploom.weave.transcript import Transcript
 from steploom.worker import products
-from steploom.worker.picture_faults import named_in, of_pictures
+from steploom.worker.picture_faults import of_pictures
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Resident:
         try:
             return self._report()
         except Exception as fault:  # noqa: BLE001 - the request's boundary
-            return RequestReport(run_id=self.run_id, phase="done", finished=True, error=failure(fault))
+            return RequestReport(run_id=self.run_id, phase="done", finished=True, error=failure(fault, started=True))
 
     def _report(self) -> RequestReport:
         program = self.program
@@ -127,7 +127,9 @@ class Resident:
         report.finished = True
         error = self.program.error
         if error is not None:
-            report.error = failure(error, self._blamed(error))
+            program, info = self.program, self._info.serving(self.request)
+            blamed = of_pictures(error, self.request, info, steps=program.steps, module=program.failed)
+            report.error = failure(error, started=program.called, blamed=blamed)
             self.program.error = None
             return
         report.output = self.program.output
@@ -137,13 +139,6 @@ class Resident:
         if self._trajectory:
             report.trajectory_latents = _stacked([latents for latents, _ in self._trajectory])
             report.trajectory_timesteps = _stacked([timestep for _, timestep in self._trajectory])
-
-    def _blamed(self, error: BaseException) -> InvalidRequest | None:
-        """``error`` as the fault of an argument, as far as can be told of which."""
-        info, program = self._info.serving(self.request), self.program
-        blamed = of_pictures(error, self.request, info, steps=program.steps, module=program.failed)
-        early = not program.called or (not program.steps and _refuses(error))
-        return refused(error, self.request, info) if blamed is None and early else blamed
 
 
 def show(reports: Iterable[RequestReport]) -> None:
@@ -176,33 +171,21 @@ def on_host(value: Any) -> Any:
     return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
 
 
-def not_started(new: NewRequest, fault: Exception, info: PipelineInfo) -> RequestReport:
-    """What is told of a request whose program could not even be made."""
-    return RequestReport(run_id=new.run_id, finished=True, error=failure(fault, refused(fault, new.request, info)))
+def failure(error: BaseException, *, started: bool, blamed: InvalidRequest | None = None) -> ErrorInfo:
+    """Describes a program's exception, or what it was blamed on, and lets go of its frames.
 
-
-def failure(error: BaseException, blamed: InvalidRequest | None = None) -> ErrorInfo:
-    """Describes a program's exception, or what it was blamed on, and lets go of its frames."""
-    info = ErrorInfo.of(blamed or error, "".join(traceback.format_exception(error)))
+    What a pipeline raises about its arguments before its first module call is the request's fault: ``InvalidRequest``.
+    """
+    text = "".join(traceback.format_exception(error))
+    info = ErrorInfo.of(blamed or error, text)
+    if blamed is None and not started and _of_arguments(error) and not isinstance(error, SteploomError):
+        info = ErrorInfo("InvalidRequest", str(error), text)
     traceback.clear_frames(error.__traceback__)
     error.__traceback__ = None
     return info
 
 
-def refused(error: BaseException, request: DiffusionRequest, info: PipelineInfo) -> InvalidRequest | None:
-    """An exception as the fault of the request's arguments, with the first that it names as its field.
-
-    That is what a pipeline raises about them before its first module call, what its own code refuses later, before its
-    first step, and what chat templates (Jinja's) raise about messages.
-    """
+def _of_arguments(error: BaseException) -> bool:
+    """Whether an exception is what pipelines raise about arguments, or chat templates (Jinja's) about messages."""
     template = any(kind.__name__ == "TemplateError" for kind in type(error).__mro__)
-    if isinstance(error, SteploomError) or not (template or isinstance(error, (ValueError, TypeError))):
-        return None
-    return InvalidRequest(str(error), field=next(iter(named_in(error, info, {"prompt", *request.params})), None))
-
-
-def _refuses(error: BaseException) -> bool:
-    """Whether a pipeline's own code has said that an argument is wrong."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    home = str(frames[-1].f_globals.get("__name__", "")) if frames else ""
-    return isinstance(error, ValueError) and home.startswith("diffusers.pipelines.")
+    return template or isinstance(error, (ValueError, TypeError))

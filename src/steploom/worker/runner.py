@@ -32,7 +32,7 @@ from steploom.worker.family import Family, Given
 from steploom.worker.gauges import gauge_of
 from steploom.worker.loras import Counts, Loras
 from steploom.worker.probes import doubled
-from steploom.worker.residents import Resident, not_started, show
+from steploom.worker.residents import Resident, failure, show
 from steploom.worker.rpc import Extensions
 from steploom.worker.tuning import Tuning
 from steploom.worker.warmup import warm_up
@@ -139,7 +139,7 @@ class Runner:
             try:
                 scheduled.append(self._start(new))
             except Exception as fault:  # noqa: BLE001 - the tick boundary: reported as the request's failure
-                reports.append(not_started(new, fault, self.info))
+                reports.append(RequestReport(run_id=new.run_id, finished=True, error=failure(fault, started=False)))
         self._hub.tick([resident.program for resident in scheduled], others=len(self._residents) - len(scheduled))
         for resident in scheduled:
             reports.append(resident.report())
