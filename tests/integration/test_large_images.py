@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import conformance.families  # noqa: F401 - registers the cases
 import pytest
 import torch
 from conformance.case import CASES
 from conformance.pictures import picture
 
 from steploom import AsyncDiffusionEngine, InvalidRequest
-
-FAMILIES = {
-    "FluxKontextPipeline": "flux", "QwenImageEditPipeline": "qwen_image", "QwenImageEditPlusPipeline": "qwen_image",
-    "ZImagePipeline": "z_image", "StableDiffusionUpscalePipeline": "stable_diffusion",
-    "StableDiffusionLatentUpscalePipeline": "stable_diffusion", "StableDiffusionPipeline": "stable_diffusion",
-    "StableDiffusionImg2ImgPipeline": "stable_diffusion",
-    "StableDiffusionControlNetPipeline": "stable_diffusion_guided", "MarigoldDepthPipeline": "marigold",
-    "WanPipeline": "wan", "WanVideoToVideoPipeline": "wan", "SanaVideoPipeline": "sana_video",
-    "VisualClozePipeline-upsampled": "visualcloze",
-}  # fmt: skip
 
 
 class Tried:
@@ -46,7 +36,6 @@ class Tried:
 
 @asynccontextmanager
 async def tried(name: str, **limits: int) -> AsyncIterator[Tried]:
-    importlib.import_module(f"conformance.families.{FAMILIES[name]}")
     one = CASES[name]
     pipe, ran = one.build(), []
     encoder = getattr(pipe, "text_encoder", None) or pipe.vae

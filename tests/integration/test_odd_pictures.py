@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 from typing import Any
 
 import anyio
+import conformance.families  # noqa: F401 - registers the cases
 import numpy as np
 import pytest
 import torch
 from anyio import to_thread
-from conformance.case import CASES, Case
+from conformance.case import CASES
 from conformance.pictures import picture
 from driving import distance, tensor_of
 from PIL import Image
 
-from steploom import AsyncDiffusionEngine, GenerationFailed, InvalidRequest
+from steploom import AsyncDiffusionEngine, EngineConfig, GenerationFailed, InvalidRequest
+from steploom.engine.pictures import load_pictures
+from steploom.engine.validation import validate
+from steploom.protocol.pictures import pictures_among
+from steploom.worker import loading
 
-FAMILIES = {
-    "StableDiffusionImg2ImgPipeline": "stable_diffusion",
-    "StableDiffusionInpaintPipeline": "stable_diffusion",
-    "StableDiffusionPipeline-ip-adapter": "stable_diffusion",
-    "StableDiffusionControlNetPipeline": "stable_diffusion_guided",
-    "StableVideoDiffusionPipeline": "stable_video_diffusion",
-    "FluxKontextPipeline": "flux",
-    "Flux2Pipeline-image": "flux_2",
-    "QwenImageEditPipeline": "qwen_image",
-    "QwenImageEditPlusPipeline": "qwen_image",
-    "WanImageToVideoPipeline": "wan",
-    "WanVideoToVideoPipeline": "wan",
-    "VisualClozePipeline": "visualcloze",
-}
 CASES_TRIED = [
     ("StableDiffusionImg2ImgPipeline", "image"),
     ("StableDiffusionPipeline-ip-adapter", "ip_adapter_image"),
@@ -53,11 +43,6 @@ CASES_TRIED = [
     ),
 ]
 LIMIT = 1100 * 1100
-
-
-def case(name: str) -> Case:
-    importlib.import_module(f"conformance.families.{FAMILIES[name]}")
-    return CASES[name]
 
 
 def sized(value: Any) -> int:
@@ -152,7 +137,7 @@ async def made(engine: AsyncDiffusionEngine, arguments: dict[str, Any]) -> Any:
 async def test_what_the_pipeline_takes_it_gets_and_what_it_fails_on_is_the_pictures_fault(
     name: str, argument: str
 ) -> None:
-    one = case(name)
+    one = CASES[name]
     pipe = one.build()
     pipe.set_progress_bar_config(disable=True)
     usual = {**one.inputs(0), str(one.steps_name): 2}
@@ -184,7 +169,7 @@ async def test_what_the_pipeline_takes_it_gets_and_what_it_fails_on_is_the_pictu
 
 
 async def test_a_neighbour_with_an_odd_picture_hurts_nobody() -> None:
-    one = case("StableDiffusionImg2ImgPipeline")
+    one = CASES["StableDiffusionImg2ImgPipeline"]
     pipe = one.build()
     usual = {**one.inputs(0), "num_inference_steps": 6}
     expected = await alone(pipe, usual)
@@ -217,7 +202,7 @@ async def test_a_neighbour_with_an_odd_picture_hurts_nobody() -> None:
     ],
 )
 async def test_the_message_says_what_is_odd_and_the_mend(said: str, words: str) -> None:
-    one = case("StableDiffusionImg2ImgPipeline")
+    one = CASES["StableDiffusionImg2ImgPipeline"]
     async with AsyncDiffusionEngine.from_pipeline(one.build()) as engine:
         with pytest.raises(InvalidRequest, match=words):
             await engine.generate(**{**one.inputs(0), "image": odd(32)[said]})
@@ -225,7 +210,7 @@ async def test_the_message_says_what_is_odd_and_the_mend(said: str, words: str) 
 
 async def test_a_mask_that_is_not_of_the_images_size() -> None:
     """Where the pipeline brings both to one size it is taken; where it lays one over the other, it is not."""
-    one = case("StableDiffusionInpaintPipeline")
+    one = CASES["StableDiffusionInpaintPipeline"]
     usual = {**one.inputs(0), "num_inference_steps": 2, "output_type": "pil"}
     large = usual | {"mask_image": usual["mask_image"].resize((64, 64))}
     async with AsyncDiffusionEngine.from_pipeline(one.build()) as engine:
@@ -245,7 +230,7 @@ async def test_a_mask_that_is_not_of_the_images_size() -> None:
     ],
 )
 async def test_a_picture_that_is_missing(name: str, argument: str, before: bool) -> None:
-    one = case(name)
+    one = CASES[name]
     usual = {**one.inputs(0), str(one.steps_name): 2}
     for given in (usual | {argument: None}, {key: usual[key] for key in usual if key != argument}):
         async with AsyncDiffusionEngine.from_pipeline(one.build()) as engine:
@@ -263,7 +248,7 @@ async def test_a_picture_that_is_missing(name: str, argument: str, before: bool)
     ],
 )
 async def test_pictures_for_several_prompts(name: str, count: int, words: str) -> None:
-    one = case(name)
+    one = CASES[name]
     argument = "video" if name.startswith("Wan") else "image"
     usual = {**one.inputs(0), str(one.steps_name): 2}
     several = usual | {"prompt": [usual["prompt"], "a cat"], argument: [usual[argument]] * count}
@@ -274,7 +259,7 @@ async def test_pictures_for_several_prompts(name: str, count: int, words: str) -
 
 
 async def test_a_fault_of_other_arguments_is_not_the_pictures() -> None:
-    one = case("StableDiffusionImg2ImgPipeline")
+    one = CASES["StableDiffusionImg2ImgPipeline"]
     usual = {**one.inputs(0), "num_inference_steps": 2}
     async with AsyncDiffusionEngine.from_pipeline(one.build()) as engine:
         found = await made(engine, usual | {"strength": 1.5})
@@ -289,10 +274,25 @@ def broken(*_: Any) -> Any:
 
 
 async def test_a_fault_of_the_machine_is_not_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = case("StableDiffusionImg2ImgPipeline")
+    one = CASES["StableDiffusionImg2ImgPipeline"]
     pipe = one.build()
     hook = pipe.vae.encoder.register_forward_pre_hook(broken)
     async with AsyncDiffusionEngine.from_pipeline(pipe) as engine:
         found = await made(engine, {**one.inputs(0), "image": [picture(1), picture(2)], "num_inference_steps": 2})
         assert isinstance(found, GenerationFailed)
     hook.remove()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_nothing_that_the_conformance_suite_gives_is_refused() -> None:
+    """Neither as a picture nor as too much; of every class, family and kind."""
+    limits, pictures = EngineConfig(), 0
+    for one in CASES.values():
+        info = loading.describe(one.build(), in_process=True)
+        for i in range(3):
+            request = one.request(i)
+            read = await load_pictures(request, info, limits.max_pixels)
+            validate(read, info, limits)
+            pictures += len(pictures_among(request.params, info))
+    assert pictures > 100

@@ -3,9 +3,9 @@ than nothing."""
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
+import conformance.families  # noqa: F401 - registers the cases
 import openai
 import pytest
 from conformance.case import CASES
@@ -43,7 +43,6 @@ def test_the_first_preview_is_that_of_the_first_step(total: int | None, most: in
 
 async def test_what_the_pipeline_fails_on_is_the_clients_fault_only_if_it_is() -> None:
     """Over a real one: two pictures where it takes one, and one that it cannot bring to any size."""
-    importlib.import_module("conformance.families.stable_diffusion")
     pipe = CASES["StableDiffusionImg2ImgPipeline"].build()
     async with (
         AsyncDiffusionEngine.from_pipeline(pipe) as engine,
