@@ -5,13 +5,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import conformance.families  # noqa: F401 - registers the cases
 import openai
 import pytest
+from conformance.case import CASES
 from PIL import Image
-from serving import file_of, openai_client
+from serving import file_of, listening, openai_client, sdk
 
-from steploom import StepEvent
+from steploom import AsyncDiffusionEngine, StepEvent
 from steploom._pretended import pictures
+from steploom.server import create_app
 from steploom.server.image_generation import _due
 
 PICTURE = file_of(Image.new("RGB", (64, 64), "red"))
@@ -38,13 +41,24 @@ def test_the_first_preview_is_that_of_the_first_step(total: int | None, most: in
     assert shown == steps
 
 
-async def test_several_images_where_the_pipeline_takes_one() -> None:
+async def test_what_the_pipeline_fails_on_is_the_clients_fault_only_if_it_is() -> None:
+    """Over a real one: two pictures where it takes one, and one that it cannot bring to any size."""
+    pipe = CASES["StableDiffusionImg2ImgPipeline"].build()
+    async with (
+        AsyncDiffusionEngine.from_pipeline(pipe) as engine,
+        listening(create_app(engine)) as address,
+        sdk(address) as client,
+    ):
+        few: Any = {"prompt": "a", "extra_body": {"num_inference_steps": 2}}
+        dot = file_of(Image.new("RGB", (1, 1)))
+        for given, words in (([PICTURE, PICTURE], "2 pictures for 1 prompt; send one"), (dot, "1x1 pixels; make it")):
+            with pytest.raises(openai.BadRequestError, match=words) as caught:
+                await client.images.edit(image=given, **few)
+            assert caught.value.param == "image"
+        assert (await client.images.edit(image=PICTURE, **few)).data
     async with openai_client() as (client, _):
-        with pytest.raises(openai.BadRequestError, match=r"2 images .*; send one") as caught:
-            await client.images.edit(image=[PICTURE, PICTURE], prompt="fail")
-        assert caught.value.param == "image"
         with pytest.raises(openai.InternalServerError):
-            await client.images.edit(image=PICTURE, prompt="fail")
+            await client.images.edit(image=[PICTURE, PICTURE], prompt="fail")
 
 
 async def test_a_pipeline_that_makes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

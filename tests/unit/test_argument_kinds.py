@@ -24,6 +24,8 @@ INFO = PipelineInfo(
         *map(Parameter, ("sigmas", "generator")),
     ],
 )
+NAMED = ("SanaVideoPipeline", "WanAnimatePipeline", "StableDiffusionGLIGENTextImagePipeline", "WanVACEPipeline",
+         "FluxFillPipeline", "VisualClozePipeline", "DiffusionGemmaPipeline")  # fmt: skip
 NAN = float("nan")
 
 
@@ -37,7 +39,17 @@ def test_the_kinds_are_those_of_the_annotations() -> None:
     assert SDXL["negative_prompt"] == "text"
     assert SDXL["cross_attention_kwargs"] == "mapping"
     assert SDXL["callback_on_step_end"] == "function"
-    assert "ip_adapter_image" not in SDXL
+    assert SDXL["ip_adapter_image"] == "picture"
+
+
+def test_what_is_named_like_pictures_takes_them_by_its_annotation() -> None:
+    of = {name: annotations.kinds(getattr(diffusers, name)) for name in NAMED}
+    assert of["SanaVideoPipeline"]["frames"] == of["WanAnimatePipeline"]["prev_segment_conditioning_frames"] == "number"
+    assert of["StableDiffusionGLIGENTextImagePipeline"]["input_images_mask"] == "other"
+    assert of["StableDiffusionGLIGENTextImagePipeline"]["gligen_images"] == "picture"
+    assert of["WanAnimatePipeline"]["pose_video"] == of["WanVACEPipeline"]["reference_images"] == "picture"
+    lax = [("FluxFillPipeline", "image"), ("VisualClozePipeline", "image"), ("DiffusionGemmaPipeline", "image")]
+    assert not [name for name, argument in lax if argument in of[name]], "annotations that say less than is taken"
 
 
 @pytest.mark.parametrize(

@@ -99,10 +99,15 @@ def test_a_size_that_one_task_refuses_may_suit_another():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("prior_num_inference_steps", 9), ("timesteps", list(range(9))), ("sigmas", [0.5] * 9)]
+    ("name", "value", "said"),
+    [
+        ("prior_num_inference_steps", 9, "=9"),
+        ("timesteps", list(range(9)), ": 9 steps"),
+        ("sigmas", [0.5] * 9, ": 9 steps"),
+    ],
 )
-def test_all_that_says_how_many_steps_there_are_is_limited(name, value):
-    with pytest.raises(InvalidRequest, match=f"{name}=9: at most 8") as caught:
+def test_all_that_says_how_many_steps_there_are_is_limited(name, value, said):
+    with pytest.raises(InvalidRequest, match=f"{name}{said}: at most 8") as caught:
         check_arguments(request(**{name: value}), info("P", name), EngineConfig(max_steps=8))
     assert caught.value.field == name
 

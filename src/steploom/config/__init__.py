@@ -127,9 +127,12 @@ class EngineConfig:
             answered no tick; each time twice as many, up to ``max_restart_backoff_s``.
         max_restart_backoff_s: Seconds that it waits at most.
         max_steps: Upper bound on ``num_inference_steps`` of a request.
-        max_pixels: Upper bound on ``width * height`` of a request.
-        max_images: Upper bound on the images or videos of a request: prompts times ``num_images_per_prompt``.
-        max_frames: Upper bound on the frames of a request, those of all its videos together.
+        max_pixels: Upper bound on width times height of every image of a request, those that it brings and those that
+            are made.
+        max_images: Upper bound on the images or videos of a request: prompts times ``num_images_per_prompt``. Also on
+            the pictures of one argument.
+        max_frames: Upper bound on the frames of a request, those of all its videos together. Also on those that one
+            argument brings.
         preview_vae: A tiny autoencoder for previews: a folder or hub id of diffusers' ``AutoencoderTiny``; None shows
             them by a linear map that is fitted from the model's own VAE.
         encode_cache_bytes: Bytes of text-encoder outputs kept for identical calls; 0 keeps none.

@@ -119,10 +119,14 @@ class EngineCore:
         """Whether objects pass to the pipeline and back as they are."""
         return self.info is not None and self.info.in_process
 
-    def check(self, request: DiffusionRequest) -> None:
-        """Raises what :meth:`submit` would, as far as that can be told before the request's pictures are read."""
+    def check(self, request: DiffusionRequest) -> PipelineInfo:
+        """Raises what :meth:`submit` would, as far as that can be told before the request's pictures are read.
+
+        Returns:
+            The pipeline that will do it.
+        """
         assert self.info is not None
-        check_arguments(request, self.info, self.config)
+        return check_arguments(request, self.info, self.config)
 
     def submit(self, request: DiffusionRequest) -> Mailbox:
         """Queues ``request``; its events will be in the mailbox.

@@ -1,22 +1,26 @@
-"""How much one request may ask for: steps, pixels, images, frames; the bounds are fields of ``EngineConfig``."""
+"""How much one request may ask for: steps, images, frames; the bounds are fields of ``EngineConfig``."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sized
 from typing import Any, cast
 
 from steploom.config import EngineConfig
 from steploom.engine.arguments import STEP_LISTS
 from steploom.errors import InvalidRequest
+from steploom.media.pictures import leaves, shape_of
 from steploom.protocol import PipelineInfo
+from steploom.protocol.pictures import FRAMES, is_video, pictures_among
 from steploom.requests import DiffusionRequest
 
 STEPS = "num_inference_steps"
 """How arguments end that say how many steps there are; cascades have one for each stage."""
-PER_PROMPT = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "ensemble_size")
+STEPS_LIST = "num_inference_steps_list"
+"""How arguments end that say so for several stages."""
+PER_PROMPT = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "ensemble_size",
+              "layers")  # fmt: skip
 """Arguments that say how many times each prompt, or image, is made."""
-FRAMES = ("num_frames", "video_length")
-"""Arguments that say how long a video is."""
 
 _ROWS = ("prompt_embeds", "class_labels")
 
@@ -29,19 +33,31 @@ def check_limits(request: DiffusionRequest, info: PipelineInfo, config: EngineCo
     """
     for field, steps in _steps(request, info):
         if steps > config.max_steps:
-            raise InvalidRequest(f"{field}={steps}: at most {config.max_steps} (EngineConfig.max_steps)", field=field)
-    default = info.default_size or (1, 1)
-    width = request.params.get("width") or default[0]
-    height = request.params.get("height") or default[1]
-    if width * height > config.max_pixels:
-        raise InvalidRequest(
-            f"width={width}, height={height}: at most {config.max_pixels} pixels (EngineConfig.max_pixels)",
-            field="width",
-        )
-    _check_images(request, config)
+            said = f"{field}={steps}" if field.endswith(STEPS) else f"{field}: {steps} steps"
+            raise InvalidRequest(f"{said}: at most {config.max_steps} (EngineConfig.max_steps)", field=field)
+    _check_pictures(request, info, config)
+    _check_images(request, info, config)
 
 
-def _check_images(request: DiffusionRequest, config: EngineConfig) -> None:
+def _check_pictures(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:
+    """The pictures of each argument, be they read yet or not."""
+    for name, value in pictures_among(request.params, info).items():
+        count = sum(map(_pictures_in, leaves(name, value)))
+        bound = "max_frames" if is_video(name) else "max_images"
+        if count > getattr(config, bound):
+            raise InvalidRequest(
+                f"{name}: {count} pictures, at most {getattr(config, bound)} of one request (EngineConfig.{bound})",
+                field=name,
+            )
+
+
+def _pictures_in(leaf: Any) -> int:
+    """How many pictures an array holds; 1 of anything else."""
+    shape = shape_of(leaf) or ()
+    return math.prod(shape[:-3]) if len(shape) > 3 else 1
+
+
+def _check_images(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:
     """The images or videos of all prompts together, and the frames of all these videos."""
     said = _counts(request)
     images = 1
@@ -52,9 +68,10 @@ def _check_images(request: DiffusionRequest, config: EngineConfig) -> None:
         raise InvalidRequest(
             f"{_told(said)}: at most {config.max_images} images of one request (EngineConfig.max_images)", field=field
         )
+    known = {parameter.name for parameter in info.parameters}
     for field in FRAMES:
-        frames = request.params.get(field) or 1
-        if frames * images > config.max_frames:
+        frames = request.params.get(field) or (field in known and info.default_frames) or 1
+        if isinstance(frames, int) and frames * images > config.max_frames:
             raise InvalidRequest(
                 f"{_told({field: frames} | said)}: at most {config.max_frames} frames of one request "
                 "(EngineConfig.max_frames)",
@@ -95,5 +112,7 @@ def _steps(request: DiffusionRequest, info: PipelineInfo) -> Iterator[tuple[str,
     for name, value in request.params.items():
         if name.endswith(STEPS) and isinstance(value, int):
             yield name, value
+        elif name.endswith(STEPS_LIST) and isinstance(value, (list, tuple)):
+            yield name, sum(one for one in cast("list[Any]", value) if isinstance(one, int))
         elif name.endswith(STEP_LISTS) and isinstance(value, Sized):
             yield name, len(value)

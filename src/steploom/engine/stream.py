@@ -51,8 +51,8 @@ class RequestStream:
             raise RuntimeError(f"the stream of request {self.request_id} was entered before: make a new one")
         core = self._serving()
         with core.refusals(self._request):
-            core.check(self._request)
-            request = await load_pictures(self._request, core.config.max_pixels)
+            info = core.check(self._request)
+            request = await load_pictures(self._request, info, core.config.max_pixels)
         self._core = self._serving()
         self._mailbox = self._core.submit(request)
         return self

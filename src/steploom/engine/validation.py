@@ -13,12 +13,14 @@ from typing import Any
 from steploom import lora, step_caches
 from steploom.codec import check_request
 from steploom.config import EngineConfig
+from steploom.engine.areas import check_areas, check_made_of_pictures
 from steploom.engine.arguments import check_kinds
-from steploom.engine.limits import FRAMES, PER_PROMPT, STEPS, check_limits
-from steploom.engine.pictures import check_pictures, is_picture_argument
+from steploom.engine.limits import PER_PROMPT, STEPS, check_limits
+from steploom.engine.picture_checks import A_PICTURE, check_pictures
 from steploom.errors import ConfigError, InvalidRequest
 from steploom.noise_schedulers import check_noise_scheduler
-from steploom.protocol import PipelineInfo
+from steploom.protocol import Parameter, PipelineInfo
+from steploom.protocol.pictures import FRAMES, takes_pictures
 from steploom.requests import OWN_FIELDS, DiffusionRequest
 
 COUNTS = ("width", "height", *PER_PROMPT, *FRAMES, "batch_size", "gen_length", "block_length",
@@ -61,8 +63,9 @@ def validate(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig
     Raises:
         InvalidRequest: Names the field, its value and the mend.
     """
-    check_arguments(request, info, config)
-    check_pictures(request, config.max_pixels)
+    member = check_arguments(request, info, config)
+    check_pictures(request, member, config.max_pixels)
+    check_made_of_pictures(request, member, config)
     _check_lora(request, info, config)
     if request.noise_scheduler is not None and info.noise_schedulers:
         check_noise_scheduler(request.noise_scheduler, info.noise_schedulers, info.noise_scheduler)
@@ -70,8 +73,11 @@ def validate(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig
         _check_travels(request)
 
 
-def check_arguments(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:
+def check_arguments(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> PipelineInfo:
     """Checks what can be checked before the request's pictures are read.
+
+    Returns:
+        The pipeline that will do it: that of the request's task.
 
     Raises:
         InvalidRequest: Names the field, its value and the mend.
@@ -79,11 +85,13 @@ def check_arguments(request: DiffusionRequest, info: PipelineInfo, config: Engin
     loaded_for = request.task == config.task and request.task not in info.tasks
     member = info if loaded_for else info.serving(request)
     _check_names(request, member)
-    _check_counts(request)
+    _check_counts(request, member)
     check_kinds(request, member)
     _check_sizes(request, member)
+    check_areas(request, member, config)
     check_limits(request, member, config)
     _check_cache(request, member)
+    return member
 
 
 def _check_names(request: DiffusionRequest, info: PipelineInfo) -> None:
@@ -96,9 +104,9 @@ def _check_names(request: DiffusionRequest, info: PipelineInfo) -> None:
     for parameter in info.parameters:
         name = parameter.name
         value = request.prompt if name == "prompt" else request.params.get(name)
-        given = name in request.params if name != "prompt" and not is_picture_argument(name) else value is not None
+        given = name in request.params if name != "prompt" and not takes_pictures(parameter) else value is not None
         if parameter.required and not given:
-            raise InvalidRequest(f"{name}: {_called(request, info)} requires it{_mend(name)}", field=name)
+            raise InvalidRequest(f"{name}: {_called(request, info)} requires it{_mend(parameter)}", field=name)
     if isinstance(request.prompt, list) and not request.prompt:
         raise InvalidRequest("prompt=[]: is empty; give at least one prompt", field="prompt")
     if request.prompt is not None and "prompt" not in known:
@@ -109,10 +117,8 @@ def _called(request: DiffusionRequest, info: PipelineInfo) -> str:
     return info.pipeline_class if request.task is None else f"{info.pipeline_class} (task={request.task!r})"
 
 
-def _mend(name: str) -> str:
-    if not is_picture_argument(name):
-        return ""
-    return f"; give {name}=..., a PIL image, an array, the bytes of an image file, or its path"
+def _mend(parameter: Parameter) -> str:
+    return f"; give {parameter.name}=..., {A_PICTURE}" if takes_pictures(parameter) else ""
 
 
 def _unknown(name: str, request: DiffusionRequest, info: PipelineInfo) -> str:
@@ -136,9 +142,10 @@ def _tasks_that_take(name: str, request: DiffusionRequest, info: PipelineInfo) -
     ]
 
 
-def _check_counts(request: DiffusionRequest) -> None:
+def _check_counts(request: DiffusionRequest, info: PipelineInfo) -> None:
+    others = {parameter.name for parameter in info.parameters if parameter.kind != "number"} & {"frames", "layers"}
     for name, value in request.params.items():
-        if name not in COUNTS and not name.endswith(STEPS):
+        if (name not in COUNTS and not name.endswith(STEPS)) or name in others:
             continue
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise InvalidRequest(f"{name}={value!r}: must be an integer of at least 1", field=name)

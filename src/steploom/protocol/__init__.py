@@ -234,8 +234,9 @@ class Parameter(msgspec.Struct, frozen=True):
     Attributes:
         name: Its name.
         required: Whether it must be given.
-        kind: What values it takes: ``"number"``, ``"text"``, ``"tensor"``, ``"mapping"``, ``"function"``; ``""`` if
-            others do, or nobody knows.
+        kind: What values it takes: ``"number"``, ``"text"``, ``"tensor"``, ``"mapping"``, ``"function"``,
+            ``"picture"`` (or several, as PIL images, arrays or tensors), ``"other"`` where it takes none although it is
+            named like one that does; ``""`` if others do, or nobody knows.
     """
 
     name: str
@@ -252,6 +253,9 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
         default_steps: Default of ``num_inference_steps``, if it has that argument.
         default_length: Default of ``gen_length``, the tokens of a language model's text, if it has that argument.
         default_size: ``(width, height)`` used when none is given, if known.
+        follows_pictures: Whether what is made of a picture may have the picture's size, where none is given.
+        enlarges: How many times wider and higher its images are than ``width`` and ``height``, or the picture, say.
+        pixels_per_latent: Pixels along a side for each latent; 0 where that is not known.
         size_multiple: ``width`` and ``height`` must be multiples of this; 1 where the pipeline refuses no size.
         size_most: Neither may be larger, since the model has positions for no more; None where it sets no bound.
         modules: Names of the woven components.
@@ -278,6 +282,9 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
     default_steps: int | None = None
     default_length: int | None = None
     default_size: tuple[int, int] | None = None
+    follows_pictures: bool = False
+    enlarges: float = 1.0
+    pixels_per_latent: int = 0
     size_multiple: int = 1
     size_most: int | None = None
     modules: list[str] = []

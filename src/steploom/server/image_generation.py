@@ -21,7 +21,7 @@ from steploom import (
     StepEvent,
 )
 from steploom.requests import Event
-from steploom.server.errors import ApiError, invalid
+from steploom.server.errors import ApiError
 from steploom.server.fields import ImageFields, param_of
 from steploom.server.generation import Generation
 from steploom.server.notes import notes_of
@@ -95,13 +95,6 @@ class ImageGeneration(Generation):
 
     def _param_of(self, error: InvalidRequest) -> str | None:
         return param_of(error, self.fields)
-
-    def _fail(self, error: Exception) -> None:
-        """A pipeline that begins with the picture takes several for a batch of several prompts; its own words vary."""
-        count = len(self.fields.images)
-        if count > 1 and isinstance(error, GenerationFailed) and self.requests[0].task is not None:
-            error = invalid(f"image: the pipeline failed with {count} images ({error!s:.200}); send one", "image")
-        super()._fail(error)
 
     async def _one(
         self, engine: AsyncDiffusionEngine, running: Running, index: int, request: DiffusionRequest, group: TaskGroup

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sized
 from types import MappingProxyType
@@ -173,6 +174,9 @@ def detached(pipeline: Any) -> Any:
 class Watcher:
     """What a program's pipeline reports: ends of steps and announced totals, and its text if it is a language model's.
 
+    Args:
+        sized: Is told the width and height of its images as soon as it knows them, and may raise.
+
     Attributes:
         total_steps: Steps in all, if known; a language model never knows.
         stage: Of a cascade, or the block of a language model.
@@ -180,7 +184,8 @@ class Watcher:
         transcript: The text; None for other models.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sized: Callable[[int, int], None] | None = None) -> None:
+        self.sized = sized
         self.total_steps: int | None = None
         self.transcript: Transcript | None = None
         self._text: TextWatch | None = None
@@ -284,4 +289,29 @@ def _woven_class(cls: type) -> type:
         "_execution_device": property(lambda self: self._steploom[2]),
         "device": property(lambda self: self._steploom[2]),
     }
+    members |= {name: told for name in _SIZED if (told := _telling_size(cls, name)) is not None}
     return type(cls.__name__, (cls,), members)
+
+
+_SIZED = ("check_inputs", "prepare_latents")
+"""Methods that pipelines pass the width and height of their images, once they have settled them."""
+
+
+def _telling_size(cls: type, name: str) -> Callable[..., Any] | None:
+    """The method ``name`` of a pipeline class, but it tells the size that it is passed; None where there is none."""
+    method = inspect.getattr_static(cls, name, None)
+    if not inspect.isfunction(method) or not {"width", "height"} <= inspect.signature(method).parameters.keys():
+        return None
+    signature = inspect.signature(method)
+
+    @functools.wraps(method)
+    def told(self: Any, *args: Any, **kwargs: Any) -> Any:
+        watcher: Watcher = self._steploom[0]
+        if watcher.sized is not None:
+            passed = signature.bind(self, *args, **kwargs).arguments
+            width, height = passed.get("width"), passed.get("height")
+            if isinstance(width, int) and isinstance(height, int):
+                watcher.sized(width, height)
+        return method(self, *args, **kwargs)
+
+    return told

@@ -52,6 +52,7 @@ class Program:
         fault: What the hub's attempt at ``call`` raised.
         batch_key: What its last denoiser call shared with those that it could be merged with.
         called: Whether it has made any module call.
+        failed: The component whose call failed last.
         shared_with: For each denoiser call of this tick, how many requests took part.
         rows: Rows that it brought to its last denoiser call.
         holdings: What it keeps between steps.
@@ -81,6 +82,7 @@ class Program:
         self.fault: Exception | None = None
         self.batch_key: str | None = None
         self.called = False
+        self.failed: str | None = None
         self.shared_with: list[int] = []
         self.rows = 0
         self.holdings = Holdings()
@@ -109,6 +111,8 @@ class Program:
 
     def resume(self, value: Any = None, error: BaseException | None = None) -> None:
         """Runs the program until it stops again; ``value`` or ``error`` answers the call that it waits for."""
+        if error is not None and self.call is not None:
+            self.failed = self.call.target.name
         self.call = None
         self.aside = self.answered = False
         first = not self._greenlet.gr_frame and not self._greenlet.dead

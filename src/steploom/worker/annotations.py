@@ -5,11 +5,16 @@ from __future__ import annotations
 import collections.abc
 import inspect
 import typing
+from collections.abc import Iterator
 from types import NoneType, UnionType
 from typing import Any
 
+from steploom.protocol.pictures import PICTURE, named_as_picture
+
 _TENSORS = ("latents", "embeds")
 """In names of arguments whose annotation as a tensor is meant: others take arrays and pictures, too."""
+_PICTURES = {"Image", "ndarray", "Tensor", "FloatTensor", "str", "Path"}
+"""Names of the types that a picture may have in annotations."""
 
 
 def kinds(pipeline_class: type) -> dict[str, str]:
@@ -28,6 +33,8 @@ def _kind(name: str, hint: Any) -> str:
         return ""
     if members <= {int, float}:
         return "number"
+    if named_as_picture(name):
+        return _picture_kind(set(_leaves(hint)) - {NoneType})
     if members <= {str, list[str], typing.List[str]} and "embeds" not in name:  # noqa: UP006 - diffusers writes both
         return "text"
     if all(getattr(one, "__name__", "").endswith("Tensor") for one in members) and any(
@@ -37,6 +44,24 @@ def _kind(name: str, hint: Any) -> str:
     if all(typing.get_origin(one) is dict or one is dict for one in members):
         return "mapping"
     return "function" if any(typing.get_origin(one) is collections.abc.Callable for one in members) else ""
+
+
+def _picture_kind(leaves: set[Any]) -> str:
+    """Of an argument that is named like one that takes pictures. Where diffusers says tensors it often takes others."""
+    names = {getattr(leaf, "__name__", "") for leaf in leaves}
+    if "Image" in names and names <= _PICTURES:
+        return PICTURE
+    return "other" if leaves <= {int, float, bool} else ""
+
+
+def _leaves(hint: Any) -> Iterator[Any]:
+    """The types that a hint allows, those within lists among them."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, UnionType, list, tuple):
+        for member in typing.get_args(hint):
+            yield from _leaves(member)
+    else:
+        yield hint
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

@@ -6,13 +6,13 @@ import dataclasses
 import sys
 from typing import Any
 
+from steploom.protocol.pictures import FRAMES
 from steploom.requests import DiffusionRequest
 from steploom.weave import signatures, untyped
 
 _FIELDS = {"images": "images", "frames": "videos", "videos": "videos", "video": "videos", "audios": "audios",
            "audio": "audios", "sound": "audios", "texts": "text", "text": "text"}  # fmt: skip
 _RATE_NAMES = ("frame_rate", "fps")
-_FRAMES = ("num_frames", "video_length")
 _COMPRESSION = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor")
 """Where pipelines keep how many frames become one in the latents; the first frame stands for itself."""
 _SAMPLING = (
@@ -55,7 +55,7 @@ def asked_frame_rate(request: DiffusionRequest) -> float | None:
 def default_frames(pipeline: Any) -> int | None:
     """Frames of a video whose length is not given."""
     parameters = signatures.call_parameters(pipeline)
-    defaults = (parameters[name].default for name in _FRAMES if name in parameters)
+    defaults = (parameters[name].default for name in FRAMES if name in parameters)
     return next((value for value in defaults if _rate(value) and isinstance(value, int)), None)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from steploom.errors import GenerationFailed, SteploomError
+from steploom.errors import GenerationFailed, InvalidRequest, SteploomError
 from steploom.protocol import ErrorInfo, PipelineInfo, RequestReport
 from steploom.requests import DiffusionRequest
 from steploom.weave import preview
@@ -17,6 +17,7 @@ from steploom.weave.preview import Previewer
 from steploom.weave.program import Program
 from steploom.weave.transcript import Transcript
 from steploom.worker import products
+from steploom.worker.picture_faults import of_pictures
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +127,9 @@ class Resident:
         report.finished = True
         error = self.program.error
         if error is not None:
-            report.error = failure(error, started=self.program.called)
+            program, info = self.program, self._info.serving(self.request)
+            blamed = of_pictures(error, self.request, info, steps=program.steps, module=program.failed)
+            report.error = failure(error, started=program.called, blamed=blamed)
             self.program.error = None
             return
         report.output = self.program.output
@@ -168,14 +171,14 @@ def on_host(value: Any) -> Any:
     return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
 
 
-def failure(error: BaseException, *, started: bool) -> ErrorInfo:
-    """Describes a program's exception and lets go of its frames.
+def failure(error: BaseException, *, started: bool, blamed: InvalidRequest | None = None) -> ErrorInfo:
+    """Describes a program's exception, or what it was blamed on, and lets go of its frames.
 
     What a pipeline raises about its arguments before its first module call is the request's fault: ``InvalidRequest``.
     """
     text = "".join(traceback.format_exception(error))
-    info = ErrorInfo.of(error, text)
-    if not started and _of_arguments(error) and not isinstance(error, SteploomError):
+    info = ErrorInfo.of(blamed or error, text)
+    if blamed is None and not started and _of_arguments(error) and not isinstance(error, SteploomError):
         info = ErrorInfo("InvalidRequest", str(error), text)
     traceback.clear_frames(error.__traceback__)
     error.__traceback__ = None

@@ -27,7 +27,7 @@ from steploom.weave.pipelines import Loom, Watcher
 from steploom.weave.preview import Previewer, load_tiny
 from steploom.weave.program import Program
 from steploom.weave.step_cache import StepCache
-from steploom.worker import loading, memory
+from steploom.worker import loading, memory, sizes
 from steploom.worker.beside import make_aside
 from steploom.worker.family import Family, Given
 from steploom.worker.gauges import gauge_of
@@ -187,8 +187,8 @@ class Runner:
     ) -> Program:
         if self.pipeline is None:
             raise EngineError("the engine is asleep; call wake_up() first")
-        watcher = Watcher()
         info = self.info.serving(request)
+        watcher = Watcher(sizes.bound(request, info, self._config.max_pixels))
         member = self._family.member(info.pipeline_class)
         self._loom.adopt(self._family.additional)
         selection = self._selections.get(run_id)

@@ -11,6 +11,7 @@ from typing import Any
 from steploom.errors import InvalidRequest
 from steploom.media import DEFAULT_FRAME_RATE
 from steploom.protocol import PipelineInfo
+from steploom.protocol.pictures import FRAMES
 from steploom.server import fields as common
 from steploom.server.errors import invalid
 from steploom.server.fields import CommonFields, fill
@@ -19,8 +20,6 @@ from steploom.server.settings import ServerSettings
 
 MAX_FPS = 240
 MAX_SECONDS = 24 * 3600
-FRAMES = ("num_frames", "video_length")
-"""What pipelines call the number of frames."""
 _RATES = ("frame_rate", "fps")
 """What pipelines call the frames per second, where they want to know."""
 

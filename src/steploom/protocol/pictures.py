@@ -1,0 +1,46 @@
+"""Which arguments of a pipeline take pictures: images, masks, videos."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from steploom.protocol import Parameter, PipelineInfo
+
+PICTURE = "picture"
+"""What :attr:`~steploom.protocol.Parameter.kind` is where annotations say that nothing else is taken."""
+
+FRAMES = ("num_frames", "video_length", "frames")
+"""Arguments that say how long a video is."""
+
+_NAMES = re.compile(r"(^|_)(images?|masks?|video|frames?|sketch|depth_map)$|^image_(reference|\d)$")
+_NOT_PICTURES = re.compile(r"attention_mask|embeds_mask|padding_mask|^(use|keep|num|add|max|base|atom37)_|_mask_\d$")
+_FRAMES = re.compile(r"video|frames")
+
+
+def named_as_picture(name: str) -> bool:
+    """Whether an argument takes pictures by its name in diffusers, as far as that tells."""
+    return _NAMES.search(name) is not None and _NOT_PICTURES.search(name) is None
+
+
+def takes_pictures(parameter: Parameter) -> bool:
+    """Whether a parameter takes pictures, by its name and its annotation: ``frames`` may be a number."""
+    return parameter.kind in (PICTURE, "") and named_as_picture(parameter.name)
+
+
+def is_video(name: str) -> bool:
+    """Whether a list of pictures as the argument ``name`` is the frames of a video."""
+    return _FRAMES.search(name) is not None
+
+
+def pictures_among(params: Mapping[str, Any], info: PipelineInfo) -> dict[str, Any]:
+    """Those of a request's arguments that are to be pictures, if they are given at all.
+
+    A pipeline that makes nothing but sound takes none: what it calls a mask is of its latents.
+    """
+    if info.makes == ["audios"]:
+        return {}
+    others = {parameter.name for parameter in info.parameters if not takes_pictures(parameter)}
+    names = [name for name, value in params.items() if value is not None and named_as_picture(name)]
+    return {name: params[name] for name in names if name not in others}
