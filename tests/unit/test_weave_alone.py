@@ -45,7 +45,7 @@ def why(one: ModuleCall, *mates: ModuleCall, axes: Axes = AXES) -> str:
         ({"text": 9, "scale": 2.0}, "text has another size; scale has another value"),
         ({"target": Module("other")}, "the module has processors, adapters or a dtype of its own"),
     ],
-    ids=str,
+    ids=["size", "value", "given", "extra", "shared", "two", "module"],
 )
 def test_the_argument_is_named(changes: dict[str, Any], told: str) -> None:
     assert why(call(), call(**changes)) == f"{UNLIKE}: {told}"

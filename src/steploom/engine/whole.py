@@ -94,6 +94,7 @@ class WholeRequests:
                 report.error = None if answer.error is None else ErrorInfo.of(answer.error)
             except Exception as error:  # noqa: BLE001 - the request's boundary: reported as its failure
                 report.error = ErrorInfo.of(error, "".join(traceback.format_exception(error)))
+                report.unserved = isinstance(error, EngineError)
                 if isinstance(error, EngineError) and self._replaceable and new.run_id in self._calls:
                     self._fault = error
             if self._calls.pop(new.run_id, None) is not None:

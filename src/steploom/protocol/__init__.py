@@ -160,6 +160,7 @@ class RequestReport(msgspec.Struct, kw_only=True):
         sampling_rate: Samples per second of the output, where known.
         texts: A language model's text, per row, where its output has only tokens.
         error: Why the program ended without output.
+        unserved: Whether ``error`` is that of an executor of whole requests, and no pipeline's.
     """
 
     run_id: str
@@ -190,6 +191,7 @@ class RequestReport(msgspec.Struct, kw_only=True):
     sampling_rate: int | None = None
     texts: list[str] | None = None
     error: ErrorInfo | None = None
+    unserved: bool = False
 
 
 class RunnerOutput(msgspec.Struct, kw_only=True):

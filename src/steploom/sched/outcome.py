@@ -13,7 +13,7 @@ def outcome(state: RequestState, report: RequestReport, now: float) -> Event:
     request_id = state.request_id
     if report.error is not None:
         error = report.error.exception()
-        if not isinstance(error, (RequestError, EngineError)):
+        if not isinstance(error, RequestError) and not (report.unserved and isinstance(error, EngineError)):
             error = GenerationFailed(report.error.message, remote_traceback=report.error.traceback)
         return Failed(request_id=request_id, error=error)
     output = DiffusionOutput(
