@@ -269,6 +269,20 @@ async def test_a_fault_of_other_arguments_is_not_the_pictures() -> None:
         assert isinstance(await made(engine, usual | embeds), GenerationFailed)
 
 
+async def test_a_fault_of_a_later_step_is_not_the_pictures() -> None:
+    """Nor is one of the caller's own; the picture is of a mode that this pipeline takes, and others do not."""
+    one = CASES["StableDiffusionImg2ImgPipeline"]
+    usual = {**one.inputs(0), "image": picture(1).convert("CMYK"), "num_inference_steps": 6}
+
+    def interfere(_pipe: Any, step: int, _timestep: Any, values: Any) -> Any:
+        if step == 2:
+            raise ValueError("the image is not to my liking")
+        return values
+
+    async with AsyncDiffusionEngine.from_pipeline(one.build()) as engine:
+        assert isinstance(await made(engine, usual | {"callback_on_step_end": interfere}), GenerationFailed)
+
+
 def broken(*_: Any) -> Any:
     raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
