@@ -27,8 +27,8 @@ def fields(value: Any) -> Mapping[str, Any] | None:
     return own if mode == _READS else {name: [] if isinstance(part, list) else part for name, part in own.items()}
 
 
-def made(cls: type, attributes: Mapping[str, Any]) -> Any:
+def made(cls: Any, attributes: Mapping[str, Any]) -> Any:
     """An object of nothing but these attributes."""
-    value: Any = object.__new__(cls)
+    value = cls.__new__(cls)
     vars(value).update(attributes)
     return value
