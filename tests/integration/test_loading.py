@@ -103,6 +103,9 @@ def test_components_come_from_elsewhere_or_are_left_out(tmp_path: Path, tiny_mod
     assert runner.pipeline.text_encoder_3 is None
     assert_serves_as(runner, pipe)
     assert "components['unet']: " in refusal(tiny_model, components={"unet": str(tmp_path / "other")})
+    typo = refusal(tiny_model, components={"transfomer": str(tmp_path / "other")})
+    assert "components['transfomer']: " in typo
+    assert "did you mean 'transformer'?" in typo
     assert "no such file" in refusal(tiny_model, components={"transformer": str(tmp_path / "none")})
 
 
@@ -110,6 +113,10 @@ def test_each_component_can_have_a_dtype(tiny_model: Path) -> None:
     runner, _ = load(tiny_model, dtype={"transformer": "bfloat16", "default": "float32"})
     assert runner.pipeline.transformer.dtype is torch.bfloat16
     assert runner.pipeline.vae.dtype is torch.float32
+    typo = refusal(tiny_model, dtype={"vea": "float32", "default": "bfloat16"})
+    assert typo.startswith("dtype['vea']='float32': ")
+    assert typo.endswith("has no such component; did you mean 'vae'?")
+    assert ", but default, scheduler, text_encoder" in refusal(tiny_model, dtype={"unheard": "float32"})
 
 
 FACTORIES = """

@@ -266,7 +266,9 @@ async def test_a_fault_of_other_arguments_is_not_the_pictures() -> None:
         assert isinstance(found, InvalidRequest)
         assert found.field != "image"
         embeds = {"prompt": None, "prompt_embeds": torch.rand(1, 7, 5), "negative_prompt_embeds": torch.rand(1, 7, 5)}
-        assert isinstance(await made(engine, usual | embeds), GenerationFailed)
+        found = await made(engine, usual | embeds)
+        assert isinstance(found, InvalidRequest)
+        assert found.field == "negative_prompt_embeds"
 
 
 async def test_a_fault_of_a_later_step_is_not_the_pictures() -> None:

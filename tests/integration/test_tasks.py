@@ -16,6 +16,7 @@ from conformance import parts_sd
 from driving import Driver, alone, assert_cares, config, distance
 
 from steploom import AsyncDiffusionEngine, ConfigError, DiffusionRequest, InvalidRequest
+from steploom.engine.validation import check_arguments
 from steploom.worker import loading, tasks
 from steploom.worker.family import Given
 from steploom.worker.runner import Runner
@@ -166,6 +167,21 @@ def test_sizes_that_the_pipeline_refuses_are_known_before() -> None:
         if multiple > 1:
             with pytest.raises(ValueError, match="divisible"):
                 pipe("x", height=32 + multiple // 2, width=32, num_inference_steps=1)
+
+
+def test_what_a_request_must_be_like_is_told_for_each_task() -> None:
+    info = Runner.from_pipeline(family.stable_diffusion(), config()).info
+    (image,) = info.tasks["image-to-image"]
+    assert (info.shortened_by, image.shortened_by, image.shortened_up) == ("", "strength", False)
+    assert info.output_types == image.output_types == ["latent", "np", "pil", "pt"]
+    for one in (info, image):
+        taken = {parameter.name: parameter.takes_none for parameter in one.parameters}
+        assert not any(taken[name] for name in ("num_inference_steps", "num_images_per_prompt", "guidance_scale"))
+        assert taken["negative_prompt"]
+    with pytest.raises(InvalidRequest, match=r"strength=0\.01: leaves none of 50 steps"):
+        check_arguments(
+            DiffusionRequest("a", task="image-to-image", image=parts_sd.picture(0), strength=0.01), info, config()
+        )
 
 
 @pytest.mark.slow

@@ -13,14 +13,20 @@ from steploom import EngineConfig, InvalidRequest
 from steploom.engine.validation import check_arguments
 from steploom.protocol import Parameter, PipelineInfo
 from steploom.requests import DiffusionRequest
+from steploom.weave import signatures
 from steploom.worker import annotations
 
 FLUX = annotations.kinds(diffusers.FluxPipeline)
 SDXL = annotations.kinds(diffusers.StableDiffusionXLPipeline)
+NUMBERED = {
+    name
+    for name, one in signatures.call_parameters(diffusers.FluxPipeline).items()
+    if not annotations.takes_none(diffusers.FluxPipeline, one)
+}
 INFO = PipelineInfo(
     pipeline_class="P",
     parameters=[
-        *(Parameter(name, kind=kind) for name, kind in {**FLUX, **SDXL}.items()),
+        *(Parameter(name, kind=kind, takes_none=name not in NUMBERED) for name, kind in {**FLUX, **SDXL}.items()),
         *map(Parameter, ("sigmas", "generator")),
     ],
 )
@@ -71,6 +77,10 @@ def test_what_is_named_like_pictures_takes_them_by_its_annotation() -> None:
         ("prompt_embeds", "x", "a torch.Tensor"),
         ("cross_attention_kwargs", 5, "a dict"),
         ("callback_on_step_end", "x", "a function"),
+        ("callback_on_step_end", lambda: None, r"a function of \(pipeline, step, timestep, callback_kwargs\)"),
+        ("num_inference_steps", None, "leave it out for the pipeline's own default"),
+        ("num_images_per_prompt", None, "leave it out for the pipeline's own default"),
+        ("guidance_scale", None, "must be a finite number; leave it out"),
         *(("sigmas", value, "finite numbers") for value in ("x", 5, [], [NAN], ["a"], {"a": 1})),
     ],
 )
@@ -80,10 +90,21 @@ def test_another_kind_is_refused(field: str, value: Any, words: str) -> None:
     assert refused.value.field == field
 
 
+def test_none_is_no_number_but_where_the_pipeline_asks_for_it() -> None:
+    assert {"num_inference_steps", "num_images_per_prompt", "guidance_scale", "true_cfg_scale"} <= NUMBERED
+    assert not NUMBERED & {"height", "sigmas", "return_dict", "output_type", "latents"}
+    sound = signatures.call_parameters(diffusers.AceStepPipeline)["audio_duration"]
+    assert isinstance(sound.default, float)
+    assert annotations.takes_none(diffusers.AceStepPipeline, sound)  # which then takes the length of the source
+    between = signatures.call_parameters(diffusers.SanaSprintPipeline)["intermediate_timesteps"]
+    assert annotations.takes_none(diffusers.SanaSprintPipeline, between)  # as its check of inputs says
+
+
 def test_what_diffusers_takes_passes() -> None:
     check(
         ["a", "b"], negative_prompt=["c", "d"], prompt_2="e", guidance_scale=np.float32(3), eta=0, clip_skip=None,
         latents=torch.zeros(1), sigmas=np.linspace(1, 0.1, 4), cross_attention_kwargs={"scale": 0.5},
-        callback_on_step_end=print, callback_on_step_end_tensor_inputs=[],
+        callback_on_step_end=print, callback_on_step_end_tensor_inputs=[], height=None,
     )  # fmt: skip
+    check(callback_on_step_end=lambda pipe, step, timestep, kwargs: kwargs)
     check(None, prompt_embeds=torch.zeros(1), negative_prompt_embeds=[torch.zeros(1)], sigmas=torch.ones(3))

@@ -261,6 +261,8 @@ async def test_what_is_no_generator_is_refused() -> None:
     async with fake_engine(InProcessFake) as (engine, executor):
         with pytest.raises(InvalidRequest, match=r"generator=7: must be a torch.Generator"):
             await engine.generate("a cat", generator=7)
+        with pytest.raises(InvalidRequest, match=r"generator=\[\]: is empty"):
+            await engine.generate("a cat", generator=[])
         assert not executor.log
 
 

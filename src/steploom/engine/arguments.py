@@ -6,13 +6,14 @@ anything else than these kinds are not checked.
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sized
 from typing import Any, cast
 
 from steploom.errors import InvalidRequest
-from steploom.protocol import PipelineInfo
+from steploom.protocol import Parameter, PipelineInfo
 from steploom.requests import DiffusionRequest
 
 STEP_LISTS = ("timesteps", "sigmas")
@@ -29,15 +30,25 @@ def check_kinds(request: DiffusionRequest, info: PipelineInfo) -> None:
     """
     for parameter in info.parameters:
         value: Any = request.prompt if parameter.name == "prompt" else request.params.get(parameter.name)
-        fits, meaning = _KINDS.get(parameter.kind, (None, ""))
-        if parameter.name.endswith(STEP_LISTS):
-            fits, meaning = _is_numbers, "a list of finite numbers, at least one"
+        fits, meaning = _kind(parameter)
+        if value is None and parameter.name in request.params and not parameter.takes_none:
+            raise InvalidRequest(
+                f"{parameter.name}=None: must be {meaning or 'a number'}; leave it out for the pipeline's own default",
+                field=parameter.name,
+            )
         if parameter.name == "prompt" and value == []:
             raise InvalidRequest("prompt=[]: must be a str, or a list of str that is not empty", field="prompt")
         if value is not None and fits is not None and not fits(value):
             shown = " ".join(repr(value).split())[:80]
             raise InvalidRequest(f"{parameter.name}={shown}: must be {meaning}", field=parameter.name)
     _check_rows(request)
+
+
+def _kind(parameter: Parameter) -> tuple[Callable[[Any], bool] | None, str]:
+    """What fits a parameter, and how a message says it; None if nobody knows."""
+    if parameter.name.endswith(STEP_LISTS):
+        return _is_numbers, "a list of finite numbers, at least one"
+    return _BY_NAME.get(parameter.name) or _KINDS.get(parameter.kind, (None, ""))
 
 
 def _check_rows(request: DiffusionRequest) -> None:
@@ -52,7 +63,8 @@ def _check_rows(request: DiffusionRequest) -> None:
             raise InvalidRequest(f"{name}: {count} texts for {rows} prompts; give one str, or {rows}", field=name)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number, numpy's and torch's included; True and False are none."""
     if getattr(value, "ndim", None) == 0:  # numpy's and torch's
         value = value.item()
     return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
@@ -61,7 +73,7 @@ def _is_number(value: Any) -> bool:
 def _is_numbers(value: Any) -> bool:
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sized) or not len(value):
         return False
-    return all(_is_number(one) for one in cast("Any", value))
+    return all(is_number(one) for one in cast("Any", value))
 
 
 def _is_text(value: Any) -> bool:
@@ -77,15 +89,30 @@ def _is_tensor(value: Any) -> bool:
     return hasattr(value, "is_cuda")  # this process may have no torch
 
 
+def _is_callback(value: Any) -> bool:
+    try:
+        inspect.signature(value).bind(None, 0, 0, {})
+    except TypeError:
+        return False
+    except ValueError:  # a builtin that does not tell
+        return True
+    return True
+
+
 def _is_mapping(value: Any) -> bool:
     return isinstance(value, Mapping)
 
 
 _KINDS: dict[str, tuple[Callable[[Any], bool] | None, str]] = {
-    "number": (_is_number, "a finite number"),
+    "number": (is_number, "a finite number"),
     "text": (_is_text, "a str, or a list of str"),
     "tensor": (_is_tensor, "a torch.Tensor (torch.from_numpy makes one of an array)"),
     "mapping": (_is_mapping, "a dict"),
     "function": (callable, "a function"),
 }
 """What :attr:`steploom.protocol.Parameter.kind` means, and how a message says it."""
+
+_BY_NAME: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "callback_on_step_end": (_is_callback, "a function of (pipeline, step, timestep, callback_kwargs)"),
+}
+"""The same for arguments of which the annotation says less than is known."""

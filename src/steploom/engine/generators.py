@@ -35,6 +35,8 @@ class Borrowed:
         if given is None:
             return
         several = isinstance(given, (list, tuple))
+        if several and not given:
+            raise InvalidRequest("generator=[]: is empty; give one per image, or seed=...", field="generator")
         own = [self._copy(one) for one in cast("list[Any]", given)] if several else self._copy(given)
         self.request = request.with_params(generator=own)
 

@@ -15,6 +15,7 @@ from steploom.codec import check_request
 from steploom.config import EngineConfig
 from steploom.engine.areas import check_areas, check_made_of_pictures
 from steploom.engine.arguments import check_kinds
+from steploom.engine.fits import check_fits
 from steploom.engine.limits import PER_PROMPT, STEPS, check_limits
 from steploom.engine.picture_checks import A_PICTURE, check_pictures
 from steploom.errors import ConfigError, InvalidRequest
@@ -87,7 +88,7 @@ def check_arguments(request: DiffusionRequest, info: PipelineInfo, config: Engin
     _check_names(request, member)
     _check_counts(request, member)
     check_kinds(request, member)
-    _check_sizes(request, member)
+    check_fits(request, member)
     check_areas(request, member, config)
     check_limits(request, member, config)
     _check_cache(request, member)
@@ -149,22 +150,6 @@ def _check_counts(request: DiffusionRequest, info: PipelineInfo) -> None:
             continue
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise InvalidRequest(f"{name}={value!r}: must be an integer of at least 1", field=name)
-
-
-def _check_sizes(request: DiffusionRequest, info: PipelineInfo) -> None:
-    of = info.size_multiple
-    for name in ("width", "height"):
-        value = request.params.get(name)
-        if value is not None and value % of:
-            below, above = value - value % of, value - value % of + of
-            nearest = f"{below} or {above}" if below else f"{above}"
-            raise InvalidRequest(
-                f"{name}={value}: {info.pipeline_class} takes multiples of {of}; the nearest is {nearest}", field=name
-            )
-        if value is not None and info.size_most is not None and value > info.size_most:
-            raise InvalidRequest(
-                f"{name}={value}: this {info.pipeline_class} has positions for at most {info.size_most}", field=name
-            )
 
 
 def _check_lora(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:

@@ -81,7 +81,7 @@ def brief(value: Any) -> str:
         return f"<{value.mode} image of {value.size[0]}x{value.size[1]}>"
     if isinstance(value, (bytes, bytearray)):
         return f"<{len(value)} bytes>"
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         every = cast("list[Any]", value)
         return f"[{', '.join(map(brief, every[:_SHOWN]))}{', ...' if len(every) > _SHOWN else ''}]"
     return f"{value!r:.80}" if isinstance(value, (str, Path, int, float, NoneType)) else f"<{type(value).__name__}>"

@@ -7,25 +7,18 @@ for a late answer of an earlier attempt.
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import msgspec
 
 from steploom import errors
+from steploom.protocol.pipeline import TASK_ALIASES as TASK_ALIASES
+from steploom.protocol.pipeline import Parameter as Parameter
+from steploom.protocol.pipeline import PipelineInfo as PipelineInfo
 from steploom.protocol.stats import WorkerStats as WorkerStats
 from steploom.requests import DiffusionRequest
 
 PROTOCOL_VERSION = 1
-
-TASK_ALIASES = {
-    "text2image": "text-to-image",
-    "txt2img": "text-to-image",
-    "image2image": "image-to-image",
-    "img2img": "image-to-image",
-    "inpaint": "inpainting",
-}
-"""What tasks are called elsewhere."""
 
 
 def run_id(request_id: str, attempt: int) -> str:
@@ -228,110 +221,3 @@ class RunnerOutput(msgspec.Struct, kw_only=True):
     amendments: int = 0
     gap_s: float = 0.0
     idle_s: float = 0.0
-
-
-class Parameter(msgspec.Struct, frozen=True):
-    """A parameter of a pipeline's ``__call__``.
-
-    Attributes:
-        name: Its name.
-        required: Whether it must be given.
-        kind: What values it takes: ``"number"``, ``"text"``, ``"tensor"``, ``"mapping"``, ``"function"``,
-            ``"picture"`` (or several, as PIL images, arrays or tensors), ``"other"`` where it takes none although it is
-            named like one that does; ``""`` if others do, or nobody knows.
-    """
-
-    name: str
-    required: bool = False
-    kind: str = ""
-
-
-class PipelineInfo(msgspec.Struct, kw_only=True):
-    """What a worker tells about the pipeline that it loaded, per task where tasks differ.
-
-    Attributes:
-        pipeline_class: Name of the pipeline's class.
-        parameters: Names accepted by its ``__call__``; empty where that is not known, and anything is passed on.
-        default_steps: Default of ``num_inference_steps``, if it has that argument.
-        default_length: Default of ``gen_length``, the tokens of a language model's text, if it has that argument.
-        default_size: ``(width, height)`` used when none is given, if known.
-        follows_pictures: Whether what is made of a picture may have the picture's size, where none is given.
-        enlarges: How many times wider and higher its images are than ``width`` and ``height``, or the picture, say.
-        pixels_per_latent: Pixels along a side for each latent; 0 where that is not known.
-        size_multiple: ``width`` and ``height`` must be multiples of this; 1 where the pipeline refuses no size.
-        size_most: Neither may be larger, since the model has positions for no more; None where it sets no bound.
-        modules: Names of the woven components.
-        device: Where the denoiser lives.
-        device_name: What that device is called, as costs depend on it.
-        room_bytes: Memory that there is for requests and their forwards; 0 if nobody can say.
-        dtype: Its dtype.
-        in_process: Whether objects that cannot travel (generators, callbacks) may be passed.
-        tasks: The tasks that a request may name, and the pipelines over the same components that do each: of several
-            the first that takes the request's arguments does it.
-        makes: What it makes, of ``"images"``, ``"videos"``, ``"audios"`` and ``"text"``; empty where that is not known.
-        frame_rate: Frames per second that its videos are meant for, if it has a say in that.
-        default_frames: Frames of its videos where ``num_frames`` is not given, if known.
-        frame_multiple: ``num_frames`` should be a multiple of this and one more; others are rounded by the pipeline.
-        sampling_rate: Samples per second of its sound, if it makes any.
-        loras: Names of adapters that were loaded with the pipeline.
-        no_lora: Why requests cannot have adapters; None if they can.
-        noise_scheduler: Class of the pipeline's own noise scheduler, None if it has none.
-        noise_schedulers: Classes that can stand in for it, and the settings that each takes.
-    """
-
-    pipeline_class: str
-    parameters: list[Parameter] = []
-    default_steps: int | None = None
-    default_length: int | None = None
-    default_size: tuple[int, int] | None = None
-    follows_pictures: bool = False
-    enlarges: float = 1.0
-    pixels_per_latent: int = 0
-    size_multiple: int = 1
-    size_most: int | None = None
-    modules: list[str] = []
-    device: str = "cpu"
-    device_name: str = ""
-    room_bytes: int = 0
-    dtype: str = "float32"
-    in_process: bool = False
-    makes: list[str] = []
-    frame_rate: float | None = None
-    default_frames: int | None = None
-    frame_multiple: int = 1
-    sampling_rate: int | None = None
-    loras: list[str] = []
-    no_lora: str | None = None
-    noise_scheduler: str | None = None
-    noise_schedulers: dict[str, list[str]] = {}
-    tasks: dict[str, list[PipelineInfo]] = {}
-
-    def serving(self, request: DiffusionRequest) -> PipelineInfo:
-        """The pipeline that does the request's task; this one if it names none.
-
-        Raises:
-            InvalidRequest: There is no such task here.
-        """
-        if request.task is None:
-            return self
-        members = self.tasks.get(TASK_ALIASES.get(request.task, request.task))
-        if not members:
-            raise errors.InvalidRequest(_no_such_task(request.task, self), field="task")
-        member = next((one for one in members if one.takes(request)), members[0])
-        return msgspec.structs.replace(member, in_process=self.in_process, tasks=self.tasks)
-
-    def takes(self, request: DiffusionRequest) -> bool:
-        """Whether the request's arguments are all known here and none is missing."""
-        given = {*request.params, *(() if request.prompt is None else ("prompt",))}
-        needed = {parameter.name for parameter in self.parameters if parameter.required}
-        return needed <= given <= {parameter.name for parameter in self.parameters}
-
-
-def _no_such_task(task: str, info: PipelineInfo) -> str:
-    there = ", ".join(map(repr, info.tasks)) or "no task by name"
-    nearest = difflib.get_close_matches(task, info.tasks, n=1, cutoff=0.85)
-    mend = f"start an engine with EngineConfig(task={task!r}) over a model that has it, or leave it out"
-    if task == "controlnet":
-        mend = "give the engine a ControlNet that fits: EngineConfig(controlnet=...)"
-    hint = f"did you mean {nearest[0]!r}?" if nearest else mend
-    return f"task={task!r}: {info.pipeline_class} and its family serve {there}; {hint}"

@@ -176,6 +176,7 @@ class Watcher:
 
     Args:
         sized: Is told the width and height of its images as soon as it knows them, and may raise.
+        no_steps: Is raised if the pipeline is about to take none; None lets it.
 
     Attributes:
         total_steps: Steps in all, if known; a language model never knows.
@@ -184,8 +185,9 @@ class Watcher:
         transcript: The text; None for other models.
     """
 
-    def __init__(self, sized: Callable[[int, int], None] | None = None) -> None:
+    def __init__(self, sized: Callable[[int, int], None] | None = None, no_steps: Exception | None = None) -> None:
         self.sized = sized
+        self._no_steps = no_steps
         self.total_steps: int | None = None
         self.transcript: Transcript | None = None
         self._text: TextWatch | None = None
@@ -214,6 +216,8 @@ class Watcher:
 
     def announce(self, total: int | None, *, exact: bool) -> None:
         """A progress bar was opened over ``total`` further steps; ``exact`` if each of its turns is a step."""
+        if total == self.steps == 0 and self._no_steps is not None:
+            raise self._no_steps
         if total is not None and self._text is None:
             self.total_steps, self._settled = self.steps + total, exact or self.steps > 0
 

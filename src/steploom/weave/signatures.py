@@ -6,6 +6,8 @@ import functools
 import inspect
 from typing import Any
 
+from steploom.weave import source_code
+
 
 def takes(function: Any, argument: str) -> bool:
     """Whether ``function`` has a parameter of that name."""
@@ -57,12 +59,34 @@ def defaults(pipeline: Any) -> dict[str, Any]:
     return {n: p.default for n, p in call_parameters(pipeline).items() if p.default is not p.empty}
 
 
-TEXT_TYPES = ("text", "seq")
+_TEXT_TYPES = ("text", "seq")
 """What ``output_type`` means to language models."""
+
+_IMAGE_TYPES = ("pil", "np", "pt", "latent")
+"""What it means to diffusers' processors of images and videos."""
+
+
+def output_types(pipeline: Any) -> list[str]:
+    """What a pipeline takes as ``output_type``, as far as its source says; none where nobody knows."""
+    return list(_output_types(type(pipeline)))
+
+
+@functools.lru_cache(maxsize=64)  # asked for each request
+def _output_types(cls: Any) -> tuple[str, ...]:
+    parameter = call_parameters(cls).get("output_type")
+    if parameter is None:
+        return ()
+    bodies = (source_code.function(cls, name) for name in ("__call__", "check_inputs"))
+    needed, known = source_code.strings_for(filter(None, bodies), "output_type")
+    if needed or not inspect.unwrap(cls.__call__).__module__.startswith("diffusers."):
+        return tuple(sorted(needed))  # others than diffusers may hand it to whatever they like
+    usual = _TEXT_TYPES if parameter.default in _TEXT_TYPES else _IMAGE_TYPES
+    return tuple(sorted({*usual, *known, *filter(None, [parameter.default])}))
 
 
 def output_type(pipeline: Any, wanted: str) -> str:
-    """The ``output_type`` to call a pipeline with; to a language model, which has no pictures, ``"pil"`` is its own."""
-    parameter = call_parameters(pipeline).get("output_type")
+    """The ``output_type`` to call a pipeline with: what ``"pil"`` says to one that makes no images is its own."""
+    parameter, taken = call_parameters(pipeline).get("output_type"), output_types(pipeline)
     default = None if parameter is None else parameter.default
-    return default if wanted == "pil" and default in TEXT_TYPES else wanted
+    strange = "pil" not in taken if taken else default in _TEXT_TYPES
+    return default if wanted == "pil" and default is not None and strange else wanted

@@ -10,11 +10,16 @@ from types import NoneType, UnionType
 from typing import Any
 
 from steploom.protocol.pictures import PICTURE, named_as_picture
+from steploom.weave import source_code
 
 _TENSORS = ("latents", "embeds")
 """In names of arguments whose annotation as a tensor is meant: others take arrays and pictures, too."""
 _PICTURES = {"Image", "ndarray", "Tensor", "FloatTensor", "str", "Path"}
 """Names of the types that a picture may have in annotations."""
+
+
+_READING = ("__call__", "check_inputs", "encode_prompt", "prepare_latents")
+"""Where pipelines read their arguments."""
 
 
 def kinds(pipeline_class: type) -> dict[str, str]:
@@ -25,6 +30,14 @@ def kinds(pipeline_class: type) -> dict[str, str]:
     except (NameError, TypeError, AttributeError):  # annotations that only a type checker understands
         return {}
     return {name: kind for name, hint in hints.items() if (kind := _kind(name, hint))}
+
+
+def takes_none(pipeline: Any, parameter: inspect.Parameter) -> bool:
+    """Whether None may be given for a parameter: for a number that has a default, only if the pipeline asks for it."""
+    if isinstance(parameter.default, bool) or not isinstance(parameter.default, (int, float)):
+        return True
+    bodies = [source_code.function(pipeline, name) for name in _READING]
+    return bodies[0] is None or any(source_code.asks_for_none(body, parameter.name) for body in bodies if body)
 
 
 def _kind(name: str, hint: Any) -> str:

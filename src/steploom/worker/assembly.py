@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib
 import inspect
 import json
@@ -133,6 +134,9 @@ class _Assembly:
     def from_base(self) -> Any:
         """The base's pipeline, with replaced components."""
         config = self.config
+        if isinstance(config.dtype, Mapping):
+            for name in config.dtype:
+                self._refuse_unknown(name, f"dtype[{name!r}]={config.dtype[name]!r}", "default")
         plain = config.quantization_config is None and not self._parts
         quantization = {} if plain else self._quantization()
         options: dict[str, Any] = {"dtype": self._dtype, "trust_remote_code": config.trust_remote_code, **self._own}
@@ -182,11 +186,18 @@ class _Assembly:
         return (entry[0], entry[1]) if isinstance(entry, (list, tuple)) and len(entry) == 2 and entry[0] else None
 
     def _class(self, name: str) -> Any:
+        self._refuse_unknown(name, f"components[{name!r}]")
         listing = self._listing(name)
-        if listing is None:
-            known = sorted(one for one in self._index if self._listing(one) is not None)
-            raise ConfigError(f"components[{name!r}]: {self.base.name} has no such component, but {', '.join(known)}")
+        assert listing is not None
         return untyped.component_class(*listing)
+
+    def _refuse_unknown(self, name: str, setting: str, *others: str) -> None:
+        """Refuses the name of a component that the base does not have, nor is one of ``others``."""
+        known = sorted([one for one in self._index if self._listing(one) is not None] + list(others))
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else f", but {', '.join(known)}"
+            raise ConfigError(f"{setting}: {self.base.name} has no such component{hint}")
 
     def _quantization(self) -> Mapping[str, Any]:
         """The config of each component that is quantized; of each GGUF file, too."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError
-from steploom.protocol import Parameter, PipelineInfo
+from steploom.protocol import PipelineInfo
 from steploom.weave import untyped
 from steploom.worker import loading, tasks
 
@@ -57,7 +57,7 @@ class Family:
         self.controlnet = getattr(pipeline, "controlnet", None) if controlnet is None else controlnet
         own = tasks.own_tasks(type(pipeline))
         self.info = self.info_of(
-            pipeline, own[0] if len(own) == 1 and own[0] in ("image-to-image", "inpainting") else ""
+            pipeline, own[0] if len(own) == 1 and own[0] in ("image-to-image", "inpainting", "image-to-video") else ""
         )
         self._make()
 
@@ -118,7 +118,9 @@ class Family:
         """What a sibling accepts, and what it needs for ``task``."""
         info = loading.describe(member, in_process=self._in_process)
         needed = tasks.needed(type(member), task)
-        parameters = [Parameter(one.name, one.required or one.name in needed, one.kind) for one in info.parameters]
+        parameters = [
+            msgspec.structs.replace(one, required=one.required or one.name in needed) for one in info.parameters
+        ]
         return msgspec.structs.replace(info, parameters=parameters)
 
     def member(self, class_name: str) -> Any:

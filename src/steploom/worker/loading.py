@@ -21,6 +21,7 @@ from steploom.worker import (
     compiling,
     downloads,
     fitting,
+    lengths,
     mends,
     products,
     sizes,
@@ -205,23 +206,18 @@ def device_name(device: str) -> str:
 def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
     """What the engine needs to know about a loaded pipeline."""
     parameters = signatures.call_parameters(pipeline)
-    kinds = annotations.kinds(type(pipeline))
     steps, length = (_default(parameters.get(name)) for name in ("num_inference_steps", "gen_length"))
     denoiser, noise_scheduler = denoiser_of(pipeline), getattr(pipeline, "scheduler", None)
+    shortened_by, shortened_up = lengths.shortened(pipeline)
     return PipelineInfo(
         pipeline_class=type(pipeline).__name__,
-        parameters=[
-            *(Parameter(n, p.default is p.empty, kinds.get(n, "")) for n, p in parameters.items()),
-            *(Parameter(n, False) for n in signatures.hidden_parameters(pipeline)),
-        ],
+        parameters=_parameters(pipeline),
         default_steps=steps,
         default_length=length,
-        default_size=sizes.default(pipeline, denoiser),
-        follows_pictures=sizes.follows_pictures(pipeline),
-        enlarges=sizes.enlarges(pipeline),
-        pixels_per_latent=sizes.pixels_per_latent(pipeline),
-        size_multiple=sizes.multiple(pipeline),
-        size_most=sizes.most(pipeline, denoiser),
+        **sizes.told(pipeline, denoiser),
+        output_types=signatures.output_types(pipeline),
+        shortened_by=shortened_by,
+        shortened_up=shortened_up,
         modules=list(untyped.modules_of(pipeline)),
         device=str(getattr(denoiser, "device", "cpu")),
         device_name=device_name(str(getattr(denoiser, "device", "cpu"))),
@@ -237,6 +233,16 @@ def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
         noise_scheduler=None if noise_scheduler is None else type(noise_scheduler).__name__,
         noise_schedulers={} if noise_scheduler is None else choices(noise_scheduler),
     )
+
+
+def _parameters(pipeline: Any) -> list[Parameter]:
+    """The parameters of the pipeline's ``__call__``, those that it takes out of its ``**kwargs`` last."""
+    kinds = annotations.kinds(type(pipeline))
+    listed = [
+        Parameter(name, one.default is one.empty, kinds.get(name, ""), annotations.takes_none(pipeline, one))
+        for name, one in signatures.call_parameters(pipeline).items()
+    ]
+    return listed + [Parameter(name, False) for name in signatures.hidden_parameters(pipeline)]
 
 
 def _default(parameter: inspect.Parameter | None) -> int | None:

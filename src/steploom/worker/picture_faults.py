@@ -73,6 +73,11 @@ def of_pictures(
     )
 
 
+def in_processing(error: BaseException) -> bool:
+    """Whether an error was raised where pictures are preprocessed."""
+    return bool(frames_in(error, _PROCESSING))
+
+
 def _oddity(error: BaseException, pictures: Mapping[str, Any], request: DiffusionRequest, steps: int) -> Odd | None:
     """What is most unusual about pictures that a pipeline failed on after so many steps, or as it put them together."""
     processing = frames_in(error, _PROCESSING)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from steploom.errors import GenerationFailed, InvalidRequest, SteploomError
-from steploom.protocol import ErrorInfo, PipelineInfo, RequestReport
+from steploom.errors import GenerationFailed
+from steploom.protocol import PipelineInfo, RequestReport
 from steploom.requests import DiffusionRequest
 from steploom.weave import preview
 from steploom.weave.preview import Previewer
 from steploom.weave.program import Program
 from steploom.weave.transcript import Transcript
 from steploom.worker import products
-from steploom.worker.picture_faults import of_pictures
+from steploom.worker.blame import failure
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +65,7 @@ class Resident:
         try:
             return self._report()
         except Exception as fault:  # noqa: BLE001 - the request's boundary
-            return RequestReport(run_id=self.run_id, phase="done", finished=True, error=failure(fault, started=True))
+            return RequestReport(run_id=self.run_id, phase="done", finished=True, error=failure(fault))
 
     def _report(self) -> RequestReport:
         program = self.program
@@ -127,9 +126,8 @@ class Resident:
         report.finished = True
         error = self.program.error
         if error is not None:
-            program, info = self.program, self._info.serving(self.request)
-            blamed = of_pictures(error, self.request, info, steps=program.steps, module=program.failed)
-            report.error = failure(error, started=program.called, blamed=blamed)
+            info = self._info.serving(self.request)
+            report.error = failure(error, self.request, info, self.program)
             self.program.error = None
             return
         report.output = self.program.output
@@ -169,23 +167,3 @@ def _stacked(values: list[Any]) -> Any:
 def on_host(value: Any) -> Any:
     """A copy of a tensor on the CPU, safe from updates in place."""
     return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
-
-
-def failure(error: BaseException, *, started: bool, blamed: InvalidRequest | None = None) -> ErrorInfo:
-    """Describes a program's exception, or what it was blamed on, and lets go of its frames.
-
-    What a pipeline raises about its arguments before its first module call is the request's fault: ``InvalidRequest``.
-    """
-    text = "".join(traceback.format_exception(error))
-    info = ErrorInfo.of(blamed or error, text)
-    if blamed is None and not started and _of_arguments(error) and not isinstance(error, SteploomError):
-        info = ErrorInfo("InvalidRequest", str(error), text)
-    traceback.clear_frames(error.__traceback__)
-    error.__traceback__ = None
-    return info
-
-
-def _of_arguments(error: BaseException) -> bool:
-    """Whether an exception is what pipelines raise about arguments, or chat templates (Jinja's) about messages."""
-    template = any(kind.__name__ == "TemplateError" for kind in type(error).__mro__)
-    return template or isinstance(error, (ValueError, TypeError))

@@ -16,7 +16,7 @@ import torch
 from steploom import step_caches
 from steploom.config import EngineConfig
 from steploom.config.parallel import asked
-from steploom.errors import ConfigError, EngineError, InvalidRequest
+from steploom.errors import ConfigError, EngineError
 from steploom.protocol import NewRequest, PipelineInfo, RequestReport, RunnerOutput, SchedulerOutput, WorkerStats
 from steploom.requests import DiffusionRequest
 from steploom.weave import signatures
@@ -28,12 +28,14 @@ from steploom.weave.preview import Previewer, load_tiny
 from steploom.weave.program import Program
 from steploom.weave.step_cache import StepCache
 from steploom.worker import loading, memory, sizes
+from steploom.worker.arguments import arguments
 from steploom.worker.beside import make_aside
+from steploom.worker.blame import failure, no_steps
 from steploom.worker.family import Family, Given
 from steploom.worker.gauges import gauge_of
 from steploom.worker.loras import Counts, Loras
 from steploom.worker.probes import doubled
-from steploom.worker.residents import Resident, failure, show
+from steploom.worker.residents import Resident, show
 from steploom.worker.rpc import Extensions
 from steploom.worker.tuning import Tuning
 from steploom.worker.warmup import warm_up
@@ -140,7 +142,8 @@ class Runner:
             try:
                 scheduled.append(self._start(new))
             except Exception as fault:  # noqa: BLE001 - the tick boundary: reported as the request's failure
-                reports.append(RequestReport(run_id=new.run_id, finished=True, error=failure(fault, started=False)))
+                error = failure(fault, new.request)
+                reports.append(RequestReport(run_id=new.run_id, finished=True, error=error))
         self._hub.tick([resident.program for resident in scheduled], others=len(self._residents) - len(scheduled))
         for resident in scheduled:
             reports.append(resident.report())
@@ -188,24 +191,15 @@ class Runner:
         if self.pipeline is None:
             raise EngineError("the engine is asleep; call wake_up() first")
         info = self.info.serving(request)
-        watcher = Watcher(sizes.bound(request, info, self._config.max_pixels))
+        watcher = Watcher(sizes.bound(request, info, self._config.max_pixels), no_steps(request, info.shortened_by))
         member = self._family.member(info.pipeline_class)
         self._loom.adopt(self._family.additional)
         selection = self._selections.get(run_id)
         views = {} if selection is None else selection.views
         pipeline = self._loom.thread_pipeline(watcher, request.noise_scheduler, views, member)
-        accepted = {parameter.name for parameter in info.parameters}
-        given = {**request.params, **({} if request.prompt is None else {"prompt": request.prompt}), **changes}
-        arguments = {n: list(v) if type(v) is list else v for n, v in given.items()}  # Z-Image writes into its prompts
-        if "output_type" in accepted:
-            arguments.setdefault("output_type", signatures.output_type(self.pipeline, request.output_type))
-        if request.seed is not None and "generator" in accepted:
-            arguments["generator"] = torch.Generator("cpu").manual_seed(request.seed)
-        unknown = arguments.keys() - accepted
-        if unknown:
-            raise InvalidRequest(f"{min(unknown)}: {info.pipeline_class} takes no such argument", field=min(unknown))
-        watcher.follow_text(pipeline, signatures.defaults(member) | arguments)
-        return Program(run_id, lambda: pipeline(**arguments), watcher, doubled, request.context)
+        given = arguments(request, info, member, changes)
+        watcher.follow_text(pipeline, signatures.defaults(member) | given)
+        return Program(run_id, lambda: pipeline(**given), watcher, doubled, request.context)
 
     def _doubled(self, new: NewRequest) -> Iterator[Program]:
         accepted = {parameter.name for parameter in self.info.serving(new.request).parameters}

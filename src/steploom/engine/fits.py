@@ -1,0 +1,76 @@
+"""Whether the size, the share of the steps and the kind of output that are asked for are such as the pipeline makes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sized
+from typing import Any
+
+from steploom.engine.arguments import STEP_LISTS, is_number
+from steploom.errors import InvalidRequest
+from steploom.protocol import PipelineInfo
+from steploom.requests import DiffusionRequest
+
+_SIZES = ("width", "height")
+_BINNING = "use_resolution_binning"
+"""With it, which is the default, a pipeline makes the nearest of the sizes that it was trained for."""
+
+
+def check_fits(request: DiffusionRequest, info: PipelineInfo) -> None:
+    """Refuses what the pipeline cannot make; counts are known to be integers.
+
+    Raises:
+        InvalidRequest: Names the field, its value and the mend.
+    """
+    unbinned = not request.params.get(_BINNING, True)
+    of = info.size_multiple_unbinned if unbinned else info.size_multiple
+    for name, only in zip(_SIZES, info.size_only or (None, None), strict=True):
+        value = request.params.get(name)
+        if value is not None:
+            _check_side(name, value, info, of, only)
+    _check_share(request, info)
+    _check_output_type(request, info)
+
+
+def _check_side(name: str, value: int, info: PipelineInfo, of: int, only: int | None) -> None:
+    if value % of:
+        below, above = value - value % of, value - value % of + of
+        nearest = f"{below} or {above}" if below else f"{above}"
+        raise InvalidRequest(
+            f"{name}={value}: {info.pipeline_class} takes multiples of {of}; the nearest is {nearest}", field=name
+        )
+    if value < info.size_least:
+        raise InvalidRequest(f"{name}={value}: {info.pipeline_class} makes at least {info.size_least}", field=name)
+    if only is not None and value != only:
+        raise InvalidRequest(f"{name}={value}: this {info.pipeline_class} has positions for {only} alone", field=name)
+    if info.size_most is not None and value > info.size_most:
+        raise InvalidRequest(
+            f"{name}={value}: this {info.pipeline_class} has positions for at most {info.size_most}", field=name
+        )
+
+
+def _check_share(request: DiffusionRequest, info: PipelineInfo) -> None:
+    """Refuses a share of the steps, such as ``strength``, that is none, or leaves none of them."""
+    name = info.shortened_by
+    share: Any = request.params.get(name)
+    if not name or share is None or request.params.get("denoising_start") is not None:  # which then says it
+        return
+    if not is_number(share) or not 0 < share <= 1:
+        raise InvalidRequest(f"{name}={share!r}: must be a number greater than 0, and at most 1", field=name)
+    lists = (value for key, value in request.params.items() if key in STEP_LISTS and isinstance(value, Sized))
+    steps = next(map(len, lists), request.params.get("num_inference_steps") or info.default_steps)
+    if steps is None or (math.ceil if info.shortened_up else int)(steps * share) >= 1:
+        return
+    raise InvalidRequest(
+        f"{name}={share!r}: leaves none of {steps} steps; give {math.ceil(100 / steps) / 100:g} or more, or more steps",
+        field=name,
+    )
+
+
+def _check_output_type(request: DiffusionRequest, info: PipelineInfo) -> None:
+    """Refuses what the pipeline would refuse once all is done, or take for another; ``"pil"`` is the usual one."""
+    wanted, taken = request.output_type, info.output_types
+    if not taken or wanted in (*taken, "pil"):
+        return
+    choice = ", ".join(map(repr, taken))
+    raise InvalidRequest(f"output_type={wanted!r}: {info.pipeline_class} makes {choice}", field="output_type")

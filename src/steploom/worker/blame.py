@@ -1,0 +1,193 @@
+"""Whose fault it is that a pipeline raised: of the request's arguments, if it did before the first step was taken.
+
+What a pipeline makes of its arguments it finds out on the way: of ``clip_skip=50`` after the text encoder has run, of
+latents of another shape in the denoiser's first layer. So what is raised before the first step has ended, and not by
+the device or by ourselves, is held against the arguments that it names, or that stand in the line that raised it.
+"""
+
+from __future__ import annotations
+
+import linecache
+import re
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import msgspec
+import torch
+
+from steploom.errors import InvalidRequest, SteploomError
+from steploom.media.pictures import brief, leaves, shape_of
+from steploom.protocol import ErrorInfo, PipelineInfo
+from steploom.protocol.pictures import pictures_among
+from steploom.requests import DiffusionRequest
+from steploom.weave import program
+from steploom.weave.program import Program
+from steploom.worker.picture_faults import in_processing, of_pictures
+
+_KINDS = (ValueError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError, AssertionError)
+"""What is raised at arguments that do not fit; of runtime errors those that are about shapes."""
+
+_SHAPES = re.compile(r"shape|size|dimension|channel|unpack|out of (range|bounds)|broadcast", re.IGNORECASE)
+_DEVICE = re.compile(r"memory|CUDA|cuDNN|NCCL|dtype", re.IGNORECASE)
+_WORD = re.compile(r"[A-Za-z_]\w*")
+_SIZES = {"width", "height"}
+"""Arguments that stand in every line about the latents of a picture."""
+
+_SHORTENING = ("strength", "denoising_start", "denoising_end", "timesteps", "sigmas")
+_TEXTS = ("prompt", "prompt_2", "prompt_3", "prompt_4", "negative_prompt", "negative_prompt_2", "negative_prompt_3")
+"""Arguments that stand in every line that encodes them."""
+
+_LONGEST = 400
+"""Characters of the pipeline's words that are told: some print whole tensors."""
+
+_OWN = str(Path(program.__file__).parents[1])
+_TORCH = str(Path(torch.__file__).parent)
+
+
+def failure(
+    error: BaseException,
+    request: DiffusionRequest | None = None,
+    info: PipelineInfo | None = None,
+    run: Program | None = None,
+) -> ErrorInfo:
+    """Describes an exception and lets go of its frames.
+
+    Args:
+        error: What was raised.
+        request: For which request, if it may be that one's fault.
+        info: What its pipeline accepts, if that is known.
+        run: What was run of it; None if nothing was.
+    """
+    text = "".join(traceback.format_exception(error))
+    told = ErrorInfo.of(error, text)
+    if request is not None and _has_words(error):
+        said = " ".join(told.message.removeprefix(f"{type(error).__name__}: ").split())[:_LONGEST]
+        told = _blamed(error, said, request, info, run) or told
+    traceback.clear_frames(error.__traceback__)
+    error.__traceback__ = None
+    return msgspec.structs.replace(told, traceback=text)
+
+
+def _has_words(error: BaseException) -> TypeGuard[Exception]:
+    """Whether an exception is a pipeline's, and says what it is."""
+    try:
+        str(error)
+    except Exception:  # noqa: BLE001 - a stranger's exception
+        return False
+    return isinstance(error, Exception) and not isinstance(error, SteploomError)
+
+
+def _blamed(
+    error: Exception, said: str, request: DiffusionRequest, info: PipelineInfo | None, run: Program | None
+) -> ErrorInfo | None:
+    """What to tell if the request is at fault, with one of its pictures or another argument; None if it is not."""
+    steps, called = (0, False) if run is None else (run.steps, run.called)
+    given = _given(request, info if "NoneType" in said else None)
+    culprits = _culprits(error, said, given)
+    if info is not None and run is not None:
+        pictures = pictures_among(request.params, info)
+        if not culprits.keys() - _SIZES or culprits.keys() & pictures.keys() or in_processing(error):
+            blamed = of_pictures(error, request, info, steps=steps, module=run.failed)
+            if blamed is not None:
+                return ErrorInfo.of(blamed)
+    return None if steps else _of_arguments(error, said, given, culprits, called=called)
+
+
+def _of_arguments(
+    error: Exception, said: str, given: Mapping[str, Any], culprits: Mapping[str, Any], *, called: bool
+) -> ErrorInfo | None:
+    """What to tell if an argument is at fault that the pipeline found out about before its first step."""
+    if _is_template(error) or (not called and isinstance(error, (ValueError, TypeError))):
+        return ErrorInfo("InvalidRequest", _told(culprits, said), field=min(culprits, default=None))
+    about_shapes = _SHAPES.search(said) is not None
+    if isinstance(error, torch.OutOfMemoryError) or _DEVICE.search(said):
+        return None
+    if not isinstance(error, _KINDS) and not (isinstance(error, RuntimeError) and about_shapes):
+        return None
+    if not culprits and about_shapes:
+        culprits = {name: value for name, value in given.items() if _has_shape(name, value)}
+    if not culprits:
+        return None
+    words = f"the pipeline cannot go on with this ({type(error).__name__}: {said}); give another, or leave it out"
+    return ErrorInfo("InvalidRequest", _told(culprits, words), field=min(culprits))
+
+
+def _given(request: DiffusionRequest, info: PipelineInfo | None) -> dict[str, Any]:
+    """The arguments of a request by name; with ``info``, None for those that it does not give and might."""
+    given = dict(request.params) if request.prompt is None else {"prompt": request.prompt, **request.params}
+    parameters = [] if info is None else info.parameters
+    return dict.fromkeys(one.name for one in parameters if one.takes_none and not one.required) | given
+
+
+def no_steps(request: DiffusionRequest, shortened_by: str = "") -> InvalidRequest | None:
+    """What to raise when arguments of the request leave no step to take; None if it has none that could.
+
+    Args:
+        request: The request.
+        shortened_by: The argument of its pipeline that does so also where it is not given, if there is one.
+    """
+    given = {name: request.params[name] for name in _SHORTENING if request.params.get(name) is not None}
+    by = ""
+    if not given and shortened_by:
+        by = f", by the pipeline's own {shortened_by}"
+        given = {"num_inference_steps": request.params.get("num_inference_steps")}
+    if not given:
+        return None
+    return InvalidRequest(_told(given, f"leaves no step to take{by}; give another, or more steps"), field=min(given))
+
+
+def _is_template(error: BaseException) -> bool:
+    """Whether it is what chat templates (Jinja's) raise about messages."""
+    return any(kind.__name__ == "TemplateError" for kind in type(error).__mro__)
+
+
+def _culprits(error: BaseException, said: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that the error names; else those in the innermost line of the pipeline that has any."""
+    frames = _frames(error)
+    innermost = frames[-1].name if frames and frames[-1].filename.startswith(_OWN) else ""
+    in_module = innermost == program.suspend.__name__
+    if innermost and not in_module and innermost != "__getattr__":  # of a woven module, asked by the pipeline
+        return {}
+    for value in given.values():
+        if isinstance(value, str) and len(value) > 1:
+            said = said.replace(value, "")  # a prompt may speak of anything
+    named = _names(said, given)
+    suspects = {name: value for name, value in given.items() if name not in _TEXTS}
+    for frame in () if in_module else reversed(frames):
+        named = named or _names(_segment(frame), suspects)
+    return named
+
+
+def _names(text: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that a text names, also with an underscore before them, and one of several."""
+    found = {word.lstrip("_") for word in _WORD.findall(text)}
+    words = found | {f"{word}s" for word in found}
+    return {name: value for name, value in given.items() if name in words}
+
+
+def _frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """Where it was raised, the innermost frame last; torch's own left out."""
+    return [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_TORCH)]
+
+
+def _segment(frame: traceback.FrameSummary) -> str:
+    """The source of the expression that a frame was about; all of its line where that is not known."""
+    first = frame.lineno or 0
+    last = frame.end_lineno or first
+    lines = [linecache.getline(frame.filename, number) for number in range(first, last + 1)]
+    lines[-1] = lines[-1][: frame.end_colno]
+    lines[0] = lines[0][frame.colno :]
+    return "".join(lines)
+
+
+def _has_shape(name: str, value: Any) -> bool:
+    """Whether a value is a tensor or an array, or holds some."""
+    return any(shape_of(leaf) is not None for leaf in leaves(name, value))
+
+
+def _told(given: Mapping[str, Any], words: str) -> str:
+    """``strength=0, sigmas=[1.0, 0.5]: `` and the words; these alone if nothing is suspect."""
+    named = ", ".join(f"{name}={brief(value)}" for name, value in sorted(given.items()))
+    return f"{named}: {words}" if named else words

@@ -1,0 +1,132 @@
+"""Sizes, shares of the steps and kinds of output that the pipeline cannot make are refused before any work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+
+from steploom import EngineConfig, InvalidRequest
+from steploom.engine.validation import check_arguments
+from steploom.protocol import Parameter, PipelineInfo
+from steploom.requests import DiffusionRequest
+from steploom.weave import signatures
+from steploom.worker import lengths
+
+TAKEN = ("prompt", "width", "height", "num_inference_steps", "strength", "sigmas", "denoising_start",
+         "use_resolution_binning")  # fmt: skip
+
+
+def check(about: dict[str, Any], **params: Any) -> None:
+    info = PipelineInfo(pipeline_class="P", parameters=[Parameter(name) for name in TAKEN], **about)
+    check_arguments(DiffusionRequest("a cat", **params), info, EngineConfig())
+
+
+BINNED = {"size_multiple": 8, "size_multiple_unbinned": 16}
+DOWN, UP = {"shortened_by": "strength", "default_steps": 50}, {"shortened_by": "strength", "shortened_up": True}
+OUTPUTS = {"output_types": ["latent", "np", "pil", "pt"]}
+
+
+@pytest.mark.parametrize(
+    ("about", "params", "field", "words"),
+    [
+        (BINNED, {"width": 20}, "width", "width=20: P takes multiples of 8; the nearest is 16 or 24"),
+        (BINNED, {"height": 24, "use_resolution_binning": False}, "height", "multiples of 16; the nearest is 16 or 32"),
+        ({"size_least": 16}, {"width": 15}, "width", "width=15: P makes at least 16"),
+        ({"size_only": (48, 32)}, {"width": 32, "height": 32}, "width", "width=32: this P has positions for 48 alone"),
+        ({"size_only": (48, 32)}, {"width": 48, "height": 48}, "height", "positions for 32 alone"),
+        (DOWN, {"strength": 0}, "strength", "strength=0: must be a number greater than 0, and at most 1"),
+        (DOWN, {"strength": -0.5}, "strength", "greater than 0"),
+        (DOWN, {"strength": 1.5}, "strength", "at most 1"),
+        (DOWN, {"strength": "0.5"}, "strength", "must be a number"),
+        (DOWN, {"strength": True}, "strength", "must be a number"),
+        (DOWN, {"strength": float("nan")}, "strength", "must be a number"),
+        (DOWN, {"strength": 0.019}, "strength", "strength=0.019: leaves none of 50 steps; give 0.02 or more"),
+        (DOWN, {"strength": 0.3, "num_inference_steps": 3}, "strength", "leaves none of 3 steps; give 0.34 or more"),
+        (DOWN, {"strength": 0.3, "sigmas": [1.0, 0.5]}, "strength", "leaves none of 2 steps"),
+        (UP, {"strength": 0.0}, "strength", "greater than 0"),
+        (OUTPUTS, {"output_type": "jpeg"}, "output_type", "output_type='jpeg': P makes 'latent', 'np', 'pil', 'pt'"),
+        (OUTPUTS, {"output_type": "PIL"}, "output_type", "output_type='PIL': P makes 'latent', "),
+        ({"output_types": ["text", "seq"]}, {"output_type": "latent"}, "output_type", "P makes 'text', 'seq'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(about: dict[str, Any], params: dict[str, Any], field: str, words: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        check(about, **params)
+    assert words in str(refused.value)
+    assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("about", "params"),
+    [
+        (BINNED, {"width": 24, "height": 40}),
+        (BINNED, {"width": 32, "height": 48, "use_resolution_binning": False}),
+        ({"size_least": 16}, {"width": 16, "height": None}),
+        ({"size_only": (48, 32)}, {"width": 48, "height": 32}),
+        (DOWN, {"strength": 1}),
+        (DOWN, {"strength": np.float32(0.5)}),
+        (DOWN, {"strength": 0.02}),
+        (DOWN, {"strength": 0.001, "denoising_start": 0.5}),  # which says where to begin
+        (UP, {"strength": 0.001, "num_inference_steps": 2}),
+        ({}, {"strength": 0}),  # of a pipeline to which it means something else
+        (OUTPUTS, {"output_type": "np"}),
+        ({"output_types": ["text", "seq"]}, {"output_type": "pil"}),  # our default
+        ({}, {"output_type": "mesh"}),
+    ],
+)
+def test_what_fits_passes(about: dict[str, Any], params: dict[str, Any]) -> None:
+    check(about, **params)
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [
+        ("FluxPipeline", ["latent", "np", "pil", "pt"]),
+        ("WanPipeline", ["latent", "np", "pil", "pt"]),
+        ("MarigoldDepthPipeline", ["np", "pt"]),
+        ("KandinskyPipeline", ["np", "pil", "pt"]),  # it would refuse latents once they are there
+        ("PRXPipeline", ["latent", "np", "pil", "pt"]),  # fewer only without a VAE
+        ("LLaDA2Pipeline", ["seq", "text"]),
+        ("ShapEPipeline", ["latent", "mesh", "np", "pil"]),
+        ("FluxPriorReduxPipeline", []),
+    ],
+)
+def test_the_kinds_of_output_are_those_of_the_pipelines_own_source(name: str, taken: list[str]) -> None:
+    pipeline = object.__new__(getattr(diffusers, name))
+    assert signatures.output_types(pipeline) == taken
+    own = {"MarigoldDepthPipeline": "np", "LLaDA2Pipeline": "text"}.get(name, "pil")
+    assert signatures.output_type(pipeline, "pil") == own
+    assert signatures.output_type(pipeline, "pt") == "pt"
+
+
+def test_a_pipeline_of_somebody_elses_may_take_any_kind_of_output() -> None:
+    class Own(diffusers.FluxPipeline):
+        def __call__(self, prompt: str, output_type: str = "jpeg") -> Any:
+            return self.written(prompt, output_type)
+
+    class Writer(diffusers.FluxPipeline):
+        def __call__(self, prompt: str, output_type: str = "text") -> Any:
+            return self.written(prompt, output_type)
+
+    assert signatures.output_types(object.__new__(Own)) == []
+    assert signatures.output_type(object.__new__(Own), "pil") == "pil"
+    assert signatures.output_type(object.__new__(Writer), "pil") == "text"
+
+
+@pytest.mark.parametrize(
+    ("name", "by", "up"),
+    [
+        ("StableDiffusionImg2ImgPipeline", "strength", False),
+        ("AnimateDiffVideoToVideoPipeline", "strength", False),
+        ("StableDiffusionInpaintPipeline", "strength", False),
+        ("FluxImg2ImgPipeline", "strength", True),
+        ("LTXConditionPipeline", "denoise_strength", False),  # whose strength is that of the conditions
+        ("FluxPipeline", "", False),
+        ("LTXImageToVideoPipeline", "", False),
+    ],
+)
+def test_which_argument_shortens_a_request_is_read_from_its_pipeline(name: str, by: str, up: bool) -> None:
+    assert lengths.shortened(object.__new__(getattr(diffusers, name))) == (by, up)
