@@ -91,3 +91,12 @@ def test_more_pixels_than_allowed_are_refused(info: Any, params: Any, field: str
 )
 def test_as_many_as_allowed_pass(info: Any, params: Any) -> None:
     check(info, **params)
+
+
+def test_what_is_called_like_a_number_and_is_none_passes() -> None:
+    """A pipeline of somebody's own may call its pictures frames, and something else layers."""
+    names = [Parameter("frames", kind="picture"), Parameter("layers")]
+    pipeline = PipelineInfo(pipeline_class="P", parameters=names, in_process=True)
+    validate(DiffusionRequest(frames=[SMALL] * 9, layers=["down", "up"]), pipeline, EngineConfig(max_frames=9))
+    with pytest.raises(InvalidRequest, match="frames: 10 pictures"):
+        validate(DiffusionRequest(frames=[SMALL] * 10), pipeline, EngineConfig(max_frames=9))

@@ -192,6 +192,15 @@ async def test_lists_that_hold_themselves_or_never_end_are_refused() -> None:
             assert caught.value.field == name
 
 
+async def test_batches_of_lists_of_pictures_are_not_too_deep() -> None:
+    given: Any = Image.fromarray(PIXELS)
+    for _ in range(8):
+        given = [given]
+    assert await loaded(given)
+    with pytest.raises(InvalidRequest, match="8 deep"):
+        await loaded([given])
+
+
 async def test_tensors_without_pixels_are_refused() -> None:
     torch = pytest.importorskip("torch")
     whole = torch.rand(3, 8, 8)

@@ -93,7 +93,8 @@ def _counts(request: DiffusionRequest) -> dict[str, int]:
     name = max(said, key=lambda name: said[name], default=None)
     # Several ways to say how many rows there are say the same; the largest counts.
     said = {} if name is None else {name: said[name]}
-    said |= {name: count for name in PER_PROMPT if (count := request.params.get(name) or 1) > 1}
+    counts = {name: request.params.get(name) for name in PER_PROMPT}
+    said |= {name: count for name, count in counts.items() if isinstance(count, int) and count > 1}
     batch = request.params.get("batch_size") or 1
     return said if batch == 1 or said else {"batch_size": batch}  # beside others it says how to go about it
 
