@@ -15,7 +15,7 @@ import anyio
 import anyio.to_thread
 import grpc
 import grpc.aio
-from grpc_service import OPTIONS, SERVICE, TOKEN, Answer, Call, pack, unpack
+from grpc_service import OPTIONS, SERVICE, TOKEN, TOLD, Answer, Call, pack, unpack
 
 from steploom import (
     AsyncDiffusionEngine,
@@ -73,9 +73,8 @@ class GrpcExecutor(DiffusionExecutor):
             request_id=request.request_id,
             seed=request.seed,
             output=answer.result,
-            trajectory_latents=answer.trajectory_latents,
-            trajectory_timesteps=answer.trajectory_timesteps,
             error=error,
+            **{name: getattr(answer, name) for name in TOLD},
         )
 
     async def collective_rpc(

@@ -51,9 +51,16 @@ class Answer(msgspec.Struct):
     """What came of a call or a request: an error, if there is one."""
 
     result: Any = None
+    frame_rate: float | None = None
+    sampling_rate: int | None = None
+    texts: list[str] | None = None
     trajectory_latents: Any = None
     trajectory_timesteps: Any = None
     error: ErrorInfo | None = None
+
+
+TOLD = ("frame_rate", "sampling_rate", "texts", "trajectory_latents", "trajectory_timesteps")
+"""What an output has beside the pipeline's own, and an answer too."""
 
 
 def pack(value: Any, packages: Sequence[str] = codec.PACKAGES) -> bytes:
@@ -99,7 +106,7 @@ class Service(grpc.GenericRpcHandler):
         await self._admit(context)
         try:
             output = await self._engine.generate(unpack(data, DiffusionRequest))
-            return pack(Answer(output.output, output.trajectory_latents, output.trajectory_timesteps))
+            return pack(Answer(output.output, **{name: getattr(output, name) for name in TOLD}))
         except SteploomError as error:
             return pack(Answer(error=ErrorInfo.of(error)))
 

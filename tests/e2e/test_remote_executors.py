@@ -148,6 +148,21 @@ async def end_of(engine: AsyncDiffusionEngine, started: subprocess.Popen[str]) -
     assert len(failures) == 2
 
 
+async def test_grpc_tells_what_goes_with_an_output(folder: Path) -> None:
+    """The text of tokens, which the service's engine has added to what the pipeline gave."""
+    address, model = f"unix:{folder}/grpc", "tiny_language:llada"
+    asked: dict[str, Any] = {"num_inference_steps": 2, "seed": 3, "gen_length": 8, "block_length": 4}
+    asked |= {"output_type": "seq"}
+    with process(EXAMPLES / "grpc_service.py", address, model, ready="listening at"):
+        async with AsyncDiffusionEngine(ask(GrpcExecutor, address)) as engine:
+            there = await engine.generate("a cat", **asked)
+    async with AsyncDiffusionEngine(model=model, distributed_executor_backend="inproc") as engine:
+        here = await engine.generate("a cat", **asked)
+    assert here.texts
+    assert there.texts == here.texts
+    assert there.text == here.text
+
+
 async def test_grpc_keeps_the_contract(service: tuple[subprocess.Popen[str], str]) -> None:
     started, address = service
     await check_executor(GrpcExecutor, ask(GrpcExecutor, address), lose=lambda _: started.kill())

@@ -203,3 +203,20 @@ async def test_an_engine_error_of_what_cannot_be_replaced_keeps_its_kind_and_is_
         with pytest.raises(EngineError, match="its worker is gone"):
             await engine.generate("dead")
         assert (await engine.generate("yes")).output == ("yes", {})
+
+
+class Narrator(WholeFake):
+    """Makes a video with sound and words."""
+
+    async def execute_model(self, requests: list[DiffusionRequest]) -> list[DiffusionOutput]:
+        (request,) = requests
+        output = SimpleNamespace(frames=[["frame"]], audios=["sound"])
+        told: dict[str, Any] = {"frame_rate": 24.0, "sampling_rate": 48_000, "texts": ["a boat"]}
+        return [DiffusionOutput(request_id=request.request_id, seed=request.seed, output=output, **told)]
+
+
+async def test_what_is_told_beside_the_output_arrives() -> None:
+    async with fake_engine(Narrator) as (engine, _):
+        out = await engine.generate("a boat")
+    assert (out.frame_rate, out.sampling_rate, out.texts) == (24.0, 48_000, ["a boat"])
+    assert (out.videos, out.text) == ([["frame"]], "a boat")

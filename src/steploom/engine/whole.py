@@ -17,6 +17,9 @@ from steploom.errors import EngineError
 from steploom.executor.abstract import DiffusionExecutor
 from steploom.protocol import ErrorInfo, NewRequest, RequestReport, RunnerOutput, SchedulerOutput
 
+_TOLD = ("output", "frame_rate", "sampling_rate", "texts", "trajectory_latents", "trajectory_timesteps")
+"""What an executor's output and a worker's report of a finished request have in common."""
+
 
 class WholeRequests:
     """Executes ticks by running whole requests in ``group``, one call of ``execute_model`` each.
@@ -88,9 +91,8 @@ class WholeRequests:
             report = RequestReport(run_id=new.run_id, phase="done", finished=True)
             try:
                 (answer,) = await self._executor.execute_model([new.request])
-                report.output = answer.output
-                report.trajectory_latents = answer.trajectory_latents
-                report.trajectory_timesteps = answer.trajectory_timesteps
+                for name in _TOLD:
+                    setattr(report, name, getattr(answer, name))
                 report.error = None if answer.error is None else ErrorInfo.of(answer.error)
             except Exception as error:  # noqa: BLE001 - the request's boundary: reported as its failure
                 report.error = ErrorInfo.of(error, "".join(traceback.format_exception(error)))
