@@ -83,8 +83,11 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """What needs longer than the fast path allows. The page is looked at in a browser, which root gets from Debian."""
-    prepare(session, "test", "fuzz")
+    """What needs longer than the fast path allows: conformance, a Ray cluster, accidents, the page in a browser.
+
+    The browser is one that is installed, or Debian's, which root gets.
+    """
+    prepare(session, "test", "fuzz", "ray")
     _browser(session)
     pytest(session, "slow and not thorough")
 
@@ -114,8 +117,8 @@ def search(session: nox.Session) -> None:
 
 @nox.session
 def thorough(session: nox.Session) -> None:
-    """What takes most of a minute a test: every family compiled, peers in turns, a Ray cluster."""
-    prepare(session, "test", "ray")
+    """What takes most of a minute a test: every family compiled, peers in turns, soaks."""
+    prepare(session, "test")
     pytest(session, "thorough")
 
 

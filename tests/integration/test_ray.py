@@ -30,8 +30,8 @@ ray = pytest.importorskip("ray")
 
 from ray_site import Nodes, RaySite, cluster  # noqa: E402 - needs Ray
 
-# A cluster, and models that load, need both cores, and minutes: run by ``nox -s thorough``.
-pytestmark = [pytest.mark.slow, pytest.mark.thorough]
+# A cluster, and models that load in several processes, need both cores, and minutes.
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
