@@ -25,7 +25,9 @@ async def listening(app: Any) -> AsyncIterator[str]:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         sock.listen()  # from now on a client may connect, and waits until the server accepts
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=5))
+        server = uvicorn.Server(
+            uvicorn.Config(app, http="h11", lifespan="off", log_config=None, timeout_graceful_shutdown=5)
+        )  # h11 as in `steploom serve`: httptools, where it is installed, answers unknown methods itself
         async with anyio.create_task_group() as group:
             group.start_soon(server._serve, [sock])  # serve() would take the signals too
             try:
