@@ -153,7 +153,8 @@ async def test_grpc_tells_what_goes_with_an_output(folder: Path) -> None:
     address, model = f"unix:{folder}/grpc", "tiny_language:llada"
     asked: dict[str, Any] = {"num_inference_steps": 2, "seed": 3, "gen_length": 8, "block_length": 4}
     asked |= {"output_type": "seq"}
-    with process(EXAMPLES / "grpc_service.py", address, model, ready="listening at"):
+    beside = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    with process(EXAMPLES / "grpc_service.py", address, model, ready="listening at", PYTHONPATH=beside):
         async with AsyncDiffusionEngine(ask(GrpcExecutor, address)) as engine:
             there = await engine.generate("a cat", **asked)
     async with AsyncDiffusionEngine(model=model, distributed_executor_backend="inproc") as engine:
