@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import platform
 from collections.abc import Callable, Mapping
@@ -62,8 +61,8 @@ def load(config: EngineConfig, progress: Callable[[str], None]) -> Any:
         raise ConfigError(f"task={config.task!r}: one of {', '.join(untyped.TASKS)}")
     dtype, name = _dtype(config, device)
     progress(f"loading {config.model} as {name}")
-    # What a factory raises is its author's: told as it is.
-    with downloads.told(progress), contextlib.nullcontext() if source.kind == "factory" else mends.explained(config):
+    explained = mends.own_factory if source.kind == "factory" else mends.explained
+    with downloads.told(progress), explained(config):
         pipeline = assemble(config, source, dtype, progress)
     refuse(pipeline)
     fitting.fit(pipeline, config, device, progress)
