@@ -17,7 +17,8 @@ from steploom.weave.source_code import Function, names
 
 _SIZES = frozenset(("height", "width"))
 
-_FACTORS = ("vae_scale_factor_spatial", "vae_spatial_scale_factor", "vae_spatial_compression_ratio", "vae_scale_factor")
+_FACTORS = ("vae_scale_factor_spatial", "vae_spatial_scale_factor", "vae_spatial_compression_ratio", "vae_scale_factor",
+            "movq_scale_factor")  # fmt: skip
 """Where pipelines keep how many pixels become one of the latents, along a side."""
 
 _BINNED = frozenset(("classify_height_width_bin", "map_to_standard_shapes"))
