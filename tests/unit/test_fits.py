@@ -88,6 +88,7 @@ def test_what_fits_passes(about: dict[str, Any], params: dict[str, Any]) -> None
         ("WanPipeline", ["latent", "np", "pil", "pt"]),
         ("MarigoldDepthPipeline", ["np", "pt"]),
         ("KandinskyPipeline", ["np", "pil", "pt"]),  # it would refuse latents once they are there
+        ("ConsistencyModelPipeline", ["np", "pil", "pt"]),  # in a method of its own
         ("PRXPipeline", ["latent", "np", "pil", "pt"]),  # fewer only without a VAE
         ("LLaDA2Pipeline", ["seq", "text"]),
         ("ShapEPipeline", ["latent", "mesh", "np", "pil"]),
@@ -100,6 +101,14 @@ def test_the_kinds_of_output_are_those_of_the_pipelines_own_source(name: str, ta
     own = {"MarigoldDepthPipeline": "np", "LLaDA2Pipeline": "text"}.get(name, "pil")
     assert signatures.output_type(pipeline, "pil") == own
     assert signatures.output_type(pipeline, "pt") == "pt"
+
+
+def test_the_kinds_of_output_of_a_cascade_are_those_of_its_last_stage() -> None:
+    cascade = object.__new__(diffusers.KandinskyCombinedPipeline)
+    assert "latent" in signatures.output_types(cascade)
+    cascade.decoder_pipe = object.__new__(diffusers.KandinskyPipeline)
+    cascade.prior_pipe = object.__new__(diffusers.KandinskyPriorPipeline)  # which it is not handed to
+    assert signatures.output_types(cascade) == ["np", "pil", "pt"]
 
 
 def test_a_pipeline_of_somebody_elses_may_take_any_kind_of_output() -> None:
