@@ -69,6 +69,12 @@ def test_a_picture_is_not_made_a_megapixel(monkeypatch, capsys) -> None:
     assert "asked for: 64x64, max_area=4096, _auto_resize=False" in report
 
 
+def test_a_pipelines_own_strength_may_leave_no_step(monkeypatch, capsys) -> None:
+    code, report = verify("StableDiffusionXLImg2ImgPipeline", monkeypatch, capsys)
+    assert_told(code, report)
+    assert "strength=0.8" in report
+
+
 @pytest.mark.slow
 def test_sizes_go_by_the_latents_of_every_vae(monkeypatch, capsys) -> None:
     code, report = verify("LTX2Pipeline", monkeypatch, capsys)

@@ -18,7 +18,7 @@ from PIL import Image
 from steploom.errors import GenerationFailed, InvalidRequest
 from steploom.requests import DiffusionRequest
 from steploom.weave import signatures
-from steploom.worker import loading, trial
+from steploom.worker import lengths, loading, trial
 
 SMALL, SMALL_VIDEO = 32, 16
 """Latents along a side of what is asked for at first; 32 are 256 pixels with most VAEs."""
@@ -46,6 +46,9 @@ _DRAWN = ("class_labels",)
 
 _WIDTHS = ("encoder_hid_dim", "clip_image_in_channels", "cross_attention_dim", "embedding_dim", "caption_channels")
 """Where a denoiser's configuration says how wide the embeddings are that it takes."""
+
+_SHARE = 0.8
+"""Of the steps, that are taken of a picture."""
 
 _PIXELS_PER_LATENT = 8
 """Along a side, of most VAEs."""
@@ -200,6 +203,9 @@ class _Asking:
         found |= {name: steps for name in self._accepted if name.endswith("_num_inference_steps")}
         names = ("num_inference_steps", "decoder_num_inference_steps")
         found |= {name: steps + self._i for name in names if name in self._accepted}
+        share, _ = lengths.shortened(self._pipeline)
+        if share:  # whose default may leave none of few steps
+            found[share] = _SHARE if int(steps * _SHARE) else 1.0
         guidance = getattr(self._accepted.get("guidance_scale"), "default", None)
         if isinstance(guidance, (int, float)):
             found["guidance_scale"] = guidance + 0.5 * self._i
