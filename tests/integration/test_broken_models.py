@@ -63,7 +63,7 @@ def truncated(folder: Path) -> None:
         (index(_class_name="AutoencoderKL"), "could not be loaded: "),  # of diffusers, but no pipeline
         (
             index(transformer="SD3Transformer2DModel"),
-            'says "SD3Transformer2DModel" of transformer, not the library and',
+            'says "SD3Transformer2DModel" of transformer, not library and',
         ),
         (index(transformer=["diffusers"]), r'says \["diffusers"\] of transformer, not library and class'),
         (index(transformer=[3, 4]), r"says \[3, 4\] of transformer, not"),
