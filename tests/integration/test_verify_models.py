@@ -63,6 +63,25 @@ def test_what_asks_for_embeddings_gets_some(monkeypatch, capsys) -> None:
     assert "equal to pipe(...) alone" in report
 
 
+def test_a_picture_is_not_made_a_megapixel(monkeypatch, capsys) -> None:
+    code, report = verify("FluxKontextPipeline", monkeypatch, capsys)
+    assert_told(code, report)
+    assert "asked for: 64x64, max_area=4096, _auto_resize=False" in report
+
+
+def test_a_pipelines_own_strength_may_leave_no_step(monkeypatch, capsys) -> None:
+    code, report = verify("StableDiffusionXLImg2ImgPipeline", monkeypatch, capsys)
+    assert_told(code, report)
+    assert "strength=0.8" in report
+
+
+@pytest.mark.slow
+def test_sizes_go_by_the_latents_of_every_vae(monkeypatch, capsys) -> None:
+    code, report = verify("LTX2Pipeline", monkeypatch, capsys)
+    assert_told(code, report)
+    assert "asked for: 32x32" in report
+
+
 def test_what_does_not_share_says_why(monkeypatch, capsys) -> None:
     code, report = verify("AceStepPipeline", monkeypatch, capsys)
     assert code == 0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import types
-
 import numpy as np
 import pytest
 
+from steploom import InvalidRequest
 from steploom.cli import main, verify
+from steploom.protocol import Parameter, PipelineInfo
 from steploom.worker import candidates, loading, trial
 from steploom.worker.trial import TOLERANCE, Verdict
 
@@ -66,7 +66,9 @@ def asked(monkeypatch) -> list:
     requests: list = []
     monkeypatch.setattr(loading, "load", lambda config, progress: Pipe())
     monkeypatch.setattr(
-        loading, "describe", lambda pipe, in_process: types.SimpleNamespace(default_size=(1024, 1024), size_multiple=8)
+        loading,
+        "describe",
+        lambda pipe, in_process: PipelineInfo(pipeline_class="Pipe", default_size=(1024, 1024), size_multiple=8),
     )
     monkeypatch.setattr(trial, "tolerance_of", lambda pipe: TOLERANCE)
     return requests
@@ -82,7 +84,9 @@ def test_the_exit_code_says_whether_it_is_equal(
 
     monkeypatch.setattr(trial, "trial", answer)
     assert main.main(["verify", "demo", "--steps", "4", "--prompt", "mine", "--set", "guidance_scale=3"]) == code
-    assert f"{word} pipe(...) alone" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{word} pipe(...) alone" in out
+    assert "asked for: 256x256, num_inference_steps=4, guidance_scale=3, output_type=latent" in out
     assert [request.prompt for request in asked] == ["mine", verify.PROMPTS[1]]
     assert [request.seed for request in asked] == [0, 1]
     assert [request.params["num_inference_steps"] for request in asked] == [4, 5]
@@ -113,10 +117,11 @@ def test_what_only_the_second_request_cannot_do_is_told_as_the_pipelines_own(ask
     assert "Pipe alone, without steploom: IndexError: out of range" in capsys.readouterr().err
 
 
-def asked_of(call) -> dict:
+def asked_of(call, check=lambda request: None, told=None, size=None) -> dict:
     """The arguments of the first request that a pipeline with this ``__call__`` can do."""
     pipe = type("Pipe", (), {"__call__": call})()
-    return dict(candidates.two_requests(pipe, candidates.Wishes(2, None, ("a", "b"), {}))[0].params)
+    wishes = candidates.Wishes(2, size, ("a", "b"), {})
+    return dict(candidates.two_requests(pipe, wishes, check, ([] if told is None else told).append)[0].params)
 
 
 def test_pictures_are_given_to_those_who_need_them(asked: list) -> None:
@@ -134,6 +139,91 @@ def test_sizes_lengths_and_kinds_are_found_by_asking(asked: list) -> None:
 
     found = asked_of(call)
     assert (found["height"], found["width"], found["num_frames"]) == (64, 64, 9)
+
+
+def test_what_chooses_a_megapixel_for_a_picture_is_kept_small(asked: list) -> None:
+    def call(
+        self, image, prompt, height=None, width=None, max_area=1024**2, _auto_resize=True, max_sequence_length=512
+    ):
+        assert not _auto_resize
+
+    found = asked_of(call)
+    assert found["max_area"] == found["width"] * found["height"] == 256**2
+    assert found["max_sequence_length"] == 64
+
+
+def test_each_way_of_asking_is_told(asked: list) -> None:
+    def call(self, prompt, height=None, width=None, eta=0.0, output_type="pil"):
+        if height > 128 or output_type != "pil":
+            raise IndexError("too large")
+
+    told: list[str] = []
+    asked_of(call, told=told)
+    assert told[0] == "what it takes, alone: 256x256, output_type=latent"
+    assert told[-1] == "what it takes, alone: 64x64"
+
+
+def refusing(field: str, least: int):
+    def check(request) -> None:
+        if request.params.get(field, 0) < least:
+            raise InvalidRequest(f"{field} is below {least}", field=field)
+
+    return check
+
+
+def test_what_the_engine_would_refuse_is_not_asked_for(asked: list) -> None:
+    def call(self, prompt, width=None, height=None, num_inference_steps=9, video=None):
+        assert video is not None
+
+    assert "video" in asked_of(call, refusing("num_inference_steps", 2))
+    with pytest.raises(InvalidRequest, match="width is below 64"):
+        asked_of(call, refusing("width", 64), size=32)
+    with pytest.raises(InvalidRequest, match="num_inference_steps is below 4"):  # the second has 3
+        asked_of(call, refusing("num_inference_steps", 4))
+
+
+def test_sizes_of_our_own_that_the_engine_would_refuse_are_left_out(asked: list) -> None:
+    def call(self, prompt, width=None, height=None): ...
+
+    def check(request) -> None:
+        if request.params.get("width", 64) != 64:
+            raise InvalidRequest("only 64", field="width")
+
+    assert asked_of(call, check)["width"] == 64
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--set", "guidance_scal=3"), "guidance_scal: Pipe has no such argument; did you mean guidance_scale"),
+        (("--size", "33"), "width=33: Pipe takes multiples of 8; the nearest is 32 or 40"),
+        (("--steps", "1000"), "num_inference_steps=1001: at most 1000"),
+    ],
+)
+def test_what_the_engine_would_refuse_is_one_line(asked: list, options, told: str, monkeypatch, capsys) -> None:
+    names = ("prompt", "width", "height", "num_inference_steps", "guidance_scale", "output_type")
+    info = PipelineInfo(pipeline_class="Pipe", parameters=[Parameter(name) for name in names], size_multiple=8)
+    monkeypatch.setattr(loading, "describe", lambda pipe, in_process: info)
+    assert main.main(["verify", "demo", *options]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"steploom: {told}")
+
+
+def test_no_room_for_the_model_is_one_line(monkeypatch, capsys) -> None:
+    def fail(config, progress):
+        raise RuntimeError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr(loading, "load", fail)
+    assert main.main(["verify", "demo"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].endswith("model='demo': CUDA out of memory. Tried to allocate")
+
+
+def test_brackets_in_an_error_are_shown_as_they_are() -> None:
+    from rich.text import Text
+
+    lines = verify.report("Pipe", verdict(error="RuntimeError: shape [/red] of [bold]"))
+    assert Text.from_markup(lines[1]).plain == "RuntimeError: shape [/red] of [bold]"
+    lines = verify.report("Pipe", verdict(share=0.0, reasons={"alone [red]": 3}))
+    assert any("alone [red]" in Text.from_markup(line).plain for line in lines)
 
 
 def test_the_most_frequent_reason_comes_first() -> None:

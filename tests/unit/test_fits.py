@@ -16,7 +16,7 @@ from steploom.weave import signatures
 from steploom.worker import lengths
 
 TAKEN = ("prompt", "width", "height", "num_inference_steps", "strength", "sigmas", "denoising_start",
-         "use_resolution_binning")  # fmt: skip
+         "use_resolution_binning", "num_frames", "video_length", "image")  # fmt: skip
 
 
 def check(about: dict[str, Any], **params: Any) -> None:
@@ -24,8 +24,10 @@ def check(about: dict[str, Any], **params: Any) -> None:
     check_arguments(DiffusionRequest("a cat", **params), info, EngineConfig())
 
 
+IMAGE = np.zeros((8, 8, 3), np.uint8)
 BINNED = {"size_multiple": 8, "size_multiple_unbinned": 16}
 DOWN, UP = {"shortened_by": "strength", "default_steps": 50}, {"shortened_by": "strength", "shortened_up": True}
+STRICT = {"frame_multiple": 4, "frames_strict": True}
 OUTPUTS = {"output_types": ["latent", "np", "pil", "pt"]}
 
 
@@ -37,6 +39,22 @@ OUTPUTS = {"output_types": ["latent", "np", "pil", "pt"]}
         ({"size_least": 16}, {"width": 15}, "width", "width=15: P makes at least 16"),
         ({"size_only": (48, 32)}, {"width": 32, "height": 32}, "width", "width=32: this P has positions for 48 alone"),
         ({"size_only": (48, 32)}, {"width": 48, "height": 48}, "height", "positions for 32 alone"),
+        (
+            {"size_multiple": 4, "size_multiple_pictured": 6},
+            {"width": 32, "image": IMAGE},
+            "width",
+            "width=32: P takes multiples of 12; the nearest is 24 or 36",
+        ),
+        (
+            STRICT,
+            {"num_frames": 10},
+            "num_frames",
+            "num_frames=10: P takes multiples of 4 and one more; the nearest is 9",
+        ),
+        (STRICT, {"num_frames": 2}, "num_frames", "the nearest is 1 or 5"),
+        ({"frames_least": 5}, {"num_frames": 4}, "num_frames", "num_frames=4: P makes at least 5"),
+        ({"frames_most": 32}, {"num_frames": 33}, "num_frames", "num_frames=33: this P has positions for at most 32"),
+        ({"frames_only": 16}, {"video_length": 15}, "video_length", "this P has positions for 16 frames, or 1"),
         (DOWN, {"strength": 0}, "strength", "strength=0: must be a number greater than 0, and at most 1"),
         (DOWN, {"strength": -0.5}, "strength", "greater than 0"),
         (DOWN, {"strength": 1.5}, "strength", "at most 1"),
@@ -66,6 +84,13 @@ def test_what_does_not_fit_is_refused(about: dict[str, Any], params: dict[str, A
         (BINNED, {"width": 32, "height": 48, "use_resolution_binning": False}),
         ({"size_least": 16}, {"width": 16, "height": None}),
         ({"size_only": (48, 32)}, {"width": 48, "height": 32}),
+        ({"size_multiple": 4, "size_multiple_pictured": 6}, {"width": 32}),
+        (STRICT, {"num_frames": 9}),
+        ({"frame_multiple": 4}, {"num_frames": 10}),  # which it rounds
+        ({"frames_least": 5, "frames_most": 32}, {"num_frames": 5}),
+        ({"frames_least": 5, "frames_most": 32}, {"num_frames": 32}),
+        ({"frames_only": 16}, {"video_length": 16}),
+        ({"frames_only": 16}, {"video_length": 1}),
         (DOWN, {"strength": 1}),
         (DOWN, {"strength": np.float32(0.5)}),
         (DOWN, {"strength": 0.02}),
@@ -88,6 +113,7 @@ def test_what_fits_passes(about: dict[str, Any], params: dict[str, Any]) -> None
         ("WanPipeline", ["latent", "np", "pil", "pt"]),
         ("MarigoldDepthPipeline", ["np", "pt"]),
         ("KandinskyPipeline", ["np", "pil", "pt"]),  # it would refuse latents once they are there
+        ("ConsistencyModelPipeline", ["np", "pil", "pt"]),  # in a method of its own
         ("PRXPipeline", ["latent", "np", "pil", "pt"]),  # fewer only without a VAE
         ("LLaDA2Pipeline", ["seq", "text"]),
         ("ShapEPipeline", ["latent", "mesh", "np", "pil"]),
@@ -100,6 +126,14 @@ def test_the_kinds_of_output_are_those_of_the_pipelines_own_source(name: str, ta
     own = {"MarigoldDepthPipeline": "np", "LLaDA2Pipeline": "text"}.get(name, "pil")
     assert signatures.output_type(pipeline, "pil") == own
     assert signatures.output_type(pipeline, "pt") == "pt"
+
+
+def test_the_kinds_of_output_of_a_cascade_are_those_of_its_last_stage() -> None:
+    cascade = object.__new__(diffusers.KandinskyCombinedPipeline)
+    assert "latent" in signatures.output_types(cascade)
+    cascade.decoder_pipe = object.__new__(diffusers.KandinskyPipeline)
+    cascade.prior_pipe = object.__new__(diffusers.KandinskyPriorPipeline)  # which it is not handed to
+    assert signatures.output_types(cascade) == ["np", "pil", "pt"]
 
 
 def test_a_pipeline_of_somebody_elses_may_take_any_kind_of_output() -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from steploom.cli import arguments
+from steploom.errors import EngineError
 
 if TYPE_CHECKING:
+    from steploom.config import EngineConfig
+    from steploom.requests import DiffusionRequest
     from steploom.worker.trial import Verdict
 
 _EXAMPLES = """
@@ -64,39 +68,64 @@ def run(options: argparse.Namespace) -> int:
 
     Raises:
         ConfigError: The model cannot be loaded or woven.
+        EngineError: There is no room for it.
+        InvalidRequest: The engine would refuse what is asked for.
         GenerationFailed: The pipeline itself fails on these arguments.
     """
     from rich.console import Console
 
-    from steploom.worker import candidates, loading, trial
+    from steploom.worker import candidates, trial
 
     console = Console(highlight=False)
     config = arguments.engine_config(options)
     with Console(stderr=True).status("loading") as status:
-        pipeline = loading.load(config, status.update)
-        pipeline.set_progress_bar_config(disable=True)
-        prompts = [*(options.prompt or PROMPTS[:1]), *PROMPTS[1:]]
-        wishes = candidates.Wishes(options.steps, options.size, prompts, dict(options.extra))
-        status.update("what it takes")
-        requests = candidates.two_requests(pipeline, wishes)
+        pipeline = _loaded(config, status.update)
+        requests = _requests(pipeline, options, config, status.update)
         status.update("two requests, alone and together")
         verdict = trial.trial(pipeline, requests, trial.tolerance_of(pipeline))
     for line in report(type(pipeline).__name__, verdict):
         console.print(line, soft_wrap=True)
+    console.print(f"  asked for: {candidates.described(requests[0])}", soft_wrap=True, markup=False)
     return 0 if verdict.equal else 1
+
+
+def _loaded(config: EngineConfig, tell: Callable[[str], None]) -> Any:
+    from steploom.worker import loading
+
+    try:
+        pipeline = loading.load(config, tell)
+    except RuntimeError as fault:  # the device's own, as there is no room for it
+        raise EngineError(f"model={config.model!r}: {' '.join(str(fault).split())}") from fault
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _requests(
+    pipeline: Any, options: argparse.Namespace, config: EngineConfig, tell: Callable[[str], None]
+) -> list[DiffusionRequest]:
+    """Two requests that the engine takes and the pipeline can do."""
+    from steploom.engine.validation import check_arguments
+    from steploom.worker import candidates, loading
+
+    prompts = [*(options.prompt or PROMPTS[:1]), *PROMPTS[1:]]
+    wishes = candidates.Wishes(options.steps, options.size, prompts, dict(options.extra))
+    info = loading.describe(pipeline, in_process=True)
+    return candidates.two_requests(pipeline, wishes, lambda request: check_arguments(request, info, config), tell)
 
 
 def report(name: str, verdict: Verdict) -> list[str]:
     """What to tell about a trial, one finding a line."""
+    from rich.markup import escape
+
     good, bad = "[green]✓[/]", "[bold red]✗[/]"
     if verdict.error is not None:
-        return [f"{bad} {name}: a request failed together, though not alone", verdict.error]
+        return [f"{bad} {name}: a request failed together, though not alone", escape(verdict.error)]
     lines = _equality(verdict, good, bad)
     share = f"{verdict.share:.0%} of the denoiser calls carried both requests"
     batched = f"{'batched' if verdict.batched else 'not batched'}: {share}"
     lines.append(f"{good if verdict.batched else '[yellow]-[/]'} {batched}")
     if not verdict.batched:
-        lines += [f"  why not: {reason} ({count} calls)" for reason, count in verdict.why_not]
+        lines += [f"  why not: {escape(reason)} ({count} calls)" for reason, count in verdict.why_not]
     speed = verdict.alone_s / verdict.together_s if verdict.together_s else 0.0
     apart = f"{verdict.alone_s:.2f} s one after the other with pipe(...)"
     lines.append(f"  {apart}, {verdict.together_s:.2f} s together: {speed:.2f}x")

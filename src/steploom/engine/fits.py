@@ -9,6 +9,7 @@ from typing import Any
 from steploom.engine.arguments import STEP_LISTS, is_number
 from steploom.errors import InvalidRequest
 from steploom.protocol import PipelineInfo
+from steploom.protocol.pictures import FRAMES, pictures_among
 from steploom.requests import DiffusionRequest
 
 _SIZES = ("width", "height")
@@ -24,10 +25,13 @@ def check_fits(request: DiffusionRequest, info: PipelineInfo) -> None:
     """
     unbinned = not request.params.get(_BINNING, True)
     of = info.size_multiple_unbinned if unbinned else info.size_multiple
+    if pictures_among(request.params, info):
+        of = math.lcm(of, info.size_multiple_pictured)
     for name, only in zip(_SIZES, info.size_only or (None, None), strict=True):
         value = request.params.get(name)
         if value is not None:
             _check_side(name, value, info, of, only)
+    _check_frames(request, info)
     _check_share(request, info)
     _check_output_type(request, info)
 
@@ -47,6 +51,26 @@ def _check_side(name: str, value: int, info: PipelineInfo, of: int, only: int | 
         raise InvalidRequest(
             f"{name}={value}: this {info.pipeline_class} has positions for at most {info.size_most}", field=name
         )
+
+
+def _check_frames(request: DiffusionRequest, info: PipelineInfo) -> None:
+    """Refuses a number of frames at which the pipeline would fail; others it rounds."""
+    of, only = info.frame_multiple, info.frames_only
+    for name in FRAMES:
+        count: Any = request.params.get(name)
+        if not isinstance(count, int):
+            continue  # not given, or the pictures themselves
+        said, this = f"{name}={count}", f"this {info.pipeline_class}"
+        if info.frames_strict and (count - 1) % of:
+            below = count - (count - 1) % of
+            mend = f"takes multiples of {of} and one more; the nearest is {below} or {below + of}"
+            raise InvalidRequest(f"{said}: {info.pipeline_class} {mend}", field=name)
+        if count < info.frames_least:
+            raise InvalidRequest(f"{said}: {info.pipeline_class} makes at least {info.frames_least}", field=name)
+        if only is not None and count not in (1, only):
+            raise InvalidRequest(f"{said}: {this} has positions for {only} frames, or 1", field=name)
+        if info.frames_most is not None and count > info.frames_most:
+            raise InvalidRequest(f"{said}: {this} has positions for at most {info.frames_most}", field=name)
 
 
 def _check_share(request: DiffusionRequest, info: PipelineInfo) -> None:

@@ -51,6 +51,7 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
         pixels_per_latent: Pixels along a side for each latent; 0 where that is not known.
         size_multiple: ``width`` and ``height`` must be multiples of this; 1 where the pipeline takes any size.
         size_multiple_unbinned: The same with ``use_resolution_binning=False``.
+        size_multiple_pictured: Where a picture is given, they must be multiples of this, too.
         size_least: Neither may be smaller, since nothing would be left of it.
         size_most: Neither may be larger, since the model has positions for no more; None where it sets no bound.
         size_only: The one ``(width, height)`` for which the model has positions; None where it takes others.
@@ -69,6 +70,10 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
         frame_rate: Frames per second that its videos are meant for, if it has a say in that.
         default_frames: Frames of its videos where ``num_frames`` is not given, if known.
         frame_multiple: ``num_frames`` should be a multiple of this and one more; others are rounded by the pipeline.
+        frames_strict: Whether it does not round them, but fails.
+        frames_least: Fewer it cannot make.
+        frames_most: More it cannot make, since the model has positions for no more; None where it sets no bound.
+        frames_only: The one number of frames, besides 1, for which the model has positions; None if it takes others.
         sampling_rate: Samples per second of its sound, if it makes any.
         loras: Names of adapters that were loaded with the pipeline.
         no_lora: Why requests cannot have adapters; None if they can.
@@ -86,6 +91,7 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
     pixels_per_latent: int = 0
     size_multiple: int = 1
     size_multiple_unbinned: int = 1
+    size_multiple_pictured: int = 1
     size_least: int = 1
     size_most: int | None = None
     size_only: tuple[int, int] | None = None
@@ -102,6 +108,10 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
     frame_rate: float | None = None
     default_frames: int | None = None
     frame_multiple: int = 1
+    frames_strict: bool = False
+    frames_least: int = 1
+    frames_most: int | None = None
+    frames_only: int | None = None
     sampling_rate: int | None = None
     loras: list[str] = []
     no_lora: str | None = None

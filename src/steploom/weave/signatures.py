@@ -6,7 +6,7 @@ import functools
 import inspect
 from typing import Any
 
-from steploom.weave import source_code
+from steploom.weave import source_code, untyped
 
 
 def takes(function: Any, argument: str) -> bool:
@@ -68,15 +68,25 @@ _IMAGE_TYPES = ("pil", "np", "pt", "latent")
 
 def output_types(pipeline: Any) -> list[str]:
     """What a pipeline takes as ``output_type``, as far as its source says; none where nobody knows."""
-    return list(_output_types(type(pipeline)))
+    stages = (getattr(pipeline, name, None) for name in _handed_to(type(pipeline)))
+    stage = next(filter(untyped.is_pipeline, stages), None)
+    return list(_output_types(type(pipeline if stage is None else stage)))
 
 
 @functools.lru_cache(maxsize=64)  # asked for each request
+def _handed_to(cls: Any) -> tuple[str, ...]:
+    """The methods and stages that ``__call__`` hands its ``output_type`` to, which may refuse it at the end."""
+    call = source_code.function(cls, "__call__")
+    return () if call is None else tuple(source_code.handed_to(call, "output_type"))
+
+
+@functools.lru_cache(maxsize=64)
 def _output_types(cls: Any) -> tuple[str, ...]:
     parameter = call_parameters(cls).get("output_type")
     if parameter is None:
         return ()
-    bodies = (source_code.function(cls, name) for name in ("__call__", "check_inputs"))
+    names = ("__call__", "check_inputs", *_handed_to(cls))
+    bodies = (source_code.function(cls, name) for name in dict.fromkeys(names))
     needed, known = source_code.strings_for(filter(None, bodies), "output_type")
     if needed or not inspect.unwrap(cls.__call__).__module__.startswith("diffusers."):
         return tuple(sorted(needed))  # others than diffusers may hand it to whatever they like

@@ -67,6 +67,19 @@ def strings_for(bodies: Iterable[Function], name: str) -> tuple[set[str], set[st
     return needed, known
 
 
+def handed_to(body: Function, name: str) -> list[str]:
+    """The methods, and nested pipelines, of ``self`` that ``body`` calls with the variable ``name``, in order."""
+    return [
+        node.func.attr
+        for node in ast.walk(body)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id == "self"
+        and any(isinstance(v, ast.Name) and v.id == name for v in (*node.args, *(k.value for k in node.keywords)))
+    ]
+
+
 def asks_for_none(body: Function, name: str) -> bool:
     """Whether ``body`` asks if the variable ``name`` is None, and so has an answer to that."""
     return any(

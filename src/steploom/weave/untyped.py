@@ -253,6 +253,16 @@ def pipeline_class(name: str) -> Any:
     return found if isinstance(found, type) and issubclass(found, DiffusionPipeline) else None
 
 
+def has(name: str) -> bool:
+    """Whether diffusers has something of that name, if need be as a stand-in that asks for a package."""
+    return name in dir(diffusers)
+
+
+def component_names(cls: Any) -> list[str]:
+    """The components that a pipeline class is made of."""
+    return list(cls._get_signature_keys(cls)[0])
+
+
 def components_of(pipeline: Any) -> dict[str, Any]:
     """The components that a pipeline was made of, by name; nothing for one that does not say."""
     try:
@@ -270,7 +280,7 @@ def sibling(cls: Any, components: Mapping[str, Any], pipeline: Any) -> Any:
     Raises:
         ValueError: ``cls`` needs a component that is not there.
     """
-    takes, _ = cls._get_signature_keys(cls)
+    takes = component_names(cls)
     own = {name: value for name, value in components.items() if name in takes}
     still: Any = type(cls.__name__, (cls,), {"to": lambda self, *_, **__: self, "__module__": cls.__module__})
     with quietly():

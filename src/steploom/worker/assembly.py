@@ -19,7 +19,7 @@ from steploom.config import EngineConfig
 from steploom.errors import ConfigError
 from steploom.weave import untyped
 from steploom.weave.order import is_denoiser
-from steploom.worker import sources
+from steploom.worker import indexes, sources
 from steploom.worker.quantization import Quantization
 from steploom.worker.sources import Source
 
@@ -73,7 +73,12 @@ def _made(config: EngineConfig, source: Source, dtype: Any) -> Any:
         factory = getattr(factory, part, None)
     if not callable(factory):
         raise ConfigError(f"model={config.model!r}: {module} has no function {path!r}")
-    made: Any = factory(config) if _takes_config(factory) else factory()
+    needed = _needed(factory)
+    if len(needed) > 1:
+        raise ConfigError(
+            f"model={config.model!r}: asks for {' and '.join(needed)}; a factory takes nothing, or the EngineConfig"
+        )
+    made: Any = factory(config) if needed else factory()
     if not untyped.is_pipeline(made):
         raise ConfigError(
             f"model={config.model!r}: gave {type(made).__module__}.{type(made).__name__}, which is no diffusers "
@@ -84,14 +89,14 @@ def _made(config: EngineConfig, source: Source, dtype: Any) -> Any:
     return untyped.for_task(made, config.task)
 
 
-def _takes_config(factory: Any) -> bool:
-    """Whether a factory has an argument that must be given: that is the engine's settings."""
+def _needed(factory: Any) -> list[str]:
+    """The arguments of a factory that must be given: of one, that is the engine's settings."""
     try:
         parameters = inspect.signature(factory).parameters.values()
     except (TypeError, ValueError):
-        return False
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return any(p.kind in positional and p.default is p.empty for p in parameters)
+        return []
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.kind not in optional and p.default is p.empty]
 
 
 def _base_of(config: EngineConfig, source: Source, progress: Callable[[str], None]) -> tuple[Source, bool]:
@@ -122,6 +127,9 @@ class _Assembly:
     """A folder or hub id, and what replaces some of its components."""
 
     def __init__(self, config: EngineConfig, base: Source, dtype: Any, parts: dict[str, str | None]) -> None:
+        if base.kind == "folder":
+            setting = "model" if config.base_model is None else "base_model"
+            indexes.check(Path(base.name), f"{setting}={getattr(config, setting)!r}")
         self.config = config
         self.base = base
         self._dtype = dtype

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from steploom.errors import GenerationFailed
+from steploom.errors import GenerationFailed, InvalidRequest
 from steploom.requests import DiffusionRequest
 from steploom.weave import signatures
-from steploom.worker import loading, trial
+from steploom.worker import lengths, loading, trial
 
 SMALL, SMALL_VIDEO = 32, 16
 """Latents along a side of what is asked for at first; 32 are 256 pixels with most VAEs."""
@@ -26,7 +26,7 @@ SMALL, SMALL_VIDEO = 32, 16
 _SMALLER = (64, 32, 16)
 _SHORT: Mapping[str, Any] = {
     "num_frames": 9, "video_length": 4, "audio_length_in_s": 1.0, "audio_end_in_s": 1.0, "audio_duration": 2.0,
-    "gen_length": 32, "max_new_tokens": 8,
+    "gen_length": 32, "max_new_tokens": 8, "max_sequence_length": 64,
 }  # fmt: skip
 """Lengths by argument: 9 frames are a multiple of 4 and of 8, plus one."""
 
@@ -47,8 +47,11 @@ _DRAWN = ("class_labels",)
 _WIDTHS = ("encoder_hid_dim", "clip_image_in_channels", "cross_attention_dim", "embedding_dim", "caption_channels")
 """Where a denoiser's configuration says how wide the embeddings are that it takes."""
 
-_LEVELS = range(4)
-"""As many as most VAEs have, each of which halves a side but the last."""
+_SHARE = 0.8
+"""Of the steps, that are taken of a picture."""
+
+_PIXELS_PER_LATENT = 8
+"""Along a side, of most VAEs."""
 
 _TOLD = 3
 """Different errors that are told when nothing works."""
@@ -70,19 +73,42 @@ class Wishes:
     prompts: Sequence[str]
     extra: Mapping[str, Any]
 
+    @property
+    def fields(self) -> set[str]:
+        """The arguments of which the user has said something."""
+        size = () if self.size is None else ("width", "height")
+        return {*self.extra, *size, "prompt", "num_inference_steps"}
 
-def two_requests(pipeline: Any, wishes: Wishes) -> list[DiffusionRequest]:
+
+def two_requests(
+    pipeline: Any, wishes: Wishes, check: Callable[[DiffusionRequest], object], tell: Callable[[str], None]
+) -> list[DiffusionRequest]:
     """Two requests that differ in prompt, seed, guidance, pictures and steps, the first of which ``pipeline`` can do.
+
+    Args:
+        pipeline: What is asked.
+        wishes: The user's.
+        check: Raises :class:`~steploom.errors.InvalidRequest` for what the engine would refuse.
+        tell: Is told what is being tried.
 
     Raises:
         GenerationFailed: It takes none of those that were tried.
+        InvalidRequest: The engine would refuse something that the user wishes.
     """
     faults: dict[str, None] = {}
     tried = 0
     for requests in _candidates(pipeline, wishes):
         tried += 1
+        tell(f"what it takes, alone: {described(requests[0])}")
         try:
+            for request in requests:
+                check(request)
             trial.run_alone(pipeline, requests[0])
+        except InvalidRequest as refusal:
+            if refusal.field in wishes.fields:
+                raise
+            faults[f"{_line(refusal)}"] = None
+            continue
         except Exception as fault:  # noqa: BLE001 - whatever a pipeline raises at what it does not take
             faults[f"{type(fault).__name__}: {_line(fault)}"] = None
             continue
@@ -92,6 +118,16 @@ def two_requests(pipeline: Any, wishes: Wishes) -> list[DiffusionRequest]:
         f"{type(pipeline).__name__} alone, without steploom, takes none of {tried} ways of asking: {told}. "
         "Give what it needs with --set NAME=VALUE, or --size"
     )
+
+
+def described(request: DiffusionRequest) -> str:
+    """What ``request`` asks for, in a few words: numbers as they are, and the names of all else."""
+    params = request.params
+    size = f"{params['width']}x{params['height']}" if {"width", "height"} <= params.keys() else ""
+    plain = (name for name in params if name not in ("width", "height"))
+    said = (f"{n}={params[n]}" if isinstance(params[n], (int, float, str)) else n for n in plain)
+    kind = "" if request.output_type == "pil" else f"output_type={request.output_type}"  # "pil" is the pipeline's own
+    return ", ".join(filter(None, [size, *said, kind]))
 
 
 def _line(fault: BaseException) -> str:
@@ -121,20 +157,12 @@ def _sizes(pipeline: Any, accepted: Mapping[str, Any], wanted: int | None) -> It
         yield from ((wanted, True), (wanted, False))
         return
     info = loading.describe(pipeline, in_process=True)
-    most = (SMALL_VIDEO if "num_frames" in accepted else SMALL) * _pixels_per_latent(pipeline)
+    most = (SMALL_VIDEO if "num_frames" in accepted else SMALL) * (info.pixels_per_latent or _PIXELS_PER_LATENT)
     first = min(most, *(info.default_size or (most,)))
     multiple = info.size_multiple
     fitting = [max(size - size % multiple, multiple) for size in (first, *_SMALLER) if size <= first]
     yield from ((size, True) for size in dict.fromkeys(fitting))
     yield from ((None, True), (None, False))
-
-
-def _pixels_per_latent(pipeline: Any) -> int:
-    for name in ("vae_scale_factor_spatial", "vae_scale_factor", "movq_scale_factor"):
-        if isinstance(getattr(pipeline, name, None), int):
-            return getattr(pipeline, name)
-    levels = getattr(getattr(getattr(pipeline, "movq", None), "config", None), "block_out_channels", _LEVELS)
-    return 2 ** (len(levels) - 1)
 
 
 class _Asking:
@@ -170,9 +198,14 @@ class _Asking:
         """Steps, sizes and guidance."""
         steps = self._wishes.steps
         found: dict[str, Any] = {"width": self._size, "height": self._size}
+        if self._size is not None:  # some choose a size of a megapixel for a picture
+            found |= {"max_area": self._size**2, "_auto_resize": False}
         found |= {name: steps for name in self._accepted if name.endswith("_num_inference_steps")}
         names = ("num_inference_steps", "decoder_num_inference_steps")
         found |= {name: steps + self._i for name in names if name in self._accepted}
+        share, _ = lengths.shortened(self._pipeline)
+        if share:  # whose default may leave none of few steps
+            found[share] = _SHARE if int(steps * _SHARE) else 1.0
         guidance = getattr(self._accepted.get("guidance_scale"), "default", None)
         if isinstance(guidance, (int, float)):
             found["guidance_scale"] = guidance + 0.5 * self._i

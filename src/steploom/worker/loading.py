@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import platform
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from steploom.worker import (
     compiling,
     downloads,
     fitting,
+    frames,
     lengths,
     mends,
     products,
@@ -62,8 +62,8 @@ def load(config: EngineConfig, progress: Callable[[str], None]) -> Any:
         raise ConfigError(f"task={config.task!r}: one of {', '.join(untyped.TASKS)}")
     dtype, name = _dtype(config, device)
     progress(f"loading {config.model} as {name}")
-    # What a factory raises is its author's: told as it is.
-    with downloads.told(progress), contextlib.nullcontext() if source.kind == "factory" else mends.explained(config):
+    explained = mends.own_factory if source.kind == "factory" else mends.explained
+    with downloads.told(progress), explained(config):
         pipeline = assemble(config, source, dtype, progress)
     refuse(pipeline)
     fitting.fit(pipeline, config, device, progress)
@@ -226,7 +226,7 @@ def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
         makes=products.makes(pipeline),
         frame_rate=products.frame_rate(pipeline),
         default_frames=products.default_frames(pipeline),
-        frame_multiple=products.frame_multiple(pipeline),
+        **frames.told(pipeline, denoiser),
         sampling_rate=products.sampling_rate(pipeline),
         loras=adapters.own_names(untyped.modules_of(pipeline)),
         no_lora=adapters.refusal(pipeline),

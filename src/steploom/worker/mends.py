@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import re
+import traceback
 from collections.abc import Generator
-
-import torch
+from pathlib import Path
 
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError
+from steploom.worker import indexes, sources
+
+_DEVICE = re.compile(r"out of memory|allocat|CUDA|HIP|MPS|NCCL")
+"""What torch says of a device's faults, which are not the settings'."""
+
+_TELLING = (OSError, ValueError, ImportError)
+"""What is raised with a sentence."""
+
+_NO_LIBRARY = "is not one of the libraries"
+"""What diffusers says of an index that names a library of somebody's, without code in the folder."""
+
+_NO_CLASS = re.compile(r"module diffusers has no attribute (\w+)")
 
 _UNREACHABLE = ("ConnectError", "ConnectionError", "ConnectTimeout", "NetworkError", "ReadTimeout", "MaxRetryError",
                 "ProxyError", "LocalEntryNotFoundError", "OfflineModeIsEnabled")  # fmt: skip
@@ -19,7 +31,7 @@ _UNREACHABLE = ("ConnectError", "ConnectionError", "ConnectTimeout", "NetworkErr
 def explained(config: EngineConfig) -> Generator[None]:
     """Turns what goes wrong with a model into a :class:`~steploom.errors.ConfigError` that says how to mend it.
 
-    Faults that are not the settings' (out of memory, an error in a factory) pass as they are.
+    The device's own faults (out of memory) pass as they are.
 
     Raises:
         ConfigError: The model cannot be loaded with these settings.
@@ -28,25 +40,48 @@ def explained(config: EngineConfig) -> Generator[None]:
         yield
     except ConfigError:
         raise
-    except (OSError, ValueError, ImportError) as error:
-        said = " ".join(str(error).split())
-        raise ConfigError(_mend(config, error, said)) from error
     except RuntimeError as error:
-        if config.quantization_config is not None and "No GPU found" in str(error):
+        said = " ".join(str(error).split())
+        if config.quantization_config is not None and "No GPU found" in said:
             raise ConfigError(
                 f"quantization_config={config.quantization_config!r}: bitsandbytes needs a GPU, and torch sees none; "
                 "quantize with torchao, which needs none, or leave it out"
             ) from error
-        if isinstance(error, torch.OutOfMemoryError) or "size mismatch" not in str(error):
+        if _DEVICE.search(said):
             raise
-        raise ConfigError(f"model={config.model!r}: the weights do not fit the configuration: {error}") from error
+        unfit = "the weights do not fit the configuration" if "size mismatch" in said else "could not be loaded"
+        raise ConfigError(f"model={config.model!r}: {unfit}: {said}") from error
+    except Exception as error:
+        said = " ".join(str(error).split())
+        if not isinstance(error, _TELLING):  # which are no sentences: KeyError: 'vae'
+            said = f"{type(error).__name__}: {said}"
+        raise ConfigError(_mend(config, error, said)) from error
+
+
+@contextlib.contextmanager
+def own_factory(config: EngineConfig) -> Generator[None]:
+    """Turns what a factory raises into a :class:`~steploom.errors.ConfigError` that says where it did.
+
+    Raises:
+        ConfigError: It raised something; what the device says passes as it is.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        if isinstance(error, RuntimeError) and _DEVICE.search(str(error)):
+            raise
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigError(f"model={config.model!r}: raised {words} ({frame.filename}, line {frame.lineno})") from error
 
 
 def _mend(config: EngineConfig, error: BaseException, said: str) -> str:
     """The whole message."""
     kinds = _kinds(error)
     model = f"model={config.model!r}"
-    if "trust_remote_code" in said:
+    if "trust_remote_code" in said and _NO_LIBRARY not in said:
         return (
             f"trust_remote_code=False: {model} brings Python code along, which would run here; read it, and set "
             f"trust_remote_code=True if you trust it ({said})"
@@ -74,7 +109,12 @@ def _mend(config: EngineConfig, error: BaseException, said: str) -> str:
         )
     if isinstance(error, ImportError):
         return f"{model}: needs a package that is not installed or does not import: {said}"
-    return f"{model}: could not be loaded: {said}"
+    if found := _NO_CLASS.search(said):
+        return f"{model}: {indexes.unknown_class(found[1])}"
+    source = sources.find(config.model)
+    lacking = indexes.missing(Path(source.name)) if source.kind == "folder" else []
+    hint = f" (it has no folder {' nor '.join(lacking)}, which its {sources.INDEX} lists)" if lacking else ""
+    return f"{model}: could not be loaded: {said}{hint}"
 
 
 def _kinds(error: BaseException | None) -> set[str]:

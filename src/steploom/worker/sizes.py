@@ -17,7 +17,8 @@ from steploom.weave.source_code import Function, names
 
 _SIZES = frozenset(("height", "width"))
 
-_FACTORS = ("vae_scale_factor_spatial", "vae_spatial_scale_factor", "vae_spatial_compression_ratio", "vae_scale_factor")
+_FACTORS = ("vae_scale_factor_spatial", "vae_spatial_scale_factor", "vae_spatial_compression_ratio", "vae_scale_factor",
+            "movq_scale_factor")  # fmt: skip
 """Where pipelines keep how many pixels become one of the latents, along a side."""
 
 _BINNED = frozenset(("classify_height_width_bin", "map_to_standard_shapes"))
@@ -29,6 +30,9 @@ _STIFF = frozenset(("ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D"))
 
 _MULTIPLES: Mapping[str, int] = {"WuerstchenCombinedPipeline": 128, "StableCascadeCombinedPipeline": 128}
 """Of cascades that count the latents of their stages in fractions of each other, and say nothing of what is left."""
+
+_EDITING = ("DreamLitePipeline", "DreamLiteMobilePipeline")
+"""Pipelines whose latents of a picture have the size that its processor rounds to, and no others do."""
 
 _DECODED_LARGER = ("StableDiffusionUpscalePipeline", "LDMSuperResolutionPipeline")
 """Upscalers whose latents are as large as the picture, so that their VAE makes more of it."""
@@ -45,6 +49,7 @@ def told(pipeline: Any, denoiser: Any) -> dict[str, Any]:
         "pixels_per_latent": pixels_per_latent(pipeline),
         "size_multiple": multiple(pipeline, denoiser),
         "size_multiple_unbinned": multiple(pipeline, denoiser, binned=False),
+        "size_multiple_pictured": multiple_pictured(pipeline),
         "size_least": least(pipeline),
         "size_most": most(pipeline, denoiser),
         "size_only": only(pipeline, denoiser),
@@ -68,6 +73,13 @@ def multiple(pipeline: Any, denoiser: Any, *, binned: bool = True) -> int:
     stages = [value for value in vars(pipeline).values() if untyped.is_pipeline(value)]
     of += [multiple(stage, None, binned=binned) for stage in stages] or [_of_one(pipeline, denoiser, binned=binned)]
     return math.lcm(*of)
+
+
+def multiple_pictured(pipeline: Any) -> int:
+    """What ``width`` and ``height`` must be multiples of besides, where a picture is given."""
+    if not any(cls.__name__ in _EDITING for cls in type(pipeline).__mro__):
+        return 1
+    return pipeline.image_processor.config.vae_scale_factor
 
 
 def _of_one(pipeline: Any, denoiser: Any, *, binned: bool) -> int:

@@ -1,0 +1,90 @@
+"""The numbers of frames that a pipeline is said to make it makes, and at those that it is not it fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any
+
+import conformance.families  # noqa: F401 - registers the cases
+import pytest
+import torch
+from conformance.case import CASES, Case
+
+from steploom import DiffusionRequest, EngineConfig, InvalidRequest
+from steploom.engine.validation import check_arguments
+from steploom.protocol.pictures import FRAMES
+from steploom.worker import loading, trial
+
+_SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        pytest.param("AllegroPipeline", "frames_least", 5, marks=_SLOW),
+        pytest.param("Kandinsky5I2VPipeline", "frames_least", 4, marks=_SLOW),
+        pytest.param("StableVideoDiffusionPipeline", "frames_least", 2, marks=_SLOW),
+        ("CosmosVideoToWorldPipeline", "frames_strict", True),
+        ("CosmosTextToWorldPipeline", "frames_most", 16),
+        ("AnimateDiffPipeline", "frames_most", 32),
+        ("LattePipeline", "frames_only", 2),
+    ],
+)
+def test_what_a_pipeline_fails_at_is_refused_and_what_it_does_not_is_taken(name: str, field: str, value: Any) -> None:
+    case = CASES[name]
+    torch.manual_seed(0)
+    pipeline = case.build()
+    pipeline.set_progress_bar_config(disable=True)
+    info = loading.describe(pipeline, in_process=True)
+    assert getattr(info, field) == value
+    taken, failing = {
+        "frames_least": ([value], value - 1),
+        "frames_strict": ([5, 9], 8),
+        "frames_most": ([value], value + 1),
+        "frames_only": ([1, value], value + 1),
+    }[field]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for count in taken:
+            request = _request(case, count)
+            check_arguments(request, info, EngineConfig())
+            trial.run_alone(pipeline, request)
+        request = _request(case, failing)
+        with pytest.raises(InvalidRequest, match=rf"={failing}: .*{name}"):
+            check_arguments(request, info, EngineConfig())
+        with pytest.raises((RuntimeError, ValueError, AttributeError)):
+            trial.run_alone(pipeline, request)
+
+
+def test_free_noise_has_positions_for_a_window_of_any_length() -> None:
+    pipeline = CASES["AnimateDiffPipeline"].build()
+    pipeline.enable_free_noise()
+    assert loading.describe(pipeline, in_process=True).frames_most is None
+
+
+@pytest.mark.parametrize(("width", "fits"), [(36, True), (38, False)])
+def test_what_a_picture_is_rounded_to_is_told(width: int, fits: bool) -> None:
+    case = CASES["DreamLitePipeline-edit"]
+    torch.manual_seed(0)
+    pipeline = case.build()
+    pipeline.set_progress_bar_config(disable=True)
+    info = loading.describe(pipeline, in_process=True)
+    request = case.request(0, width=width, height=32)
+    if fits:
+        check_arguments(request, info, EngineConfig())
+        trial.run_alone(pipeline, request)
+        return
+    with pytest.raises(
+        InvalidRequest, match="width=38: DreamLitePipeline takes multiples of 4; the nearest is 36 or 40"
+    ):
+        check_arguments(request, info, EngineConfig())
+    with pytest.raises(RuntimeError):
+        trial.run_alone(pipeline, request)
+
+
+def _request(case: Case, count: int) -> DiffusionRequest:
+    inputs = case.inputs(0)
+    name = next(name for name in FRAMES if name in inputs)
+    inputs = {**inputs, name: count, "output_type": "np"}
+    return dataclasses.replace(case, inputs=lambda _: inputs, steps=(1, 1, 1)).request(0)
