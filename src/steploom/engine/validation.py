@@ -16,7 +16,7 @@ from steploom.config import EngineConfig
 from steploom.engine.areas import check_areas, check_made_of_pictures
 from steploom.engine.arguments import check_kinds
 from steploom.engine.fits import check_fits
-from steploom.engine.limits import PER_PROMPT, STEPS, check_limits
+from steploom.engine.limits import LENGTHS, PER_PROMPT, STEPS, check_limits
 from steploom.engine.picture_checks import A_PICTURE, check_pictures
 from steploom.errors import ConfigError, InvalidRequest
 from steploom.media.pictures import brief
@@ -25,8 +25,7 @@ from steploom.protocol import Parameter, PipelineInfo
 from steploom.protocol.pictures import FRAMES, takes_pictures
 from steploom.requests import OWN_FIELDS, DiffusionRequest
 
-COUNTS = ("width", "height", *PER_PROMPT, *FRAMES, "batch_size", "gen_length", "block_length",
-          "max_sequence_length")  # fmt: skip
+COUNTS = ("width", "height", *PER_PROMPT, *FRAMES, *LENGTHS, "batch_size", "max_sequence_length")
 """Arguments that count something, wherever a pipeline has them."""
 NEAREST = 3
 
