@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
-from steploom.errors import InvalidRequest
+from steploom.errors import ConfigError, InvalidRequest
+from steploom.media.pictures import brief
 
 MAX_ADAPTERS = 16
 """Adapters that one request may stack."""
@@ -65,13 +66,15 @@ def check(lora: str | list[Any] | None) -> None:
         pair = cast("tuple[Any, ...]", entry)
         if not (isinstance(entry, tuple) and len(pair) == 2 and isinstance(pair[0], str) and pair[0]):
             raise InvalidRequest(
-                f"lora={lora!r}: must be {MEANING}; {entry!r} is no (name or path, scale)", field="lora"
+                f"lora={brief(lora)}: must be {MEANING}; {brief(entry)} is no (name or path, scale)", field="lora"
             )
         name, scale = pair
         if not isinstance(scale, float) or not math.isfinite(scale):
-            raise InvalidRequest(f"lora={lora!r}: the scale of {name!r} must be a finite number", field="lora")
+            raise InvalidRequest(
+                f"lora={brief(lora)}: the scale of {brief(name)} must be a finite number", field="lora"
+            )
         if name in names:
-            raise InvalidRequest(f"lora={lora!r}: {name!r} is listed twice; give it one scale", field="lora")
+            raise InvalidRequest(f"lora={brief(lora)}: {brief(name)} is listed twice; give it one scale", field="lora")
         names.add(name)
     if len(names) > MAX_ADAPTERS:
         raise InvalidRequest(f"lora: {len(names)} adapters, at most {MAX_ADAPTERS} in one request", field="lora")
@@ -99,7 +102,21 @@ def find(name: str, named: Mapping[str, str], own: Iterable[str] = ()) -> str:
     else:
         hint = f"the names are {', '.join(map(repr, known))}" if known else "EngineConfig.loras has no names"
     kinds = "neither a name of EngineConfig.loras, nor a file or folder, nor a hub id like 'owner/name'"
-    raise InvalidRequest(f"lora={name!r}: {kinds}; {hint}", field="lora")
+    raise InvalidRequest(f"lora={brief(name)}: {kinds}; {hint}", field="lora")
+
+
+def check_places(named: Mapping[str, str]) -> None:
+    """Refuses places by name (``EngineConfig.loras``) where nothing can be.
+
+    Raises:
+        ConfigError: Names the entry.
+    """
+    for name, where in named.items():
+        if not _exists(where) and not _HUB_ID.fullmatch(where):
+            raise ConfigError(
+                f"loras[{brief(name)}]={brief(where)}: is no file or folder here, nor a hub id like 'owner/name'; "
+                "check the path, or leave it out"
+            )
 
 
 def _exists(path: str) -> bool:

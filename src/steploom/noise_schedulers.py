@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
+from steploom import given
 from steploom.errors import InvalidRequest
+from steploom.media.pictures import brief
 
 
 def by_name(noise_scheduler: Any) -> Any:
@@ -18,6 +21,21 @@ def by_name(noise_scheduler: Any) -> Any:
         return noise_scheduler
     plain = {name: value for name, value in cast("Mapping[str, Any]", settings).items() if not name.startswith("_")}
     return {"class": type(noise_scheduler).__name__, **plain}
+
+
+_UNBOUNDED = "lambda_min_clipped"
+"""The one setting that is infinite by default: a bound that is none."""
+
+
+def check_settings(override: str | Mapping[str, Any] | None) -> None:
+    """Refuses settings of which no image comes, whatever the class: such as ``shift=nan``.
+
+    Raises:
+        InvalidRequest: Names the setting.
+    """
+    for setting, value in override.items() if isinstance(override, Mapping) else [("class", override)]:
+        if setting != _UNBOUNDED or value != -math.inf:
+            given.check("noise_scheduler", given.plain(value), f"noise_scheduler[{brief(setting)}]")
 
 
 def check_noise_scheduler(override: str | Mapping[str, Any], known: Mapping[str, list[str]], own: str | None) -> None:
@@ -35,7 +53,8 @@ def check_noise_scheduler(override: str | Mapping[str, Any], known: Mapping[str,
     name = settings.pop("class", own)
     if own is None:
         raise InvalidRequest(
-            f"noise_scheduler={name!r}: this pipeline has no noise scheduler; leave it out", field="noise_scheduler"
+            f"noise_scheduler={brief(name)}: this pipeline has no noise scheduler; leave it out",
+            field="noise_scheduler",
         )
     if name not in known and name != own:
         part = str(name).lower().replace(" ", "").replace("_", "")
@@ -43,7 +62,7 @@ def check_noise_scheduler(override: str | Mapping[str, Any], known: Mapping[str,
         nearest = within[:3] or difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"there are {', '.join(sorted(known))}"
         raise InvalidRequest(
-            f"noise_scheduler={name!r}: no scheduler class of diffusers that goes with the model's {own} has this "
+            f"noise_scheduler={brief(name)}: no scheduler class of diffusers that goes with the model's {own} has this "
             f"name; {hint}",
             field="noise_scheduler",
         )
@@ -52,6 +71,6 @@ def check_noise_scheduler(override: str | Mapping[str, Any], known: Mapping[str,
         if takes and setting not in takes:
             nearest = difflib.get_close_matches(str(setting), takes, n=3, cutoff=0.5) or takes
             raise InvalidRequest(
-                f"noise_scheduler: {name} has no setting {setting!r}; did you mean {' or '.join(nearest)}?",
+                f"noise_scheduler: {name} has no setting {brief(setting)}; did you mean {' or '.join(nearest)}?",
                 field="noise_scheduler",
             )

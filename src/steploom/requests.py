@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from steploom import given, noise_schedulers, step_caches
 from steploom import lora as loras
-from steploom import noise_schedulers, step_caches
 from steploom.errors import InvalidRequest, SteploomError
+from steploom.media.pictures import brief
 from steploom.outputs import DiffusionOutput
 from steploom.outputs import Timings as Timings
 
@@ -26,9 +27,6 @@ OWN_FIELDS = ("seed", "task", "lora", "noise_scheduler", "cache", "priority", "t
               "request_id", "return_trajectory", "output_type", "preview_every", "latents_every",
               "draft_every")  # fmt: skip
 """Keyword arguments that are ours; every other one goes to the pipeline's ``__call__``."""
-
-_MOST = 2**63 - 1
-"""The greatest integer that reaches a worker."""
 
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "request_id": ((str,), "a str"),
@@ -142,9 +140,10 @@ class DiffusionRequest:
         if request_id is None:
             request_id = uuid.uuid4().hex[:16]
         lora = loras.listed(lora)
+        params = {name: given.plain(value) for name, value in params.items()}
         values = dict(locals())
         for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, values[field.name])
+            object.__setattr__(self, field.name, given.plain(values[field.name]))
         self._validate()
 
     @property
@@ -176,24 +175,31 @@ class DiffusionRequest:
         for name, (kinds, meaning) in _KINDS.items():
             value = getattr(self, name)  # whatever the caller gave, not what the annotation says
             if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-                raise InvalidRequest(f"{name}={value!r}: must be {meaning}", field=name)
-            if isinstance(value, int) and name != "seed" and not -_MOST <= value <= _MOST:
-                raise InvalidRequest(f"{name}={value!r}: must fit 64 bits", field=name)
+                raise InvalidRequest(f"{name}={brief(value)}: must be {meaning}", field=name)
+            if isinstance(value, int) and name != "seed" and abs(value) > given.MOST:
+                raise InvalidRequest(f"{name}={brief(value)}: must fit 64 bits", field=name)
+        noise_schedulers.check_settings(self.noise_scheduler)
         loras.check(self.lora)
+        for name in ("request_id", "task", "user", "output_type", "lora"):
+            given.check(name, getattr(self, name))
         step_caches.parse(self.cache)
         if self.seed is not None and not -(2**63) <= self.seed < 2**64:
-            raise InvalidRequest(f"seed={self.seed!r}: must fit 64 bits", field="seed")
+            raise InvalidRequest(f"seed={brief(self.seed)}: must fit 64 bits", field="seed")
         if self.seed is not None and "generator" in self.params:
             raise InvalidRequest("generator: give either seed or generator, not both", field="generator")
         if not self.request_id or "#" in self.request_id:
-            raise InvalidRequest(f"request_id={self.request_id!r}: must not be empty nor hold '#'", field="request_id")
+            raise InvalidRequest(
+                f"request_id={brief(self.request_id)}: must not be empty nor hold '#'", field="request_id"
+            )
         for name in ("timeout", "deadline"):
             value = getattr(self, name)
             if value is not None and not value > 0:  # as with nan
-                raise InvalidRequest(f"{name}={value!r}: must be greater than 0 seconds", field=name)
+                raise InvalidRequest(f"{name}={brief(value)}: must be greater than 0 seconds", field=name)
         for name in ("preview_every", "latents_every", "draft_every"):
             if getattr(self, name) < 0:
-                raise InvalidRequest(f"{name}={getattr(self, name)!r}: must be 0 (never) or more steps", field=name)
+                raise InvalidRequest(
+                    f"{name}={brief(getattr(self, name))}: must be 0 (never) or more steps", field=name
+                )
 
 
 class Queued(msgspec.Struct, frozen=True, kw_only=True):

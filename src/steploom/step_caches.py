@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
-import numbers
 import re
 from collections.abc import Mapping
 from typing import Any, cast
 
 from steploom.errors import InvalidRequest
+from steploom.given import is_number
+from steploom.media.pictures import brief
 
 OFF = "off"
 THRESHOLDS = {"easycache": 0.05}
@@ -65,7 +65,7 @@ def parse(cache: Any) -> StepCaching | None:
     name, colon, number = cache.partition(":")
     name = _known(cache, name)
     if colon and re.fullmatch(_THRESHOLD, number) is None:
-        raise _wrong(cache, f"the threshold {number!r} is no number of at least 0")
+        raise _wrong(cache, f"the threshold {brief(number)} is no number of at least 0")
     return _made(cache, name, float(number) if colon else THRESHOLDS[name], WARM_UP)
 
 
@@ -74,7 +74,7 @@ def _from_mapping(cache: Mapping[Any, Any]) -> StepCaching | None:
     for key in cache:
         if key not in known:
             nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5) or known
-            raise _wrong(cache, f"there is no setting {key!r}; did you mean {' or '.join(nearest)}?")
+            raise _wrong(cache, f"there is no setting {brief(key)}; did you mean {' or '.join(nearest)}?")
     if cache.get("name") == OFF:
         return None
     name = _known(cache, cache.get("name"))
@@ -88,20 +88,16 @@ def _known(cache: Any, name: Any) -> str:
     known = (*THRESHOLDS, OFF)
     nearest = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {' and '.join(map(repr, known))}"
-    raise _wrong(cache, f"there is no step cache {name!r}; {hint}")
+    raise _wrong(cache, f"there is no step cache {brief(name)}; {hint}")
 
 
 def _made(cache: Any, name: str, threshold: Any, warm_up: Any) -> StepCaching | None:
-    if not _is_number(threshold) or threshold < 0:
-        raise _wrong(cache, f"threshold={threshold!r} is no finite number of at least 0")
-    if not _is_number(warm_up) or not 0 <= warm_up <= 1:
-        raise _wrong(cache, f"warm_up={warm_up!r} is no share of the steps, from 0 to 1")
+    if not is_number(threshold) or threshold < 0:
+        raise _wrong(cache, f"threshold={brief(threshold)} is no finite number of at least 0")
+    if not is_number(warm_up) or not 0 <= warm_up <= 1:
+        raise _wrong(cache, f"warm_up={brief(warm_up)} is no share of the steps, from 0 to 1")
     return StepCaching(name, float(threshold), float(warm_up)) if threshold > 0 else None
 
 
-def _is_number(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
-
-
 def _wrong(cache: Any, what: str) -> InvalidRequest:
-    return InvalidRequest(f"cache={cache!r}: must be {MEANING}; {what}", field="cache")
+    return InvalidRequest(f"cache={brief(cache)}: must be {MEANING}; {what}", field="cache")

@@ -14,6 +14,7 @@ import torch
 from driving import Driver, alone, config, distance, request
 from safetensors.torch import save_file
 
+from steploom import ConfigError
 from steploom.worker.runner import Runner
 
 TEXT: dict[str, Any] = {"height": 32, "width": 32, "num_inference_steps": 2, "max_sequence_length": 16}
@@ -71,7 +72,10 @@ def test_a_bad_file_hurts_its_request_alone(files: dict[str, str], tmp_path: pat
     pipe = tiny.sd3()
     good = [request("good", "a cat", 1, lora=files["a"], **TEXT), request("none", "a cat", 1, **TEXT)]
     expected = {r.request_id: lora_files.alone_with_lora(tiny.sd3, r) for r in good}
-    runner = Runner.from_pipeline(pipe, config(loras={"missing": str(tmp_path / "gone.safetensors")}))
+    gone = tmp_path / "gone.safetensors"
+    gone.touch()
+    runner = Runner.from_pipeline(pipe, config(loras={"missing": str(gone)}))
+    gone.unlink()
     requests = [request(name, "x", 1, lora=path, **TEXT) for name, path in bad.items()]
     requests += [request("missing", "x", 1, lora="missing", **TEXT), request("typo", "x", 1, lora="mising", **TEXT)]
     requests += [request("stack", "x", 1, lora=[files["a"], bad["shapes"]], **TEXT)]
@@ -87,6 +91,31 @@ def test_a_bad_file_hurts_its_request_alone(files: dict[str, str], tmp_path: pat
         assert distance(finished[r.request_id].output, expected[r.request_id]) <= 1e-4
     assert runner.stats().loras == [files["a"]]
     assert not runner._selections
+
+
+def test_a_name_for_nothing_is_refused_at_the_start(files: dict[str, str], tmp_path: pathlib.Path):
+    with pytest.raises(ConfigError, match=r"^loras\['b'\]='.*/gone': is no file or folder here"):
+        Runner.from_pipeline(tiny.sd3(), config(loras={"a": files["a"], "b": str(tmp_path / "gone")}))
+
+
+def test_one_file_under_two_names_is_stacked_as_diffusers_stacks_it(tmp_path: pathlib.Path):
+    """With DoRA two at 0.4 and 0.6 are not the same as one at 1."""
+    file = lora_files.save(tiny.sd3, tmp_path / "dora", 7, dora=True)
+    named = {"x": file, "y": file}
+    stacked = request("both", "a cat", 1, lora=[("x", 0.4), ("y", 0.6)], **TEXT)
+    single = request("one", "a cat", 1, lora="y", **TEXT)
+    driver = Driver(Runner.from_pipeline(tiny.sd3(), config(loras=named, max_loras=1)))
+    finished = driver.drain([stacked, single])
+    expected = {
+        "both": alone(lora_files.adapted(tiny.sd3(), ((file, 0.4), (file, 0.6))), stacked),
+        "one": alone(lora_files.adapted(tiny.sd3(), ((file, 1.0),)), single),
+    }
+    assert distance(expected["both"], expected["one"]) > 2e-3
+    for name, output in expected.items():
+        assert finished[name].error is None, finished[name].error
+        assert distance(finished[name].output, output) <= 1e-4
+    assert driver.runner.stats().lora_loads == 2
+    assert len(driver.runner.stats().loras) == 1
 
 
 def state(pipe: Any) -> Any:

@@ -260,6 +260,6 @@ async def test_outcomes_retries_and_refusals() -> None:
 
 
 async def test_a_text_has_at_most_so_many_tokens() -> None:
-    async with text_client(max_tokens=6) as (client, _):
+    async with text_client(engine={"max_tokens": 6}) as (client, _):
         answer = await client.completions.create(model="demo", prompt="a")
         assert answer.usage.completion_tokens == 6

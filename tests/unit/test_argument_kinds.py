@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import diffusers
@@ -10,7 +12,9 @@ import pytest
 import torch
 
 from steploom import EngineConfig, InvalidRequest
+from steploom.engine.pictures import load_pictures
 from steploom.engine.validation import check_arguments
+from steploom.media.pictures import brief
 from steploom.protocol import Parameter, PipelineInfo
 from steploom.requests import DiffusionRequest
 from steploom.weave import signatures
@@ -27,12 +31,17 @@ INFO = PipelineInfo(
     pipeline_class="P",
     parameters=[
         *(Parameter(name, kind=kind, takes_none=name not in NUMBERED) for name, kind in {**FLUX, **SDXL}.items()),
-        *map(Parameter, ("sigmas", "generator")),
+        *map(Parameter, ("sigmas", "generator", "controlnet_conditioning_scale", "messages")),
     ],
 )
 NAMED = ("SanaVideoPipeline", "WanAnimatePipeline", "StableDiffusionGLIGENTextImagePipeline", "WanVACEPipeline",
          "FluxFillPipeline", "VisualClozePipeline", "DiffusionGemmaPipeline")  # fmt: skip
 NAN = float("nan")
+
+
+class Unprintable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no words")
 
 
 def check(prompt: Any = "a cat", **params: Any) -> None:
@@ -63,7 +72,14 @@ def test_what_is_named_like_pictures_takes_them_by_its_annotation() -> None:
     [
         *(("guidance_scale", value, "a finite number") for value in ("5", NAN, -float("inf"), [1], {}, True, 1j)),
         ("true_cfg_scale", np.float32("nan"), "a finite number"),
+        *(("guidance_scale", value, "a finite number") for value in (10**400, -(2**63), 2**63, Decimal(3))),
+        *(("guidance_scale", value, "a finite number") for value in (Fraction(7, 2), np.bool_(True), np.ones(1), {5})),
+        ("guidance_scale", np.longdouble(1), "a finite number"),
         ("clip_skip", "x", "a finite number"),
+        *(("max_sequence_length", value, "at least 1") for value in (np.bool_(True), np.int64(0), np.float32(2), "8")),
+        *(("height", value, "an integer of at least 1") for value in ("1024", Unprintable(), 64.0, Decimal(64))),
+        ("guidance_scale", Unprintable(), "<Unprintable>: must be a finite number"),
+        ("latents", Unprintable(), "<Unprintable>: must be"),
         ("max_sequence_length", -5, "an integer of at least 1"),
         ("max_sequence_length", 2.5, "an integer of at least 1"),
         ("prompt", [], "is empty"),
@@ -80,7 +96,8 @@ def test_what_is_named_like_pictures_takes_them_by_its_annotation() -> None:
         ("callback_on_step_end", lambda: None, r"a function of \(pipeline, step, timestep, callback_kwargs\)"),
         ("num_inference_steps", None, "leave it out for the pipeline's own default"),
         ("num_images_per_prompt", None, "leave it out for the pipeline's own default"),
-        ("guidance_scale", None, "must be a finite number; leave it out"),
+        ("guidance_scale", None, "must be a finite number.*; leave it out"),
+        *(("sigmas", value, "finite numbers") for value in ([10**400], [Fraction(1, 2)], {1.0}, [[1.0]])),
         *(("sigmas", value, "finite numbers") for value in ("x", 5, [], [NAN], ["a"], {"a": 1})),
     ],
 )
@@ -100,7 +117,52 @@ def test_none_is_no_number_but_where_the_pipeline_asks_for_it() -> None:
     assert annotations.takes_none(diffusers.SanaSprintPipeline, between)  # as its check of inputs says
 
 
+DEEP: list[Any] = []
+for _ in range(10**4):
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("controlnet_conditioning_scale", [1.0, NAN], r"\[1.0, nan\]: holds nan: must be a finite number"),
+        ("controlnet_conditioning_scale", 10**400, r"10+\.\.\.: must be a finite number"),
+        ("cross_attention_kwargs", {"scale": NAN}, r"{'scale': nan}: holds nan: must be a finite number"),
+        ("cross_attention_kwargs", {"a": {"b": (1, 10**5000)}}, r"{'a': {'b': \(1, <int>\)}}: holds <int>: must be"),
+        ("cross_attention_kwargs", {"a": DEEP}, "nested more than 8 deep"),
+        ("messages", [{"role": "user", "content": [{"text": "x\ud800"}]}], r"'x\\ud800': has half of a surrogate pair"),
+        ("prompt", "x\udfff", "half of a surrogate pair; give whole characters"),
+        ("prompt", ["x", "\ud83d"], "half of a surrogate pair"),
+        ("negative_prompt", "\ud800", "half of a surrogate pair"),
+        ("prompt_2", ["\ud800"], "half of a surrogate pair"),
+    ],
+)
+def test_numbers_are_finite_and_characters_whole_wherever_they_are(field: str, value: Any, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"^{field}.*{words}") as refused:
+        check(**{field: value})
+    assert refused.value.field == field
+    assert len(str(refused.value)) < 300
+
+
+async def test_tensors_are_finite() -> None:
+    for value in (torch.full((1, 4), NAN), [torch.zeros(1), torch.tensor([float("-inf")])]):
+        with pytest.raises(InvalidRequest, match=r"^latents=.*its values go from") as refused:
+            await load_pictures(DiffusionRequest("a cat", latents=value), INFO, 100)
+        assert refused.value.field == "latents"
+    for fine in (torch.zeros(1, 4), torch.tensor([1, 2]), torch.zeros(0), torch.zeros(2, device="meta"), None):
+        await load_pictures(DiffusionRequest("a cat", latents=fine), INFO, 100)
+
+
+def test_a_message_says_little_of_a_large_value() -> None:
+    assert brief(list(range(9))) == "[0, 1, 2, ...]"
+    assert brief((1, {"a": 2})) == "(1, {'a': 2})"
+    assert brief({1: DEEP, 2: 0, 3: 0, 4: 0}) == "{1: [[[...]]], 2: 0, 3: 0, ...}"
+    assert brief("x" * 100) == "'" + "x" * 79 + "..."
+    assert (brief(10**5000), brief(Unprintable()), brief(Decimal(3))) == ("<int>", "<Unprintable>", "Decimal('3')")
+
+
 def test_what_diffusers_takes_passes() -> None:
+    check("\U0001f600 \ud7ff", guidance_scale=-0.0, num_inference_steps=np.int64(3), height=np.int32(64))
     check(
         ["a", "b"], negative_prompt=["c", "d"], prompt_2="e", guidance_scale=np.float32(3), eta=0, clip_skip=None,
         latents=torch.zeros(1), sigmas=np.linspace(1, 0.1, 4), cross_attention_kwargs={"scale": 0.5},

@@ -306,7 +306,7 @@ def test_what_cannot_travel_is_named() -> None:
 
 
 def test_fields_of_our_own_are_checked_before_they_are_sent() -> None:
-    for field, value in (("priority", "high"), ("prompt", object()), ("user", 3), ("timeout", np.float64(1))):
+    for field, value in (("priority", "high"), ("prompt", object()), ("user", 3)):
         with pytest.raises(InvalidRequest, match=field) as caught:
             codec.check_request(DiffusionRequest(**{field: value}))
         assert caught.value.field == field

@@ -1,4 +1,4 @@
-"""How many images and frames one request may ask for."""
+"""How many images, frames, tokens and seconds of sound one request may ask for."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import pytest
 from fakes import fake_engine
 
 from steploom import EngineConfig, InvalidRequest
+from steploom.engine.limits import LENGTHS, SOUND
 from steploom.engine.validation import check_arguments
 from steploom.protocol import Parameter, PipelineInfo
 from steploom.requests import DiffusionRequest
 
 TAKEN = ("prompt", "prompt_embeds", "num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt",
-         "num_frames", "video_length", "batch_size", "class_labels", "ensemble_size")  # fmt: skip
+         "num_frames", "video_length", "batch_size", "class_labels", "ensemble_size", *LENGTHS, *SOUND,
+         "audio_start_in_s", "max_post_steps")  # fmt: skip
 INFO = PipelineInfo(pipeline_class="P", parameters=[Parameter(name) for name in TAKEN])
-LIMITS = EngineConfig(max_images=6, max_frames=100)
+LIMITS = EngineConfig(max_images=6, max_frames=100, max_sound_s=30, max_tokens=64, max_steps=50)
 EMBEDS = np.zeros((7, 1, 1))
 
 
@@ -40,9 +42,19 @@ def check(prompt: Any = None, **params: Any) -> None:
         ({"num_frames": 10**6}, "num_frames", "num_frames=1000000: at most 100 frames .*EngineConfig.max_frames"),
         ({"video_length": 101}, "video_length", "=101: at most 100"),
         ({"num_frames": 60, "prompt": ["a"] * 2}, "num_frames", "num_frames=60, prompt: 2 of them: at most 100"),
+        *(({name: 31}, name, f"{name}=31: at most 30 seconds of sound .*EngineConfig.max_sound_s") for name in SOUND),
+        ({"audio_length_in_s": 1e9}, "audio_length_in_s", "=1000000000.0: at most 30 seconds"),
+        ({"audio_end_in_s": 45, "audio_start_in_s": 10}, "audio_end_in_s", "=45, audio_start_in_s=10: at most 30"),
+        ({"duration": 16, "num_waveforms_per_prompt": 2}, "duration", "=16, num_waveforms_per_prompt=2: at most 30"),
+        ({"audio_length_in_s": 8, "prompt": ["a"] * 4}, "audio_length_in_s", "prompt: 4 of them: at most 30"),
+        ({"audio_length_in_s": 0}, "audio_length_in_s", "=0: must be greater than 0"),
+        ({"audio_end_in_s": 3, "audio_start_in_s": 3.0}, "audio_end_in_s", "=3: must be greater than 3"),
+        ({"gen_length": 10**7}, "gen_length", "=10000000: at most 64 tokens of one text .EngineConfig.max_tokens"),
+        ({"gen_length": 1, "block_length": 10**9}, "block_length", "at most 64 tokens"),
+        ({"max_post_steps": 10**9}, "max_post_steps", "=1000000000: at most 50 .EngineConfig.max_steps"),
     ],
 )
-def test_more_images_or_frames_than_allowed_are_refused(params: dict[str, Any], field: str, message: str) -> None:
+def test_more_of_anything_than_allowed_is_refused(params: dict[str, Any], field: str, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message) as caught:
         check(**params)
     assert caught.value.field == field
@@ -57,13 +69,24 @@ def test_more_images_or_frames_than_allowed_are_refused(params: dict[str, Any], 
         {"prompt_embeds": EMBEDS[:, 0]},  # not rows of texts
         {"num_frames": 50, "num_videos_per_prompt": 2},
         {"ensemble_size": 6, "batch_size": 6},
+        {"audio_end_in_s": 110, "audio_start_in_s": 80.0, "audio_duration": 30},
+        {"audio_length_in_s": 5, "prompt": ["a"] * 6},
+        {"audio_duration": -1, "audio_end_in_s": None},  # the length of the sound that is given
+        {"gen_length": 64, "block_length": 64, "prompt": ["a"] * 6, "max_post_steps": 50},
     ],
 )
 def test_as_many_as_allowed_pass(params: dict[str, Any]) -> None:
     check(**params)
 
 
-@pytest.mark.parametrize("name", ["num_waveforms_per_prompt", "batch_size", "ensemble_size", "video_length"])
+def test_the_pipelines_own_length_counts_where_none_is_given() -> None:
+    info = PipelineInfo(pipeline_class="P", parameters=[Parameter("gen_length")], default_length=65)
+    with pytest.raises(InvalidRequest, match="gen_length=65: at most 64 tokens"):
+        check_arguments(DiffusionRequest(), info, LIMITS)
+    check_arguments(DiffusionRequest(gen_length=64), info, LIMITS)
+
+
+@pytest.mark.parametrize("name", ["num_waveforms_per_prompt", "batch_size", "ensemble_size", "video_length", *LENGTHS])
 def test_what_counts_is_an_integer(name: str) -> None:
     with pytest.raises(InvalidRequest, match=f"{name}='many': must be an integer"):
         check(**{name: "many"})

@@ -83,6 +83,7 @@ async def test_a_file_is_read_as_diffusers_reads_it() -> None:
         (encoded()[:200], "cannot be read"),
         ("missing.png", "image='missing.png': there is no such file; give a PIL image, an array, the bytes"),
         (pathlib.Path("missing.png"), "missing.png.*: there is no such file"),
+        ("", "image='': is empty; give a PIL image"),
         (".", "image='.': is a folder; give the path of one file"),
         ("x" * 9000, "no such file"),
         ("https://example.org/cat.png", "no path of a file; fetch it yourself and give its bytes"),

@@ -5,15 +5,19 @@ from __future__ import annotations
 import decimal
 import math
 import pathlib
+from fractions import Fraction
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
+import torch
 from fakes import fake_engine
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steploom import DiffusionRequest, InvalidRequest, codec, lora
+from steploom import ConfigError, DiffusionRequest, InvalidRequest, codec, lora
+from steploom.media.pictures import brief
 from steploom.protocol import NewRequest
 from steploom.requests import OWN_FIELDS
 
@@ -63,6 +67,8 @@ WRONG = [
     ("seed", 1.5, "an integer, or None"),
     ("seed", False, "an integer, or None"),
     ("seed", 2**64, "must fit 64 bits"),
+    ("cache", {"name": "easycache", "threshold": 10**400}, "is no finite number"),
+    ("cache", {"name": "easycache", "threshold": Fraction(1, 9)}, "is no finite number"),
 ]
 
 
@@ -71,7 +77,7 @@ def test_a_wrong_value_is_refused_with_field_value_and_mend(name: str, value: An
     with pytest.raises(InvalidRequest) as caught:
         DiffusionRequest("a cat", **{name: value})
     assert caught.value.field == name
-    assert str(caught.value).startswith(f"{name}={value!r}: must ")
+    assert str(caught.value).startswith(f"{name}={brief(value)}: must ")
     assert meaning in str(caught.value)
 
 
@@ -86,6 +92,56 @@ async def test_the_engine_refuses_them_before_anything_is_queued() -> None:
 
 def test_every_field_of_ours_has_a_wrong_value_here() -> None:
     assert {name for name, _, _ in WRONG} == set(OWN_FIELDS)
+
+
+@pytest.mark.parametrize("name", ["user", "task", "request_id", "output_type", "lora", "noise_scheduler", "cache"])
+def test_half_a_character_is_refused_in_every_text_of_ours(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=name) as caught:
+        DiffusionRequest("a cat", **{name: "easycache\ud800"})
+    assert caught.value.field == name
+
+
+def test_numpys_scalars_are_pythons_numbers() -> None:
+    request = DiffusionRequest(
+        np.str_("a cat"), priority=np.int64(2), timeout=np.float32(2.5), preview_every=np.array(3), width=np.int64(32),
+        return_trajectory=np.bool_(True), guidance_scale=np.float16(3.5), image=np.zeros(1), latents=torch.tensor(1.0),
+    )  # fmt: skip
+    ours = (request.prompt, request.priority, request.timeout, request.preview_every, request.return_trajectory)
+    theirs = (request.params["width"], request.params["guidance_scale"])
+    assert [*map(type, ours), *map(type, theirs)] == [str, int, float, int, bool, int, float]
+    assert (ours, theirs) == (("a cat", 2, 2.5, 3, True), (32, 3.5))
+    assert (type(request.params["image"]), type(request.params["latents"])) == (np.ndarray, torch.Tensor)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"shift": math.nan}, r"noise_scheduler\['shift'\]=nan: must be a finite number"),
+        ({"shift": math.inf}, r"'shift'\]=inf"),
+        ({"beta_end": np.float32("nan")}, r"'beta_end'\]=nan"),
+        ({"trained_betas": [0.1, math.nan]}, r"'trained_betas'\]=\[0.1, nan\]: holds nan"),
+        ({"shift": 10**400}, r"'shift'\]=10+\.\.\.: must be a finite number"),
+        ({"lambda_min_clipped": math.inf}, r"'lambda_min_clipped'\]=inf"),
+    ],
+)
+def test_settings_of_a_noise_scheduler_are_finite(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidRequest, match=said) as caught:
+        DiffusionRequest("a cat", noise_scheduler={"class": "FlowMatchEulerDiscreteScheduler", **settings})
+    assert caught.value.field == "noise_scheduler"
+
+
+def test_a_noise_scheduler_of_diffusers_may_have_its_infinite_default() -> None:
+    scheduler = diffusers.DPMSolverMultistepScheduler()
+    assert scheduler.config["lambda_min_clipped"] == -math.inf
+    assert DiffusionRequest("a cat", noise_scheduler=scheduler).noise_scheduler["lambda_min_clipped"] == -math.inf
+
+
+def test_places_of_adapters_are_checked_by_name(tmp_path: pathlib.Path) -> None:
+    lora.check_places({"here": str(tmp_path), "hub": "owner/name", "file of the hub": "owner/name/x.safetensors"})
+    for where in (str(tmp_path / "gone"), "nowhere", "./owner/name", "owner/x.safetensors", "a" * 10**5):
+        with pytest.raises(ConfigError, match=r"^loras\['ink'\]=.*: is no file or folder here, nor a hub id") as caught:
+            lora.check_places({"here": str(tmp_path), "ink": where})
+        assert len(str(caught.value)) < 300
 
 
 PAIR = ("ink", 0.5)

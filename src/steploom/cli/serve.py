@@ -30,7 +30,7 @@ log = logging.getLogger("steploom.serve")
 
 EXIT_FAILED = 1
 
-LIMITS = ("max_images", "max_tokens", "max_prompt_chars", "max_body_bytes", "max_videos", "max_video_bytes",
+LIMITS = ("max_images", "max_prompt_chars", "max_body_bytes", "max_videos", "max_video_bytes",
           "max_unfinished_videos")  # fmt: skip
 """Options that are fields of ``ServerSettings`` of the same name."""
 
@@ -141,7 +141,8 @@ def engine_config(options: argparse.Namespace) -> EngineConfig:
     """
     names = {"max_queue": "max_waiting", "max_queue_seconds": "max_waiting_s"}
     names |= {name: name for name in ("max_batch", "data_parallel_size", "ulysses_degree", "ring_degree",
-                                      "tensor_parallel_size", "policy", "max_steps", "max_pixels")}  # fmt: skip
+                                      "tensor_parallel_size", "policy", "max_steps", "max_pixels",
+                                      "max_tokens")}  # fmt: skip
     given = {field: getattr(options, name) for name, field in names.items()}
     given["preview_vae"] = options.preview if options.preview not in PREVIEWS else None
     config = arguments.engine_config(options, **{name: value for name, value in given.items() if value is not None})
@@ -262,17 +263,17 @@ async def _warm_up(engine: AsyncDiffusionEngine) -> None:
     required = {parameter.name for parameter in info.parameters if parameter.required}
     if not required <= {"prompt"}:
         return  # it needs a picture, and which one is not ours to say
-    params = {name: value for name, value in _short(info, engine.config.max_steps).items() if name in known}
+    params = {name: value for name, value in _short(info, engine.config).items() if name in known}
     async with anyio.create_task_group() as group:
         for seed, prompt in enumerate(("warm-up", "another warm-up")):
             group.start_soon(_one, engine, prompt if "prompt" in known else None, {"seed": seed, **params})
 
 
-def _short(info: PipelineInfo, max_steps: int) -> dict[str, int]:
+def _short(info: PipelineInfo, config: EngineConfig) -> dict[str, int]:
     """Arguments of a short request: few steps; of a video few and small frames, since a whole one takes minutes."""
-    steps = min(2, max_steps)
+    steps = min(2, config.max_steps)
     if "videos" not in info.makes:
-        return {"num_inference_steps": steps, "gen_length": 8}
+        return {"num_inference_steps": steps, "gen_length": min(8, config.max_tokens)}
     side = max(_SMALL // info.size_multiple, 1) * info.size_multiple
     width, height = (min(side, most) for most in info.default_size or (side, side))
     return {"num_inference_steps": steps, "num_frames": 1 + info.frame_multiple, "width": width, "height": height}

@@ -120,8 +120,7 @@ def _add_videos(group: arguments.Options) -> None:
 def _add_limits(group: arguments.Options) -> None:
     group.add_argument("--max-images", type=arguments.count, default=10, metavar="N",
                        help="images, the field n (default: %(default)s)")  # fmt: skip
-    group.add_argument("--max-tokens", type=arguments.count, default=4096, metavar="N",
-                       help="tokens of a text (default: %(default)s)")  # fmt: skip
+    group.add_argument("--max-tokens", type=arguments.count, metavar="N", help="tokens of a text (default: 4096)")
     group.add_argument("--max-steps", type=arguments.count, metavar="N", help="steps (default: 1000)")
     group.add_argument("--max-pixels", type=arguments.count, metavar="N",
                        help="width times height of what is made, and of images sent (default: 16777216)")  # fmt: skip

@@ -17,6 +17,7 @@ import msgspec
 from steploom.codec.record import Record
 from steploom.codec.rules import INLINE_BYTES, MAX_DEPTH, MAX_HASHED, NUMPY_DTYPE, STRUCTS, Buffer, Code, dotted_root
 from steploom.errors import InvalidRequest, SteploomError
+from steploom.given import is_whole
 from steploom.protocol import ErrorInfo
 from steploom.requests import DiffusionRequest
 
@@ -304,11 +305,8 @@ def _dataclass_fields(value: Any) -> dict[str, Any] | None:
 
 
 def _text(value: str) -> str:
-    try:
-        if not value.isascii():
-            value.encode()
-    except UnicodeEncodeError:
-        raise Unfit("text with a lone surrogate has no UTF-8 form; remove it") from None
+    if not is_whole(value):
+        raise Unfit("text with a lone surrogate has no UTF-8 form; remove it")
     return value
 
 

@@ -7,12 +7,12 @@ anything else than these kinds are not checked.
 from __future__ import annotations
 
 import inspect
-import math
-import numbers
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Mapping, Set, Sized
 from typing import Any, cast
 
 from steploom.errors import InvalidRequest
+from steploom.given import is_number
+from steploom.media.pictures import brief
 from steploom.protocol import Parameter, PipelineInfo
 from steploom.requests import DiffusionRequest
 
@@ -39,8 +39,7 @@ def check_kinds(request: DiffusionRequest, info: PipelineInfo) -> None:
         if parameter.name == "prompt" and value == []:
             raise InvalidRequest("prompt=[]: must be a str, or a list of str that is not empty", field="prompt")
         if value is not None and fits is not None and not fits(value):
-            shown = " ".join(repr(value).split())[:80]
-            raise InvalidRequest(f"{parameter.name}={shown}: must be {meaning}", field=parameter.name)
+            raise InvalidRequest(f"{parameter.name}={brief(value)}: must be {meaning}", field=parameter.name)
     _check_rows(request)
 
 
@@ -63,15 +62,8 @@ def _check_rows(request: DiffusionRequest) -> None:
             raise InvalidRequest(f"{name}: {count} texts for {rows} prompts; give one str, or {rows}", field=name)
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite number, numpy's and torch's included; True and False are none."""
-    if getattr(value, "ndim", None) == 0:  # numpy's and torch's
-        value = value.item()
-    return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
-
-
 def _is_numbers(value: Any) -> bool:
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sized) or not len(value):
+    if isinstance(value, (str, bytes, Mapping, Set)) or not isinstance(value, Sized) or not len(value):
         return False
     return all(is_number(one) for one in cast("Any", value))
 
@@ -104,7 +96,7 @@ def _is_mapping(value: Any) -> bool:
 
 
 _KINDS: dict[str, tuple[Callable[[Any], bool] | None, str]] = {
-    "number": (is_number, "a finite number"),
+    "number": (is_number, "a finite number, and within 64 bits if an integer"),
     "text": (_is_text, "a str, or a list of str"),
     "tensor": (_is_tensor, "a torch.Tensor (torch.from_numpy makes one of an array)"),
     "mapping": (_is_mapping, "a dict"),

@@ -6,8 +6,10 @@ import math
 from collections.abc import Sized
 from typing import Any
 
-from steploom.engine.arguments import STEP_LISTS, is_number
+from steploom.engine.arguments import STEP_LISTS
 from steploom.errors import InvalidRequest
+from steploom.given import is_number
+from steploom.media.pictures import brief
 from steploom.protocol import PipelineInfo
 from steploom.protocol.pictures import FRAMES, pictures_among
 from steploom.requests import DiffusionRequest
@@ -80,7 +82,7 @@ def _check_share(request: DiffusionRequest, info: PipelineInfo) -> None:
     if not name or share is None or request.params.get("denoising_start") is not None:  # which then says it
         return
     if not is_number(share) or not 0 < share <= 1:
-        raise InvalidRequest(f"{name}={share!r}: must be a number greater than 0, and at most 1", field=name)
+        raise InvalidRequest(f"{name}={brief(share)}: must be a number greater than 0, and at most 1", field=name)
     lists = (value for key, value in request.params.items() if key in STEP_LISTS and isinstance(value, Sized))
     steps = next(map(len, lists), request.params.get("num_inference_steps") or info.default_steps)
     if steps is None or (math.ceil if info.shortened_up else int)(steps * share) >= 1:
@@ -97,4 +99,4 @@ def _check_output_type(request: DiffusionRequest, info: PipelineInfo) -> None:
     if not taken or wanted in (*taken, "pil"):
         return
     choice = ", ".join(map(repr, taken))
-    raise InvalidRequest(f"output_type={wanted!r}: {info.pipeline_class} makes {choice}", field="output_type")
+    raise InvalidRequest(f"output_type={brief(wanted)}: {info.pipeline_class} makes {choice}", field="output_type")

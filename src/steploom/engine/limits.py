@@ -1,14 +1,15 @@
-"""How much one request may ask for: steps, images, frames; the bounds are fields of ``EngineConfig``."""
+"""How much one request may ask for: steps, images, frames, sound, tokens; the bounds are fields of ``EngineConfig``."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Mapping, Sized
 from typing import Any, cast
 
 from steploom.config import EngineConfig
 from steploom.engine.arguments import STEP_LISTS
 from steploom.errors import InvalidRequest
+from steploom.given import is_number
 from steploom.media.pictures import leaves, shape_of
 from steploom.protocol import PipelineInfo
 from steploom.protocol.pictures import FRAMES, is_video, pictures_among
@@ -22,6 +23,14 @@ PER_PROMPT = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_p
               "layers")  # fmt: skip
 """Arguments that say how many times each prompt, or image, is made."""
 
+LENGTHS = ("gen_length", "block_length")
+"""Arguments that say how many tokens a text has, or a block of it, which is written as a whole."""
+SOUND = ("audio_length_in_s", "audio_end_in_s", "audio_duration", "audio_duration_s", "duration")
+"""Arguments that say how many seconds of sound there will be."""
+_SOUND_FROM = "audio_start_in_s"
+_MORE_STEPS = "max_post_steps"
+"""Steps of a block that has all its tokens."""
+
 _ROWS = ("prompt_embeds", "class_labels")
 
 
@@ -33,10 +42,12 @@ def check_limits(request: DiffusionRequest, info: PipelineInfo, config: EngineCo
     """
     for field, steps in _steps(request, info):
         if steps > config.max_steps:
-            said = f"{field}={steps}" if field.endswith(STEPS) else f"{field}: {steps} steps"
+            said = f"{field}={steps}" if field.endswith((STEPS, _MORE_STEPS)) else f"{field}: {steps} steps"
             raise InvalidRequest(f"{said}: at most {config.max_steps} (EngineConfig.max_steps)", field=field)
     _check_pictures(request, info, config)
     _check_images(request, info, config)
+    _check_sound(request, config)
+    _check_tokens(request, info, config)
 
 
 def _check_pictures(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:
@@ -79,7 +90,39 @@ def _check_images(request: DiffusionRequest, info: PipelineInfo, config: EngineC
             )
 
 
-def _told(said: dict[str, int]) -> str:
+def _check_sound(request: DiffusionRequest, config: EngineConfig) -> None:
+    """The seconds of all waveforms. A duration of 0 or less may mean that of a sound which is given."""
+    said = _counts(request)
+    for name in SOUND:
+        seconds: Any = request.params.get(name)
+        start: Any = request.params.get(_SOUND_FROM) if name == "audio_end_in_s" else None
+        if not is_number(seconds) or not (start is None or is_number(start)):
+            continue
+        length = seconds - (start or 0)
+        if length <= 0 and name.endswith("_in_s"):
+            raise InvalidRequest(f"{name}={seconds}: must be greater than {start or 0}, where it begins", field=name)
+        if length * math.prod(said.values()) > config.max_sound_s:
+            named = {name: seconds} | ({} if start is None else {_SOUND_FROM: start}) | said
+            raise InvalidRequest(
+                f"{_told(named)}: at most {config.max_sound_s:g} seconds of sound of one request "
+                "(EngineConfig.max_sound_s)",
+                field=name,
+            )
+
+
+def _check_tokens(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:
+    """The tokens of each text, of which there are as many blocks as it is long; a block of its own length is memory."""
+    asked = {name: request.params.get(name) for name in LENGTHS}
+    if info.default_length is not None:
+        asked[LENGTHS[0]] = asked[LENGTHS[0]] or info.default_length
+    for name, tokens in asked.items():
+        if tokens is not None and tokens > config.max_tokens:
+            raise InvalidRequest(
+                f"{name}={tokens}: at most {config.max_tokens} tokens of one text (EngineConfig.max_tokens)", field=name
+            )
+
+
+def _told(said: Mapping[str, Any]) -> str:
     """``num_frames=49, num_videos_per_prompt=64``; a list of prompts by its length."""
     return ", ".join(
         f"{name}: {count} of them" if name in ("prompt", *_ROWS) else f"{name}={count}" for name, count in said.items()
@@ -111,7 +154,7 @@ def _steps(request: DiffusionRequest, info: PipelineInfo) -> Iterator[tuple[str,
     """All that says how many steps there will be, and how many that is."""
     yield STEPS, request.params.get(STEPS) or info.default_steps or 1
     for name, value in request.params.items():
-        if name.endswith(STEPS) and isinstance(value, int):
+        if (name.endswith(STEPS) or name == _MORE_STEPS) and isinstance(value, int):
             yield name, value
         elif name.endswith(STEPS_LIST) and isinstance(value, (list, tuple)):
             yield name, sum(one for one in cast("list[Any]", value) if isinstance(one, int))

@@ -39,12 +39,13 @@ async def load_pictures(request: DiffusionRequest, info: PipelineInfo, max_pixel
         InvalidRequest: A picture cannot be read, is too large, or holds what is no number.
     """
     pictures = pictures_among(request.params, info)
+    tensors = {parameter.name for parameter in info.parameters if parameter.kind == "tensor"}
     changes: dict[str, Any] = {}
     for name, value in request.params.items():
         found = list(leaves(name, value))
         if any(_reader(name, leaf, pictures) for leaf in found):
             changes[name] = await to_thread.run_sync(_read, name, value, pictures, max_pixels)
-        if name in pictures and any(map(shape_of, found)):
+        if (name in pictures or name in tensors) and any(map(shape_of, found)):
             await to_thread.run_sync(check_finite, name, value)
     return request.with_params(**changes) if changes else request
 
@@ -109,6 +110,8 @@ def _from_file(name: str, given: str | Path, check: Callable[[tuple[int, int]], 
     if isinstance(given, str) and address is not None and len(address[1]) > 1:
         mend = "fetch it yourself" if address[1] != "data" else "decode it yourself"
         raise InvalidRequest(f"{name}={brief(given)}: is no path of a file; {mend} and give its bytes", field=name)
+    if not text:
+        raise InvalidRequest(f"{name}='': is empty; {GIVE}", field=name)
     path = Path(text[:_LONGEST_PATH]).expanduser()
     if len(text) <= _LONGEST_PATH and path.is_dir():
         raise InvalidRequest(f"{name}={brief(text)}: is a folder; give the path of one file, or a list", field=name)

@@ -10,22 +10,22 @@ import dataclasses
 import difflib
 from typing import Any
 
-from steploom import lora, step_caches
+from steploom import given, lora, step_caches
 from steploom.codec import check_request
 from steploom.config import EngineConfig
 from steploom.engine.areas import check_areas, check_made_of_pictures
 from steploom.engine.arguments import check_kinds
 from steploom.engine.fits import check_fits
-from steploom.engine.limits import PER_PROMPT, STEPS, check_limits
+from steploom.engine.limits import LENGTHS, PER_PROMPT, STEPS, check_limits
 from steploom.engine.picture_checks import A_PICTURE, check_pictures
 from steploom.errors import ConfigError, InvalidRequest
+from steploom.media.pictures import brief
 from steploom.noise_schedulers import check_noise_scheduler
 from steploom.protocol import Parameter, PipelineInfo
 from steploom.protocol.pictures import FRAMES, takes_pictures
 from steploom.requests import OWN_FIELDS, DiffusionRequest
 
-COUNTS = ("width", "height", *PER_PROMPT, *FRAMES, "batch_size", "gen_length", "block_length",
-          "max_sequence_length")  # fmt: skip
+COUNTS = ("width", "height", *PER_PROMPT, *FRAMES, *LENGTHS, "batch_size", "max_sequence_length")
 """Arguments that count something, wherever a pipeline has them."""
 NEAREST = 3
 
@@ -89,6 +89,8 @@ def check_arguments(request: DiffusionRequest, info: PipelineInfo, config: Engin
     _check_counts(request, member)
     check_kinds(request, member)
     check_fits(request, member)
+    for name, value in {"prompt": request.prompt, **request.params}.items():
+        given.check(name, value)
     check_areas(request, member, config)
     check_limits(request, member, config)
     _check_cache(request, member)
@@ -149,13 +151,13 @@ def _check_counts(request: DiffusionRequest, info: PipelineInfo) -> None:
         if (name not in COUNTS and not name.endswith(STEPS)) or name in others:
             continue
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise InvalidRequest(f"{name}={value!r}: must be an integer of at least 1", field=name)
+            raise InvalidRequest(f"{name}={brief(value)}: must be an integer of at least 1", field=name)
 
 
 def _check_lora(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:
     """Refuses adapters that are nowhere, and any where there can be none."""
     if request.adapters and info.no_lora is not None:
-        raise InvalidRequest(f"lora={request.lora!r}: {info.no_lora}", field="lora")
+        raise InvalidRequest(f"lora={brief(request.lora)}: {info.no_lora}", field="lora")
     if info.in_process:
         return  # the application may have loaded others into its pipeline meanwhile: the worker knows
     for name, _ in request.adapters:
@@ -173,7 +175,7 @@ def _check_cache(request: DiffusionRequest, info: PipelineInfo) -> None:
         why = "has no denoising steps to skip"
     if why:
         raise InvalidRequest(
-            f"cache={request.cache!r}: {_called(request, info)} {why}; leave it out, or give 'off'", field="cache"
+            f"cache={brief(request.cache)}: {_called(request, info)} {why}; leave it out, or give 'off'", field="cache"
         )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
+from numbers import Number
 from pathlib import Path
 from types import NoneType
 from typing import Any, cast
@@ -11,7 +13,8 @@ from steploom.errors import InvalidRequest
 
 DEEPEST = 8
 """Lists within lists: batches of videos, or of examples of pictures, have three levels."""
-_SHOWN = 3
+_SHOWN, _SHOWN_DEEP, _SHOWN_LONG = 3, 3, 80
+"""Of a value in a message: items of a list, lists within lists, characters."""
 
 
 def leaves(name: str, value: Any, depth: int = 0) -> Iterator[Any]:
@@ -72,8 +75,8 @@ def is_tensor(value: Any) -> bool:
     return hasattr(value, "is_cuda")
 
 
-def brief(value: Any) -> str:
-    """What a message says of a value."""
+def brief(value: Any, depth: int = 0) -> str:
+    """What a message says of a value: short, and never an error of the value's own ``__repr__``."""
     shape = shape_of(value)
     if shape is not None:
         return f"<{type(value).__name__} {list(shape)} {kind_of(value):.40}>"
@@ -81,7 +84,25 @@ def brief(value: Any) -> str:
         return f"<{value.mode} image of {value.size[0]}x{value.size[1]}>"
     if isinstance(value, (bytes, bytearray)):
         return f"<{len(value)} bytes>"
-    if isinstance(value, (list, tuple)):
-        every = cast("list[Any]", value)
-        return f"[{', '.join(map(brief, every[:_SHOWN]))}{', ...' if len(every) > _SHOWN else ''}]"
-    return f"{value!r:.80}" if isinstance(value, (str, Path, int, float, NoneType)) else f"<{type(value).__name__}>"
+    if isinstance(value, (list, tuple, dict)):
+        return _brief_of_several(cast("Any", value), depth)
+    if isinstance(value, (str, Path, Number, NoneType)):
+        try:
+            shown = repr(value)
+        except Exception:  # noqa: BLE001 - a class of the caller's, or an integer of more digits than Python prints
+            return f"<{type(value).__name__}>"
+        return shown if len(shown) <= _SHOWN_LONG else f"{shown[:_SHOWN_LONG]}..."
+    return f"<{type(value).__name__}>"
+
+
+def _brief_of_several(value: Any, depth: int) -> str:
+    opens, closes = "()" if isinstance(value, tuple) else "{}" if isinstance(value, dict) else "[]"
+    if depth >= _SHOWN_DEEP:
+        return f"{opens}...{closes}"
+    if isinstance(value, dict):
+        entries = cast("dict[Any, Any]", value).items()
+        shown = [f"{brief(key, depth + 1)}: {brief(item, depth + 1)}" for key, item in islice(entries, _SHOWN)]
+    else:
+        shown = [brief(item, depth + 1) for item in cast("list[Any]", value[:_SHOWN])]
+    more = ["..."] if len(cast("Any", value)) > _SHOWN else []
+    return f"{opens}{', '.join(shown + more)}{closes}"

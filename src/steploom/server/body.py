@@ -14,6 +14,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
+from steploom.given import is_whole
 from steploom.server.errors import ApiError, invalid
 from steploom.server.kinds import FormText
 from steploom.server.settings import ServerSettings
@@ -72,10 +73,8 @@ def _check_sound(name: str, value: Any, depth: int) -> None:
     if depth > _MAX_DEPTH:
         raise invalid(f"{name:.80}: is nested more than {_MAX_DEPTH} deep", name[:80])
     if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise invalid(f"{name:.80}: has half of a surrogate pair; send whole characters", name[:80]) from None
+        if not is_whole(value):
+            raise invalid(f"{name:.80}: has half of a surrogate pair; send whole characters", name[:80])
     elif isinstance(value, dict):
         for part in cast("dict[str, Any]", value).items():
             _check_sound(name, list(part), depth + 1)

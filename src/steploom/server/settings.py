@@ -27,7 +27,6 @@ class ServerSettings:
         body_timeout_s: Seconds in which a body must arrive.
         max_prompt_chars: Length of a prompt, or of all messages together, at most.
         max_choices: Texts of one request (``n`` times its prompts), at most.
-        max_tokens: Tokens of one text (``max_tokens``), at most.
         previews: Whether streams have previews; without them they have the finished images only.
         default_timeout_s: ``timeout`` of requests that give none; None is no limit.
         cors_origins: Web pages of these origins may use the server from a browser; ``"*"`` is any.
@@ -53,7 +52,6 @@ class ServerSettings:
     body_timeout_s: float = 120.0
     max_prompt_chars: int = 32_000
     max_choices: int = 32
-    max_tokens: int = 4096
     previews: bool = True
     default_timeout_s: float | None = None
     cors_origins: tuple[str, ...] = ()
@@ -68,7 +66,7 @@ class ServerSettings:
     max_watchers: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("max_images", "max_body_bytes", "body_timeout_s", "max_prompt_chars", "max_choices", "max_tokens",
+        for name in ("max_images", "max_body_bytes", "body_timeout_s", "max_prompt_chars", "max_choices",
                      "stored_images", "stored_s", "video_ttl_s", "max_videos", "max_video_bytes",
                      "max_unfinished_videos", "max_watchers"):  # fmt: skip
             if not getattr(self, name) > 0:

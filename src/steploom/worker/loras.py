@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from steploom import lora
 from steploom.config import EngineConfig
 from steploom.errors import InvalidRequest
+from steploom.media.pictures import brief
 from steploom.weave import adapters
 from steploom.weave.adapters import Adapter, Selection, Selections, Weaver
 from steploom.weave.pipelines import Loom
 from steploom.worker.lora_places import identity, place
+
+_NONE = ("", None)
+"""Of what is not loaded."""
 
 
 @dataclasses.dataclass
@@ -59,19 +64,14 @@ class Loras:
         """
         why = adapters.refusal(self._loom.pipeline)
         if why is not None:
-            raise InvalidRequest(f"lora={list(wanted)!r}: {why}", field="lora")
+            raise InvalidRequest(f"lora={brief(wanted)}: {why}", field="lora")
         chosen: list[tuple[Adapter, float]] = []
         for name, scale in wanted:
-            adapter = self._find(name, [own for own, _ in chosen])
-            if any(adapter is own for own, _ in chosen):
-                raise InvalidRequest(
-                    f"lora={list(wanted)!r}: {name!r} is listed before under another name", field="lora"
-                )
-            chosen.append((adapter, scale))
+            chosen.append((self._find(name, [own for own, _ in chosen]), scale))
         try:
             selection = self._selections.take(chosen)
         except InvalidRequest as fault:
-            raise InvalidRequest(f"lora={list(wanted)!r}: {fault}", field="lora") from None
+            raise InvalidRequest(f"lora={brief(wanted)}: {fault}", field="lora") from None
         self._evict(self._keep, [])
         return selection
 
@@ -96,7 +96,7 @@ class Loras:
         if name in own and name not in self._named:
             return self._application_s(name)
         where = lora.find(name, self._named, own)
-        key = identity(where)
+        key = self._unpinned(identity(where), pinned)
         if key not in self._loaded:
             self._evict(self._keep - 1, pinned)
             self._tell(f"loading LoRA {name}")
@@ -105,11 +105,16 @@ class Loras:
                 found = place(where, self._hub_timeout_s, local_files_only=self._local_files_only)
                 adapter = adapters.load(self._loom.pipeline, self._loom.shared, found, self._number)
             except InvalidRequest as fault:
-                raise InvalidRequest(f"lora={name!r}: {where} {fault}", field="lora") from None
+                raise InvalidRequest(f"lora={brief(name)}: {where} {fault}", field="lora") from None
             self._loaded[key] = (name, adapter)
             self._counts.loads += 1
         self._loaded.move_to_end(key)
         return self._loaded[key][1]
+
+    def _unpinned(self, identity: Hashable, pinned: Sequence[Adapter]) -> Hashable:
+        """One of the copies of a file: whoever stacks it under several names has one for each, as in diffusers."""
+        copies = ((identity, number) for number in itertools.count())
+        return next(key for key in copies if not any(self._loaded.get(key, _NONE)[1] is own for own in pinned))
 
     def _application_s(self, name: str) -> Adapter:
         """An adapter that the application has loaded into its pipeline."""

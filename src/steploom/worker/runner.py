@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from steploom import step_caches
+from steploom import lora, step_caches
 from steploom.config import EngineConfig
 from steploom.config.parallel import asked
 from steploom.errors import ConfigError, EngineError
@@ -106,6 +106,7 @@ class Runner:
             self.info.no_lora = f"{asked(self._config)}: adapters cannot be shared by ranks yet"
         if self._config.loras and self.info.no_lora is not None:
             raise ConfigError(f"loras={dict(self._config.loras)!r}: {self.info.no_lora}; else leave it None")
+        lora.check_places(self._config.loras or {})
         if self.info.makes == ["text"] and step_caches.parse(self._config.cache) is not None:
             raise ConfigError(f"cache={self._config.cache!r}: no step of text is like the one before; leave it None")
         device = torch.device(getattr(pipeline, "_execution_device", "cpu"))

@@ -71,7 +71,10 @@ def _arguments(info: PipelineInfo, config: EngineConfig) -> dict[str, Any]:
 
     Compiled code serves other sizes as well. A CPU takes long, and so does a whole video.
     """
-    arguments: dict[str, Any] = {"num_inference_steps": min(_STEPS, config.max_steps), "gen_length": 8}
+    arguments: dict[str, Any] = {
+        "num_inference_steps": min(_STEPS, config.max_steps),
+        "gen_length": min(8, config.max_tokens),
+    }
     least = max(info.size_multiple, 1)
     width, height = usual = info.default_size or (_SMALL, _SMALL)
     if "videos" in info.makes:

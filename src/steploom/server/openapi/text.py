@@ -44,7 +44,7 @@ def text_body(state: ServerState, *, chat: bool) -> Content:
     source, what = ("messages", _MESSAGES) if chat else ("prompt", _PROMPT)
     bounds = {"n": {"maximum": state.settings.max_choices}}
     bounds["num_inference_steps"] = {"maximum": state.engine.config.max_steps}
-    length = {"type": "integer", "minimum": 1, "maximum": state.settings.max_tokens}
+    length = {"type": "integer", "minimum": 1, "maximum": state.engine.config.max_tokens}
     properties: dict[str, Any] = {name: {"description": "Accepted, without effect."} for name in IGNORED}
     properties |= {name: {"enum": [None, *values]} for name, values in INERT.items()}
     properties |= {name: or_null(length) for name in (LENGTHS if chat else LENGTHS[1:])}

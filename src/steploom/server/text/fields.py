@@ -122,7 +122,7 @@ INERT: dict[str, tuple[Any, ...]] = {
 """OpenAI's fields that ask for what cannot be done here, and the values that ask for nothing."""
 
 
-def read_fields(given: Mapping[str, Any], settings: ServerSettings, *, chat: bool) -> TextFields:
+def read_fields(given: Mapping[str, Any], settings: ServerSettings, max_tokens: int, *, chat: bool) -> TextFields:
     """The typed fields of a decoded body. Null is "not given".
 
     Raises:
@@ -147,7 +147,7 @@ def read_fields(given: Mapping[str, Any], settings: ServerSettings, *, chat: boo
         elif name not in IGNORED:
             _refuse(name, value, chat=chat)
     _check(fields, given, settings)
-    _read_lengths(fields, lengths, settings)
+    _read_lengths(fields, lengths, max_tokens)
     fields.user = fields.safety_identifier or fields.user
     return fields
 
@@ -189,9 +189,9 @@ def _check(fields: TextFields, given: Mapping[str, Any], settings: ServerSetting
         raise invalid("stream_options: belongs to stream=true; leave it out", "stream_options")
 
 
-def _read_lengths(fields: TextFields, lengths: Mapping[str, Any], settings: ServerSettings) -> None:
+def _read_lengths(fields: TextFields, lengths: Mapping[str, Any], max_tokens: int) -> None:
     """How long the text may be; blocks may not be longer than the longest text, since they are memory too."""
-    read = whole(1, settings.max_tokens)
+    read = whole(1, max_tokens)
     for name, value in reversed(list(lengths.items())):
         found = read(name, value)
         if fields.max_tokens not in (None, found):

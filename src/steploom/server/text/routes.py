@@ -44,7 +44,9 @@ async def _answer(request: Request, *, chat: bool) -> Response:
     key = key_of(request, "chat" if chat else "completion")
     digest = await to_thread.run_sync(fingerprint, body) if key else ""
     known: TextGeneration | None = state.joins.find(key, digest) if key else None
-    generation = known or _generation(state, read_fields(body, state.settings, chat=chat))
+    generation = known or _generation(
+        state, read_fields(body, state.settings, state.engine.config.max_tokens, chat=chat)
+    )
     if key and known is None:
         state.joins.add(key, digest, generation)
     return Answer(
@@ -66,7 +68,7 @@ def _generation(state: ServerState, fields: TextFields) -> TextGeneration:
     own: dict[str, Any] = {**fields.own, "lora": state.adapters(fields), "user": fields.user, "draft_every": 0}
     own.setdefault("timeout", state.settings.default_timeout_s)
     seed: int | None = own.pop("seed", None)
-    params = _params(fields, info, state.settings.max_tokens)
+    params = _params(fields, info, state.engine.config.max_tokens)
     answer_id = f"{'cmpl' if fields.messages is None else 'chatcmpl'}-{uuid.uuid4().hex[:24]}"
     requests = [
         DiffusionRequest(
