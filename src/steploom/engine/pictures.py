@@ -41,13 +41,21 @@ async def load_pictures(request: DiffusionRequest, info: PipelineInfo, max_pixel
     pictures = pictures_among(request.params, info)
     tensors = {parameter.name for parameter in info.parameters if parameter.kind == "tensor"}
     changes: dict[str, Any] = {}
+    doubtful: dict[str, Any] = {}
     for name, value in request.params.items():
         found = list(leaves(name, value))
         if any(_reader(name, leaf, pictures) for leaf in found):
             changes[name] = await to_thread.run_sync(_read, name, value, pictures, max_pixels)
         if (name in pictures or name in tensors) and any(map(shape_of, found)):
-            await to_thread.run_sync(check_finite, name, value)
+            doubtful[name] = value
+    if doubtful:
+        await to_thread.run_sync(_check_all_finite, doubtful)
     return request.with_params(**changes) if changes else request
+
+
+def _check_all_finite(values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        check_finite(name, value)
 
 
 def _read(name: str, value: Any, pictures: Mapping[str, Any], max_pixels: int) -> Any:
