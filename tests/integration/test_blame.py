@@ -229,6 +229,24 @@ def test_a_text_is_not_held_to_be_at_fault_because_it_stands_beside() -> None:
     assert info.message.startswith("clip_skip=2: the pipeline cannot go on")
 
 
+NO = "['a strength'] does not do"
+
+
+def check_inputs(strength: float) -> None:
+    raise ValueError(NO)
+
+
+def test_a_line_that_has_all_arguments_checked_is_no_evidence_nor_is_a_list_of_prompts() -> None:
+    try:
+        strength = 0.5
+        check_inputs(strength)
+    except ValueError as error:
+        info = blame.failure(error, DiffusionRequest(["a strength"], strength=0.5))
+        assert (info.kind, info.field) == ("InvalidRequest", None)
+    else:
+        raise AssertionError
+
+
 def test_what_is_missing_is_named_but_not_what_has_a_value_of_its_own() -> None:
     class Own(diffusers.StableDiffusion3Pipeline):
         def prepare_latents(
