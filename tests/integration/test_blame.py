@@ -70,12 +70,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     (LLADA, {"prompt": None}, "prompt", "Provide one of `prompt`, `messages`, or `input_ids`"),
     (XL, {"prompt": None, "image": Image.new("L", (16, 16))}, "prompt", "prompt=None, prompt_embeds=None: Provide"),
     (FILL, {"mask_image": None}, "mask_image", "mask_image=None: Please provide `mask_image` when passing `image`"),
-    (
-        INPAINT,
-        {"padding_mask_crop": 4, "output_type": "latent"},
-        "output_type",
-        "output_type='latent': The output type",
-    ),
+    (INPAINT, {"padding_mask_crop": 4, "output_type": "latent"}, "output_type", "output_type='latent': The output"),
     (SD3, {"prompt": "\ud800"}, "prompt", "prompt='\\ud800': TextEncodeInput must be"),
     (SD3, {"negative_prompt": ["\ud800"]}, "negative_prompt", "negative_prompt=['\\ud800']: the pipeline"),
     (SD3, {"prompt": ["a cat of height", 5]}, "prompt", "prompt=['a cat of height', 5]: "),

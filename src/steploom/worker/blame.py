@@ -101,17 +101,17 @@ def _blamed(
     """What to tell if the request is at fault, with one of its pictures or another argument; None if it is not."""
     steps, called = (0, False) if run is None else (run.steps, run.called)
     frames = _frames(error)
-    if _is_ours(frames):
-        return None
+    ours = _is_ours(frames)
     given, left_out = _given(request), _left_out(request, info)
-    culprits = _culprits(frames, said, given, left_out)
-    if info is not None and run is not None and None not in culprits.values() and not _ONE_OF.search(said):
+    culprits = {} if ours else _culprits(frames, said, given, left_out)
+    speaks_of_others = _ONE_OF.search(said) or left_out.keys() & set(_QUOTED.findall(said))
+    if info is not None and run is not None and not speaks_of_others:
         pictures = pictures_among(request.params, info)
         if not culprits.keys() - _SIZES or culprits.keys() & pictures.keys() or in_processing(error):
             blamed = of_pictures(error, request, info, steps=steps, module=run.failed)
             if blamed is not None:
                 return ErrorInfo.of(blamed)
-    return None if steps else _of_arguments(error, said, given, culprits, called=called)
+    return None if steps or ours else _of_arguments(error, said, given, culprits, called=called)
 
 
 def _of_arguments(
