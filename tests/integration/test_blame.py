@@ -20,6 +20,10 @@ from steploom.worker import blame, trial
 from steploom.worker.runner import Runner
 
 SD, XL, FLUX, LTX = "StableDiffusionPipeline", "StableDiffusionXLImg2ImgPipeline", "FluxPipeline", "LTXPipeline"
+SD3, LLADA, QWEN, FILL = "StableDiffusion3Pipeline", "LLaDA2Pipeline", "QwenImagePipeline", "FluxFillPipeline"
+COGVIDEO, V2V = "CogVideoXPipeline", "CogVideoXVideoToVideoPipeline"
+FLUX2, LTX2 = "Flux2KleinPipeline", "LTX2Pipeline"
+INPAINT, DREAM, COSMOS = "StableDiffusionInpaintPipeline", "DreamLitePipeline-edit", "CosmosVideoToWorldPipeline"
 
 
 def empty(*shape: int) -> torch.Tensor:
@@ -50,7 +54,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     (XL, {"clip_skip": 3, "image": Image.new("L", (16, 16))}, "clip_skip", "clip_skip=3: the pipeline"),
     (XL, {"strength": -0.5}, "strength", "strength=-0.5: The value of strength should in [0.0, 1.0] but is -0.5"),
     (XL, {"sigmas": [1.0, 0.5], "timesteps": [500, 100]}, "sigmas", "Only one of `timesteps` or `sigmas`"),
-    (XL, {"original_size": (16,)}, "original_size", "original_size=[16]: "),
+    (XL, {"original_size": (16,)}, "original_size", "original_size=(16): "),
     (XL, {"negative_prompt_embeds": empty(1, 16, 32)}, "negative_pooled_prompt_embeds", "pooled_prompt_embeds=None: "),
     (XL, {"prompt": None, "prompt_embeds": empty(1, 16, 32)}, "pooled_prompt_embeds", "pooled_prompt_embeds=None: "),
     (XL, {"pooled_prompt_embeds": empty(1, 4, 7)}, "pooled_prompt_embeds", "<Tensor [1, 4, 7] float32>"),
@@ -62,6 +66,39 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     (FLUX, {"max_sequence_length": 600}, "max_sequence_length", "cannot be greater than 512 but is 600"),
     (FLUX, {"ip_adapter_image": Image.new("RGB", (16, 16))}, "ip_adapter_image", "FluxPipeline has no IP-Adapter; "),
     (FLUX, {"ip_adapter_image_embeds": [empty(1, 1, 8)]}, "ip_adapter_image_embeds", "has no IP-Adapter; "),
+    (SD, {"prompt": None}, "prompt", "prompt=None, prompt_embeds=None: Provide either `prompt` or"),
+    (LLADA, {"prompt": None}, "prompt", "Provide one of `prompt`, `messages`, or `input_ids`"),
+    (XL, {"prompt": None, "image": Image.new("L", (16, 16))}, "prompt", "prompt=None, prompt_embeds=None: Provide"),
+    (FILL, {"mask_image": None}, "mask_image", "mask_image=None: Please provide `mask_image` when passing `image`"),
+    (INPAINT, {"padding_mask_crop": 4, "output_type": "latent"}, "output_type", "output_type='latent': The output"),
+    (SD3, {"prompt": "\ud800"}, "prompt", "prompt='\\ud800': TextEncodeInput must be"),
+    (SD3, {"negative_prompt": ["\ud800"]}, "negative_prompt", "negative_prompt=['\\ud800']: the pipeline"),
+    (SD3, {"prompt": ["a cat of height", 5]}, "prompt", "prompt=['a cat of height', 5]: "),
+    (DREAM, {"width": 38}, "width", "width=38: the pipeline cannot go on with this (RuntimeError: Sizes of tensors"),
+    (COSMOS, {"num_frames": 10}, "num_frames", "num_frames=10: the pipeline cannot go on with this (RuntimeError: "),
+    (COGVIDEO, {"max_sequence_length": 600}, "max_sequence_length", "max_sequence_length=600: the pipeline cannot"),
+    (FLUX2, {"latents": empty(1, 3, 5)}, "latents", "latents=<Tensor [1, 3, 5] float32>: the pipeline cannot go on"),
+    (
+        LTX2,
+        {"timesteps": [500, 200]},
+        "timesteps",
+        "timesteps=[500, 200]: the pipeline cannot go on with this (ValueError",
+    ),
+    (
+        V2V,
+        {"latents": empty(1, 3, 5)},
+        "latents",
+        "float32>, video=[<RGB image of 16x16>, <RGB image of 16x16>, <RGB image",
+    ),
+    ("MarigoldDepthPipeline", {"latents": empty(1, 3, 5)}, "latents", "`generator` cannot be used together"),
+    ("StableDiffusion3ControlNetPipeline", {"latents": empty(1, 3, 5)}, "latents", "hidden_states must be 4D"),
+    (
+        "HunyuanVideoImageToVideoPipeline",
+        {"prompt": None, "prompt_embeds": empty(1, 4, 7)},
+        "prompt",
+        "prompt=None: the pipeline cannot go on with this (ValueError: You need to specify either `text`",
+    ),
+    ("IFSuperResolutionPipeline", {"prompt": None}, "prompt", "prompt=None, prompt_embeds=None: the pipeline cannot"),
     (LTX, {"frame_rate": 0}, "frame_rate", "frame_rate=0: the pipeline cannot go on with this (ZeroDivisionError: "),
     (LTX, {"generator": [torch.Generator()] * 2}, "generator", "a list of generators of length 2"),
     (LTX, {"latents": empty(1, 4, 3, 3)}, "latents", "latents=<Tensor [1, 4, 3, 3] float32>"),
@@ -106,6 +143,36 @@ def test_the_argument_at_fault_is_named(
     assert report.error.kind == "InvalidRequest", report.error.traceback
     assert report.error.field == field
     assert words in report.error.message
+    assert answer(driver, asked(name, driver)).error is None
+
+
+@pytest.mark.parametrize(
+    ("name", "noise_scheduler", "words"),
+    [
+        (
+            QWEN,
+            "FlowMatchHeunDiscreteScheduler",
+            "noise_scheduler='FlowMatchHeunDiscreteScheduler': the pipeline cannot",
+        ),
+        (
+            "WanPipeline",
+            {"class": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True},
+            "`mu` must be passed",
+        ),
+        (SD, {"class": "DDIMScheduler", "prediction_type": "x"}, "prediction_type given as x must be one of"),
+        ("AudioLDM2Pipeline", "BlockRefinementScheduler", "has no attribute 'init_noise_sigma'"),
+        (LLADA, "DDIMScheduler", "unexpected keyword argument 'block_length'"),
+        (SD, {"num_train_timesteps": -4}, "number of steps must be non-negative"),
+    ],
+)
+def test_a_noise_scheduler_of_the_requests_own_is_at_fault_where_the_pipeline_cannot_use_it(
+    drivers: dict[str, Driver], name: str, noise_scheduler: Any, words: str
+) -> None:
+    driver = drive(drivers, name)
+    error = answer(driver, asked(name, driver, noise_scheduler=noise_scheduler)).error
+    assert error is not None
+    assert (error.kind, error.field) == ("InvalidRequest", "noise_scheduler"), error.traceback
+    assert words in error.message
     assert answer(driver, asked(name, driver)).error is None
 
 
@@ -159,6 +226,24 @@ def test_a_text_is_not_held_to_be_at_fault_because_it_stands_beside() -> None:
         info = blame.failure(error, request)
     assert info.field == "clip_skip"
     assert info.message.startswith("clip_skip=2: the pipeline cannot go on")
+
+
+NO = "['a strength'] does not do"
+
+
+def check_inputs(strength: float) -> None:
+    raise ValueError(NO)
+
+
+def test_a_line_that_has_all_arguments_checked_is_no_evidence_nor_is_a_list_of_prompts() -> None:
+    try:
+        strength = 0.5
+        check_inputs(strength)
+    except ValueError as error:
+        info = blame.failure(error, DiffusionRequest(["a strength"], strength=0.5))
+        assert (info.kind, info.field) == ("InvalidRequest", None)
+    else:
+        raise AssertionError
 
 
 def test_what_is_missing_is_named_but_not_what_has_a_value_of_its_own() -> None:
@@ -227,13 +312,37 @@ def test_a_fault_that_cannot_say_what_it_is() -> None:
     assert (error.kind, error.message) == ("GenerationFailed", "Speechless: (its message cannot be made)")
 
 
-def test_a_fault_of_our_own_is_not_held_against_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("module", "name", "value", "words"),
+    [
+        (pipelines.untyped, "silent_progress", None, "'NoneType' object is not callable"),  # called as the loop begins
+        (pipelines.untyped, "silent_progress", torch.full, "argument 'size'"),
+        (pipelines, "replacement", None, "'NoneType' object is not callable"),  # before the pipeline is
+    ],
+)
+def test_a_fault_of_our_own_is_not_held_against_a_request(
+    monkeypatch: pytest.MonkeyPatch, module: Any, name: str, value: Any, words: str
+) -> None:
     driver = Driver(Runner.from_pipeline(tiny.sd3(), config()))
-    monkeypatch.setattr(pipelines.untyped, "silent_progress", None)  # called as the loop begins
+    monkeypatch.setattr(module, name, value)
     size = {"height": 16, "width": 16, "num_inference_steps": 3, "latents": torch.ones(1, 4, 8, 8)}
-    error = answer(driver, DiffusionRequest("a", request_id="r", seed=1, output_type="latent", **size)).error
+    request = DiffusionRequest("a", request_id="r", seed=1, noise_scheduler={"shift": 2.0}, **size)
+    error = answer(driver, request).error
     assert error is not None
-    assert (error.kind, error.message) == ("GenerationFailed", "TypeError: 'NoneType' object is not callable")
+    assert error.kind == "GenerationFailed"
+    assert error.message.startswith("TypeError: ")
+    assert words in error.message
+
+
+def test_a_fault_of_the_device_in_a_noise_scheduler_is_not_held_against_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory: tried to allocate a tensor of that size")
+
+    monkeypatch.setattr(diffusers.FlowMatchEulerDiscreteScheduler, "set_timesteps", full)
+    request = DiffusionRequest("a", request_id="r", height=16, width=16, noise_scheduler={"shift": 2.0})
+    error = answer(Driver(Runner.from_pipeline(tiny.sd3(), config())), request).error
+    assert error is not None
+    assert error.kind == "GenerationFailed"
 
 
 @pytest.mark.asyncio(loop_scope="session")

@@ -120,6 +120,8 @@ def test_what_encodes_pictures_fails_on_them() -> None:
 def test_an_error_that_names_another_argument_is_not_the_pictures() -> None:
     assert blamed(raised(ValueError("`height` has to be divisible by 8")), image=GREY) is None
     assert (blamed(raised(ValueError("`mask_image` is wrong")), image=GREY, mask_image=GREY) or "")[0] == "mask_image"
+    missing = ValueError("'mask_image' is needed beside 'image'")
+    assert (blamed(raised(missing), image=SMALL) or "")[0] == "image", "of those that are given"
     assert (blamed(raised(TypeError("object of type 'Image' has no len()")), image=SMALL) or "")[0] == "image"
 
 

@@ -64,5 +64,5 @@ def replacement(base: Any, override: str | Mapping[str, Any]) -> Any:
     cls: Any = untyped.noise_scheduler_classes().get(name, type(base))
     try:
         return cls.from_config(getattr(base, "config", {}), **settings)
-    except (TypeError, ValueError, ImportError, NotImplementedError) as error:
+    except (TypeError, ValueError, ArithmeticError, LookupError, ImportError, RuntimeError) as error:
         raise InvalidRequest(f"noise_scheduler={override!r}: {error}", field="noise_scheduler") from None

@@ -10,9 +10,10 @@ from __future__ import annotations
 import linecache
 import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, cast
 
 import msgspec
 import torch
@@ -20,7 +21,7 @@ import torch
 from steploom.errors import InvalidRequest, SteploomError
 from steploom.media.pictures import brief, leaves, shape_of
 from steploom.protocol import ErrorInfo, PipelineInfo
-from steploom.protocol.pictures import pictures_among
+from steploom.protocol.pictures import FRAMES, pictures_among
 from steploom.requests import DiffusionRequest
 from steploom.weave import program
 from steploom.weave.program import Program
@@ -29,15 +30,30 @@ from steploom.worker.picture_faults import in_processing, of_pictures
 _KINDS = (ValueError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError, AssertionError)
 """What is raised at arguments that do not fit; of runtime errors those that are about shapes."""
 
-_SHAPES = re.compile(r"shape|size|dimension|channel|unpack|out of (range|bounds)|broadcast", re.IGNORECASE)
+_SHAPES = re.compile(
+    r"shape|size|dimension|\b[2-5]D\b|channel|sequence length|unpack|out of (range|bounds)|broadcast", re.IGNORECASE
+)
 _DEVICE = re.compile(r"memory|CUDA|cuDNN|NCCL|dtype", re.IGNORECASE)
 _WORD = re.compile(r"[A-Za-z_]\w*")
+_QUOTED = re.compile(r"`(\w+)`")
+_ONE_OF = re.compile(r"only (pass )?one of `|be used together", re.IGNORECASE)
+"""What is said of two arguments of which none is wrong, and none missing."""
+_CHECKS = re.compile(r"\bcheck_inputs\(")
+"""A line that hands all arguments on, to be looked at: it is no evidence of any."""
+_SCHEDULED = re.compile(r"\bscheduler\.")
+"""A line in which a pipeline asks something of its noise scheduler."""
+_OWN_FIELDS = ("noise_scheduler", "output_type")
+"""Fields of the request that may be at fault, although no line of a pipeline is about them before the first step."""
 _SIZES = {"width", "height"}
 """Arguments that stand in every line about the latents of a picture."""
+_EVEN = {"width": (16, 0), "height": (16, 0), **dict.fromkeys(FRAMES, (8, 1))}
+"""What sizes are usually multiples of, and how many more."""
 
 _SHORTENING = ("strength", "denoising_start", "denoising_end", "timesteps", "sigmas")
 _TEXTS = ("prompt", "prompt_2", "prompt_3", "prompt_4", "negative_prompt", "negative_prompt_2", "negative_prompt_3")
 """Arguments that stand in every line that encodes them."""
+_OF_TEXT = re.compile(r"TextEncodeInput|text input must be|either `text` or|surrogates")
+"""What tokenizers say of what is no text."""
 
 _LONGEST = 400
 """Characters of the pipeline's words that are told: some print whole tensors."""
@@ -84,15 +100,18 @@ def _blamed(
 ) -> ErrorInfo | None:
     """What to tell if the request is at fault, with one of its pictures or another argument; None if it is not."""
     steps, called = (0, False) if run is None else (run.steps, run.called)
-    given = _given(request, info if "NoneType" in said else None)
-    culprits = _culprits(error, said, given)
-    if info is not None and run is not None:
+    frames = _frames(error)
+    ours = _is_ours(frames)
+    given, left_out = _given(request), _left_out(request, info)
+    culprits = {} if ours else _culprits(frames, said, given, left_out)
+    speaks_of_others = _ONE_OF.search(said) or left_out.keys() & set(_QUOTED.findall(said))
+    if info is not None and run is not None and not speaks_of_others:
         pictures = pictures_among(request.params, info)
         if not culprits.keys() - _SIZES or culprits.keys() & pictures.keys() or in_processing(error):
             blamed = of_pictures(error, request, info, steps=steps, module=run.failed)
             if blamed is not None:
                 return ErrorInfo.of(blamed)
-    return None if steps else _of_arguments(error, said, given, culprits, called=called)
+    return None if steps or ours else _of_arguments(error, said, given, culprits, called=called)
 
 
 def _of_arguments(
@@ -100,25 +119,38 @@ def _of_arguments(
 ) -> ErrorInfo | None:
     """What to tell if an argument is at fault that the pipeline found out about before its first step."""
     if _is_template(error) or (not called and isinstance(error, (ValueError, TypeError))):
-        return ErrorInfo("InvalidRequest", _told(culprits, said), field=min(culprits, default=None))
+        return ErrorInfo("InvalidRequest", _told(culprits, said), field=_field(culprits))
     about_shapes = _SHAPES.search(said) is not None
     if isinstance(error, torch.OutOfMemoryError) or _DEVICE.search(said):
         return None
     if not isinstance(error, _KINDS) and not (isinstance(error, RuntimeError) and about_shapes):
         return None
-    if not culprits and about_shapes:
-        culprits = {name: value for name, value in given.items() if _has_shape(name, value)}
+    if about_shapes and not culprits.keys() - _EVEN.keys():
+        culprits = {name: value for name, value in given.items() if _has_shape(name, value)} or culprits
+        culprits = culprits or _uneven(given)
     if not culprits:
         return None
     words = f"the pipeline cannot go on with this ({type(error).__name__}: {said}); give another, or leave it out"
-    return ErrorInfo("InvalidRequest", _told(culprits, words), field=min(culprits))
+    return ErrorInfo("InvalidRequest", _told(culprits, words), field=_field(culprits))
 
 
-def _given(request: DiffusionRequest, info: PipelineInfo | None) -> dict[str, Any]:
-    """The arguments of a request by name; with ``info``, None for those that it does not give and might."""
-    given = dict(request.params) if request.prompt is None else {"prompt": request.prompt, **request.params}
+def _field(culprits: Mapping[str, Any]) -> str | None:
+    """The one that is named of several: what was left out, rather than what was given."""
+    left_out = [name for name, value in culprits.items() if value is None]
+    return left_out[0] if left_out else min(culprits, default=None)
+
+
+def _given(request: DiffusionRequest) -> dict[str, Any]:
+    """What a request gives that may be at fault, by name."""
+    own = {name: getattr(request, name) for name in ("prompt", *_OWN_FIELDS)}
+    return {name: value for name, value in {**own, **request.params}.items() if value is not None}
+
+
+def _left_out(request: DiffusionRequest, info: PipelineInfo | None) -> dict[str, None]:
+    """What a request does not give although it might, and for which its pipeline has no value of its own."""
     parameters = [] if info is None else info.parameters
-    return dict.fromkeys(one.name for one in parameters if one.takes_none and not one.required) | given
+    given = _given(request)
+    return {one.name: None for one in parameters if one.takes_none and one.name not in given.keys() | _SIZES}
 
 
 def no_steps(request: DiffusionRequest, shortened_by: str = "") -> InvalidRequest | None:
@@ -143,20 +175,38 @@ def _is_template(error: BaseException) -> bool:
     return any(kind.__name__ == "TemplateError" for kind in type(error).__mro__)
 
 
-def _culprits(error: BaseException, said: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def _is_ours(frames: Sequence[traceback.FrameSummary]) -> bool:
+    """Whether it was our own code that raised; not so for a woven module that fails, or that lacks an attribute."""
+    innermost = frames[-1] if frames else None
+    if innermost is None or not innermost.filename.startswith(_OWN):
+        return False
+    return innermost.name not in (program.suspend.__name__, "__getattr__")
+
+
+def _culprits(
+    frames: Sequence[traceback.FrameSummary], said: str, given: Mapping[str, Any], left_out: Mapping[str, None]
+) -> dict[str, Any]:
     """Those of the arguments that the error names; else those in the innermost line of the pipeline that has any."""
-    frames = _frames(error)
-    innermost = frames[-1].name if frames and frames[-1].filename.startswith(_OWN) else ""
-    in_module = innermost == program.suspend.__name__
-    if innermost and not in_module and innermost != "__getattr__":  # of a woven module, asked by the pipeline
-        return {}
-    for value in given.values():
-        if isinstance(value, str) and len(value) > 1:
-            said = said.replace(value, "")  # a prompt may speak of anything
-    named = _names(said, given)
-    suspects = {name: value for name, value in given.items() if name not in _TEXTS}
-    for frame in () if in_module else reversed(frames):
-        named = named or _names(_segment(frame), suspects)
+    texts = {name: given[name] for name in _TEXTS if name in given}
+    if _OF_TEXT.search(said):
+        no_texts = {name: value for name, value in texts.items() if not _is_text(value)}
+        return no_texts or {name: None for name in left_out if name == "prompt"}
+    for text in chain.from_iterable(map(_listed, texts.values())):
+        if isinstance(text, str) and len(text) > 1:
+            said = said.replace(text, "")  # a prompt may speak of anything
+    in_module = bool(frames) and frames[-1].name == program.suspend.__name__
+    lines = [] if in_module else [_segment(frame) for frame in reversed(frames)]
+    scheduled = any(map(_SCHEDULED.search, lines))
+    of_schedule = {name: value for name, value in given.items() if name == "noise_scheduler" and scheduled}
+    quoted = {name: None for name in _QUOTED.findall(said) if name in left_out and not _ONE_OF.search(said)}
+    named = of_schedule or quoted | _names(said.replace("output type", "output_type"), given)
+    suspects = {name: value for name, value in given.items() if name not in texts and name not in _OWN_FIELDS}
+    if "NoneType" in said:
+        suspects |= left_out
+    for line in lines:
+        named = named or ({} if _CHECKS.search(line) else _names(line, suspects))
+    if "prompt" in left_out and named.get("prompt_embeds", "") is None:
+        named = {"prompt": None} | named  # which they are made of
     return named
 
 
@@ -165,6 +215,22 @@ def _names(text: str, given: Mapping[str, Any]) -> dict[str, Any]:
     found = {word.lstrip("_") for word in _WORD.findall(text)}
     words = found | {f"{word}s" for word in found}
     return {name: value for name, value in given.items() if name in words}
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a tokenizer takes it: a text without lone surrogates, or a list of such."""
+    return all(isinstance(one, str) and one == one.encode(errors="replace").decode() for one in _listed(value))
+
+
+def _listed(value: Any) -> list[Any]:
+    return cast("list[Any]", value) if isinstance(value, list) else [value]
+
+
+def _uneven(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the sizes that few models take; else the length of the text, which any may bound."""
+    sizes = {name: given[name] for name in _EVEN if isinstance(given.get(name), int)}
+    uneven = {name: size for name, size in sizes.items() if (size - _EVEN[name][1]) % _EVEN[name][0]}
+    return uneven or {name: value for name, value in given.items() if name == "max_sequence_length"}
 
 
 def _frames(error: BaseException) -> list[traceback.FrameSummary]:

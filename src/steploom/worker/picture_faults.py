@@ -62,7 +62,7 @@ def of_pictures(
         suspects = _in_hand(error, suspects) or suspects
     odd = _oddity(error, suspects, request, steps)
     if odd is None and suspects and not steps and (quoted or _is_about_pictures(error, module)):
-        name = next(iter(named_in(error, info, suspects)), next(iter(suspects)))
+        name = next((one for one in named_in(error, info, suspects) if one in suspects), next(iter(suspects)))
         odd = Odd(name, "is not what it takes", "give what the pipeline's documentation shows")
     if odd is None:
         return None
