@@ -27,7 +27,7 @@ from steploom.errors import ConfigError, EngineDead, WorkerDied
 from steploom.executor import AttachedExecutor
 from steploom.protocol import NewRequest, SchedulerOutput
 from steploom.requests import DiffusionRequest
-from steploom.worker.listening import FATAL
+from steploom.worker.listening import FATAL, _hear
 from steploom.worker.messages import Configure, ToWorker
 from steploom.worker.process import LAST_WORDS
 
@@ -160,9 +160,6 @@ async def test_its_death_is_told_and_the_next_one_is_attached_to(address: Path) 
         assert isinstance(error, WorkerDied)
         assert "has hung up" in str(error)
     assert executor.discard(error)
-    with pytest.raises(EngineDead, match=r"no worker listens at .*python -m steploom\.worker --listen"):
-        await executor.recover()
-    executor.discard(EngineDead("not yet"))
     with started(address) as another:  # where the socket of the one that was killed still lies
         await executor.recover()
         assert await executor.collective_rpc("pid") == [another.pid]
@@ -215,13 +212,43 @@ async def test_a_refusal_whose_reason_is_on_its_way_is_waited_for(address: Path)
 
 
 async def test_who_says_nothing_sensible_is_let_go(address: Path, worker: subprocess.Popen[str]) -> None:
-    for said in (b"", b"/no/such/socket\n", b"\xff\n", b"x" * 5000):
+    for said in (b"", b"/no/such/socket\n", b"\xff\n", b"x" * 5000, f"{address}\t{10**30}\n".encode()):
         with socket.socket(socket.AF_UNIX) as stranger:
             stranger.connect(str(address))
             with contextlib.suppress(BrokenPipeError):
                 stranger.sendall(said)
     async with attached(address) as executor:
         await executor.check_health()
+
+
+@pytest.mark.parametrize(
+    ("limit", "taken"),
+    [(-1, False), (0, False), (2**20 - 1, False), (2**20, True), (2**63 - 1, True), (2**63, False), ("9" * 4000, False),
+     ("x", False), ("1e9", False)],
+)  # fmt: skip
+def test_only_a_limit_that_messages_can_have_is_taken(address: Path, limit: object, taken: bool) -> None:
+    here, there = socket.socketpair()
+    with here, there, socket.socket(socket.AF_UNIX) as engine:
+        engine.bind(str(address))
+        there.sendall(f"{address}\t{limit}\n".encode())
+        assert _hear(here) == ((str(address), limit) if taken else None)
+
+
+async def test_whatever_goes_wrong_with_one_engine_the_model_stays(address: Path, tmp_path: Path) -> None:
+    """A socket whose path the messages' socket cannot take, say."""
+    said = tmp_path / "stderr"
+    with said.open("w") as file, started(address, stderr=file), socket.socket(socket.AF_UNIX) as odd:
+        name = f"e{'x' * 100}"
+        with contextlib.chdir(address.parent):
+            odd.bind(name)
+        with socket.socket(socket.AF_UNIX) as stranger:
+            stranger.connect(str(address))
+            stranger.sendall(f"{address.parent}/{name}\n".encode())
+            stranger.settimeout(20)
+            assert stranger.recv(16) == b"", "it is let go"
+        async with attached(address) as executor:
+            await executor.check_health()
+    assert "an engine that has connected is let go" in said.read_text()
 
 
 def test_two_workers_cannot_listen_at_one_address(address: Path, worker: subprocess.Popen[str]) -> None:

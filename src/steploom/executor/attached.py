@@ -19,6 +19,15 @@ from steploom.protocol import PipelineInfo
 from steploom.worker.listening import FATAL, SAY_S, same_user
 from steploom.worker.process import LAST_WORDS
 
+FIRST_WAIT_S = 0.05
+"""How long a worker that is gone is waited for before it is looked for again; then twice as long each time."""
+LONGEST_WAIT_S = 1.0
+"""But no longer than that."""
+
+
+class NobodyListens(EngineDead):
+    """No worker is at the address."""
+
 
 class AttachedExecutor(MultiprocExecutor):
     """Executes ticks in a worker that was started as ``python -m steploom.worker --listen ADDRESS``.
@@ -29,7 +38,8 @@ class AttachedExecutor(MultiprocExecutor):
 
     Closing the engine leaves the worker running, without programs and with its model loaded: the next engine with the
     same configuration begins at once. A worker serves one engine at a time; others wait, up to ``start_timeout_s``. One
-    that is lost (:class:`~steploom.errors.WorkerDied`) is attached to again once somebody has started it anew.
+    that is lost (:class:`~steploom.errors.WorkerDied`) is attached to again once somebody has started it anew: an
+    engine that is running waits as long for that.
     """
 
     address: ClassVar[str] = ""
@@ -48,6 +58,24 @@ class AttachedExecutor(MultiprocExecutor):
             raise ConfigError(f"data_parallel_size={self.config.data_parallel_size}: at an address is one worker")
         on_progress(f"attaching to the worker at {self.address}")
         return await super()._init_executor(on_progress)
+
+    async def recover(self, worker: int = 0) -> None:
+        """Attaches again, as soon as a worker listens there: waits for that up to ``start_timeout_s``.
+
+        Raises:
+            EngineDead: Nobody has started one; or it does not serve.
+        """
+        wait_s, deadline = FIRST_WAIT_S, anyio.current_time() + self.config.start_timeout_s
+        while True:
+            try:
+                return await super().recover(worker)
+            except NobodyListens:
+                if anyio.current_time() >= deadline:
+                    raise
+            # Somebody else makes the socket, when they please. No system tells of that alike, and a worker that is
+            # loading is not in a hurry: so it is looked for, ever more seldom, and no longer than a start may take.
+            await anyio.sleep(min(wait_s, max(deadline - anyio.current_time(), 0)))
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
     async def add_worker(self) -> None:
         """There is one worker at an address, and it is here already."""
@@ -81,7 +109,8 @@ class _Elsewhere(WorkerProcess):
         """Connects to it, and says where our socket is.
 
         Raises:
-            EngineDead: Nobody listens there, or somebody else does.
+            NobodyListens: Nobody does, yet or any more.
+            EngineDead: It cannot be spoken to, or belongs to another user.
         """
         connection = socket.socket(socket.AF_UNIX)
         try:
@@ -93,7 +122,9 @@ class _Elsewhere(WorkerProcess):
         except OSError as error:
             connection.close()
             start = f"python -m steploom.worker --listen {self._listens}"
-            raise EngineDead(f"no worker listens at {self._listens} ({error}); start it: {start}") from None
+            absent = isinstance(error, FileNotFoundError | ConnectionRefusedError)
+            kind = NobodyListens if absent else EngineDead
+            raise kind(f"no worker listens at {self._listens} ({error}); start it: {start}") from None
         if not mine:
             connection.close()
             raise EngineDead(f"the worker at {self._listens} belongs to another user")
@@ -126,8 +157,11 @@ class _Elsewhere(WorkerProcess):
         self.exited.set()
 
     def kill(self) -> None:
-        """Leaves it, at once: it is not ours to be killed."""
-        self._hang_up()
+        """Leaves it, at once: it is not ours to be killed. As with any other process, that is told as its exit."""
+        if self._connection is not None:
+            self._hang_up()
+            if self._watched:  # once the caller is through: it may be about to wait for an answer
+                asyncio.get_running_loop().call_soon(self._on_exit)
 
     def abandon(self) -> None:
         """Leaves it, at once."""

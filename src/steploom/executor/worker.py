@@ -52,6 +52,8 @@ class Worker:
             self.socket.send(command)
         except EngineError:  # it hears nothing any more: most likely it is gone, which its exit is about to tell
             self.process.kill()
+            # and if nothing tells it (a cluster that is gone cannot), nobody may wait for its answers for ever
+            asyncio.get_running_loop().call_later(LAST_WORDS_S, self._died)
 
     async def start(self) -> None:
         """Starts the process, which will connect to the socket."""

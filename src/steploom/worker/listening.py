@@ -30,6 +30,8 @@ SAY_S = 5.0
 """How long an engine that has connected may take to say where its socket is, and what a message may come to."""
 LONGEST = 4096
 """Bytes of that at most."""
+LIMITS = range(2**20, 2**63)
+"""What a message may come to: from the least that an engine's settings take to the most that a socket takes."""
 WAITING = 64
 """Engines that may wait for their turn."""
 FATAL = b"!"
@@ -107,7 +109,17 @@ def same_user(connection: socket.socket) -> bool:
 
 
 def _attend(connection: socket.socket, keeper: Keeper) -> None:
-    """Serves the engine that has connected; one that says nothing sensible, or has left, is let go."""
+    """Serves the engine that has connected; one that says nothing sensible, or has left, is let go.
+
+    Whatever goes wrong with one engine ends here: the model that is loaded is the next one's, too.
+    """
+    try:
+        _serve(connection, keeper)
+    except Exception:
+        log.exception("an engine that has connected is let go")
+
+
+def _serve(connection: socket.socket, keeper: Keeper) -> None:
     said = _hear(connection)
     if said is None or not same_user(connection):
         return
@@ -118,7 +130,7 @@ def _attend(connection: socket.socket, keeper: Keeper) -> None:
         keeper.serve(link)
     except EngineGone:
         pass
-    except Exception as error:  # noqa: BLE001 - this engine's boundary: it hears of it, and others come
+    except Exception as error:  # noqa: BLE001 - it hears of it
         refused = True
         link.send(fatal(error))
     finally:
@@ -139,8 +151,9 @@ def _hear(connection: socket.socket) -> tuple[str, int] | None:
                 return None
             said += part
         connection.settimeout(None)
-        address, _, limit = said.decode().strip().partition("\t")
-        return (address, int(limit or EngineConfig.max_message_bytes)) if Path(address).is_socket() else None
+        address, _, number = said.decode().strip().partition("\t")
+        limit = int(number or EngineConfig.max_message_bytes)
+        return (address, limit) if limit in LIMITS and Path(address).is_socket() else None
     except (OSError, ValueError):
         return None
 

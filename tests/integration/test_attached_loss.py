@@ -1,0 +1,157 @@
+"""An attached worker that is lost: that is always seen, and the next one is waited for."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import socket
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
+from pathlib import Path
+
+import anyio
+import anyio.from_thread
+import pytest
+import zmq
+from mortal_site import Witness, expected
+from scripted_runner import Gate
+from test_executor_attached import COMMAND, attached, started
+
+from steploom import AsyncDiffusionEngine
+from steploom.config import EngineConfig
+from steploom.errors import EngineDead, WorkerDied
+from steploom.executor import AttachedExecutor
+from steploom.executor import attached as attachment
+from steploom.executor import worker as of_workers
+from steploom.executor.process import WorkerProcess
+from steploom.executor.ray import Actor
+from steploom.executor.ray_cluster import Cluster
+from steploom.executor.transport import WorkerSocket
+from steploom.executor.worker import Worker
+from steploom.protocol import SchedulerOutput
+
+MORTAL = [*COMMAND[:-2], "mortal_runner:make", "--listen"]
+LOOKS = 8
+"""How often a worker that has not come back yet is looked for, before it comes."""
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("w")
+
+
+@contextlib.contextmanager
+def worker_of(process: WorkerProcess, address: Path) -> Iterator[Worker]:
+    """A worker, at the other end of whose socket is nobody."""
+    with zmq.Context() as context:
+        worker = Worker(0, EngineConfig(), process, partial(WorkerSocket, context, str(address)))
+        try:
+            yield worker
+        finally:
+            worker.abandon()
+
+
+async def test_a_loss_that_is_met_by_sending_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The messages' socket may be gone before the connection's end is heard."""
+    monkeypatch.setattr(of_workers, "LAST_WORDS_S", 3600.0)
+    with socket.socket(socket.AF_UNIX) as somebody:
+        somebody.bind(str(folder / "w"))
+        somebody.listen()
+        process = attachment._Elsewhere(0, str(folder / "e"), str(folder / "w"))
+        with worker_of(process, folder / "e") as worker:
+            await worker.start()
+            answer = worker.channel.tick(SchedulerOutput(1))  # nobody takes it
+            with anyio.fail_after(20), pytest.raises(WorkerDied, match="has hung up"):
+                await answer
+            assert worker.channel.failed.is_set()
+
+
+async def test_a_loss_that_nobody_tells_is_told_all_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An actor whose place is given back already cannot be ended once more, and Ray need not say that it is gone."""
+    monkeypatch.setattr(of_workers, "LAST_WORDS_S", 0.01)
+    actor = Actor(0, Cluster(EngineConfig()), {}, "mortal_runner:make")
+    with worker_of(actor, folder / "e") as worker:
+        answer = worker.channel.tick(SchedulerOutput(1))
+        with anyio.fail_after(20), pytest.raises(WorkerDied):
+            await answer
+
+
+async def test_a_worker_that_takes_its_time_to_come_back_is_waited_for(
+    folder: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That nobody listens yet is no start that failed."""
+    model, address, witness, enough = folder / "model", folder / "worker", Witness(), anyio.Event()
+    model.write_text("")
+    looks = look_often(enough, monkeypatch)
+    engine = AsyncDiffusionEngine(
+        model=str(model), distributed_executor_backend=AttachedExecutor.at(address), max_retries=1,
+        restart_backoff_s=0.001, costs_file=None,
+    )  # fmt: skip
+    engine.observers.append(witness)
+    outputs: list[object] = []
+
+    async def ask() -> None:
+        asked = {"num_inference_steps": 6, "gate": str(gate.path)}
+        outputs.append((await engine.generate("a", seed=1, **asked)).output)
+
+    with started(address, *MORTAL) as worker, contextlib.ExitStack() as later:
+        async with engine, anyio.create_task_group() as group:
+            group.start_soon(ask)
+            await gate.reached()
+            gate.close()
+            worker.kill()
+            await enough.wait()
+            later.enter_context(started(address, *MORTAL))
+    assert outputs == [expected("a")]
+    assert len(looks) > LOOKS
+    assert witness.recovered == len(witness.faults) == 1
+
+
+def look_often(enough: anyio.Event, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Has an attached worker looked for more often; sets ``enough`` when it was, in vain."""
+    monkeypatch.setattr(attachment, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(attachment, "LONGEST_WAIT_S", 0.01)
+    looks: list[int] = []
+    spawn = attachment._Elsewhere.spawn
+
+    def look(process: attachment._Elsewhere) -> None:
+        looks.append(process.rank)
+        if len(looks) == LOOKS:
+            anyio.from_thread.run_sync(enough.set)
+        spawn(process)
+
+    monkeypatch.setattr(attachment._Elsewhere, "spawn", look)
+    return looks
+
+
+@contextlib.asynccontextmanager
+async def lost(address: Path) -> AsyncIterator[AttachedExecutor]:
+    """An executor whose worker is gone."""
+    with started(address) as worker:
+        async with attached(address) as executor:
+            worker.kill()
+            assert executor.discard(await executor.wait_failed())
+            yield executor
+
+
+async def test_a_worker_that_never_comes_back_is_waited_for_as_long_as_a_start_may_take(folder: Path) -> None:
+    async with lost(folder / "worker") as executor:
+        executor.config = dataclasses.replace(executor.config, start_timeout_s=0.3)
+        begun = anyio.current_time()
+        with pytest.raises(EngineDead, match=r"no worker listens at .*python -m steploom\.worker --listen"):
+            await executor.recover()
+        assert 0.3 <= anyio.current_time() - begun < 5
+
+
+async def test_what_does_not_pass_is_not_waited_for(folder: Path) -> None:
+    address = folder / "worker"
+    async with lost(address) as executor:
+        address.unlink()
+        address.symlink_to(address)
+        with anyio.fail_after(20), pytest.raises(EngineDead, match="symbolic links"):
+            await executor.recover()
+
+
+async def test_a_first_start_does_not_wait(folder: Path) -> None:
+    with anyio.fail_after(20), pytest.raises(EngineDead, match="no worker listens"):
+        await AttachedExecutor.at(folder / "worker")(EngineConfig()).start()
