@@ -112,6 +112,11 @@ class ScriptedRunner:
     def rpc_hold(self, gate: str) -> None:
         stand_before(gate)
 
+    def rpc_warm(self, gate: str) -> None:
+        """The same, and says that it warms up."""
+        self._progress("warming up")
+        stand_before(gate)
+
     def rpc_pid(self) -> int:
         return os.getpid()
 

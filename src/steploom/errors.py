@@ -14,7 +14,7 @@
         ├── EngineNotRunning        not started, or already closed
         ├── EngineDead              a fault from which there is no way back
         ├── WorkerDied              carries ``rank`` and ``exitcode``
-        ├── TickTimeout             a worker took longer than ``tick_timeout_s``
+        ├── TickTimeout             a worker took longer for a tick or a call than it may
         └── ProtocolError           a message that does not fit the protocol
 
 Errors cross process boundaries as text (:class:`steploom.protocol.ErrorInfo`): an exception object holds frames, and
@@ -137,7 +137,7 @@ class WorkerDied(EngineError):
 
 
 class TickTimeout(EngineError):
-    """A worker did not answer a tick within ``tick_timeout_s``."""
+    """A worker did not answer in time: a tick within ``tick_timeout_s``, or a call within what bounds it."""
 
 
 class ProtocolError(EngineError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from scripted_runner import Gate
 
 from steploom.config import EngineConfig
-from steploom.errors import TickTimeout
+from steploom.errors import EngineError, TickTimeout
 from steploom.executor import DiffusionExecutor, InprocExecutor, MultiprocExecutor
 from steploom.protocol import SchedulerOutput
 
@@ -114,7 +115,8 @@ async def test_other_calls_leave_it_alone(kind: type[DiffusionExecutor], gate: G
         if how == "behind":
             group.start_soon(late)
             await gate.reached()
-            assert await executor.collective_rpc("ping") == ["pong"]
+            with pytest.raises(TickTimeout, match="tick 1"):  # the worker is lost, and so is what waits for it
+                await executor.collective_rpc("ping")
             return
         group.start_soon(call)
         await gate.reached()
@@ -123,3 +125,97 @@ async def test_other_calls_leave_it_alone(kind: type[DiffusionExecutor], gate: G
         if how == "answered":
             gate.open()
             await gate.reached()
+
+
+async def test_a_call_that_nobody_bounds_has_a_clock(kind: type[DiffusionExecutor], gate: Gate) -> None:
+    """The worker is lost then, and so is all that waits behind the call."""
+    async with running(kind, tick_timeout_s=0.1, call_timeout_s=0.2) as executor, anyio.create_task_group() as group:
+
+        async def lost(call: Any, *arguments: Any) -> None:
+            with pytest.raises(TickTimeout, match=r"did not answer hold\(\) within 0\.2 s"):
+                await call(*arguments)
+
+        group.start_soon(lost, executor.collective_rpc, "hold", None, (str(gate.path),))
+        await gate.reached()
+        group.start_soon(lost, executor.execute_step, tick(1))
+        group.start_soon(lost, executor.collective_rpc, "ping", 60)
+        assert isinstance(await executor.wait_failed(), TickTimeout)
+        gate.open()
+
+
+@pytest.mark.parametrize("before", ["tick", "call", "nothing"])
+async def test_a_call_has_its_time_when_its_turn_has_come(
+    kind: type[DiffusionExecutor], gate: Gate, before: str
+) -> None:
+    """And where the caller gives a time, that counts alone."""
+    async with running(kind, call_timeout_s=1.0) as executor, anyio.create_task_group() as group:
+        if before == "tick":
+            group.start_soon(executor.execute_step, tick(1, f"hold {gate.path}"))
+        else:
+            group.start_soon(executor.collective_rpc, "hold", 60, (str(gate.path),))
+        await gate.reached()
+        if before != "nothing":
+            group.start_soon(executor.collective_rpc, "ping")
+        await longer_than_a_tick_may_take()
+        gate.open()
+
+
+async def test_warming_up_stops_the_clock_of_a_call(kind: type[DiffusionExecutor], gate: Gate) -> None:
+    async with running(kind, call_timeout_s=1.0) as executor, anyio.create_task_group() as group:
+        group.start_soon(executor.collective_rpc, "warm", None, (str(gate.path),))
+        await gate.reached()
+        await longer_than_a_tick_may_take()
+        gate.open()
+
+
+async def test_what_waits_behind_a_call_leaves_its_clock_alone(kind: type[DiffusionExecutor], gate: Gate) -> None:
+    """Probes that come and are given up, and ticks: else it would never run down."""
+    async with running(kind) as executor, anyio.create_task_group() as group:
+        group.start_soon(executor.collective_rpc, "hold", None, (str(gate.path),))
+        await gate.reached()
+        assert isinstance(executor, ScriptedProcess | ScriptedThread)
+        clock = executor._channels[0]._clock
+        assert clock is not None
+        for number in (1, 2):
+            with pytest.raises(TimeoutError):
+                await executor.collective_rpc("ping", 0.01)
+            group.start_soon(executor.execute_step, tick(number))
+            await anyio.wait_all_tasks_blocked()
+        assert executor._channels[0]._clock is clock
+        assert not clock.cancelled()
+        gate.open()
+
+
+async def test_a_call_that_may_have_crossed_with_a_tick_has_the_time_of_both(
+    kind: type[DiffusionExecutor], gate: Gate
+) -> None:
+    """The worker may have begun with the second tick when the call came, before the first one's answer was here."""
+    async with running(kind, call_timeout_s=0.1) as executor, anyio.create_task_group() as group:
+        group.start_soon(executor.execute_step, tick(1, f"hold {gate.path}"))
+        await gate.reached()
+        group.start_soon(executor.execute_step, tick(2, f"hold {gate.path}"))
+        await anyio.wait_all_tasks_blocked()
+        assert isinstance(executor, ScriptedProcess | ScriptedThread)
+        channel = executor._channels[0]
+        channel.call("hold", [str(gate.path)], {}, 0.1)
+        before = channel._clock
+        gate.open()
+        while len(channel._ticks) == 2:
+            await anyio.lowlevel.checkpoint()
+        assert channel._clock is not None
+        assert channel._clock is not before
+        assert channel._clock.when() - asyncio.get_running_loop().time() > 100
+        for _ in ("the call", "the second tick"):
+            await gate.reached()
+            gate.open()
+
+
+async def test_a_worker_is_well_though_it_is_busy(kind: type[DiffusionExecutor], gate: Gate) -> None:
+    """Whoever asks learns that it does not answer; it is not lost by that."""
+    async with running(kind, tick_timeout_s=0.2) as executor, anyio.create_task_group() as group:
+        group.start_soon(executor.collective_rpc, "hold", 60, (str(gate.path),))
+        await gate.reached()
+        with pytest.raises(EngineError, match=r"is busy, and did not answer within twice tick_timeout_s=0\.2"):
+            await executor.check_health()
+        gate.open()
+        assert await executor.collective_rpc("ping") == ["pong"]

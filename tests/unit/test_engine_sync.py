@@ -25,6 +25,7 @@ from steploom import (
     EngineError,
     EngineNotRunning,
     GenerationFailed,
+    InvalidRequest,
     RequestCancelled,
     WorkerDied,
 )
@@ -52,6 +53,18 @@ def test_step_takes_more_than_the_queue_does() -> None:
     with blocking(max_waiting=3, max_batch=2) as engine:
         outs = engine.step(DiffusionRequest(str(n)) for n in range(40))
     assert [out.images for out in outs] == [[str(n)] for n in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [(DiffusionRequest("a cat"), "requests=DiffusionRequest"), ("a cat", "requests='a cat'"), (None, "requests=None"),
+     ([DiffusionRequest("a cat"), "a dog"], r"requests\[1\]='a dog'")],
+)  # fmt: skip
+def test_step_refuses_what_is_no_list_of_requests(given: Any, named: str) -> None:
+    with blocking() as engine:
+        with pytest.raises(InvalidRequest, match=named + r".*step\(\[DiffusionRequest\('a cat'\)\]\)") as caught:
+            engine.step(given)
+        assert caught.value.field == "requests"
 
 
 def test_everything_of_the_asyncio_engine() -> None:

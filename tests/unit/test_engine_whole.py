@@ -121,6 +121,23 @@ async def test_an_executor_need_not_say_what_follows() -> None:
         await engine.check_health()
 
 
+class Silent(Least):
+    """It answers no calls, as long as it may."""
+
+    async def collective_rpc(self, method, timeout=None, args=(), kwargs=None, unique_reply_rank=None):
+        with anyio.fail_after(timeout):
+            await anyio.sleep_forever()
+
+
+async def test_what_its_calls_may_take_is_bounded_for_it() -> None:
+    bounds = {"start_timeout_s": 0.02, "tick_timeout_s": 0.01}
+    async with AsyncDiffusionEngine(distributed_executor_backend=Silent, **bounds) as engine:
+        for call, setting in (("check_health", "tick"), ("sleep", "start"), ("wake_up", "start")):
+            with pytest.raises(EngineError, match=f"within {setting}_timeout_s=0"):
+                await getattr(engine, call)()
+        assert not engine.asleep
+
+
 class Mortal(WholeFake):
     """A remote that dies once, with all who wait for it; each way by which that is told has an event of its own."""
 

@@ -112,8 +112,10 @@ class EngineConfig:
         cuda_graph_bytes: Bytes of device memory that they hold, at most.
         attention_backend: As diffusers names them (``"flash"``, ``"_native_math"``); None leaves the model's own.
         worker_extension: ``"pkg.module.Class"`` whose methods run in the worker via ``collective_rpc``.
-        start_timeout_s: Seconds that loading the model may take.
+        start_timeout_s: Seconds that loading the model may take; also that sleeping, or waking up, may.
         tick_timeout_s: Seconds that one tick may take (warm-up and verification do not count).
+        call_timeout_s: Seconds that a call of ``collective_rpc`` without ``timeout`` may take when its turn has come;
+            then the worker is replaced, as if a tick had taken too long.
         stop_timeout_s: Seconds that a worker which is told to end may take, its tick included; then a process gets
             SIGTERM, and a thread is left to itself. None: 5 for a process; 30 for a thread, which cannot be killed.
         kill_timeout_s: Seconds that a worker process may take after SIGTERM; then it is killed.
@@ -201,6 +203,7 @@ class EngineConfig:
     worker_extension: str | None = None
     start_timeout_s: float = 600.0
     tick_timeout_s: float = 300.0
+    call_timeout_s: float = 600.0
     stop_timeout_s: float | None = None
     kill_timeout_s: float = 2.0
     hub_timeout_s: float = 10.0

@@ -273,7 +273,8 @@ class AsyncDiffusionEngine(OperatedEngine):
 
         Args:
             method: ``"stats"``, ``"ping"``, or a method of ``EngineConfig.worker_extension``.
-            timeout: Seconds, end to end.
+            timeout: Seconds, end to end. None: a worker may take ``call_timeout_s`` when its turn has come; then it is
+                replaced.
             args: Positional arguments.
             kwargs: Keyword arguments.
             unique_reply_rank: Of this worker only the answer is wanted.
@@ -283,6 +284,7 @@ class AsyncDiffusionEngine(OperatedEngine):
 
         Raises:
             TimeoutError: No answer in time.
+            TickTimeout: No answer within ``call_timeout_s``.
             EngineError: The engine cannot serve.
         """
         core = self._serving()
@@ -290,9 +292,10 @@ class AsyncDiffusionEngine(OperatedEngine):
         return await core.ask(partial(rpc, method, timeout, args, kwargs, unique_reply_rank))
 
     async def check_health(self) -> None:
-        """Returns if the engine and its workers are alive and answer.
+        """Returns if the engine and its workers are alive and answer. A worker that stands still is replaced.
 
         Raises:
+            TickTimeout: A worker that does nothing else did not answer within ``tick_timeout_s``.
             EngineError: They are not, or do not; or a worker is being replaced (:attr:`recovering`), which needs no
                 help.
         """

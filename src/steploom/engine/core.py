@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import TypeVar
 
 import anyio
+import anyio.lowlevel
 
 from steploom.config import EngineConfig
 from steploom.engine.clock import Clock
@@ -258,6 +259,9 @@ class EngineCore:
         self._asked += 1
         try:
             return await self.while_alive(call)
+        except SteploomError:
+            await anyio.lowlevel.checkpoint()  # the engine hears of a worker's loss in the same turn as we
+            raise
         finally:
             self._asked -= 1
             self.operations.changed()

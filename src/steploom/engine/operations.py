@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
-import anyio.lowlevel
 import msgspec
 
 from steploom.engine.observer import EngineObserver
@@ -266,15 +265,16 @@ class Operations:
         self._falling -= meant
 
     async def _have_all(self, core: EngineCore, call: Callable[[], Awaitable[object]]) -> None:
-        """Has all workers do it; if one is lost meanwhile, once more when it was replaced."""
+        """Has all workers do it; if one is lost meanwhile, once more when it was replaced, ``max_retries`` times."""
+        left = core.config.max_retries
         while True:
+            await core.while_alive(partial(self.until, lambda: core.lanes.fault is None))
             try:
                 await core.ask(call)
             except SteploomError:
-                await anyio.lowlevel.checkpoint()  # the engine hears of a worker's death in the same turn as we
-                if core.lanes.fault is None:
+                if core.lanes.fault is None or not left:
                     raise
-                await core.while_alive(partial(self.until, lambda: core.lanes.fault is None))
+                left -= 1
             else:
                 return
 

@@ -17,7 +17,7 @@ from anyio.from_thread import BlockingPortal
 
 from steploom.config import EngineConfig
 from steploom.engine.async_engine import AsyncDiffusionEngine, Prompt
-from steploom.errors import EngineError, EngineNotRunning, RequestError
+from steploom.errors import EngineError, EngineNotRunning, InvalidRequest, RequestError
 from steploom.protocol import PipelineInfo
 from steploom.requests import DiffusionOutput, DiffusionRequest
 from steploom.sched import Cost
@@ -98,9 +98,10 @@ class DiffusionEngine:
             One output per request, in their order; ``.error`` is set where a request failed.
 
         Raises:
+            InvalidRequest: These are no requests. What is wrong with one of them is in its output's ``.error``.
             EngineError: The engine cannot serve.
         """
-        return self._thread.call(partial(self._step_in_loop, list(requests)))
+        return self._thread.call(partial(self._step_in_loop, _listed(requests)))
 
     async def _step_in_loop(self, requests: list[DiffusionRequest]) -> list[DiffusionOutput]:
         outputs: dict[int, DiffusionOutput] = {}
@@ -199,6 +200,22 @@ class DiffusionEngine:
     def wake_up(self) -> None:
         """Moves the weights back."""
         self._thread.call(self._engine.wake_up)
+
+
+def _listed(requests: object) -> list[DiffusionRequest]:
+    """The requests that :meth:`DiffusionEngine.step` was given.
+
+    Raises:
+        InvalidRequest: It was given something else.
+    """
+    mend = "must be a list of DiffusionRequest: step([DiffusionRequest('a cat')])"
+    if not isinstance(requests, Iterable) or isinstance(requests, str):
+        raise InvalidRequest(f"requests={requests!r}: {mend}", field="requests")
+    listed = list(cast("Iterable[Any]", requests))
+    for index, request in enumerate(listed):
+        if not isinstance(request, DiffusionRequest):
+            raise InvalidRequest(f"requests[{index}]={request!r}: {mend}", field="requests")
+    return listed
 
 
 class _LoopThread:

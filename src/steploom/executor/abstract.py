@@ -126,13 +126,15 @@ class DiffusionExecutor(ABC):
 
         Args:
             method: Its name.
-            timeout: Seconds from here until the answer is here. A call that has not begun by then never begins.
+            timeout: Seconds from here until the answer is here. A call that has not begun by then never begins. None: a
+                worker may take ``call_timeout_s`` when its turn has come; then it is lost.
             args: Positional arguments.
             kwargs: Keyword arguments.
             unique_reply_rank: Whose answer is wanted; None: a list of all, by rank.
 
         Raises:
             TimeoutError: ``timeout`` passed.
+            TickTimeout: ``call_timeout_s`` passed.
             SteploomError: What the method raised; exceptions that are not of this library become
                 :class:`~steploom.errors.GenerationFailed` with their text and traceback.
         """
@@ -141,23 +143,36 @@ class DiffusionExecutor(ABC):
         """Returns if every worker answers between two ticks.
 
         Raises:
+            TickTimeout: One does nothing else, and did not answer within ``tick_timeout_s``: it is lost.
             EngineError: One does not, or is dead.
         """
+        await self._ask("ping", "tick_timeout_s")
+
+    async def _ask(self, method: str, setting: str, args: Sequence[Any] = ()) -> None:
+        """Calls a method of every worker, and waits for as long as a setting says."""
+        seconds = getattr(self.config, setting)
         try:
-            await self.collective_rpc("ping", timeout=self.config.tick_timeout_s)
+            await self.collective_rpc(method, timeout=seconds, args=args)
         except TimeoutError:
-            raise EngineError(f"a worker did not answer within tick_timeout_s={self.config.tick_timeout_s}") from None
+            raise EngineError(f"a worker did not answer {method}() within {setting}={seconds}") from None
 
     async def sleep(self, level: int = 1, worker: int | None = None) -> None:
         """Frees the devices: weights go to host memory (level 1) or are dropped (level 2).
 
         With ``worker`` only that of one of several workers, which was replaced while all slept.
+
+        Raises:
+            EngineError: A worker cannot, or not within ``start_timeout_s``.
         """
-        await self.collective_rpc("sleep", args=(level,))
+        await self._ask("sleep", "start_timeout_s", (level,))
 
     async def wake_up(self) -> None:
-        """Brings the weights back."""
-        await self.collective_rpc("wake_up")
+        """Brings the weights back.
+
+        Raises:
+            EngineError: A worker cannot, or not within ``start_timeout_s``.
+        """
+        await self._ask("wake_up", "start_timeout_s")
 
     # Of an executor with one worker the engine calls these three without ``worker``, so that it need not know of it.
 

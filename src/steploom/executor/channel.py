@@ -1,4 +1,4 @@
-"""Commands to one worker and the futures of their answers; the executors that are made of such channels."""
+"""Commands to one worker, the futures of their answers, and the clock of what it does."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from functools import partial
+from typing import Any, NamedTuple
 
 import anyio
 
 from steploom.config import EngineConfig
-from steploom.config.values import is_seconds
 from steploom.errors import (
     ConfigError,
     EngineDead,
     EngineError,
-    EngineNotRunning,
-    InvalidRequest,
     ProtocolError,
     SteploomError,
     TickTimeout,
 )
-from steploom.executor.abstract import DiffusionExecutor, ProgressCallback
-from steploom.protocol import PROTOCOL_VERSION, ErrorInfo, PipelineInfo, RunnerOutput, SchedulerOutput
+from steploom.executor.abstract import ProgressCallback
+from steploom.protocol import PROTOCOL_VERSION, ErrorInfo, RunnerOutput, SchedulerOutput
 from steploom.worker.messages import (
     Amend,
     Answer,
@@ -42,14 +40,24 @@ from steploom.worker.messages import (
 
 MAX_TICKS = 2
 """Ticks in flight; a third waits."""
-MAX_CALLS = 64
-"""Calls in flight; a 65th waits."""
 
 logger = logging.getLogger("steploom.worker")
 
 
+class Asked(NamedTuple):
+    """A call that was not answered yet."""
+
+    method: str
+    limit_s: float | None
+    """Seconds that it may take from when its turn comes; None: whoever asks bounds it, and withdraws it then."""
+    answer: asyncio.Future[Any]
+
+
 class Channel:
     """One worker as the event loop sees it. Everything runs in the loop that made it.
+
+    What the worker does now, a call or a tick, has a clock, which begins when what was before it was answered or given
+    up. When it has run down the worker is lost.
 
     Args:
         rank: Which worker.
@@ -79,7 +87,7 @@ class Channel:
         self._loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[Ready] = self._loop.create_future()
         self._ticks: deque[tuple[int, asyncio.Future[RunnerOutput]]] = deque()
-        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._calls: dict[int, Asked] = {}
         self._before: set[int] = set()  # calls that are answered before the first of the ticks begins
         self._last_call = 0
         self._clock: asyncio.TimerHandle | None = None
@@ -92,7 +100,9 @@ class Channel:
         future: asyncio.Future[RunnerOutput] = self._loop.create_future()
         self._ticks.append((output.tick, future))
         if len(self._ticks) == 1:
-            self._next_tick()
+            self._before = set(self._calls)
+            if not self._before:
+                self._wind()
         return future
 
     def amend(self, output: SchedulerOutput) -> None:
@@ -100,21 +110,29 @@ class Channel:
         self._check()
         self._send(Amend(output))
 
-    def call(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, asyncio.Future[Any]]:
-        """Sends a call; its number and the future of its answer."""
+    def call(
+        self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], limit_s: float | None
+    ) -> tuple[int, asyncio.Future[Any]]:
+        """Sends a call, which may take ``limit_s`` (see :class:`Asked`); its number and the future of its answer."""
         self._check()
         self._last_call += 1
         self._send(Call(self._last_call, method, list(args), dict(kwargs)))
-        future = self._calls[self._last_call] = self._loop.create_future()
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._calls[self._last_call] = Asked(method, limit_s, future)
+        if len(self._calls) == 1 and not self._ticks:
+            self._wind()
         return self._last_call, future
 
     def withdraw(self, call: int) -> None:
         """Nobody waits for ``call`` any more; does nothing if it was answered."""
-        if self._calls.pop(call, None) is not None and self.failure is None:
-            self._send(Withdraw(call))
-            if self._before:
-                self._before.discard(call)
-                self._wind(self._config.tick_timeout_s)
+        if call not in self._calls or self.failure is not None:
+            return
+        was_now = not self._ticking and next(iter(self._calls)) == call
+        del self._calls[call]
+        self._before.discard(call)
+        self._send(Withdraw(call))
+        if was_now:
+            self._wind()
 
     def receive(self, answer: Answer) -> None:
         """Takes what the worker says."""
@@ -124,10 +142,10 @@ class Channel:
             case Ticked():
                 self._ticked(answer)
             case Returned():
-                future = self._calls.pop(answer.call, None)
-                self._next_tick()
-                if future is not None:
-                    _settle(future, answer.result, answer.error, lambda info: info.exception())
+                asked = self._calls.pop(answer.call, None)
+                self._next()
+                if asked is not None:
+                    _settle(asked.answer, answer.result, answer.error, lambda info: info.exception())
             case Progress():
                 self._progress(answer.line)
             case Ready():
@@ -153,40 +171,54 @@ class Channel:
             self.fail(lambda: ProtocolError(message))
             return
         _, future = self._ticks.popleft()
-        self._next_tick()
+        self._next()
         _settle(future, answer.output, answer.error, _engine_error)
 
     def _progress(self, line: str) -> None:
-        """Loading, or warming up within a tick: then only ``start_timeout_s`` bounds it, as it does loading."""
+        """Loading, or warming up: then ``start_timeout_s`` bounds a tick, as it does loading, and at least a call."""
         self.on_progress(line)
         self._wind(self._config.start_timeout_s)
 
-    def _next_tick(self) -> None:
-        """The first of the ticks begins once the worker has answered what it was asked until now."""
+    def _next(self) -> None:
+        """The worker goes on, with the first of the ticks once it has answered the calls that were sent until now."""
         self._before = set(self._calls)
-        self._wind(self._config.tick_timeout_s)
+        self._wind()
 
-    def _wind(self, seconds: float) -> None:
-        """Starts the clock of the tick that the worker executes now, if there is one."""
+    @property
+    def _ticking(self) -> bool:
+        """Whether what the worker does now is a tick."""
+        return bool(self._ticks) and not self._before
+
+    def _wind(self, start_s: float = 0.0) -> None:
+        """Starts the clock of what the worker does now, if it does anything; it warms up if ``start_s`` are given."""
         if self._clock is not None:
             self._clock.cancel()
-        runs = self._ticks and not self._before
-        self._clock = self._loop.call_later(seconds, self._late, seconds) if runs else None
-
-    def _late(self, seconds: float) -> None:
-        tick, future = self._ticks[0]
-        if not future.done():
-            future.set_exception(TickTimeout(f"worker {self.rank} did not answer tick {tick} within {seconds} s"))
+            self._clock = None
+        seconds, what = None, ""
+        if self._ticking:
+            seconds, what = start_s or self._config.tick_timeout_s, f"tick {self._ticks[0][0]}"
+        elif self._calls:
+            method, seconds, _ = next(iter(self._calls.values()))
+            what = f"{method}()"
+            if seconds is not None:  # the call may have crossed with the answer before it, and wait for the tick
+                seconds = max(seconds, start_s, self._config.tick_timeout_s if self._ticks else 0.0)
+        if seconds is not None:
+            error = partial(TickTimeout, f"worker {self.rank} did not answer {what} within {seconds} s")
+            self._clock = self._loop.call_later(seconds, self.fail, error)
 
     def fail(self, failure: Callable[[], SteploomError]) -> None:
         """The worker cannot go on: all who wait for it are told, and all who will. The first call counts."""
         if self.failure is not None:
             return
         self.failure = failure
-        futures = [self.ready, *(future for _, future in self._ticks), *self._calls.values()]
+        futures = [
+            self.ready,
+            *(future for _, future in self._ticks),
+            *(asked.answer for asked in self._calls.values()),
+        ]
         self._ticks.clear()
-        self._wind(0)
         self._calls.clear()
+        self._wind()
         for future in futures:
             if not future.done():
                 future.set_exception(failure())
@@ -197,134 +229,6 @@ class Channel:
     def _check(self) -> None:
         if self.failure is not None:
             raise self.failure()
-
-
-class ChannelExecutor(DiffusionExecutor):
-    """An executor that speaks to its workers over channels; subclasses fill ``_channels`` and close them."""
-
-    ticks_in_flight = MAX_TICKS
-
-    def __init__(self, config: EngineConfig, pipeline: Any = None) -> None:
-        super().__init__(config, pipeline)
-        self._channels: list[Channel] = []
-        self._call_slots = anyio.Semaphore(MAX_CALLS, fast_acquire=True)
-
-    async def start(self, on_progress: ProgressCallback | None = None) -> PipelineInfo:
-        """Starts; see :meth:`DiffusionExecutor.start`."""
-        try:
-            with anyio.fail_after(self.config.start_timeout_s):
-                return await super().start(on_progress)
-        except TimeoutError:
-            await self.shutdown()
-            raise EngineDead(
-                f"start_timeout_s={self.config.start_timeout_s}: model={self.config.model!r} was not loaded in time"
-            ) from None
-        except BaseException:
-            await self.shutdown()  # shields itself: also when it is a cancellation that ends the start
-            raise
-
-    async def _ready(self, on_progress: ProgressCallback) -> list[Ready]:
-        """What the workers say when they have loaded."""
-        for channel in self._channels:
-            channel.on_progress = on_progress
-        ready = [channel.ready for channel in self._channels]
-        done, _ = await asyncio.wait(ready, return_when=asyncio.FIRST_EXCEPTION)  # all load at a time; one may fail
-        for future in done:
-            future.result()
-        for channel in self._channels:
-            channel.on_progress = logger.info
-        return [future.result() for future in ready]
-
-    def _running(self) -> list[Channel]:
-        if not self._channels:
-            raise EngineNotRunning("the executor was not started, or is closed")
-        return self._channels
-
-    async def execute_step(self, output: SchedulerOutput) -> RunnerOutput:
-        """Executes one tick; see :meth:`DiffusionExecutor.execute_step`."""
-        channel = self._running()[output.worker]
-        async with channel.slots:
-            return await channel.tick(output)
-
-    def amend(self, output: SchedulerOutput) -> None:
-        """Adds to a tick that is in flight; see :meth:`DiffusionExecutor.amend`."""
-        self._running()[output.worker].amend(output)
-
-    async def collective_rpc(
-        self,
-        method: str,
-        timeout: float | None = None,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-        unique_reply_rank: int | None = None,
-    ) -> Any:
-        """Calls a method of every worker; see :meth:`DiffusionExecutor.collective_rpc`."""
-        channels = self._running()
-        _check_waiting(timeout, unique_reply_rank, len(channels))
-        results = await self._call(channels, method, timeout, args, kwargs)
-        return results if unique_reply_rank is None else results[unique_reply_rank]
-
-    async def _call(
-        self,
-        channels: list[Channel],
-        method: str,
-        timeout: float | None,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any] | None,
-    ) -> list[Any]:
-        """Calls a method of these workers."""
-        _check_call(method, args, kwargs)
-        with anyio.fail_after(timeout):
-            async with self._call_slots:
-                calls = [(channel, *channel.call(method, args, kwargs or {})) for channel in channels]
-                try:
-                    return [await future for _, _, future in calls]
-                finally:
-                    for channel, number, future in calls:
-                        channel.withdraw(number)
-                        if future.done() and not future.cancelled():
-                            future.exception()  # nobody asks for it where that of another worker is raised
-
-    async def sleep(self, level: int = 1, worker: int | None = None) -> None:
-        """Frees the devices, or one of them; see :meth:`DiffusionExecutor.sleep`."""
-        channels = self._running()
-        await self._call(channels if worker is None else [channels[worker]], "sleep", None, (level,), None)
-
-    async def wait_failed(self, worker: int = 0) -> EngineError:
-        """Returns why the worker has failed; see :meth:`DiffusionExecutor.wait_failed`."""
-        channel = self._running()[worker]
-        await channel.failed.wait()
-        assert channel.failure is not None
-        error = channel.failure()
-        return error if isinstance(error, EngineError) else EngineDead(str(error))
-
-
-def _check_call(method: object, args: object, kwargs: object) -> None:
-    """Refuses here what the worker could not read: a message that does not decode ends it.
-
-    Raises:
-        InvalidRequest: Names the argument.
-    """
-    if not isinstance(method, str):
-        raise InvalidRequest(f"method={method!r}: must be a str, the name of a method", field="method")
-    if not isinstance(args, Sequence) or isinstance(args, str | bytes | bytearray):
-        raise InvalidRequest(f"args={args!r}: must be a list or tuple of positional arguments", field="args")
-    named = isinstance(kwargs, Mapping) and all(isinstance(name, str) for name in cast("Mapping[object, Any]", kwargs))
-    if kwargs is not None and not named:
-        raise InvalidRequest(f"kwargs={kwargs!r}: must be a mapping of names to arguments", field="kwargs")
-
-
-def _check_waiting(timeout: object, rank: object, workers: int) -> None:
-    """Refuses what is no time to wait, and no worker to wait for.
-
-    Raises:
-        InvalidRequest: Names the argument.
-    """
-    if timeout is not None and not is_seconds(timeout):
-        raise InvalidRequest(f"timeout={timeout!r}: must be a number of seconds, or None", field="timeout")
-    if rank is not None and not (isinstance(rank, int) and not isinstance(rank, bool) and 0 <= rank < workers):
-        there = "is one worker, rank 0" if workers == 1 else f"are {workers} workers, from rank 0"
-        raise InvalidRequest(f"unique_reply_rank={rank!r}: there {there}", field="unique_reply_rank")
 
 
 def _settle(

@@ -30,7 +30,8 @@ from steploom.errors import (
     SteploomError,
 )
 from steploom.executor.abstract import ProgressCallback
-from steploom.executor.channel import MAX_TICKS, ChannelExecutor
+from steploom.executor.channel import MAX_TICKS
+from steploom.executor.channels import ChannelExecutor
 from steploom.executor.process import WorkerProcess
 from steploom.executor.transport import WorkerSocket
 from steploom.executor.worker import Worker

@@ -14,7 +14,8 @@ import msgspec
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError, EngineNotRunning
 from steploom.executor.abstract import ProgressCallback
-from steploom.executor.channel import Channel, ChannelExecutor
+from steploom.executor.channel import Channel
+from steploom.executor.channels import ChannelExecutor
 from steploom.protocol import PipelineInfo
 from steploom.worker.agenda import Agenda
 from steploom.worker.gaps import Gaps
