@@ -114,8 +114,10 @@ class Faulty:
 
 def test_a_mate_that_fails_leaves_the_bits_as_they_are() -> None:
     calm, faulty = Faulty(), Faulty()
+    before = len(faulty.rows)
     drawn = faulty.draw(1, 7, 2)
     assert "poisoned row" in drawn[7].message
+    assert len(faulty.rows) - before == 1 + 3 + 3, "together, then each once, then three steps of those that are left"
     for seed in (1, 2):
         assert torch.equal(drawn[seed], calm.draw(seed)[seed])
 
@@ -136,6 +138,15 @@ def test_a_fault_that_passes_leaves_the_bits_as_they_are(
     assert set(faulty.driver.runner.stats().kinds.values()) == {"verified"}
 
 
+def test_two_faults_of_memory_in_a_row_fail_nobody() -> None:
+    calm, faulty = Faulty(), Faulty()
+    faulty.faults = [RuntimeError("CUDA error: out of memory"), torch.OutOfMemoryError("out of memory (pretended)")]
+    drawn = faulty.draw(1, 2)
+    assert not faulty.faults, "both were met"
+    for seed in (1, 2):
+        assert torch.equal(drawn[seed], calm.draw(seed)[seed])
+
+
 @pytest.mark.parametrize("warm", [True, False], ids=["verified", "not verified yet"])
 def test_who_has_no_room_with_its_copies_fails_with_the_mend_and_without_a_smaller_forward(warm: bool) -> None:
     calm, faulty = Faulty(), Faulty(warm=warm)
@@ -145,7 +156,7 @@ def test_who_has_no_room_with_its_copies_fails_with_the_mend_and_without_a_small
         assert error.kind == "GenerationFailed"
         assert "max_batch=4" in error.message
         assert "lower max_batch" in error.message
-    assert faulty.rows[-3:] == [2 * MOST] * 3, "together, and then each once"
+    assert faulty.rows[-5:] == [2 * MOST] * 5, "together, and then each twice"
     faulty.room = 100
     assert torch.equal(faulty.draw(1)[1], calm.draw(1)[1])
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import anyio
 import pytest
 import tiny
 import torch
-from driving import alone, distance, request
+from driving import Driver, alone, config, distance, request
 
 from steploom import AsyncDiffusionEngine
+from steploom.worker.runner import Runner
 
 SMALL: dict[str, Any] = {"height": 32, "width": 32, "num_inference_steps": 12, "max_sequence_length": 16}
 ROOM = 8
@@ -40,6 +43,117 @@ async def test_nobody_fails_and_the_batch_shrinks_until_it_fits() -> None:
         assert sum(count > ROOM for count in late) < len(late) / 4, "and not tried again and again"
     for result, wanted in zip(found, expected, strict=True):
         assert distance(result.output, wanted) <= 1e-4
+
+
+FAULTS = {
+    "torch's own": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB"),
+    "Python's": MemoryError,
+    "CUDA's": lambda: RuntimeError("CUDA error: out of memory"),
+    "cuBLAS's": lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "the processor's": lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte"),
+}
+"""How a lack of memory is said."""
+
+
+class Short:
+    """A runner whose transformer has no memory for some forwards: those whose turn and rows ``lacks`` is true of.
+
+    Attributes:
+        rows: Of each forward.
+        left: Whether what the one before held was there still, at each forward after one that failed.
+    """
+
+    def __init__(self, fault: Callable[[], Exception], lacks: Callable[[int, int], bool]) -> None:
+        self.rows: list[int] = []
+        self.left: list[bool] = []
+        self._fault, self._lacks = fault, lacks
+        self._held: weakref.ref[torch.Tensor] | None = None
+        self.pipe = tiny.sd3()
+        self.asked = [request(f"r{n}", f"a cat {n}", n, **SMALL) for n in range(4)]
+        self.expected = [alone(self.pipe, one) for one in self.asked]
+        self.pipe.transformer.register_forward_pre_hook(self._before, with_kwargs=True)
+        self.driver = Driver(Runner.from_pipeline(self.pipe, config(max_batch=4)))
+
+    def _before(self, module: Any, args: Any, kwargs: Any) -> None:
+        self.rows.append(len(kwargs["hidden_states"]))
+        if self._held is not None:
+            self.left.append(self._held() is not None)
+            self._held = None
+        if self._lacks(len(self.rows), self.rows[-1]):
+            activations = torch.zeros(1000)
+            self._held = weakref.ref(activations)
+            raise self._fault()
+
+    def draw(self, failing: int = 0) -> list[int]:
+        """Draws all pictures together, of which so many fail, and the others come out as they should.
+
+        Returns:
+            The rows without memory that each tick was told of.
+        """
+        told: list[int] = []
+        queue = list(self.asked)
+        while queue or self.driver.running:
+            told.append(self.driver.tick(queue).too_many_rows)
+            queue = []
+        for one, wanted in zip(self.asked, self.expected, strict=True):
+            report = self.driver.finished[one.request_id]
+            failing -= report.error is not None
+            assert report.error is not None or distance(report.output, wanted) <= 1e-4
+        assert failing == 0
+        return told
+
+    def kinds(self) -> set[str]:
+        """What was found out about merged calls of the transformer."""
+        found = self.driver.runner.stats().kinds
+        return {verdict for name, verdict in found.items() if name.startswith("transformer")}
+
+
+@pytest.mark.parametrize("how", FAULTS)
+def test_however_it_is_said_the_call_is_bisected_and_merged_again_later(how: str) -> None:
+    short = Short(FAULTS[how], lambda turn, rows: rows == ROOM and turn < 40)
+    assert ROOM in short.draw(), "the scheduler hears of it"
+    assert short.kinds() == {"verified"}
+    before = len(short.rows)
+    short.draw()
+    assert short.rows[before:].count(ROOM) >= 11, "all four share again"
+
+
+@pytest.mark.parametrize("later", [1, 3], ids=["alone", "with other mates"])
+def test_a_check_without_memory_finds_nothing_out(later: int) -> None:
+    merged: list[int] = []
+
+    def lacks(turn: int, rows: int) -> bool:
+        """The first merged forward does well; one of those that check it does not."""
+        if rows > 4 and not merged:  # learning the batch axes takes 4
+            merged.extend((turn, rows))
+        return bool(merged) and turn == merged[0] + later
+
+    short = Short(FAULTS["CUDA's"], lacks)
+    told = short.draw()
+    assert [rows for rows in told if rows] == merged[1:], "the scheduler hears of it"
+    assert short.kinds() == {"verified"}
+    assert short.rows.count(ROOM) > 8, "all share from the next step on"
+
+
+@pytest.mark.parametrize("most", [2, 4], ids=["single calls", "merged calls"])
+def test_the_next_forward_has_the_memory_of_the_one_that_failed(most: int) -> None:
+    short = Short(FAULTS["CUDA's"], lambda turn, rows: most < rows)
+    short.draw()
+    assert short.left
+    assert not any(short.left)
+
+
+def test_mates_have_the_memory_of_a_call_that_failed_by_itself() -> None:
+    full: list[int] = []
+
+    def lacks(turn: int, rows: int) -> bool:
+        """Of four, there is no memory for all, nor for two of them, nor for one of these."""
+        full.extend([turn] if rows == ROOM else [])
+        return bool(full) and turn < full[0] + 3
+
+    short = Short(FAULTS["CUDA's"], lacks)
+    short.draw(failing=1)
+    assert short.left == [False] * 3
 
 
 async def together(engine: AsyncDiffusionEngine, asked: list[Any]) -> list[Any]:

@@ -137,6 +137,21 @@ def test_a_fault_of_the_module_is_no_fault_of_the_compiler():
     run(inputs(3))
 
 
+def short_of_memory(graph: Any, inputs: Any) -> Any:
+    def run(*args: Any) -> Any:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+    return run
+
+
+def test_a_lack_of_memory_is_no_fault_of_the_compiler():
+    compilation = Compilation(limit=8)
+    with pytest.raises(RuntimeError, match="ALLOC_FAILED"):
+        compilation.around("transformer", model(short_of_memory))(inputs(2))
+    assert compilation.count
+    assert compilation.uncompiled is None
+
+
 def test_others_who_compile_are_not_counted():
     compilation = Compilation(limit=8)
     compilation.around("transformer", model())(inputs(2))

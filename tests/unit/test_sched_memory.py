@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sched_harness import Harness
 
 from steploom.protocol import RunnerOutput, SchedulerOutput, request_id_of
 from steploom.requests import Event
+from steploom.sched.curve import Curve
 
 ROOM = 6
 """Rows that the device has memory for."""
@@ -49,8 +53,10 @@ def test_who_comes_later_joins_within_the_lower_bound() -> None:
     h.drain()
 
 
-def test_the_bound_recovers_when_there_is_room_again() -> None:
-    h = Tight(policy="srpt", max_batch=8)
+@pytest.mark.parametrize(("most", "room"), [(8, ROOM), (3, 4)], ids=["8 of 16 rows", "3 of 6 rows: half is 1.5"])
+def test_the_bound_recovers_when_there_is_room_again(most: int, room: int) -> None:
+    h = Tight(policy="srpt", max_batch=most)
+    h.room = room
     h.add(*(f"r{number}" for number in range(8)), steps=6)
     h.drain()
     h.room = 1000
@@ -59,9 +65,29 @@ def test_the_bound_recovers_when_there_is_room_again() -> None:
         largest = 0
         while h.scheduler.has_work:
             largest = max(largest, len(h.tick()[0]))
-        if largest == 8:
+        if largest == most:
             return
     raise AssertionError("it never recovers")
+
+
+@given(each=st.integers(1, 8), members=st.lists(st.integers(2, 16), min_size=1, max_size=3))
+def test_from_any_overflow_enough_full_batches_bring_the_bound_back_above_it(each: int, members: list[int]) -> None:
+    curve, most = Curve(), each * max(members)
+    for count in members:
+        curve.overflowed(each * count)
+    for _ in range(20_000):
+        curve.observe(each * max(1, int(curve.limit // each)), 1.0)
+        if curve.limit >= most:
+            return
+    raise AssertionError(f"it stays at {curve.limit} of {most} rows")
+
+
+def test_batches_that_are_not_full_say_nothing_about_more_rows() -> None:
+    curve = Curve()
+    curve.overflowed(32)
+    for _ in range(1000):
+        curve.observe(8, 1.0)
+    assert curve.limit == 16
 
 
 def test_another_shape_is_not_bounded_by_it() -> None:

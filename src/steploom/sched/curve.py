@@ -105,7 +105,7 @@ class Curve:
             self._age = 0
         samples.append(seconds)
         self.measured += 1
-        if rows >= 0.7 * self.limit:
+        if 2 * rows > self.limit:  # no batch to which one more like its members does not fit has fewer
             self._recover()
         if self._knee is not None:
             self._try_again(rows)

@@ -11,18 +11,17 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Any
 
-import torch
-
 from steploom.weave.alike import common_key, completed
 from steploom.weave.axes import Axes, AxisBook, guess
 from steploom.weave.calls import ModuleCall, has_opaque
 from steploom.weave.counters import Counters
-from steploom.weave.fixed import Group, filled_up, own, too_large
+from steploom.weave.fixed import Group, filled_up, own, too_large, tries
 from steploom.weave.forms import Facts
 from steploom.weave.forwards import Forwards
-from steploom.weave.merge_keys import Merger, rows_of, shared_leaves
+from steploom.weave.merge_keys import KeyNames, Merger, rows_of, shared_leaves
 from steploom.weave.merging import MergedCall
 from steploom.weave.order import is_denoiser
+from steploom.weave.out_of_memory import is_out_of_memory, make_room
 from steploom.weave.plans import Plan, Plans
 from steploom.weave.program import Program
 from steploom.weave.unlike import ONLY_ONE, why_alone
@@ -63,7 +62,7 @@ class Batches:
         self._fixed = fixed
         self._axes = AxisBook()
         self._merger = Merger()
-        self._key_names: dict[Hashable, str] = {}
+        self._names = KeyNames()
         self._key_numbers: dict[Hashable, int] = {}
         self._epoch = 0
         self._plans = Plans()
@@ -159,7 +158,7 @@ class Batches:
         facts = Facts(self._epoch, axes, self._number(key), shared_leaves(call, axes) if mergeable else {})
         if is_denoiser(call.target.name):
             shared = (call.target.group, *common[1:])  # those whose adapters keep them apart share ticks all the same
-            facts.batch_key = self._name_key(shared, call) if mergeable else f"{call.target.name}:alone"
+            facts.batch_key = self._names.name(shared, call) if mergeable else f"{call.target.name}:alone"
             facts.rows = rows_of(call.leaves, axes) if mergeable else 0
             program.holdings.add(call.leaves, program.steps)
             program.note(facts)
@@ -224,7 +223,7 @@ class Batches:
             self._draft.append((merged, members, ""))
         self._run_merged(merged, [members[i] for i in merged.order])
 
-    def _run_fixed(self, members: Group, reason: str, *, again: bool = False) -> None:
+    def _run_fixed(self, members: Group, reason: str, *, failed: int = 0) -> None:
         """Runs calls that share a key in merged calls of a fixed size, each with those that are exactly alike."""
         size, (_, call) = self._fixed or 1, members[0]
         axes = self._axes.find(call)
@@ -239,7 +238,7 @@ class Batches:
                 continue
             if self._draft is not None:
                 self._draft.append((merged, filled, ""))
-            self._run_merged(merged, filled, again=again)
+            self._run_merged(merged, filled, failed=failed)
 
     def _merged(self, members: Group) -> MergedCall | None:
         """The members' calls as one; None if they cannot be put together, which is no reason for anybody to fail."""
@@ -251,33 +250,16 @@ class Batches:
             log.warning("calls of %s cannot be put together: %s: %s", calls[0].target.name, type(fault).__name__, fault)
             return None
 
-    def _run_merged(self, merged: MergedCall, members: Group, *, verified: bool = False, again: bool = False) -> None:
+    def _run_merged(self, merged: MergedCall, members: Group, *, verified: bool = False, failed: int = 0) -> None:
+        known = verified or self.verdicts.known(merged)
         try:
-            results = self.forwards.merged(merged, known=verified or self.verdicts.known(merged))
+            results = self.forwards.merged(merged, known=known)
         except Exception as fault:  # noqa: BLE001 - whatever a module or a hook on it raises: then call by call
-            (self._give_up if again else self._run_apart)(merged, members, fault)
+            self._run_apart(merged, members, fault, failed + 1)
             return
         self.forwards.count(merged.forward_s, self._counters)
-        if not verified and not self.verdicts.known(merged):
-            self._draft = None
-            started = time.perf_counter()
-            self._tell(f"verifying merged calls of {merged.target.name}")
-            reason = self.settle(checked(merged, results, self.forwards.failed))
-            pins_apply = reason is not None and not merged.axes.pinned
-            pinned = frozenset[int](self.settle(sorted(pins(merged, results))) if pins_apply else ())
-            if pinned:  # merged from now on with calls that agree in these
-                self._axes.put(merged.calls[0], dataclasses.replace(merged.axes, pinned=pinned))
-                self._relearn()
-                self.run(own(members))
-                self._counters.warmup_s += time.perf_counter() - started
-                return
-            self.verdicts.record(merged, reason)
-            self._counters.warmup_s += time.perf_counter() - started
-            if reason is not None:
-                self._relearn()
-                log.warning("calls of %s are not merged: %s", merged.target.name, reason)
-                self.run_members(own(members))
-                return
+        if not known and not self._passes(merged, members, results, failed):
+            return
         real = own(members)
         self._counters.merged_calls += 1
         self._counters.forward(merged.target.name, len(real))
@@ -285,15 +267,47 @@ class Batches:
             program.answer = result
             program.shared(merged.target.name, len(real))
 
-    def _run_apart(self, merged: MergedCall, members: Group, fault: Exception) -> None:
+    def _passes(self, merged: MergedCall, members: Group, results: list[Any], failed: int) -> bool:
+        """Checks the first merge of a kind. If it does not pass, its calls are run otherwise, here."""
+        self._draft = None
+        started = time.perf_counter()
+        self._tell(f"verifying merged calls of {merged.target.name}")
+        try:
+            reason = self.settle(checked(merged, results, self.forwards.failed))
+            pins_apply = reason is not None and not merged.axes.pinned
+            pinned = frozenset[int](self.settle(sorted(pins(merged, results))) if pins_apply else ())
+        except Exception as fault:
+            if not is_out_of_memory(fault):
+                raise
+            self._run_apart(merged, members, fault, failed + 1)  # nothing was found out: a smaller one may be checked
+            return False
+        finally:
+            self._counters.warmup_s += time.perf_counter() - started
+        if not pinned:
+            self.verdicts.record(merged, reason)
+        if reason is None:
+            return True
+        if pinned:  # merged from now on with calls that agree in these
+            self._axes.put(merged.calls[0], dataclasses.replace(merged.axes, pinned=pinned))
+        else:
+            log.warning("calls of %s are not merged: %s", merged.target.name, reason)
+        self._relearn()
+        (self.run if pinned else self.run_members)(own(members))
+        return False
+
+    def _run_apart(self, merged: MergedCall, members: Group, fault: Exception, failed: int) -> None:
         """A merged call failed: halves, down to single calls, so that only the culprit's request fails."""
         self._draft = None
+        make_room(fault)
+        if self._fixed is not None and failed >= tries(fault):
+            self._give_up(merged, members, fault)
+            return
         if self._fixed is not None:  # halves would have other bits
             log.warning("%s runs again call by call: %s: %s", merged.target.name, type(fault).__name__, fault)
             for member in own(members):
-                self._run_fixed([member], "a merged call failed", again=True)
+                self._run_fixed([member], "a merged call failed", failed=failed)
             return
-        if isinstance(fault, torch.OutOfMemoryError) and is_denoiser(merged.target.name):
+        if is_out_of_memory(fault) and is_denoiser(merged.target.name):
             self._counters.overflowed(merged.total_rows)
         middle = len(members) // 2
         for half in (members[:middle], members[middle:]):
@@ -301,9 +315,9 @@ class Batches:
         self._refuse_if_innocent(merged, members, fault)
 
     def _give_up(self, merged: MergedCall, members: Group, fault: Exception) -> None:
-        """A call with its own copies for company failed, too: it fails. By itself it would have other bits."""
+        """A call with its own copies for company fails again and again: no smaller forward has its bits."""
         program = members[0][0]
-        oom = isinstance(fault, torch.OutOfMemoryError)
+        oom = is_out_of_memory(fault)
         if oom or self.verdicts.known(merged):
             program.fault = too_large(len(members), fault) if oom else fault
             self._counters.alone(merged.target.name, "a merged call failed")
@@ -313,7 +327,7 @@ class Batches:
 
     def _refuse_if_innocent(self, merged: MergedCall, members: Group, fault: Exception) -> None:
         """Never merges this kind again if none of its calls was at fault."""
-        if isinstance(fault, torch.OutOfMemoryError) or any(program.fault for program, _ in members):
+        if is_out_of_memory(fault) or any(program.fault for program, _ in members):
             return
         reason = f"the merged call raised {type(fault).__name__}: {fault}"
         log.warning("calls of %s are not merged: %s", merged.target.name, reason)
@@ -329,17 +343,7 @@ class Batches:
                 program.answer = self.forwards.alone(call)
             except Exception as fault:  # noqa: BLE001 - thrown into the program, whose request it concerns
                 program.fault = fault
+                make_room(fault)
             self.forwards.count(time.perf_counter() - started, self._counters)
             self._counters.alone(call.target.name, reason)
             program.shared(call.target.name, 1)
-
-    def _name_key(self, key: Hashable, call: ModuleCall) -> str:
-        """A short name for a merge key, stable for the life of the process."""
-        if has_opaque(call.structure):  # equal to nobody's; a name would keep it alive
-            return f"{call.target.name}:alone"
-        name = self._key_names.get(key)
-        if name is None:
-            first = next((leaf for leaf in call.leaves if isinstance(leaf, torch.Tensor) and leaf.ndim > 1), None)
-            sizes = "" if first is None else "x".join(map(str, first.shape[1:]))
-            name = self._key_names[key] = f"{call.target.name}:{sizes}#{len(self._key_names)}"
-        return name

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from steploom.weave.out_of_memory import is_out_of_memory
+
 log = logging.getLogger(__name__)
 
 _WHERE_FROM = {"eager_on_recompile": "what is new to it", "force_eager": "everything"}
@@ -78,7 +80,7 @@ class Compilation:
         except Exception as fault:
             if self._began is None and self.count == before:
                 raise  # nothing was compiled: the module's own fault
-            if isinstance(fault, torch.OutOfMemoryError):
+            if is_out_of_memory(fault):
                 raise
             return self._instead(name, fault, run, args, kwargs)
         finally:

@@ -10,6 +10,7 @@ from collections.abc import Hashable, Iterator
 
 from steploom.errors import GenerationFailed
 from steploom.weave.calls import Leaf, ModuleCall
+from steploom.weave.out_of_memory import is_out_of_memory
 from steploom.weave.program import Program
 
 Group = list[tuple[Program, ModuleCall]]
@@ -34,6 +35,14 @@ def own(members: Group) -> Group:
     """The members without copies."""
     first = members[0][0]
     return [members[0], *(member for member in members[1:] if member[0] is not first)]
+
+
+def tries(fault: Exception) -> int:
+    """How often a call is tried at its size: with its mates, then with copies; once more if there was no memory.
+
+    Nothing smaller has its bits, and what held the memory may have been freed meanwhile.
+    """
+    return 3 if is_out_of_memory(fault) else 2
 
 
 def too_large(size: int, fault: Exception) -> GenerationFailed:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from steploom.weave.axes import SHARED, Axes, LeafAxis
-from steploom.weave.calls import Leaf, ModuleCall
+from steploom.weave.calls import Leaf, ModuleCall, has_opaque
 from steploom.weave.ragged_text import RaggedText
 from steploom.weave.row_lists import in_common
 
@@ -164,3 +164,21 @@ class Merger:
             self._contents.token(t) if a is SHARED and t.ndim else self._tensor_key(t, a, rows)
             for t, a in zip(tensors, axes, strict=True)
         )
+
+
+class KeyNames:
+    """Short names for merge keys, stable for the life of the process."""
+
+    def __init__(self) -> None:
+        self._names: dict[Hashable, str] = {}
+
+    def name(self, key: Hashable, call: ModuleCall) -> str:
+        """The name of ``key``, that of ``call``: module, sizes, and a number."""
+        if has_opaque(call.structure):  # equal to nobody's; a name would keep it alive
+            return f"{call.target.name}:alone"
+        name = self._names.get(key)
+        if name is None:
+            first = next((leaf for leaf in call.leaves if isinstance(leaf, torch.Tensor) and leaf.ndim > 1), None)
+            sizes = "" if first is None else "x".join(map(str, first.shape[1:]))
+            name = self._names[key] = f"{call.target.name}:{sizes}#{len(self._names)}"
+        return name

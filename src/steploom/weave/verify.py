@@ -18,6 +18,7 @@ from steploom.weave.blend import BASE
 from steploom.weave.calls import Leaf, flatten, values
 from steploom.weave.merge_keys import is_scalar
 from steploom.weave.merging import MergedCall, Unsplittable
+from steploom.weave.out_of_memory import is_out_of_memory
 
 LOOSE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 """Mean absolute difference over mean absolute value that alone and merged may show, by dtype of the result."""
@@ -57,11 +58,18 @@ class Verdicts:
 
 
 def checked(merged: MergedCall, results: Sequence[Any], failed: Callable[[Exception], None]) -> str | None:
-    """What :func:`check` finds; that it fails is such a reason, too, and ``failed`` is told."""
+    """What :func:`check` finds; that it fails is such a reason, too, and ``failed`` is told.
+
+    Raises:
+        Exception: There was no memory for the check, in one of the ways that
+            :func:`~steploom.weave.out_of_memory.is_out_of_memory` knows: nothing was found out.
+    """
     try:
         return check(merged, results)
-    except Exception as fault:  # noqa: BLE001 - the module runs on other rows here, and may raise anything
+    except Exception as fault:
         failed(fault)
+        if is_out_of_memory(fault):
+            raise
         return f"the check raised {type(fault).__name__}: {fault}"
 
 
@@ -127,6 +135,8 @@ def _crosstalk_or_fault(merged: MergedCall, expected: Any, watched: int, pinned:
     try:
         return _crosstalk(merged, expected, watched, pinned)
     except (RuntimeError, ValueError, IndexError, TypeError, Unsplittable) as fault:
+        if is_out_of_memory(fault):
+            raise
         return f"{type(fault).__name__} with other mates: {fault}"
 
 

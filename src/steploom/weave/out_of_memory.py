@@ -1,0 +1,38 @@
+"""Out of memory: what says so, in every way that torch and its libraries have, and what to free before going on."""
+
+from __future__ import annotations
+
+import gc
+import re
+import traceback
+
+import torch
+
+_SAYS_SO = re.compile(
+    r"out[ _]of[ _](device_|host_)?memory|(can't|cannot|could not|unable to) allocate|not enough memory|bad_?alloc\b"
+    r"|alloc(ation)?[ _]?failed",
+    re.IGNORECASE,
+)
+"""Of CUDA and other devices; of torch's allocators for the CPU; of C++; of cuBLAS, cuDNN and their kin."""
+
+
+def is_out_of_memory(fault: BaseException) -> bool:
+    """Whether there was no memory: by its type, or by its words, since most of what allocates has no type for it."""
+    if isinstance(fault, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(fault, (RuntimeError, OSError)) and _SAYS_SO.search(str(fault)) is not None
+
+
+def make_room(fault: Exception) -> None:
+    """Frees what a forward held that ran out of memory, so that another one may have it. Nothing after other faults.
+
+    The frames of its traceback, and of what it came from, have all that was computed: they lose it, not their lines.
+    """
+    if not is_out_of_memory(fault):
+        return
+    held: BaseException | None = fault
+    while held is not None:
+        traceback.clear_frames(held.__traceback__)
+        held = held.__context__
+    gc.collect()
+    torch.cuda.empty_cache()  # cuBLAS and cuDNN get nothing of what torch's allocator keeps; without CUDA it is nothing
