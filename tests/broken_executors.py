@@ -64,9 +64,10 @@ class Sound(DiffusionExecutor):
         self.check()
         with anyio.fail_after(timeout):
             await anyio.lowlevel.checkpoint()
-        if method not in METHODS:
+        methods = {**METHODS, "echo": [list(args), dict(kwargs or {})]}
+        if method not in methods:
             raise GenerationFailed(f"AttributeError: {method}")
-        return METHODS[method] if unique_reply_rank is not None else [METHODS[method]]
+        return methods[method] if unique_reply_rank is not None else [methods[method]]
 
     async def wait_failed(self):
         await self.lost.wait()

@@ -11,3 +11,7 @@ class Pid:
     def pid(self) -> int:
         """Of the worker's process."""
         return os.getpid()
+
+    def echo(self, *args: object, **kwargs: object) -> list[object]:
+        """What it was given."""
+        return [list(args), kwargs]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import anyio
 import anyio.from_thread
+import anyio.to_thread
 import pytest
 import zmq
 from mortal_site import Witness, expected
@@ -141,6 +142,26 @@ async def test_a_worker_that_never_comes_back_is_waited_for_as_long_as_a_start_m
         with pytest.raises(EngineDead, match=r"no worker listens at .*python -m steploom\.worker --listen"):
             await executor.recover()
         assert 0.3 <= anyio.current_time() - begun < 5
+
+
+async def test_the_door_of_a_worker_that_is_dying_is_no_start_that_failed(folder: Path) -> None:
+    address = folder / "worker"
+    async with lost(address) as executor:
+        executor.config = dataclasses.replace(executor.config, start_timeout_s=1.0)
+        address.unlink()
+        dying = socket.socket(socket.AF_UNIX)
+        dying.bind(str(address))
+        dying.listen()
+
+        def die() -> None:
+            connection, _ = dying.accept()
+            dying.close()
+            connection.close()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.to_thread.run_sync, die)
+            with pytest.raises(EngineDead, match="no worker listens"):
+                await executor.recover()
 
 
 async def test_what_does_not_pass_is_not_waited_for(folder: Path) -> None:

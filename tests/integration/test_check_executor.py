@@ -9,20 +9,24 @@ from typing import Any
 
 import pytest
 from broken_executors import BROKEN, LeavesAFile, LeavesAThread, Sound, SoundOfRequests
+from broken_workers import BROKEN as BROKEN_TOO
+from broken_workers import SoundAnew
 
 from steploom.config import EngineConfig
 from steploom.executor import DiffusionExecutor, InprocExecutor, MultiprocExecutor
 from steploom.testing import check_executor
 from steploom.testing.engines import _FakeExecutor, _Gate
 
+HANGS = ("NeverShuts", "HidesItsLoss", "TicksHangOnceLost", "CallsHangOnceLost", "CallsWaitForGenerations")
+
 
 def lose(executor: Any) -> None:
     executor.lost.set()
 
 
-@pytest.mark.parametrize("kind", [Sound, SoundOfRequests])
+@pytest.mark.parametrize("kind", [Sound, SoundOfRequests, SoundAnew])
 async def test_a_sound_executor_passes(kind: type[DiffusionExecutor]) -> None:
-    await check_executor(kind, lose=lose)
+    await check_executor(kind, lose=lose, echo="echo")
 
 
 def test_it_needs_no_pytest() -> None:
@@ -31,14 +35,14 @@ def test_it_needs_no_pytest() -> None:
 
 @pytest.mark.parametrize(
     ("clause", "kind"),
-    [pytest.param(clause, kind, id=kind.__name__) for clause, kinds in BROKEN.items() for kind in kinds],
+    [pytest.param(clause, kind, id=kind.__name__) for clause, kinds in (BROKEN | BROKEN_TOO).items() for kind in kinds],
 )
 async def test_a_broken_one_fails_with_its_clause(clause: str, kind: type[DiffusionExecutor]) -> None:
-    limit_s = 0.2 if kind.__name__ in ("NeverShuts", "HidesItsLoss") else 60.0
+    limit_s = 0.2 if kind.__name__ in HANGS else 60.0
     LeavesAThread.stop.clear()
     try:
         with pytest.raises(AssertionError) as caught:
-            await check_executor(kind, lose=lose, limit_s=limit_s)
+            await check_executor(kind, lose=lose, echo="echo", limit_s=limit_s)
     finally:
         LeavesAThread.stop.set()
         while LeavesAFile.files:
@@ -63,4 +67,4 @@ async def test_the_process_keeps_the_contract() -> None:
     async def kill(executor: Any) -> None:
         os.kill(await executor.collective_rpc("pid", unique_reply_rank=0), signal.SIGKILL)
 
-    await check_executor(MultiprocExecutor, EngineConfig(worker_extension="worker_pid.Pid"), lose=kill)
+    await check_executor(MultiprocExecutor, EngineConfig(worker_extension="worker_pid.Pid"), lose=kill, echo="echo")

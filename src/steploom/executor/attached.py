@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import anyio
 
-from steploom.errors import ConfigError, EngineDead, EngineError
+from steploom.errors import ConfigError, EngineDead, EngineError, WorkerDied
 from steploom.executor.abstract import ProgressCallback
 from steploom.executor.multiproc import MultiprocExecutor
 from steploom.executor.process import WorkerProcess
@@ -66,12 +66,14 @@ class AttachedExecutor(MultiprocExecutor):
             EngineDead: Nobody has started one; or it does not serve.
         """
         wait_s, deadline = FIRST_WAIT_S, anyio.current_time() + self.config.start_timeout_s
+        dying = True  # the system may close the door of a process that was killed last: it opens once more, for nobody
         while True:
             try:
                 return await super().recover(worker)
-            except NobodyListens:
-                if anyio.current_time() >= deadline:
+            except (NobodyListens, WorkerDied) as error:
+                if anyio.current_time() >= deadline or (isinstance(error, WorkerDied) and not dying):
                     raise
+            dying = False
             # Somebody else makes the socket, when they please. No system tells of that alike, and a worker that is
             # loading is not in a hurry: so it is looked for, ever more seldom, and no longer than a start may take.
             await anyio.sleep(min(wait_s, max(deadline - anyio.current_time(), 0)))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import anyio
 import anyio.lowlevel
 
-from steploom.errors import EngineError, RequestError, SteploomError
+from steploom.errors import RequestError, SteploomError
 from steploom.protocol import SchedulerOutput
 from steploom.requests import DiffusionOutput
 from steploom.testing.subject import Subject, bits, together
@@ -18,6 +18,12 @@ UNKNOWN = "steploom_no_such_thing"
 """Name of a method, and of an argument, that nobody has."""
 SLACK_S = 5.0
 """How much later than its timeout a call may end on a machine that has other things to do."""
+PAUSES = 3
+"""How often a resident is left out of a tick; how often it is looked whether the event loop is free."""
+BLOCKED_S = 0.25
+"""How long the event loop may be blocked at a stretch."""
+BEAT_S = 0.01
+"""How often it is looked."""
 
 
 async def ticks(subject: Subject) -> None:
@@ -36,6 +42,26 @@ async def ticks(subject: Subject) -> None:
 
 def _finished(reports: Any, run: str) -> bool:
     return run in reports and reports[run].finished
+
+
+async def left_out(subject: Subject) -> None:
+    """A resident that a tick does not name stands still: it is paused."""
+    clause, new = "who is left out stands still", subject.new()
+    run, reports = new.run_id, await subject.tick(new)
+    for _ in range(PAUSES):
+        if run not in reports or _finished(reports, run):
+            break
+        before = reports[run].step
+        for named in (False, True):
+            with subject.clause(clause):
+                result = await subject.executor.execute_step(output := subject.decide(cached=[run] if named else []))
+            found = {report.run_id: report.step for report in result.reports}
+            told = f"{run} was {'' if named else 'not '}in the tick, and the reports are of {sorted(found)}"
+            subject.require((run in found) is named, clause, told)
+        steps = found[run] - before
+        subject.require(steps <= 1, clause, f"{run} advanced by {steps} steps in a tick without it, and one with it")
+        reports = subject.take(output, result)
+    await subject.finish([run], reports)
 
 
 async def unknown_ids(subject: Subject) -> None:
@@ -178,6 +204,30 @@ async def calls(subject: Subject) -> None:
     subject.require(isinstance(answer, SteploomError), clause, told)
 
 
+async def arguments(subject: Subject) -> None:
+    """What a call is given arrives, where a method is known that tells."""
+    clause = "collective_rpc: arguments"
+    if subject.echo is None:
+        return
+    args, kwargs = [1, "two"], {"three": 3.0}
+    with subject.clause(clause):
+        answer = await subject.executor.collective_rpc(subject.echo, None, args, kwargs, 0)
+    subject.require(
+        answer == [args, kwargs], clause, f"{subject.echo} was given {[args, kwargs]!r}, and got {answer!r}"
+    )
+
+
+async def among_residents(subject: Subject) -> None:
+    """A call does not wait until nobody is resident any more, only for the tick that runs."""
+    if subject.executor.granularity == "request":
+        return
+    new = subject.new()
+    await subject.tick(new)
+    with subject.clause("collective_rpc: between two ticks"):
+        await subject.executor.collective_rpc("ping")
+    await subject.tick(ended=[new.run_id])
+
+
 async def timeouts(subject: Subject) -> None:
     """A timeout is end to end, also while the worker is busy; the tick that runs is not disturbed by it."""
     clause, executor = "collective_rpc: timeout", subject.executor
@@ -210,37 +260,43 @@ async def _work(subject: Subject) -> None:
     await subject.tick(ended=[new.run_id])
 
 
+async def free_loop(subject: Subject) -> None:
+    """Others are served while it works. What happens once is not counted: the machine may have other things to do."""
+    clause, blocked = "the event loop is free", [await _blocked_s(subject) for _ in range(PAUSES)]
+    told = f"it was blocked for {min(blocked):.2f} s at a stretch, each time; {BLOCKED_S} is the most"
+    subject.require(min(blocked) <= BLOCKED_S, clause, told)
+
+
+async def _blocked_s(subject: Subject) -> float:
+    """How long nobody else could do anything during some work, at a stretch."""
+    longest, failure = 0.0, None
+
+    async def beat() -> None:
+        nonlocal longest
+        while True:
+            begun = time.monotonic()
+            await anyio.sleep(BEAT_S)
+            longest = max(longest, time.monotonic() - begun - BEAT_S)
+
+    with subject.clause("the event loop is free", subject.config.tick_timeout_s + subject.limit_s):
+        async with anyio.create_task_group() as group:
+            group.start_soon(beat)
+            await anyio.lowlevel.checkpoint()
+            (failure,) = await together(partial(_work, subject))
+            await anyio.sleep(2 * BEAT_S)  # so that a beat has ended since
+            group.cancel_scope.cancel()
+        if isinstance(failure, Exception):
+            raise failure
+    return longest
+
+
 async def health(subject: Subject) -> None:
     """It is well, and says so."""
     with subject.clause("check_health"):
         await subject.executor.check_health()
 
 
-async def refusals(subject: Subject) -> None:
-    """Once it was shut down, it says so, and does not hang."""
-    executor = subject.executor
-    work = (
-        partial(executor.execute_step, subject.decide())
-        if executor.granularity == "step"
-        else partial(executor.add_requests, [subject.request()])
-    )
-    asked = {"execute": work, "collective_rpc": partial(executor.collective_rpc, "ping"),
-             "check_health": executor.check_health}  # fmt: skip
-    for name, call in asked.items():
-        with subject.clause("after shutdown"):
-            (answer,) = await together(call)
-        told = f"{name} after shutdown gave {answer!r}, and no EngineError"
-        refused = isinstance(answer, EngineError) or (name == "execute" and _unserved(answer))
-        subject.require(refused, "after shutdown", told)
-
-
-def _unserved(answer: Any) -> bool:
-    """Whether no request was served: each output has an error."""
-    outputs = cast("list[Any]", answer) if isinstance(answer, list) else [None]
-    return all(isinstance(output, DiffusionOutput) and output.error is not None for output in outputs)
-
-
-OF_STEPS = (ticks, unknown_ids, finished_ids, cancelled_tick)
+OF_STEPS = (ticks, free_loop, left_out, unknown_ids, finished_ids, cancelled_tick)
 OF_TWO_TICKS = (in_flight,)
-OF_REQUESTS = (whole_requests, equal_requests, failures, cancelled_requests)
-OF_ALL = (calls, timeouts, health)
+OF_REQUESTS = (whole_requests, free_loop, equal_requests, failures, cancelled_requests)
+OF_ALL = (calls, arguments, among_residents, timeouts, health)

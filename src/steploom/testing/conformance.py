@@ -13,7 +13,7 @@ import anyio
 from steploom.config import EngineConfig
 from steploom.errors import EngineError
 from steploom.executor.abstract import DiffusionExecutor
-from steploom.testing import clauses
+from steploom.testing import clauses, ends
 from steploom.testing.subject import Held, Subject, ended, held, together
 
 
@@ -23,6 +23,7 @@ async def check_executor(
     *,
     prompt: str | list[str] | None = "a red circle",
     lose: Callable[[Any], Awaitable[object] | object] | None = None,
+    echo: str | None = None,
     limit_s: float = 60.0,
     **params: Any,
 ) -> None:
@@ -36,7 +37,10 @@ async def check_executor(
         config: What it is made with; None takes the defaults.
         prompt: Of the requests.
         lose: Makes the executor of a third life unable to serve, as ``lose(executor)``: kills its worker, say. None
-            leaves out the clause ``wait_failed``, but for that it is silent while there is nothing to tell.
+            leaves out the clause ``after the loss``, and of ``wait_failed`` all but that it is silent while there is
+            nothing to tell.
+        echo: Name of a method for ``collective_rpc`` that returns ``[list(args), kwargs]``. None leaves out the clause
+            ``collective_rpc: arguments``.
         limit_s: How long a call may take; a start may take ``start_timeout_s`` more.
         params: Further arguments of the requests; ``num_inference_steps`` is 4 where the pipeline has it.
 
@@ -44,7 +48,7 @@ async def check_executor(
         AssertionError: It does not; the message names the clause.
     """
     config = dataclasses.replace(config or EngineConfig(), distributed_executor_backend=kind)
-    live = partial(Subject, kind, config, prompt, params, limit_s)
+    live = partial(Subject, kind, config, prompt, params, limit_s, echo)
     await _never_started(live())
     await _serves(live())
     await _ends(live)
@@ -95,10 +99,11 @@ async def _ends(live: Callable[[], Subject]) -> None:
     subject = live()
     try:
         await subject.start()
+        await ends.recovery(subject)
         await _shut_at_work(subject)
         with subject.clause("shutdown"):
             await subject.executor.shutdown()
-        await clauses.refusals(subject)
+        await ends.refusals(subject, "after shutdown")
     finally:
         await subject.shut()
     after = await held()
@@ -132,7 +137,7 @@ def _compare(subject: Subject, before: Held, after: Held) -> None:
 
 
 async def _is_lost(subject: Subject, lose: Callable[[Any], Awaitable[object] | object]) -> None:
-    """Clause ``wait_failed``."""
+    """Clauses ``wait_failed`` and ``after the loss``."""
 
     async def lose_it() -> None:
         answer = lose(subject.executor)
@@ -146,6 +151,7 @@ async def _is_lost(subject: Subject, lose: Callable[[Any], Awaitable[object] | o
         if isinstance(failure, Exception):
             raise failure
         subject.require(isinstance(told, EngineError), "wait_failed", f"it told {told!r}, which is no EngineError")
+        await ends.refusals(subject, "after the loss")
         with subject.clause("shutdown"):
             await subject.executor.shutdown()
     finally:

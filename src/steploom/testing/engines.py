@@ -248,6 +248,8 @@ class _FakeExecutor(DiffusionExecutor):
     def _check(self) -> None:
         if not self._serves:
             raise EngineNotRunning("the engine was not started, or is closed")
+        if self._gate.dead:
+            raise WorkerDied(0, -9, "FakeEngine.die()")
 
     async def wait_failed(self, worker: int = 0) -> EngineError:
         await self._gate.died()

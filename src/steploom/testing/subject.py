@@ -44,6 +44,7 @@ class Subject:
         prompt: Of every request.
         params: Of every request.
         limit_s: How long anything may take, but the start.
+        echo: Name of a method that returns what it is given.
     """
 
     def __init__(
@@ -53,10 +54,12 @@ class Subject:
         prompt: str | list[str] | None,
         params: Mapping[str, Any],
         limit_s: float,
+        echo: str | None,
     ) -> None:
         self.kind = kind
         self.config = config
         self.limit_s = limit_s
+        self.echo = echo
         self.info = PipelineInfo(pipeline_class="")
         self._prompt = prompt
         self._params = dict(params)
