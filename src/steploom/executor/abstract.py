@@ -146,15 +146,7 @@ class DiffusionExecutor(ABC):
             TickTimeout: One does nothing else, and did not answer within ``tick_timeout_s``: it is lost.
             EngineError: One does not, or is dead.
         """
-        await self._ask("ping", "tick_timeout_s")
-
-    async def _ask(self, method: str, setting: str, args: Sequence[Any] = ()) -> None:
-        """Calls a method of every worker, and waits for as long as a setting says."""
-        seconds = getattr(self.config, setting)
-        try:
-            await self.collective_rpc(method, timeout=seconds, args=args)
-        except TimeoutError:
-            raise EngineError(f"a worker did not answer {method}() within {setting}={seconds}") from None
+        await _within(self, "tick_timeout_s", "ping")
 
     async def sleep(self, level: int = 1, worker: int | None = None) -> None:
         """Frees the devices: weights go to host memory (level 1) or are dropped (level 2).
@@ -164,7 +156,7 @@ class DiffusionExecutor(ABC):
         Raises:
             EngineError: A worker cannot, or not within ``start_timeout_s``.
         """
-        await self._ask("sleep", "start_timeout_s", (level,))
+        await _within(self, "start_timeout_s", "sleep", level)
 
     async def wake_up(self) -> None:
         """Brings the weights back.
@@ -172,7 +164,7 @@ class DiffusionExecutor(ABC):
         Raises:
             EngineError: A worker cannot, or not within ``start_timeout_s``.
         """
-        await self._ask("wake_up", "start_timeout_s")
+        await _within(self, "start_timeout_s", "wake_up")
 
     # Of an executor with one worker the engine calls these three without ``worker``, so that it need not know of it.
 
@@ -227,3 +219,15 @@ class DiffusionExecutor(ABC):
 
 def _ignore(line: str) -> None:
     pass
+
+
+async def _within(executor: DiffusionExecutor, setting: str, method: str, *args: Any) -> None:
+    """Calls a method of every worker, and waits for as long as a setting says.
+
+    It is no method of the executor's: subclasses are other people's, and have names of their own.
+    """
+    seconds = getattr(executor.config, setting)
+    try:
+        await executor.collective_rpc(method, timeout=seconds, args=args)
+    except TimeoutError:
+        raise EngineError(f"a worker did not answer {method}() within {setting}={seconds}") from None
