@@ -37,6 +37,7 @@ def _sized() -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _sized())
 def test_a_pipeline_takes_the_multiples_that_it_is_said_to_take_and_no_others(name: str) -> None:
     case = CASES[name]

@@ -119,6 +119,7 @@ def answer(driver: Driver, request: DiffusionRequest) -> RequestReport:
     return driver.drain([request])[request.request_id]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "changes", "field", "words"), BAD)
 def test_the_argument_at_fault_is_named(
     drivers: dict[str, Driver], name: str, changes: dict[str, Any], field: str, words: str

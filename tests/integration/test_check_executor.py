@@ -63,6 +63,7 @@ async def test_the_thread_keeps_the_contract() -> None:
     await check_executor(InprocExecutor)
 
 
+@pytest.mark.slow
 async def test_the_process_keeps_the_contract() -> None:
     async def kill(executor: Any) -> None:
         os.kill(await executor.collective_rpc("pid", unique_reply_rank=0), signal.SIGKILL)

@@ -108,6 +108,7 @@ class Short:
         return {verdict for name, verdict in found.items() if name.startswith("transformer")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", FAULTS)
 def test_however_it_is_said_the_call_is_bisected_and_merged_again_later(how: str) -> None:
     short = Short(FAULTS[how], lambda turn, rows: rows == ROOM and turn < 40)
@@ -135,6 +136,7 @@ def test_a_check_without_memory_finds_nothing_out(later: int) -> None:
     assert short.rows.count(ROOM) > 8, "all share from the next step on"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [2, 4], ids=["single calls", "merged calls"])
 def test_the_next_forward_has_the_memory_of_the_one_that_failed(most: int) -> None:
     short = Short(FAULTS["CUDA's"], lambda turn, rows: most < rows)

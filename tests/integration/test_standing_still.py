@@ -52,27 +52,29 @@ async def test_a_reload_does_not_wait_for_it_either(site: Site) -> None:
         await engine.reload()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("wakes", [False, True])
 async def test_who_stands_still_is_replaced_and_sleeps_or_wakes_as_the_others(
     site: Site, wakes: bool, workers: int
 ) -> None:
-    async with site.engine(start_timeout_s=5.0, data_parallel_size=workers) as engine:
+    async with site.engine(start_timeout_s=8.0, data_parallel_size=workers) as engine:
         if wakes:
             await engine.sleep(2)
         pids = await engine.collective_rpc("pid")
         os.kill(pids[-1], signal.SIGSTOP)
         await (engine.wake_up() if wakes else engine.sleep(2))
         assert [str(fault) for fault in site.witness.faults] == [
-            f"worker {workers - 1} did not answer {'wake_up' if wakes else 'sleep'}() within 5.0 s"
+            f"worker {workers - 1} did not answer {'wake_up' if wakes else 'sleep'}() within 8.0 s"
         ]
         assert engine.asleep is not wakes
         assert await engine.collective_rpc("asleep") == [None if wakes else 2] * workers
         assert len(site.loads) == workers + 1
 
 
+@pytest.mark.slow
 async def test_an_engine_whose_every_worker_stands_still_does_not_sleep(site: Site) -> None:
-    async with site.engine(start_timeout_s=4.0, max_retries=1) as engine:
+    async with site.engine(start_timeout_s=8.0, max_retries=1) as engine:
         with pytest.raises(TickTimeout, match=r"did not answer sleep\(\)"):
             await engine.sleep(9)
         assert not engine.asleep
