@@ -15,8 +15,8 @@ import tiny
 import torch
 from processes import content, gone
 
-from steploom import AsyncDiffusionEngine, GenerationFailed
-from steploom.errors import ConfigError
+from steploom import AsyncDiffusionEngine
+from steploom.errors import ConfigError, InvalidRequest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # each process imports torch and diffusers
 
@@ -90,7 +90,7 @@ async def test_unlike_requests_share_forwards_that_ranks_share(flux: Any, tempor
         assert len(psutil.Process().children(recursive=True)) == 2
         shared = await all_equal(engine, expected)
         assert min(shared[:3]) > 2
-        with pytest.raises(GenerationFailed):  # in a forward, in all ranks alike
+        with pytest.raises(InvalidRequest, match="prompt_embeds"):  # in a forward, in all ranks alike
             await engine.generate(
                 prompt_embeds=torch.zeros(1, 16, 7), pooled_prompt_embeds=torch.zeros(1, 32), seed=1, **SMALL
             )
