@@ -114,6 +114,7 @@ def test_abort_from_another_thread_ends_the_wait_while_the_worker_is_busy(
     assert engine.collective_rpc("stats", timeout=60, unique_reply_rank=0).resident == 0
 
 
+@pytest.mark.slow
 def test_close_from_another_thread_ends_every_wait(tiny_model: Path, tmp_path: Path) -> None:
     engine = make(tiny_model)
     worker = psutil.Process(engine.collective_rpc("pid", unique_reply_rank=0))
@@ -152,6 +153,7 @@ def test_health_after_the_workers_death(tiny_model: Path) -> None:
         assert engine.collective_rpc("pid", unique_reply_rank=0) != first.pid
 
 
+@pytest.mark.slow
 def test_health_when_no_worker_comes_back(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with make(tiny_model, max_retries=0) as engine:
         worker = psutil.Process(engine.collective_rpc("pid", unique_reply_rank=0))

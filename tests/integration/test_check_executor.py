@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from broken_executors import BROKEN, LeavesAFile, LeavesAThread, Sound, SoundOfRequests
 from broken_workers import BROKEN as BROKEN_TOO
-from broken_workers import SoundAnew
+from broken_workers import BlocksTheLoop, SoundAnew
 
 from steploom.config import EngineConfig
 from steploom.executor import DiffusionExecutor, InprocExecutor, MultiprocExecutor
@@ -35,7 +35,11 @@ def test_it_needs_no_pytest() -> None:
 
 @pytest.mark.parametrize(
     ("clause", "kind"),
-    [pytest.param(clause, kind, id=kind.__name__) for clause, kinds in (BROKEN | BROKEN_TOO).items() for kind in kinds],
+    [
+        pytest.param(clause, kind, id=kind.__name__, marks=[pytest.mark.slow] if kind is BlocksTheLoop else [])
+        for clause, kinds in (BROKEN | BROKEN_TOO).items()
+        for kind in kinds
+    ],
 )
 async def test_a_broken_one_fails_with_its_clause(clause: str, kind: type[DiffusionExecutor]) -> None:
     limit_s = 0.2 if kind.__name__ in HANGS else 60.0

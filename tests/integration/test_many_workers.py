@@ -147,6 +147,7 @@ async def test_workers_come_and_go_under_load(site: Site, temporary: Path) -> No
     assert len(asked.outcomes) == 200
 
 
+@pytest.mark.slow
 async def test_who_leaves_ends_what_it_has_within_its_time(site: Site, gate: Gate) -> None:
     restarted: list[tuple[str, int]] = []
     site.witness.on_restarted = lambda *what: restarted.append(what)

@@ -54,6 +54,7 @@ class Frozen:
         return gc.get_freeze_count(), self.denoiser() is not None
 
 
+@pytest.mark.slow
 async def test_the_model_is_not_walked_over_by_the_garbage_collector_until_it_is_dropped() -> None:
     config = EngineConfig(model="demo", worker_extension=f"{__name__}.Frozen")
     async with AsyncDiffusionEngine(config) as engine:
