@@ -103,14 +103,23 @@ def test_a_class_of_the_hubs_that_diffusers_lacks(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("said", "told"), [("PytorchStreamReader failed reading zip archive", True), ("CUDA error: no device", False)]
+    ("fault", "told"),
+    [
+        (RuntimeError("PytorchStreamReader failed reading zip archive"), True),
+        (RuntimeError("CUDA error: no device"), False),
+        (RuntimeError("DefaultCPUAllocator: not enough memory"), False),
+        (MemoryError("no room"), False),
+    ],
+    ids=repr,
 )
-def test_what_the_device_says_is_not_the_models_fault(said: str, told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_device_says_is_not_the_models_fault(
+    fault: Exception, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        raise RuntimeError(said)
+        raise fault
 
     monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", fail)
-    with pytest.raises(ConfigError if told else RuntimeError, match=said):
+    with pytest.raises(ConfigError if told else type(fault), match=str(fault)):
         loading.load(EngineConfig(model="demo", device="cpu"), lambda _: None)
 
 

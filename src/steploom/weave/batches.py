@@ -18,10 +18,10 @@ from steploom.weave.counters import Counters
 from steploom.weave.fixed import Group, filled_up, own, too_large, tries
 from steploom.weave.forms import Facts
 from steploom.weave.forwards import Forwards
+from steploom.weave.machine_faults import is_out_of_memory, make_room
 from steploom.weave.merge_keys import KeyNames, Merger, rows_of, shared_leaves
 from steploom.weave.merging import MergedCall
 from steploom.weave.order import is_denoiser
-from steploom.weave.out_of_memory import is_out_of_memory, make_room
 from steploom.weave.plans import Plan, Plans
 from steploom.weave.program import Program
 from steploom.weave.unlike import ONLY_ONE, why_alone

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from steploom.weave.out_of_memory import is_out_of_memory
+from steploom.weave.machine_faults import is_out_of_memory
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterator
 
 from steploom.errors import GenerationFailed
 from steploom.weave.calls import Leaf, ModuleCall
-from steploom.weave.out_of_memory import is_out_of_memory
+from steploom.weave.machine_faults import is_out_of_memory
 from steploom.weave.program import Program
 
 Group = list[tuple[Program, ModuleCall]]

@@ -16,9 +16,9 @@ import torch
 from steploom.weave.axes import SHARED
 from steploom.weave.blend import BASE
 from steploom.weave.calls import Leaf, flatten, values
+from steploom.weave.machine_faults import is_out_of_memory
 from steploom.weave.merge_keys import is_scalar
 from steploom.weave.merging import MergedCall, Unsplittable
-from steploom.weave.out_of_memory import is_out_of_memory
 
 LOOSE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 """Mean absolute difference over mean absolute value that alone and merged may show, by dtype of the result."""
@@ -62,7 +62,7 @@ def checked(merged: MergedCall, results: Sequence[Any], failed: Callable[[Except
 
     Raises:
         Exception: There was no memory for the check, in one of the ways that
-            :func:`~steploom.weave.out_of_memory.is_out_of_memory` knows: nothing was found out.
+            :func:`~steploom.weave.machine_faults.is_out_of_memory` knows: nothing was found out.
     """
     try:
         return check(merged, results)

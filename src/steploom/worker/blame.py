@@ -19,11 +19,13 @@ import msgspec
 import torch
 
 from steploom.errors import InvalidRequest, SteploomError
+from steploom.given import is_whole
 from steploom.media.pictures import brief, leaves, shape_of
 from steploom.protocol import ErrorInfo, PipelineInfo
 from steploom.protocol.pictures import FRAMES, pictures_among
 from steploom.requests import DiffusionRequest
 from steploom.weave import program
+from steploom.weave.machine_faults import is_of_machine
 from steploom.weave.program import Program
 from steploom.worker.picture_faults import in_processing, of_pictures
 
@@ -33,7 +35,8 @@ _KINDS = (ValueError, TypeError, IndexError, KeyError, AttributeError, Arithmeti
 _SHAPES = re.compile(
     r"shape|size|dimension|\b[2-5]D\b|channel|sequence length|unpack|out of (range|bounds)|broadcast", re.IGNORECASE
 )
-_DEVICE = re.compile(r"memory|CUDA|cuDNN|NCCL|dtype", re.IGNORECASE)
+_DTYPE = "dtype"
+"""What is said of a model whose parts are of several: no argument's fault."""
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _QUOTED = re.compile(r"`(\w+)`")
 _ONE_OF = re.compile(r"only (pass )?one of `|be used together", re.IGNORECASE)
@@ -121,7 +124,7 @@ def _of_arguments(
     if _is_template(error) or (not called and isinstance(error, (ValueError, TypeError))):
         return ErrorInfo("InvalidRequest", _told(culprits, said), field=_field(culprits))
     about_shapes = _SHAPES.search(said) is not None
-    if isinstance(error, torch.OutOfMemoryError) or _DEVICE.search(said):
+    if is_of_machine(error) or _DTYPE in said.lower():
         return None
     if not isinstance(error, _KINDS) and not (isinstance(error, RuntimeError) and about_shapes):
         return None
@@ -219,7 +222,7 @@ def _names(text: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_text(value: Any) -> bool:
     """Whether a tokenizer takes it: a text without lone surrogates, or a list of such."""
-    return all(isinstance(one, str) and one == one.encode(errors="replace").decode() for one in _listed(value))
+    return all(isinstance(one, str) and is_whole(one) for one in _listed(value))
 
 
 def _listed(value: Any) -> list[Any]:

@@ -10,10 +10,8 @@ from pathlib import Path
 
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError
+from steploom.weave.machine_faults import is_of_machine
 from steploom.worker import indexes, sources
-
-_DEVICE = re.compile(r"out of memory|allocat|CUDA|HIP|MPS|NCCL")
-"""What torch says of a device's faults, which are not the settings'."""
 
 _TELLING = (OSError, ValueError, ImportError)
 """What is raised with a sentence."""
@@ -47,10 +45,12 @@ def explained(config: EngineConfig) -> Generator[None]:
                 f"quantization_config={config.quantization_config!r}: bitsandbytes needs a GPU, and torch sees none; "
                 "quantize with torchao, which needs none, or leave it out"
             ) from error
-        if _DEVICE.search(said):
+        if is_of_machine(error):
             raise
         unfit = "the weights do not fit the configuration" if "size mismatch" in said else "could not be loaded"
         raise ConfigError(f"model={config.model!r}: {unfit}: {said}") from error
+    except MemoryError:
+        raise
     except Exception as error:
         said = " ".join(str(error).split())
         if not isinstance(error, _TELLING):  # which are no sentences: KeyError: 'vae'
@@ -70,7 +70,7 @@ def own_factory(config: EngineConfig) -> Generator[None]:
     except ConfigError:
         raise
     except Exception as error:
-        if isinstance(error, RuntimeError) and _DEVICE.search(str(error)):
+        if isinstance(error, (RuntimeError, MemoryError)) and is_of_machine(error):
             raise
         frame = traceback.extract_tb(error.__traceback__)[-1]
         words = f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -15,21 +15,18 @@ from itertools import chain
 from types import FrameType
 from typing import Any
 
-import torch
-
 from steploom.errors import InvalidRequest, SteploomError
 from steploom.media.pictures import brief, leaves
 from steploom.protocol import PipelineInfo
 from steploom.protocol.pictures import pictures_among, takes_pictures
 from steploom.requests import DiffusionRequest
+from steploom.weave.machine_faults import is_of_machine
 from steploom.worker.odd_pictures import Odd, oddities, unlike_images
 
 _PROCESSING = re.compile(r"^(diffusers\.(.*\.)?(image|video)_processor|transformers\.(.*\.)?image_\w+|PIL)(\.|$)")
 """Modules that preprocess pictures."""
 _ENCODERS = re.compile(r"^(image_encoder|vae|vqvae|vqgan|movq|vision|feature|depth)")
 """Components that are given pictures, and nothing else, before the first step."""
-_OURS = re.compile(r"out of memory|can't allocate|CUDA error|cuDNN|NCCL", re.IGNORECASE)
-"""What a ``RuntimeError`` says that is the machine's fault."""
 _OF_TYPES = (AttributeError, TypeError, LookupError)
 """What is raised by code that takes a value for one of another type."""
 _OF_A_PICTURE = re.compile(r"'(Image|\w+ImageFile|(numpy\.)?ndarray|Tensor)'")
@@ -147,9 +144,7 @@ def _is_of(frame: FrameType, modules: re.Pattern[str]) -> bool:
 
 def _is_of_arguments(error: BaseException) -> bool:
     """Whether an exception is of a kind that wrong arguments cause, somewhere in torch or in Pillow."""
-    if isinstance(error, (SteploomError, torch.OutOfMemoryError, MemoryError)) or not isinstance(error, Exception):
-        return False
-    if isinstance(error, RuntimeError) and _OURS.search(str(error)):
+    if isinstance(error, SteploomError) or not isinstance(error, Exception) or is_of_machine(error):
         return False
     known = (ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, RuntimeError)
     return isinstance(error, known) or type(error).__module__.startswith(("PIL", "cv2"))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from steploom.weave.out_of_memory import is_out_of_memory, make_room
+from steploom.weave.machine_faults import is_of_machine, is_out_of_memory, make_room
 
 SAID = [
     torch.OutOfMemoryError("Tried to allocate"),
@@ -42,6 +42,23 @@ def test_a_lack_of_memory_is_known_by_its_type_or_its_words(fault: Exception) ->
 @pytest.mark.parametrize("fault", OTHERS, ids=lambda fault: f"{type(fault).__name__} {str(fault)[:30]}")
 def test_other_faults_are_none(fault: Exception) -> None:
     assert not is_out_of_memory(fault)
+
+
+@pytest.mark.parametrize(
+    ("fault", "is_one"),
+    [
+        *((fault, True) for fault in SAID),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), True),
+        (RuntimeError("NCCL communicator was aborted"), True),
+        (AssertionError("Torch not compiled with CUDA enabled"), True),
+        (RuntimeError("HIP error: invalid device function"), True),
+        (ValueError("prompt='a rose hip': not allowed"), False),
+        (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), False),
+        (ValueError("`height` has to be divisible by 8"), False),
+    ],
+)
+def test_faults_of_the_machine(fault: Exception, is_one: bool) -> None:
+    assert is_of_machine(fault) is is_one
 
 
 class Forward:

@@ -1,4 +1,4 @@
-"""Out of memory: what says so, in every way that torch and its libraries have, and what to free before going on."""
+"""Faults of the machine, as torch and its libraries tell them: a lack of memory, what to free then, and other ones."""
 
 from __future__ import annotations
 
@@ -14,6 +14,14 @@ _SAYS_SO = re.compile(
     re.IGNORECASE,
 )
 """Of CUDA and other devices; of torch's allocators for the CPU; of C++; of cuBLAS, cuDNN and their kin."""
+
+_NAMES_A_DEVICE = re.compile(r"(?<![a-z])(?i:cuda|cudnn|cublas|nccl)|\b(HIP|MPS)\b")
+"""What a device's libraries call themselves in all that they say."""
+
+
+def is_of_machine(fault: BaseException) -> bool:
+    """Whether it was neither what was asked for nor the model, but the memory or the device."""
+    return is_out_of_memory(fault) or _NAMES_A_DEVICE.search(str(fault)) is not None
 
 
 def is_out_of_memory(fault: BaseException) -> bool:
