@@ -56,10 +56,11 @@ class Answer(msgspec.Struct):
     texts: list[str] | None = None
     trajectory_latents: Any = None
     trajectory_timesteps: Any = None
+    generator_states: Any = None
     error: ErrorInfo | None = None
 
 
-TOLD = ("frame_rate", "sampling_rate", "texts", "trajectory_latents", "trajectory_timesteps")
+TOLD = ("frame_rate", "sampling_rate", "texts", "trajectory_latents", "trajectory_timesteps", "generator_states")
 """What an output has beside the pipeline's own, and an answer too."""
 
 

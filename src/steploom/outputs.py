@@ -50,6 +50,7 @@ class DiffusionOutput(msgspec.Struct, frozen=True, kw_only=True):
         frame_rate: Frames per second of its videos, as asked for or as the pipeline has it; None where nobody says.
         sampling_rate: Samples per second of its sound; None where there is none.
         texts: A language model's text, per row, where ``output`` has only its tokens.
+        generator_states: The states, uint8 ``[bytes]``, that the given generators have now; None without any.
         error: Why there is no output; set only where whole requests are answered (``DiffusionEngine.step``,
             ``execute_model``); ``generate`` raises it instead.
     """
@@ -63,6 +64,7 @@ class DiffusionOutput(msgspec.Struct, frozen=True, kw_only=True):
     frame_rate: float | None = None
     sampling_rate: int | None = None
     texts: list[str] | None = None
+    generator_states: Any = None
     error: SteploomError | None = None
 
     def _view(self, kind: str) -> Any:

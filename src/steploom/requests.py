@@ -11,7 +11,7 @@ import secrets
 import uuid
 from collections.abc import Mapping
 from types import NoneType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import msgspec
 
@@ -152,6 +152,13 @@ class DiffusionRequest:
         if isinstance(self.lora, str):
             return ((self.lora, 1.0),)
         return tuple((name, scale) for name, scale in self.lora or ())
+
+    @property
+    def generators(self) -> list[Any]:
+        """What ``generator`` is or holds, each once: several rows may draw from one."""
+        one: Any = self.params.get("generator")
+        each = cast("list[Any]", one) if isinstance(one, (list, tuple)) else [] if one is None else [one]
+        return list({id(generator): generator for generator in each}.values())
 
     def in_context(self) -> DiffusionRequest:
         """A copy that remembers the context variables of the caller."""

@@ -113,6 +113,10 @@ async def test_grpc(service: tuple[subprocess.Popen[str], str], alone: Any) -> N
         latents = await engine.generate(PROMPT, output_type="latent", **ASKED)
         assert isinstance(latents.images, torch.Tensor)
         assert np.isfinite(latents.images.numpy()).all()
+        drawn = torch.Generator().manual_seed(ASKED["seed"])
+        out = await engine.generate(PROMPT, generator=drawn, **{k: v for k, v in ASKED.items() if k != "seed"})
+        assert same(out.images[0], alone)
+        assert not torch.equal(drawn.get_state(), torch.Generator().manual_seed(ASKED["seed"]).get_state())
         with pytest.raises(InvalidRequest, match=r"guidance_scal: .*guidance_scale"):
             await engine.generate(PROMPT, guidance_scal=4.0)
         with pytest.raises(InvalidRequest, match="preview_every"):

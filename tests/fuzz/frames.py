@@ -36,6 +36,7 @@ def everything() -> dict[str, Any]:
 
     palette = Image.new("P", (3, 2))
     palette.putpalette([1, 2, 3] * 256)
+    drawn_from = torch.Generator().manual_seed(1)
     return {
         "plain": [None, True, 7, -2.5, "text", b"bytes"],
         "tuple": (1, "a"), "set": {1, 2}, "frozenset": frozenset({"a"}), "integer": 1 << 80, "complex": 1 + 2j,
@@ -44,7 +45,7 @@ def everything() -> dict[str, Any]:
         "images": [Image.new("RGB", (3, 2)), Image.new("1", (9, 2)), Image.new("LA", (2, 2)), palette],
         "dtype": torch.bfloat16, "device": torch.device("cpu"), "dataclass": StableDiffusionPipelineOutput([], None),
         "struct": RequestReport(run_id="r#1"), "request": DiffusionRequest("a cat", seed=1),
-        "error": GenerationFailed("it failed"),
+        "error": GenerationFailed("it failed"), "generators": [drawn_from] * 2,
     }  # fmt: skip
 
 

@@ -292,7 +292,7 @@ def test_what_cannot_travel_is_named() -> None:
     assert _path_to(object()) == f"params['some']: an object of type builtins.object {mend}"
     assert _path_to(i for i in ()) == f"params['some']: a Python generator {mend}"
     assert _path_to({1.5: 1}) == f"params['some'][1.5]: an object of type builtins.float as a key {mend}"
-    assert "give seed= instead, or use" in _path_to([torch.Generator()])
+    assert "give seed= instead, or use" in _path_to([np.random.default_rng()])
     assert "dtype object" in _path_to(np.array([print]))
     assert "dtype [('a', '<i4')]" in _path_to(np.zeros(1, [("a", "<i4")]))
     assert "masked values" in _path_to(np.ma.array([1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -200,6 +201,28 @@ async def test_the_pipelines_own_error_is_the_requests_alone() -> None:
         assert (await good.result()).images == ["good"]
 
 
+class CountingGenerator:
+    """What the engine uses of a ``torch.Generator``, without torch."""
+
+    def __init__(self, state: int = 0) -> None:
+        self.state = state
+
+    def clone_state(self) -> CountingGenerator:
+        return CountingGenerator(self.state)
+
+    def get_state(self) -> int:
+        return self.state
+
+    def set_state(self, state: int) -> None:
+        self.state = state
+
+
+class OfCuda(CountingGenerator):
+    """Of a GPU, as far as can be seen."""
+
+    device = SimpleNamespace(type="cuda")
+
+
 @pytest.mark.parametrize(
     ("keywords", "field", "message"),
     [
@@ -218,7 +241,8 @@ async def test_the_pipelines_own_error_is_the_requests_alone() -> None:
         ({"seed": "x"}, "seed", "must be an integer"),
         ({"callback_on_step_end": print}, "callback_on_step_end", "inproc"),
         ({"image": object()}, "image", "inproc"),
-        ({"seed": None, "generator": object()}, "generator", "give seed"),
+        ({"seed": None, "generator": object()}, "generator", "generator=<object>: must be a torch.Generator"),
+        ({"seed": None, "generator": [OfCuda()]}, "generator", "is one of 'cuda', and the model is on 'cpu'"),
     ],
 )
 async def test_what_is_wrong_is_refused_before_it_is_queued(keywords: dict, field: str, message: str) -> None:
@@ -233,22 +257,6 @@ async def test_a_missing_required_argument_is_named() -> None:
     async with fake_engine() as (engine, _):
         with pytest.raises(InvalidRequest, match="prompt: FakePipeline requires it"):
             await engine.generate(num_inference_steps=3)
-
-
-class CountingGenerator:
-    """What the engine uses of a ``torch.Generator``, without torch."""
-
-    def __init__(self, state: int = 0) -> None:
-        self.state = state
-
-    def clone_state(self) -> CountingGenerator:
-        return CountingGenerator(self.state)
-
-    def get_state(self) -> int:
-        return self.state
-
-    def set_state(self, state: int) -> None:
-        self.state = state
 
 
 async def test_in_process_generators_and_callbacks_pass() -> None:

@@ -3,9 +3,10 @@
 ``encode`` gives ``[header, frame, ...]``; ``decode`` takes them back. Structs of the protocol are written by msgspec as
 they stand, which costs microseconds; only their fields declared ``Any`` are walked. In them travel None, booleans,
 numbers, text, bytes, lists, tuples, sets, dicts with text or integer keys, torch tensors, numpy arrays and scalars, PIL
-images, ``torch.dtype`` and ``torch.device``, the structs, requests and errors of this library, and dataclasses that
-diffusers (or the loaded pipeline's package) defines. Everything else is an :class:`~steploom.errors.InvalidRequest`
-that names the field. There is no pickle: decoding builds these types and no other.
+images, ``torch.dtype``, ``torch.device`` and ``torch.Generator`` (its state at that moment), the structs, requests and
+errors of this library, and dataclasses that diffusers (or the loaded pipeline's package) defines. Everything else is an
+:class:`~steploom.errors.InvalidRequest` that names the field. There is no pickle: decoding builds these types and no
+other.
 
 Payloads are not copied: a frame is the memory of the tensor or array itself (of a copy if it was not contiguous or not
 on the CPU), and a decoded tensor or array lies over the received frame. It is writable: a frame that is not (``bytes``)

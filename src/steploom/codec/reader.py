@@ -19,6 +19,7 @@ from steploom.requests import DiffusionRequest
 
 _Size = Annotated[int, msgspec.Meta(ge=0)]
 _Numbers = tuple[_Size, str, tuple[_Size, ...]]
+_Generator = tuple[_Size, str | None]
 _Image = tuple[_Size, str, tuple[_Size, _Size], bytes | None]
 _DAMAGE = (msgspec.MsgspecError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError,
            RuntimeError, MemoryError, OSError)  # fmt: skip
@@ -48,6 +49,7 @@ class _Reader:
     def __init__(self, frames: Sequence[Buffer], packages: Sequence[str]) -> None:
         self.used: set[int] = set()
         self._integers = 0
+        self._generators: list[Any] = []
         self._frames = frames
         self._packages = packages
 
@@ -136,6 +138,16 @@ class _Reader:
     def _torch_device(self, data: memoryview) -> Any:
         torch: Any = importlib.import_module("torch")
         return torch.device(self._value(data, str))
+
+    def _generator(self, data: memoryview) -> Any:
+        index, device = self._value(data, _Generator)
+        if device is None:
+            return self._generators[index]
+        torch: Any = importlib.import_module("torch")
+        made = torch.Generator(device)
+        made.set_state(torch.frombuffer(bytearray(self._payload(index)), dtype=torch.uint8))
+        self._generators.append(made)
+        return made
 
     def _dataclass(self, data: memoryview) -> Any:
         module, qualname, fields = self._value(data, tuple[str, str, dict[str, Any]])

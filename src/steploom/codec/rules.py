@@ -57,6 +57,7 @@ class Code(enum.IntEnum):
     STRUCT = 14  # [name, {field: value}]
     REQUEST = 15  # {field: value}
     ERROR = 16  # ErrorInfo
+    GENERATOR = 17  # [frame, device type]; of one that came before in the message [its place, from 0, null]
 
 
 def dotted_root(name: str) -> str:

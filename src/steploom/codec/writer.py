@@ -69,6 +69,7 @@ class Writer:
         self._frames = frames
         self._packages = packages
         self._integers = 0
+        self._generators: dict[int, int] = {}  # places by id
 
     def header(self, value: Any) -> bytes:
         """The header of ``value``.
@@ -202,6 +203,8 @@ class Writer:
                 return _tag(Code.TORCH_DTYPE, str(value).removeprefix("torch."))
             if isinstance(value, torch.device):
                 return _tag(Code.TORCH_DEVICE, str(value))
+            if isinstance(value, torch.Generator):
+                return _tag(Code.GENERATOR, self._generator(value))
         if numpy is not None and isinstance(value, (numpy.ndarray, numpy.generic)):
             return self._array(value, numpy)
         if image is not None and isinstance(value, image.Image):
@@ -266,6 +269,13 @@ class Writer:
         dtype = str(value.dtype).removeprefix("torch.")
         return _tag(Code.TENSOR, [self._frame(payload), dtype, list(value.shape)])
 
+    def _generator(self, value: Any) -> Any:
+        """What draws from one generator in several places does so on the other side."""
+        if id(value) in self._generators:
+            return [self._generators[id(value)], None]
+        self._generators[id(value)] = len(self._generators)
+        return [self._frame(lambda: value.get_state().numpy().data), value.device.type]
+
     def _array(self, value: Any, numpy: Any) -> Any:
         dtype: str = value.dtype.str
         masked = numpy.ma.isMaskedArray(value) if isinstance(value, numpy.ndarray) else False
@@ -320,6 +330,6 @@ def _name(value: object) -> str:
 
 
 def _mend(value: object) -> str:
-    if type(value).__name__ == "Generator" and dotted_root(type(value).__module__) in ("torch", "torch._C", "numpy"):
+    if type(value).__name__ == "Generator" and dotted_root(type(value).__module__) == "numpy":
         return MEND.replace("use ", "give seed= instead, or use ")
     return MEND

@@ -190,7 +190,7 @@ class EngineCore:
         if mailbox is None:  # The engine is ending: everybody was told already.
             return
         if isinstance(event, Finished):
-            self.live.borrowed[event.request_id].give_back()
+            self.live.borrowed[event.request_id].give_back(event.output)
         mailbox.put(event)
         if isinstance(event, Restarted):
             self.live.borrowed[event.request_id].rewind()

@@ -70,8 +70,9 @@ def validate(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig
     _check_lora(request, info, config)
     if request.noise_scheduler is not None and info.noise_schedulers:
         check_noise_scheduler(request.noise_scheduler, info.noise_schedulers, info.noise_scheduler)
+    _check_generators(request)
     if not info.in_process:
-        _check_travels(request)
+        _check_travels(request, info, config)
 
 
 def check_arguments(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> PipelineInfo:
@@ -179,12 +180,26 @@ def _check_cache(request: DiffusionRequest, info: PipelineInfo) -> None:
         )
 
 
-def _check_travels(request: DiffusionRequest) -> None:
-    """Refuses what cannot reach another process."""
-    if "generator" in request.params:
-        raise InvalidRequest(
-            "generator: its state cannot travel to the worker process; give seed=..., or start the engine with "
-            'distributed_executor_backend="inproc"',
-            field="generator",
-        )
+def _check_generators(request: DiffusionRequest) -> None:
+    """Refuses what nothing can be drawn from."""
+    if not request.generators and "generator" in request.params:
+        raise InvalidRequest("generator=[]: is empty; give one per image, or seed=...", field="generator")
+    for one in request.generators:
+        if not hasattr(one, "clone_state"):
+            raise InvalidRequest(
+                f"generator={brief(one)}: must be a torch.Generator, or a list of one per image; or give seed=...",
+                field="generator",
+            )
+
+
+def _check_travels(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:
+    """Refuses what cannot reach another process, or is of no use there."""
+    there = {"cpu", *(str(device).partition(":")[0] for device in (info.device, config.device))}
+    for one in request.generators:
+        if (kind := getattr(getattr(one, "device", None), "type", "cpu")) not in there:
+            raise InvalidRequest(
+                f"generator: is one of {kind!r}, and the model is on {info.device!r}; give a generator of the CPU, or "
+                "seed=...",
+                field="generator",
+            )
     check_request(request)

@@ -17,7 +17,8 @@ from steploom.errors import EngineError
 from steploom.executor.abstract import DiffusionExecutor
 from steploom.protocol import ErrorInfo, NewRequest, RequestReport, RunnerOutput, SchedulerOutput
 
-_TOLD = ("output", "frame_rate", "sampling_rate", "texts", "trajectory_latents", "trajectory_timesteps")
+_TOLD = ("output", "frame_rate", "sampling_rate", "texts", "trajectory_latents", "trajectory_timesteps",
+         "generator_states")  # fmt: skip
 """What an executor's output and a worker's report of a finished request have in common."""
 
 

@@ -152,6 +152,7 @@ class RequestReport(msgspec.Struct, kw_only=True):
         frame_rate: Frames per second of the output, where known.
         sampling_rate: Samples per second of the output, where known.
         texts: A language model's text, per row, where its output has only tokens.
+        generator_states: State after the last draw, uint8 ``[bytes]``, of each generator that the request was given.
         error: Why the program ended without output.
         unserved: Whether ``error`` is that of an executor of whole requests, and no pipeline's.
     """
@@ -183,6 +184,7 @@ class RequestReport(msgspec.Struct, kw_only=True):
     frame_rate: float | None = None
     sampling_rate: int | None = None
     texts: list[str] | None = None
+    generator_states: Any = None
     error: ErrorInfo | None = None
     unserved: bool = False
 

@@ -63,7 +63,7 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
         device_name: What that device is called, as costs depend on it.
         room_bytes: Memory that there is for requests and their forwards; 0 if nobody can say.
         dtype: Its dtype.
-        in_process: Whether objects that cannot travel (generators, callbacks) may be passed.
+        in_process: Whether objects that cannot travel (functions: callbacks) may be passed.
         tasks: The tasks that a request may name, and the pipelines over the same components that do each: of several
             the first that takes the request's arguments does it.
         makes: What it makes, of ``"images"``, ``"videos"``, ``"audios"`` and ``"text"``; empty where that is not known.

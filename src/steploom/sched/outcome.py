@@ -26,5 +26,6 @@ def outcome(state: RequestState, report: RequestReport, now: float) -> Event:
         frame_rate=report.frame_rate,
         sampling_rate=report.sampling_rate,
         texts=report.texts,
+        generator_states=report.generator_states,
     )
     return Finished(request_id=request_id, output=output)

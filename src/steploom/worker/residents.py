@@ -133,6 +133,7 @@ class Resident:
         report.output = self.program.output
         report.frame_rate = products.asked_frame_rate(self.request) or self._info.frame_rate
         report.sampling_rate = self._info.sampling_rate
+        report.generator_states = [one.get_state() for one in self.request.generators] or None
         self.program.watcher.finished(report.output)
         if self._trajectory:
             report.trajectory_latents = _stacked([latents for latents, _ in self._trajectory])
