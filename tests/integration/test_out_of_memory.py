@@ -149,13 +149,40 @@ def test_mates_have_the_memory_of_a_call_that_failed_by_itself() -> None:
     full: list[int] = []
 
     def lacks(turn: int, rows: int) -> bool:
-        """Of four, there is no memory for all, nor for two of them, nor for one of these."""
+        """Of four, there is no memory for all, nor for two of them, nor, twice, for one of these."""
         full.extend([turn] if rows == ROOM else [])
-        return bool(full) and turn < full[0] + 3
+        return bool(full) and turn < full[0] + 4
 
     short = Short(FAULTS["CUDA's"], lacks)
     short.draw(failing=1)
-    assert short.left == [False] * 3
+    assert short.left == [False] * 4
+
+
+@pytest.mark.parametrize("invariant", [False, True])
+@pytest.mark.parametrize("part", ["transformer", "text_encoder", "vae.decoder"])
+def test_a_call_by_itself_is_tried_again(part: str, invariant: bool) -> None:
+    pipe = tiny.sd3()
+    asked = [request(f"r{n}", f"a cat {n}", n, output_type="pt", **SMALL) for n in range(3)]
+    expected = [alone(pipe, one) for one in asked]
+    driver = Driver(Runner.from_pipeline(pipe, config(max_batch=1, batch_invariant=invariant)))
+    calls: list[Any] = []
+
+    def lacks(module: Any, args: Any) -> None:
+        """No memory at the first of four calls."""
+        calls.append(module)
+        if len(calls) % 4 == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+
+    _part(pipe, part).register_forward_pre_hook(lacks)
+    driver.drain(asked)
+    assert len(calls) >= 4
+    for one, wanted in zip(asked, expected, strict=True):
+        assert distance(driver.finished[one.request_id].output, wanted) <= 1e-4
+
+
+def _part(pipe: Any, path: str) -> torch.nn.Module:
+    name, _, within = path.partition(".")
+    return getattr(pipe, name).get_submodule(within)
 
 
 async def together(engine: AsyncDiffusionEngine, asked: list[Any]) -> list[Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from steploom.weave.calls import ModuleCall
+from steploom.weave.calls import ModuleCall, has_opaque
+from steploom.weave.machine_faults import is_out_of_memory, make_room
 from steploom.weave.merging import MergedCall
 
 
@@ -46,8 +47,17 @@ class Forwards:
             raise
 
     def alone(self, call: ModuleCall) -> Any:
-        """The result of a call by itself."""
+        """The result of a call by itself. One for which there was no memory is tried again, when there is room."""
         self._before = self._prepared()
+        try:
+            return self._run(call)
+        except Exception as fault:
+            if not is_out_of_memory(fault) or has_opaque(call.structure):  # a cache, which it may have half changed
+                raise
+            make_room(fault)
+        return self._run(call)
+
+    def _run(self, call: ModuleCall) -> Any:
         try:
             return call.run()
         except Exception as fault:
