@@ -89,8 +89,8 @@ def brief(value: Any, depth: int = 0) -> str:
     if isinstance(value, (str, Path, Number, NoneType)):
         try:
             shown = repr(value)
-        except Exception as error:  # noqa: BLE001 - a class of the caller's, or an integer too long to print
-            return f"<{type(value).__name__}, whose repr fails with {type(error).__name__}>"
+        except Exception:  # noqa: BLE001 - a class of the caller's, or an integer of more digits than Python prints
+            return f"<{type(value).__name__}>"
         return shown if len(shown) <= _SHOWN_LONG else f"{shown[:_SHOWN_LONG]}..."
     return f"<{type(value).__name__}>"
 
