@@ -114,6 +114,8 @@ def test_what_encodes_pictures_fails_on_them() -> None:
     error = raised(ValueError("not enough values to unpack"))
     assert (blamed(error, module="image_encoder", image=SMALL) or "")[0] == "image"
     assert blamed(error, module="text_encoder", image=SMALL) is None
+    assert (blamed(raised(RuntimeError("expected input to have 3 channels")), module="vae", image=SMALL) or "")[0]
+    assert blamed(raised(RuntimeError("an odd fault")), module="vae", image=SMALL) is None, "which may be the module's"
     assert blamed(error, module="vae", steps=1, image=SMALL) is None, "which decodes by now"
 
 

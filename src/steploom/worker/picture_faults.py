@@ -32,6 +32,12 @@ _OF_TYPES = (AttributeError, TypeError, LookupError)
 _OF_A_PICTURE = re.compile(r"'(Image|\w+ImageFile|(numpy\.)?ndarray|Tensor)'")
 """What Python says of a value of such a type that it does not fit."""
 _SAYS_PICTURE = re.compile(r"\b(image|picture|mask|frame|video)s?\b|<\|image", re.IGNORECASE)
+_SAYS_MISFIT = re.compile(
+    r"shape|size|dimension|\b[2-5]D\b|channel|unpack|out of (range|bounds)|broadcast|elements|negative"
+    r"|\b(d|scalar )?types?\b|not implemented for|stack expects",
+    re.IGNORECASE,
+)
+"""What torch says, as a ``RuntimeError``, of tensors that do not fit: by their shape or by their type."""
 _WORD = re.compile(r"\w+")
 _QUOTED = re.compile(r"[`'\"](\w+)[`'\"]")
 
@@ -146,5 +152,7 @@ def _is_of_arguments(error: BaseException) -> bool:
     """Whether an exception is of a kind that wrong arguments cause, somewhere in torch or in Pillow."""
     if isinstance(error, SteploomError) or not isinstance(error, Exception) or is_of_machine(error):
         return False
-    known = (ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, RuntimeError)
+    if isinstance(error, RuntimeError):
+        return _SAYS_MISFIT.search(str(error)) is not None
+    known = (ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
     return isinstance(error, known) or type(error).__module__.startswith(("PIL", "cv2"))
