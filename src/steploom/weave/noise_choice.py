@@ -32,8 +32,8 @@ def _known() -> dict[str, tuple[frozenset[str], list[str]]]:
 
 def _kinds(cls: Any) -> frozenset[str]:
     kinds: set[str] = set()
-    if "FlowMatch" in cls.__name__:
-        kinds.add("flow")
+    if "FlowMatch" in cls.__name__ or cls.__name__.endswith("RFScheduler"):  # LTX's: of rectified flow
+        return frozenset({"flow"})
     if getattr(cls, "_compatibles", None):
         kinds.add("noise")
     if kinds and "use_flow_sigmas" in signatures.parameters_of(cls.__init__):
