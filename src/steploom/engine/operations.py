@@ -240,7 +240,7 @@ class Operations:
         try:
             await self._have_all(core, partial(core.executor.sleep, level))
             if wish in self._falling:
-                self.slept = level
+                self.slept = max(level, self.slept or level)  # who sleeps deeper goes on doing so
         except SteploomError:
             if self.slept is None and self._falling == {wish}:
                 with contextlib.suppress(SteploomError):
