@@ -53,7 +53,8 @@ class DiffusionRequest:
     """One generation asked for: frozen, and complete enough to be replayed.
 
     Args:
-        prompt: The prompt, or several (one request with several rows), or None where the pipeline needs none.
+        prompt: The prompt, or several (one request with several rows), or by frame, with FreeNoise; or None where the
+            pipeline needs none.
         params: Everything else goes to the pipeline's ``__call__`` under diffusers' own names
             (``guidance_scale=4.0, num_inference_steps=20, image=...``).
 
@@ -90,7 +91,7 @@ class DiffusionRequest:
     context: ClassVar[contextvars.Context | None] = None
     """Context variables of whoever asked, for callbacks in this process; they do not travel."""
 
-    prompt: str | list[str] | None
+    prompt: str | list[str] | dict[int, str] | None
     params: Mapping[str, Any]
     request_id: str
     seed: int | None
@@ -110,7 +111,7 @@ class DiffusionRequest:
 
     def __init__(
         self,
-        prompt: str | list[str] | None = None,
+        prompt: str | list[str] | dict[int, str] | None = None,
         *,
         seed: int | None = None,
         task: str | None = None,

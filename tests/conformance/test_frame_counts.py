@@ -11,7 +11,7 @@ import pytest
 import torch
 from conformance.case import CASES, Case
 
-from steploom import DiffusionRequest, EngineConfig, InvalidRequest
+from steploom import AsyncDiffusionEngine, DiffusionRequest, EngineConfig, InvalidRequest
 from steploom.engine.validation import check_arguments
 from steploom.protocol.pictures import FRAMES
 from steploom.worker import loading, trial
@@ -61,6 +61,22 @@ def test_free_noise_has_positions_for_a_window_of_any_length() -> None:
     pipeline = CASES["AnimateDiffPipeline"].build()
     pipeline.enable_free_noise()
     assert loading.describe(pipeline, in_process=True).frames_most is None
+
+
+@pytest.mark.slow
+async def test_free_noise_has_a_prompt_for_a_frame() -> None:
+    case = CASES["AnimateDiffPipeline"]
+    asked = {"num_inference_steps": 2, "num_frames": 8, "output_type": "latent"}
+    torch.manual_seed(0)
+    pipeline = case.build()
+    pipeline.enable_free_noise(context_length=4, context_stride=2)
+    prompts: list[Any] = [{0: "a cat", 4: "a dog"}, {0: "a cat", 4: "a cow"}]
+    alone = [pipeline(one, generator=torch.Generator().manual_seed(1), **asked).frames for one in prompts]
+    async with AsyncDiffusionEngine.from_pipeline(pipeline) as engine:
+        for prompt, expected in zip(prompts, alone, strict=True):
+            output = await engine.generate(prompt, seed=1, **asked)
+            assert torch.allclose(output.output.frames, expected, atol=1e-4)
+    assert not torch.allclose(*alone, atol=1e-3)
 
 
 @pytest.mark.parametrize(("width", "fits"), [(36, True), (38, False)])

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from steploom import EngineConfig, InvalidRequest
+from steploom import EngineConfig, InvalidRequest, codec
 from steploom.engine.pictures import load_pictures
 from steploom.engine.validation import check_arguments
 from steploom.media.pictures import brief
-from steploom.protocol import Parameter, PipelineInfo
+from steploom.protocol import NewRequest, Parameter, PipelineInfo
 from steploom.requests import DiffusionRequest
 from steploom.weave import signatures
 from steploom.worker import annotations
@@ -55,6 +55,20 @@ def test_the_kinds_are_those_of_the_annotations() -> None:
     assert SDXL["cross_attention_kwargs"] == "mapping"
     assert SDXL["callback_on_step_end"] == "function"
     assert SDXL["ip_adapter_image"] == "picture"
+
+
+def test_free_noise_takes_texts_by_frame() -> None:
+    kind = annotations.kinds(diffusers.AnimateDiffPipeline)["prompt"]
+    info = PipelineInfo(pipeline_class="P", parameters=[Parameter("prompt", kind=kind)])
+    for prompt in ({0: "a cat", 8: "a dog"}, "a cat", ["a cat", "a dog"]):
+        check_arguments(DiffusionRequest(prompt), info, EngineConfig())
+        frames = codec.encode(NewRequest("r#1", DiffusionRequest(prompt)))
+        assert codec.decode(frames, NewRequest).request.prompt == prompt
+    for wrong in ({}, {"0": "a cat"}, {0: None}):
+        with pytest.raises(InvalidRequest, match="FreeNoise a dict of str by frame"):
+            check_arguments(DiffusionRequest(wrong), info, EngineConfig())
+    with pytest.raises(InvalidRequest, match="must be a str, or a list of str"):
+        check({0: "a cat"})
 
 
 def test_what_is_named_like_pictures_takes_them_by_its_annotation() -> None:

@@ -75,6 +75,13 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in texts)
 
 
+def _is_text_by_frame(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return _is_text(value)
+    texts = cast("dict[Any, Any]", value)
+    return bool(texts) and all(type(frame) is int and isinstance(text, str) for frame, text in texts.items())
+
+
 def _is_tensor(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(_is_tensor(one) for one in cast("list[Any]", value))
@@ -98,6 +105,7 @@ def _is_mapping(value: Any) -> bool:
 _KINDS: dict[str, tuple[Callable[[Any], bool] | None, str]] = {
     "number": (is_number, "a finite number, and within 64 bits if an integer"),
     "text": (_is_text, "a str, or a list of str"),
+    "text_by_frame": (_is_text_by_frame, "a str, a list of str, or with FreeNoise a dict of str by frame"),
     "tensor": (_is_tensor, "a torch.Tensor (torch.from_numpy makes one of an array)"),
     "mapping": (_is_mapping, "a dict"),
     "function": (callable, "a function"),

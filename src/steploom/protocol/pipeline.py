@@ -25,9 +25,9 @@ class Parameter(msgspec.Struct, frozen=True):
     Attributes:
         name: Its name.
         required: Whether it must be given.
-        kind: What values it takes: ``"number"``, ``"text"``, ``"tensor"``, ``"mapping"``, ``"function"``,
-            ``"picture"`` (or several, as PIL images, arrays or tensors), ``"other"`` where it takes none although it is
-            named like one that does; ``""`` if others do, or nobody knows.
+        kind: What values it takes: ``"number"``, ``"text"``, ``"text_by_frame"``, ``"tensor"``, ``"mapping"``,
+            ``"function"``, ``"picture"`` (or several, as PIL images, arrays or tensors), ``"other"`` where it takes
+            none although it is named like one that does; ``""`` if others do, or nobody knows.
         takes_none: Whether None may stand for a value.
     """
 

@@ -29,7 +29,9 @@ def kinds(pipeline_class: type) -> dict[str, str]:
         hints = typing.get_type_hints(inspect.unwrap(call))
     except (NameError, TypeError, AttributeError):  # annotations that only a type checker understands
         return {}
-    return {name: kind for name, hint in hints.items() if (kind := _kind(name, hint))}
+    texts = "text_by_frame" if hasattr(pipeline_class, "free_noise_enabled") else "text"
+    found = {name: _kind(name, hint) for name, hint in hints.items()}
+    return {name: texts if kind == "text" else kind for name, kind in found.items() if kind}
 
 
 def takes_none(pipeline: Any, parameter: inspect.Parameter) -> bool:
