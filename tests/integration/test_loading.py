@@ -76,6 +76,14 @@ def test_a_variant_is_the_weights_of_that_name(stable_diffusion: Path) -> None:
     assert refusal(stable_diffusion, variant="fp4").startswith("variant='fp4': model=")
 
 
+def test_weights_of_a_variant_alone_are_told(stable_diffusion: Path, tmp_path: Path) -> None:
+    half = shutil.copytree(stable_diffusion, tmp_path / "half")
+    for plain in (*half.glob("*/*model.safetensors"), *half.glob("*/*model.bin")):
+        plain.unlink()
+    assert "has weights of variant='half' alone; give that" in refusal(half)
+    load(half, variant="half")
+
+
 def test_a_single_file_holds_all_weights(single_file: Path, stable_diffusion: Path) -> None:
     runner, _ = load(single_file, base_model=str(stable_diffusion))
     assert runner.info.pipeline_class == "StableDiffusionPipeline"

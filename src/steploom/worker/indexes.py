@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any, TypeGuard, cast
 from steploom.errors import ConfigError
 from steploom.weave import untyped
 from steploom.worker.sources import INDEX
+
+_WEIGHTS = re.compile(r"\w*model(?:\.(\w+))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
+"""Files of weights; the group is their variant."""
 
 
 def check(folder: Path, setting: str) -> None:
@@ -60,6 +64,15 @@ def missing(folder: Path) -> list[str]:
         return []
     return [name for name, entry in index.items()
             if not name.startswith("_") and _is_pair(entry) and not (folder / name).is_dir()]  # fmt: skip
+
+
+def variants(folder: Path) -> list[str]:
+    """The variants of which ``folder`` has weights for components without plain ones."""
+    alone: set[str] = set()
+    for component in folder.iterdir():
+        found = {match[1] or "" for file in component.glob("*model*") if (match := _WEIGHTS.fullmatch(file.name))}
+        alone |= set() if "" in found else found
+    return sorted(alone)
 
 
 def _read(folder: Path, setting: str) -> Mapping[str, Any]:

@@ -112,7 +112,10 @@ def _mend(config: EngineConfig, error: BaseException, said: str) -> str:
     if found := _NO_CLASS.search(said):
         return f"{model}: {indexes.unknown_class(found[1])}"
     source = sources.find(config.model)
-    lacking = indexes.missing(Path(source.name)) if source.kind == "folder" else []
+    folder = Path(source.name) if source.kind == "folder" else None
+    if folder is not None and config.variant is None and (variants := indexes.variants(folder)):
+        return f"{model}: has weights of variant={' or '.join(map(repr, variants))} alone; give that ({said})"
+    lacking = indexes.missing(folder) if folder is not None else []
     hint = f" (it has no folder {' nor '.join(lacking)}, which its {sources.INDEX} lists)" if lacking else ""
     return f"{model}: could not be loaded: {said}{hint}"
 
