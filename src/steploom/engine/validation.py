@@ -111,6 +111,12 @@ def _check_names(request: DiffusionRequest, info: PipelineInfo) -> None:
         given = name in request.params if name != "prompt" and not takes_pictures(parameter) else value is not None
         if parameter.required and not given:
             raise InvalidRequest(f"{name}: {_called(request, info)} requires it{_mend(parameter)}", field=name)
+    present = {"prompt": request.prompt, **request.params}
+    for choice in info.needs:
+        if all(present.get(name) is None for name in choice):
+            first, *others = choice
+            instead = f", or {' or '.join(others)}" if others else ""
+            raise InvalidRequest(f"{first}: {_called(request, info)} requires it{instead}", field=first)
     if isinstance(request.prompt, list) and not request.prompt:
         raise InvalidRequest("prompt=[]: is empty; give at least one prompt", field="prompt")
     if request.prompt is not None and "prompt" not in known:

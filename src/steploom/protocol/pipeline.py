@@ -43,6 +43,7 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
     Attributes:
         pipeline_class: Name of the pipeline's class.
         parameters: Names accepted by its ``__call__``; empty where that is not known, and anything is passed on.
+        needs: Arguments of which at least one must be given, list by list.
         default_steps: Default of ``num_inference_steps``, if it has that argument.
         default_length: Default of ``gen_length``, the tokens of a language model's text, if it has that argument.
         default_size: ``(width, height)`` used when none is given, if known.
@@ -83,6 +84,7 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
 
     pipeline_class: str
     parameters: list[Parameter] = []
+    needs: list[list[str]] = []
     default_steps: int | None = None
     default_length: int | None = None
     default_size: tuple[int, int] | None = None

@@ -23,6 +23,7 @@ from steploom.worker import (
     frames,
     lengths,
     mends,
+    needs,
     products,
     sizes,
     sources,
@@ -212,6 +213,7 @@ def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
     return PipelineInfo(
         pipeline_class=type(pipeline).__name__,
         parameters=_parameters(pipeline),
+        needs=needs.needs(pipeline),
         default_steps=steps,
         default_length=length,
         **sizes.told(pipeline, denoiser),
