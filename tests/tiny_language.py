@@ -27,13 +27,13 @@ def llada() -> Any:
     return LLaDA2Pipeline(tiny.scaled(BertForMaskedLM(config), 3.0), BlockRefinementScheduler(), tokenizer())
 
 
-def gemma(scheduler: Any = None) -> Any:
+def gemma(scheduler: Any = None, **text_config: Any) -> Any:
     text = {
         "vocab_size": tiny.VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 8,
         "num_global_key_value_heads": 2, "sliding_window": 32, "pad_token_id": 0, "bos_token_id": 1,
         "eos_token_id": 2, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16,
-        "layer_types": ["sliding_attention", "full_attention"],
+        "layer_types": ["sliding_attention", "full_attention"], **text_config,
     }  # fmt: skip
     vision = {
         "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,

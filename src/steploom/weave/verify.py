@@ -8,23 +8,19 @@ Bits that change only with the mates' masks and lengths, and by no more than rou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 
 from steploom.weave.axes import SHARED
 from steploom.weave.blend import BASE
-from steploom.weave.calls import Leaf, flatten, values
+from steploom.weave.calls import Leaf
+from steploom.weave.differences import LOOSE, ROUNDING, far_apart, largest_difference, plain_values, same_values
 from steploom.weave.machine_faults import is_out_of_memory
 from steploom.weave.merge_keys import is_scalar
 from steploom.weave.merging import MergedCall, Unsplittable
-
-LOOSE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
-"""Mean absolute difference over mean absolute value that alone and merged may show, by dtype of the result."""
-
-ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
-"""The same that rounding alone may show, where other lengths of the mates make a module pad otherwise."""
+from steploom.weave.precision import compute_dtype
 
 _COMPARED = 4
 _NOISE_FACTOR = 4.0
@@ -80,9 +76,10 @@ def check(merged: MergedCall, results: Sequence[Any]) -> str | None:
         merged: The merged call.
         results: What it gave, one per call.
     """
+    computed = compute_dtype(merged.target.module)
     picked = sorted({0, len(results) - 1, *_first_of_each_row_count(merged)})[:_COMPARED]
     for i in picked:
-        reason = _far_apart(merged.calls[i].run(), results[i])
+        reason = far_apart(merged.calls[i].run(), results[i], LOOSE, computed)
         if reason is not None:
             return f"merged differs from alone: {reason}"
     for i in (0, len(results) - 1):
@@ -144,37 +141,6 @@ def _first_of_each_row_count(merged: MergedCall) -> list[int]:
     return [merged.rows.index(rows) for rows in dict.fromkeys(merged.rows)]
 
 
-def _tensors(result: Any) -> list[torch.Tensor]:
-    leaves: list[Leaf] = []
-    flatten(result, leaves)
-    return [t for leaf in leaves for t in (leaf if isinstance(leaf, list) else [leaf])]
-
-
-def _values(result: Any) -> list[Any]:
-    return values(flatten(result, []))
-
-
-def _far_apart(alone: Any, merged: Any, allowed: Mapping[torch.dtype, float] = LOOSE) -> str | None:
-    if _values(alone) != _values(merged):
-        return f"{_values(alone)} and {_values(merged)}"
-    ones, others = _tensors(alone), _tensors(merged)
-    if [t.shape for t in ones] != [t.shape for t in others]:
-        return f"shapes {[tuple(t.shape) for t in ones]} and {[tuple(t.shape) for t in others]}"
-    for one, other in zip(ones, others, strict=True):
-        if not one.is_floating_point() or not one.numel():
-            continue
-        scale = one.float().abs().mean().item() or 1.0
-        difference = (one.float() - other.float()).abs().mean().item() / scale
-        if not difference <= allowed.get(one.dtype, allowed[torch.bfloat16]) and not _both_broken(one, other):
-            return f"by {difference:.1e} of its scale"
-    return None
-
-
-def _both_broken(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether both hold the same NaN or Inf: a broken request is not a broken merge."""
-    return not bool(one.isfinite().all()) and torch.equal(one.isfinite(), other.isfinite())
-
-
 def _crosstalk(merged: MergedCall, expected: Any, watched: int, pinned: frozenset[int]) -> str | None:
     """Whether the watched call's result changes when everybody else's arguments do.
 
@@ -182,16 +148,17 @@ def _crosstalk(merged: MergedCall, expected: Any, watched: int, pinned: frozense
     difference that rounding explains is none if all bits stay with the mates' integers left as they are.
     """
     changed = _in_other_company(merged, watched, pinned)
-    if _values(changed) != _values(expected):
-        return f"{_values(expected)} became {_values(changed)}"
+    if not same_values(changed, expected):
+        return f"{plain_values(expected)} became {plain_values(changed)}"
     if _same(merged, expected, changed, watched):
         return None
     counted = frozenset(j for j, leaf in enumerate(merged.leaves[watched]) if _holds_integers(leaf))
-    if counted - pinned and _far_apart(expected, changed, ROUNDING) is None:
+    computed = compute_dtype(merged.target.module)
+    if counted - pinned and far_apart(expected, changed, ROUNDING, computed) is None:
         kept = _in_other_company(merged, watched, pinned | counted)
-        if _values(kept) == _values(expected) and _same(merged, expected, kept, watched):
+        if same_values(kept, expected) and _same(merged, expected, kept, watched):
             return None
-    return f"by up to {_largest_difference(expected, changed):.1e}"
+    return f"by up to {largest_difference(expected, changed):.1e}"
 
 
 def _in_other_company(merged: MergedCall, watched: int, kept: frozenset[int]) -> Any:
@@ -219,13 +186,8 @@ def _same(merged: MergedCall, expected: Any, changed: Any, watched: int) -> bool
 
     A kernel may differ from itself (atomics, split reductions): that is not crosstalk.
     """
-    worst = _largest_difference(expected, changed)
-    return worst == 0.0 or worst <= _NOISE_FACTOR * _largest_difference(expected, merged.run()[watched])
-
-
-def _largest_difference(one: Any, other: Any) -> float:
-    pairs = zip(_tensors(one), _tensors(other), strict=True)
-    return max(((a.double() - b.double()).abs().nan_to_num().max().item() for a, b in pairs if a.numel()), default=0.0)
+    worst = largest_difference(expected, changed)
+    return worst == 0.0 or worst <= _NOISE_FACTOR * largest_difference(expected, merged.run()[watched])
 
 
 def _replaced(leaf: Leaf, axis: Any, noise: torch.Generator) -> Leaf:

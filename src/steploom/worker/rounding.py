@@ -16,9 +16,11 @@ import torch
 
 from steploom.weave import untyped
 from steploom.weave.calls import Leaf, flatten, unflatten
+from steploom.weave.precision import compute_dtype
 
 LAST_BITS = 8.0
-"""Rounding of a network's output, in units of the last place: what other kernels were seen to differ by, and more."""
+"""Rounding of a network's output, in units of the last place of what it computes in, which may be less exact than what
+it hands out: what other kernels were seen to differ by, and more."""
 
 
 @contextmanager
@@ -26,10 +28,11 @@ def rounded_otherwise(pipeline: Any) -> Generator[None]:
     """Within it the outputs of the pipeline's networks differ in their last bits. No random state of others is used."""
     generator = torch.Generator().manual_seed(0)
 
-    def hook(_module: torch.nn.Module, _arguments: Any, output: Any) -> Any:
+    def hook(module: torch.nn.Module, _arguments: Any, output: Any) -> Any:
         leaves: list[Leaf] = []
         structure = flatten(output, leaves)
-        return unflatten(structure, [_rounded(leaf, generator) for leaf in leaves])
+        eps = torch.finfo(compute_dtype(module) or torch.float64).eps
+        return unflatten(structure, [_rounded(leaf, generator, eps) for leaf in leaves])
 
     with ExitStack() as hooks:
         for module in untyped.modules_of(pipeline).values():
@@ -37,14 +40,14 @@ def rounded_otherwise(pipeline: Any) -> Generator[None]:
         yield
 
 
-def _rounded(leaf: Leaf, generator: torch.Generator) -> Leaf:
+def _rounded(leaf: Leaf, generator: torch.Generator, eps: float) -> Leaf:
     if isinstance(leaf, list):
-        return [_otherwise(tensor, generator) for tensor in leaf]
-    return _otherwise(leaf, generator)
+        return [_otherwise(tensor, generator, eps) for tensor in leaf]
+    return _otherwise(leaf, generator, eps)
 
 
-def _otherwise(leaf: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _otherwise(leaf: torch.Tensor, generator: torch.Generator, eps: float) -> torch.Tensor:
     if not leaf.is_floating_point():
         return leaf
     noise = torch.randn(leaf.shape, generator=generator).to(leaf.device, leaf.dtype)
-    return leaf * (1 + LAST_BITS * torch.finfo(leaf.dtype).eps * noise)
+    return leaf * (1 + LAST_BITS * max(eps, torch.finfo(leaf.dtype).eps) * noise)

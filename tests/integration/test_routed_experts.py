@@ -1,0 +1,44 @@
+"""Mixtures of experts share their forwards, although other company makes their experts round otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny_language
+import torch
+from diffusers import DiscreteDDIMScheduler
+
+from steploom.requests import DiffusionRequest
+from steploom.worker import trial
+
+
+def assert_shared(pipeline: Any, requests: list[DiffusionRequest]) -> None:
+    verdict = trial.trial(pipeline, requests, trial.tolerance_of(pipeline))
+    assert verdict.equal, (verdict.distances, verdict.error)
+    if trial.tolerance_of(pipeline) == trial.TOLERANCE:  # in bfloat16 rounding tips tokens, alone, too
+        assert verdict.tolerance == trial.TOLERANCE
+    assert verdict.batched, (verdict.share, verdict.why_not)
+
+
+def gemma(dtype: torch.dtype, seed: int, **text: int) -> Any:
+    torch.manual_seed(seed)
+    pipeline = tiny_language.gemma(DiscreteDDIMScheduler(), **text)
+    pipeline.to(dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def texts(seed: int) -> list[DiffusionRequest]:
+    lengths = [1 + (3 * seed + i) % 7 for i in range(2)]
+    params = [{"gen_length": 16, "num_inference_steps": 4 + i} for i in range(2)]
+    return [
+        DiffusionRequest(prompt="x" * lengths[i] + str(i), seed=10 * seed + i, output_type="text", **params[i])
+        for i in range(2)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_float32_logits_of_a_model_in_bfloat16(seed: int) -> None:
+    """All experts are chosen, so no row count changes; the logits are float32, rounded as bfloat16 is."""
+    assert_shared(gemma(torch.bfloat16, seed, top_k_experts=4), texts(seed))
