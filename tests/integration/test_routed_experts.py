@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import tiny_language
 import torch
+from conformance.case import CASES
+from conformance.families import hidream
 from diffusers import DiscreteDDIMScheduler
 
 from steploom.requests import DiffusionRequest
 from steploom.worker import trial
+
+EXPERTS = 16
 
 
 def assert_shared(pipeline: Any, requests: list[DiffusionRequest]) -> None:
@@ -38,7 +43,32 @@ def texts(seed: int) -> list[DiffusionRequest]:
     ]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("seed", range(4))
+def test_gemma_of_many_experts(seed: int, dtype: torch.dtype) -> None:
+    assert_shared(gemma(dtype, seed, num_experts=EXPERTS), texts(seed))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_float32_logits_of_a_model_in_bfloat16(seed: int) -> None:
     """All experts are chosen, so no row count changes; the logits are float32, rounded as bfloat16 is."""
     assert_shared(gemma(torch.bfloat16, seed, top_k_experts=4), texts(seed))
+
+
+@pytest.fixture
+def many_experts(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    transformer = hidream.HiDreamImageTransformer2DModel
+    made = lambda **sizes: transformer(**{**sizes, "num_routed_experts": EXPERTS})  # noqa: E731
+    monkeypatch.setattr(hidream, "HiDreamImageTransformer2DModel", made)
+    return CASES["HiDreamImagePipeline"].build
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_hidream_of_many_experts(seed: int, dtype: torch.dtype, many_experts: Callable[[], Any]) -> None:
+    torch.manual_seed(seed)
+    pipeline = many_experts()
+    pipeline.to(dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    requests = [CASES["HiDreamImagePipeline"].request(i, seed=50 * seed + i) for i in range(2)]
+    assert_shared(pipeline, requests)

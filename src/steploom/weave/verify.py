@@ -1,9 +1,12 @@
 """Verify once: every kind of merge is checked the first time, so that an unknown pipeline is at worst slow.
 
-Two checks. Rows alone against merged, loosely: catches gross errors, and a mixture of experts that flips one token does
-not alarm. The same row count with the mates replaced, bit for bit: catches any crosstalk, such as a module that
-reads an argument of row 0 only. The mates' rows differ in *every* merged argument, so one event settles the kind.
-Bits that change only with the mates' masks and lengths, and by no more than rounding, are not crosstalk but padding.
+Two checks. Rows alone against merged, loosely: catches gross errors. The same row count with the mates replaced, bit
+for bit: catches any crosstalk, such as a module that reads an argument of row 0 only. The mates' rows differ in *every*
+merged argument, so one event settles the kind.
+
+Not every other bit is an error. Bits that change only with the mates' masks and lengths, and by no more than rounding,
+are padding. A mixture of experts rounds otherwise in any other company, and a token may go to another expert for it:
+whether a difference is nothing but that, :class:`~steploom.weave.differences.Rounding` tells.
 """
 
 from __future__ import annotations
@@ -16,11 +19,18 @@ import torch
 from steploom.weave.axes import SHARED
 from steploom.weave.blend import BASE
 from steploom.weave.calls import Leaf
-from steploom.weave.differences import LOOSE, ROUNDING, far_apart, largest_difference, plain_values, same_values
+from steploom.weave.differences import (
+    LOOSE,
+    ROUNDING,
+    Rounding,
+    far_apart,
+    largest_difference,
+    plain_values,
+    same_values,
+)
 from steploom.weave.machine_faults import is_out_of_memory
 from steploom.weave.merge_keys import is_scalar
 from steploom.weave.merging import MergedCall, Unsplittable
-from steploom.weave.precision import compute_dtype
 
 _COMPARED = 4
 _NOISE_FACTOR = 4.0
@@ -76,26 +86,39 @@ def check(merged: MergedCall, results: Sequence[Any]) -> str | None:
         merged: The merged call.
         results: What it gave, one per call.
     """
-    computed = compute_dtype(merged.target.module)
+    rounding = Rounding(merged, results)
     picked = sorted({0, len(results) - 1, *_first_of_each_row_count(merged)})[:_COMPARED]
     for i in picked:
-        reason = far_apart(merged.calls[i].run(), results[i], LOOSE, computed)
-        if reason is not None:
-            return f"merged differs from alone: {reason}"
+        alone = merged.calls[i].run()
+        reason = far_apart(alone, results[i], LOOSE, rounding.computed)
+        if reason is not None and not rounding.explains(i, alone, merged.calls[i].run):
+            return f"merged differs from alone: {reason}{_untold(rounding)}"
     for i in (0, len(results) - 1):
-        reason = _crosstalk_or_fault(merged, results[i], i, merged.axes.pinned)
+        reason = _crosstalk_or_fault(merged, results[i], i, merged.axes.pinned, rounding)
         if reason is not None:
-            return f"rows depend on their mates: {reason}"
-    return _leaking_adapters(merged, results) if merged.blended else None
+            return f"rows depend on their mates: {reason}{_untold(rounding)}"
+    return _leaking_adapters(merged, results, rounding) if merged.blended else None
 
 
-def _leaking_adapters(merged: MergedCall, results: Sequence[Any]) -> str | None:
+def _untold(rounding: Rounding) -> str:
+    return (
+        ""
+        if rounding.untold is None
+        else f" (which may be rounding, but it does not run in float64: {rounding.untold})"
+    )
+
+
+def _leaking_adapters(merged: MergedCall, results: Sequence[Any], rounding: Rounding) -> str | None:
     """Whether an adapter changes the rows of calls that do not have it, however weak it is."""
     for name in list(dict.fromkeys(merged.adapters))[:_COMPARED]:
         watched = merged.adapters.index(name)
         others = [own if own == name else BASE for own in merged.adapters]
-        changed = merged.run(adapters=others)[watched]
-        if not _same(merged, results[watched], changed, watched):
+
+        def again(watched: int = watched, others: list[str] = others) -> Any:
+            return merged.run(merged.leaves, others)[watched]
+
+        changed = again()
+        if not _same(merged, results[watched], changed, watched) and not rounding.explains(watched, changed, again):
             return "an adapter reaches rows that do not have it"
     return None
 
@@ -113,8 +136,8 @@ def pins(merged: MergedCall, results: Sequence[Any]) -> frozenset[int]:
         for i, axis in enumerate(merged.input_axes)
         if axis is not SHARED and _pinnable([own[i] for own in merged.leaves])
     )
-    ends = (0, len(results) - 1)
-    if found and all(_crosstalk_or_fault(merged, results[i], i, found) is None for i in ends):
+    ends, rounding = (0, len(results) - 1), Rounding(merged, results)
+    if found and all(_crosstalk_or_fault(merged, results[i], i, found, rounding) is None for i in ends):
         return found
     return frozenset()
 
@@ -128,9 +151,11 @@ def _pinnable(parts: Sequence[Leaf]) -> bool:
     return all(isinstance(own, torch.Tensor) and torch.equal(own, first) for own in parts)
 
 
-def _crosstalk_or_fault(merged: MergedCall, expected: Any, watched: int, pinned: frozenset[int]) -> str | None:
+def _crosstalk_or_fault(
+    merged: MergedCall, expected: Any, watched: int, pinned: frozenset[int], rounding: Rounding
+) -> str | None:
     try:
-        return _crosstalk(merged, expected, watched, pinned)
+        return _crosstalk(merged, expected, watched, pinned, rounding)
     except (RuntimeError, ValueError, IndexError, TypeError, Unsplittable) as fault:
         if is_out_of_memory(fault):
             raise
@@ -141,7 +166,9 @@ def _first_of_each_row_count(merged: MergedCall) -> list[int]:
     return [merged.rows.index(rows) for rows in dict.fromkeys(merged.rows)]
 
 
-def _crosstalk(merged: MergedCall, expected: Any, watched: int, pinned: frozenset[int]) -> str | None:
+def _crosstalk(
+    merged: MergedCall, expected: Any, watched: int, pinned: frozenset[int], rounding: Rounding
+) -> str | None:
     """Whether the watched call's result changes when everybody else's arguments do.
 
     Integers may be masks and lengths: a module that pads to the longest row (Lumina 2) then rounds otherwise. So a
@@ -153,11 +180,12 @@ def _crosstalk(merged: MergedCall, expected: Any, watched: int, pinned: frozense
     if _same(merged, expected, changed, watched):
         return None
     counted = frozenset(j for j, leaf in enumerate(merged.leaves[watched]) if _holds_integers(leaf))
-    computed = compute_dtype(merged.target.module)
-    if counted - pinned and far_apart(expected, changed, ROUNDING, computed) is None:
+    if counted - pinned and far_apart(expected, changed, ROUNDING, rounding.computed) is None:
         kept = _in_other_company(merged, watched, pinned | counted)
         if same_values(kept, expected) and _same(merged, expected, kept, watched):
             return None
+    if rounding.explains(watched, changed, lambda: _in_other_company(merged, watched, pinned)):
+        return None
     return f"by up to {largest_difference(expected, changed):.1e}"
 
 
