@@ -7,7 +7,7 @@ python examples/grpc_executor.py unix:/tmp/mine/steploom [FOLDER]
 import asyncio
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,13 @@ class GrpcExecutor(DiffusionExecutor):
     async def _init_executor(self, on_progress: ProgressCallback) -> PipelineInfo:
         on_progress(f"waiting for {self.config.model}")
         self._channel = grpc.aio.insecure_channel(self.config.model, options=OPTIONS)
+        limit_s = self.config.start_timeout_s
         try:
-            return unpack(await self._ask("Info", b"", self.config.start_timeout_s, wait=True), PipelineInfo)
+            with anyio.fail_after(limit_s):
+                return unpack(await self._ask("Info", b"", wait=True), PipelineInfo)
+        except TimeoutError:
+            await self.shutdown()
+            raise EngineError(f"{self.config.model} did not answer within start_timeout_s={limit_s}") from None
         except BaseException:
             await self.shutdown()
             raise
@@ -85,11 +90,11 @@ class GrpcExecutor(DiffusionExecutor):
         kwargs: Mapping[str, Any] | None = None,
         unique_reply_rank: int | None = None,
     ) -> Any:
-        """Forwarded. The service gives up when the time is over, and so do we, should it not say so."""
+        """Forwarded. Our clock decides what is late; who leaves ends the call there, where the clock began later."""
         call = Call(method, timeout, list(args), dict(kwargs or {}), unique_reply_rank)
         with anyio.fail_after(timeout):
             await anyio.lowlevel.checkpoint()
-            answer = unpack(await self._ask("Call", pack(call), timeout), Answer)
+            answer = unpack(await self._ask("Call", pack(call)), Answer)
         if answer.error is not None:
             raise answer.error.exception()
         return answer.result
@@ -107,7 +112,7 @@ class GrpcExecutor(DiffusionExecutor):
         if channel is not None:
             await channel.close()
 
-    async def _ask(self, method: str, data: bytes, timeout: float | None = None, *, wait: bool = False) -> bytes:
+    async def _ask(self, method: str, data: bytes, *, wait: bool = False) -> bytes:
         """What the service answers; what goes wrong on the way is an error of ours."""
         if self._channel is None:
             raise EngineNotRunning("the executor was not started, or is closed")
@@ -115,15 +120,14 @@ class GrpcExecutor(DiffusionExecutor):
         metadata = (("authorization", f"Bearer {token}"),) if token else None
         call = self._channel.unary_unary(f"/{SERVICE}/{method}")
         try:
-            return await call(data, timeout=timeout, metadata=metadata, wait_for_ready=wait)
+            answer = await apart(call(data, metadata=metadata, wait_for_ready=wait))
         except grpc.aio.UsageError as error:
             raise EngineNotRunning(f"the executor was closed: {error}") from None
-        except grpc.aio.AioRpcError as error:
-            raise self._error(error) from None
-        except asyncio.CancelledError:
-            if (self._channel is None and not (task := asyncio.current_task())) or not task.cancelling():
-                raise EngineNotRunning("the executor was closed") from None
-            raise
+        if isinstance(answer, grpc.aio.AioRpcError):
+            raise self._error(answer)
+        if answer is None:
+            raise EngineNotRunning("the executor was closed")
+        return answer
 
     def _error(self, error: grpc.aio.AioRpcError) -> Exception:
         code, told = error.code(), f"{self.config.model}: {error.code().name}: {error.details()}"
@@ -132,6 +136,26 @@ class GrpcExecutor(DiffusionExecutor):
         if code is grpc.StatusCode.UNKNOWN:  # the service's own code raised
             return GenerationFailed(told)
         return EngineNotRunning(told) if self._channel is None else EngineError(told)
+
+
+async def apart(call: Awaitable[bytes]) -> bytes | grpc.aio.AioRpcError | None:
+    """What a call came to; None if gRPC itself has cancelled it, as it does when its channel is closed.
+
+    It has a task of its own, which ends with this. gRPC answers a cancellation with a new one. Awaited here, that would
+    take the place of the one that a scope has sent, which does not know it for its own and lets it through.
+    """
+    came: bytes | grpc.aio.AioRpcError | None = None
+
+    async def wait() -> None:
+        nonlocal came
+        try:
+            came = await call
+        except grpc.aio.AioRpcError as error:
+            came = error
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(wait)
+    return came
 
 
 async def draw(address: str) -> list[DiffusionOutput]:

@@ -77,10 +77,16 @@ class HttpExecutor(DiffusionExecutor):
             with anyio.fail_after(self.config.start_timeout_s):
                 await self._ask("GET", "/ready")
                 (model, *_) = (await self._ask("GET", "/v1/models"))["data"]
-        except BaseException:
+            return PipelineInfo(pipeline_class=model["id"], makes=["images"])  # no parameters: the server checks them
+        except BaseException as error:
             await self.shutdown()
+            if isinstance(error, (LookupError, TypeError, ValueError)):
+                told = f"{self.config.model} answered nonsense: {type(error).__name__}: {error}"
+                raise EngineError(told) from None
+            if isinstance(error, TimeoutError):
+                limit_s = self.config.start_timeout_s
+                raise EngineError(f"{self.config.model} did not answer within start_timeout_s={limit_s}") from None
             raise
-        return PipelineInfo(pipeline_class=model["id"], makes=["images"])  # no parameters: the server checks them
 
     async def execute_model(self, requests: list[DiffusionRequest]) -> list[DiffusionOutput]:
         return [await self._generate(request) for request in requests]
@@ -91,8 +97,11 @@ class HttpExecutor(DiffusionExecutor):
             answer = await self._ask("POST", "/v1/images/generations", body_of(request))
         except RequestError as error:
             return DiffusionOutput(request_id=request.request_id, seed=request.seed, error=error)
-        files = [base64.b64decode(entry["b64_json"]) for entry in answer["data"]]
-        images = await anyio.to_thread.run_sync(lambda: [Image.open(io.BytesIO(file)).copy() for file in files])
+        try:
+            images = await anyio.to_thread.run_sync(images_of, answer, request)
+        except (LookupError, TypeError, ValueError, OSError, Image.DecompressionBombError) as error:
+            told = f"{self.config.model} answered nonsense: {type(error).__name__}: {error}"
+            raise EngineError(told) from None
         return DiffusionOutput(request_id=request.request_id, seed=request.seed, output=SimpleNamespace(images=images))
 
     async def collective_rpc(
@@ -132,6 +141,15 @@ class HttpExecutor(DiffusionExecutor):
             if self._session is None:
                 raise EngineNotRunning("the executor was closed") from None
             raise EngineError(f"{self.config.model} does not answer: {type(error).__name__}: {error}") from None
+
+
+def images_of(answer: Any, request: DiffusionRequest) -> list[Image.Image]:
+    """The images in an answer: as many as were asked for."""
+    files = [base64.b64decode(entry["b64_json"], validate=True) for entry in answer["data"]]
+    asked = request.params.get("num_images_per_prompt") or 1
+    if len(files) != asked:
+        raise ValueError(f"{len(files)} images, and not {asked}")
+    return [Image.open(io.BytesIO(file)).copy() for file in files]
 
 
 def kept_alive(info: Any) -> socket.socket:

@@ -26,6 +26,7 @@ class Sound(DiffusionExecutor):
     def __init__(self, config, pipeline=None) -> None:
         super().__init__(config, pipeline)
         self.resident: dict[str, int] = {}
+        self.seeds: dict[str, int] = {}
         self.serves = False
         self.lost = anyio.Event()
         self.busy = anyio.Event()
@@ -48,16 +49,19 @@ class Sound(DiffusionExecutor):
         for run in output.finished_req_ids:
             self.resident.pop(run, None)
         for new in output.scheduled_new_reqs:
-            self.resident[new.run_id] = 0
+            self.join(new)
         reports = [self.step(run) for run in output.run_ids if run in self.resident]
         return RunnerOutput(tick=output.tick, reports=reports)
+
+    def join(self, new) -> None:
+        self.resident[new.run_id], self.seeds[new.run_id] = 0, new.request.seed
 
     def step(self, run: str) -> RequestReport:
         self.resident[run] += 1
         report = RequestReport(run_id=run, phase="denoise", stepped=True, step=self.resident[run], total_steps=STEPS)
         if report.step == STEPS:
             del self.resident[run]
-            report.finished, report.output = True, ("done", STEPS)
+            report.finished, report.output = True, ("done", self.seeds[run])
         return report
 
     async def collective_rpc(self, method, timeout=None, args=(), kwargs=None, unique_reply_rank=None) -> Any:
@@ -92,7 +96,7 @@ class SoundOfRequests(Sound):
         if unknown := set(request.params) - {"num_inference_steps"}:
             error = GenerationFailed(f"TypeError: {unknown}")
             return DiffusionOutput(request_id=request.request_id, error=error)
-        return DiffusionOutput(request_id=request.request_id, output=SimpleNamespace(images=[]))
+        return DiffusionOutput(request_id=request.request_id, output=SimpleNamespace(images=[], of=request.seed))
 
 
 class OneStep(Sound):
@@ -247,7 +251,8 @@ class AnswersLate(Sound):
         return answer
 
     def amend(self, output):
-        self.resident.update((new.run_id, 0) for new in output.scheduled_new_reqs)
+        for new in output.scheduled_new_reqs:
+            self.join(new)
 
 
 class RaisesFailures(SoundOfRequests):

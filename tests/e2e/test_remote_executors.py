@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -26,10 +27,13 @@ from steploom import (
     AsyncDiffusionEngine,
     DeadlineExceeded,
     DiffusionEngine,
+    DiffusionRequest,
     EngineConfig,
     EngineError,
+    EngineNotRunning,
     GenerationFailed,
     InvalidRequest,
+    RequestCancelled,
 )
 from steploom.executor import AttachedExecutor, DiffusionExecutor
 from steploom.testing import check_executor
@@ -38,7 +42,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 PROMPT = "a large red circle above a small blue square on a white background"
 ASKED = {"num_inference_steps": 6, "guidance_scale": 4.0, "seed": 3}
 HttpExecutor = example("http_executor").HttpExecutor
-GrpcExecutor = example("grpc_executor").GrpcExecutor
+GRPC = example("grpc_executor")
+GrpcExecutor = GRPC.GrpcExecutor
 
 
 @contextlib.contextmanager
@@ -86,6 +91,15 @@ def service(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     address = f"unix:{folder}/grpc"
     with process(EXAMPLES / "grpc_service.py", address, ready="listening at") as (started, _):
         yield started, address
+
+
+@pytest.fixture(scope="module")
+def lasting() -> Iterator[str]:
+    """The address of a service that nobody ends."""
+    with tempfile.TemporaryDirectory(prefix="s", dir="/tmp") as name:
+        address = f"unix:{name}/grpc"
+        with process(EXAMPLES / "grpc_service.py", address, ready="listening at"):
+            yield address
 
 
 def same(image: Any, other: Any) -> bool:
@@ -171,6 +185,91 @@ async def test_grpc_tells_what_goes_with_an_output(folder: Path) -> None:
 async def test_grpc_keeps_the_contract(service: tuple[subprocess.Popen[str], str]) -> None:
     started, address = service
     await check_executor(GrpcExecutor, ask(GrpcExecutor, address), lose=lambda _: started.kill())
+
+
+async def test_grpc_calls_that_are_late(lasting: str) -> None:
+    """Whoever's clock decides, a call has its answer or a TimeoutError, and the engine serves on."""
+    late = 0
+    async with AsyncDiffusionEngine(ask(GrpcExecutor, lasting)) as engine, anyio.create_task_group() as group:
+        executor: Any = engine._core.executor
+        for timeout in (0, -1.0, 1e-9):
+            with pytest.raises(TimeoutError):
+                await engine.collective_rpc("stats", timeout)
+        for busy in (False, True):
+            if busy:
+                group.start_soon(partial(engine.generate, PROMPT, num_inference_steps=900))
+                await engine.generate(PROMPT, num_inference_steps=1)
+            for milliseconds in [*range(1, 51), *[1, 2, 3, 5, 8] * 10]:
+                try:
+                    (stats,) = await engine.collective_rpc("stats", milliseconds / 1000)
+                    assert stats.resident == busy
+                except TimeoutError:
+                    late += 1
+            for _ in range(20):  # and the service's clock, where ours would wait
+                with pytest.raises(TimeoutError, match="DEADLINE_EXCEEDED"):
+                    await executor._ask("Call", GRPC.pack(GRPC.Call("stats", 1e-6)))
+        group.cancel_scope.cancel()
+    assert late > 20
+
+
+async def test_grpc_whoever_waits_may_leave(lasting: str) -> None:
+    long = DiffusionRequest(PROMPT, num_inference_steps=900)
+    async with AsyncDiffusionEngine(ask(GrpcExecutor, lasting)) as engine:
+        executor: Any = engine._core.executor
+
+        async def at_work() -> int:
+            """What the service holds, once it has served another request."""
+            await engine.generate(PROMPT, num_inference_steps=2)
+            (stats,) = await engine.collective_rpc("stats")
+            return stats.resident
+
+        task = asyncio.get_running_loop().create_task(executor.execute_model([long]))
+        assert await at_work() == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await at_work() == 0
+        async with anyio.create_task_group() as group:
+            group.start_soon(executor.execute_model, [long])
+            assert await at_work() == 1
+            group.cancel_scope.cancel()
+        assert await at_work() == 0
+        for seconds in (0, 0.001, 0.05):
+            with anyio.move_on_after(seconds) as scope:
+                await executor.wait_failed()
+            assert scope.cancelled_caught
+        assert await at_work() == 0
+
+
+async def test_grpc_closing_at_work(lasting: str) -> None:
+    failures: list[BaseException] = []
+    engine = AsyncDiffusionEngine(ask(GrpcExecutor, lasting))
+    await engine.start()
+
+    async def closed() -> None:
+        with pytest.raises((RequestCancelled, EngineNotRunning)) as caught:
+            await engine.generate(PROMPT, num_inference_steps=900)
+        failures.append(caught.value)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(4):
+            group.start_soon(closed)
+        await engine.generate(PROMPT, num_inference_steps=2)
+        await engine.close()
+    assert len(failures) == 4
+    with pytest.raises(EngineNotRunning):
+        await engine.generate(PROMPT)
+    async with AsyncDiffusionEngine(ask(GrpcExecutor, lasting)) as again:
+        await again.generate(PROMPT, num_inference_steps=2)
+        (stats,) = await again.collective_rpc("stats")
+        assert stats.resident == 0, "the service ends what nobody waits for"
+
+
+async def test_grpc_nobody_there_is_told_at_the_start(folder: Path) -> None:
+    config = EngineConfig(model=f"unix:{folder}/nobody", distributed_executor_backend=GrpcExecutor, start_timeout_s=0.5)
+    with pytest.raises(EngineError, match=r"did not answer within start_timeout_s=0\.5"):
+        async with AsyncDiffusionEngine(config):
+            pass
 
 
 async def test_grpc_notices_a_service_that_stands_still(service: tuple[subprocess.Popen[str], str]) -> None:

@@ -8,6 +8,7 @@ import signal
 from typing import Any
 
 import pytest
+from broken_company import BROKEN as BROKEN_IN_COMPANY
 from broken_executors import BROKEN, LeavesAFile, LeavesAThread, Sound, SoundOfRequests
 from broken_workers import BROKEN as BROKEN_TOO
 from broken_workers import BlocksTheLoop, SoundAnew
@@ -17,7 +18,14 @@ from steploom.executor import DiffusionExecutor, InprocExecutor, MultiprocExecut
 from steploom.testing import check_executor
 from steploom.testing.engines import _FakeExecutor, _Gate
 
-HANGS = ("NeverShuts", "HidesItsLoss", "TicksHangOnceLost", "CallsHangOnceLost", "CallsWaitForGenerations")
+HANGS = (
+    "NeverShuts",
+    "HidesItsLoss",
+    "TicksHangOnceLost",
+    "CallsHangOnceLost",
+    "CallsWaitForGenerations",
+    "DropsUnderLoad",
+)
 
 
 def lose(executor: Any) -> None:
@@ -37,7 +45,8 @@ def test_it_needs_no_pytest() -> None:
     ("clause", "kind"),
     [
         pytest.param(clause, kind, id=kind.__name__, marks=[pytest.mark.slow] if kind is BlocksTheLoop else [])
-        for clause, kinds in (BROKEN | BROKEN_TOO).items()
+        for broken in (BROKEN, BROKEN_TOO, BROKEN_IN_COMPANY)
+        for clause, kinds in broken.items()
         for kind in kinds
     ],
 )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import io
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
 import pytest
+from aiohttp import web
 from fakes import settled
+from PIL import Image
 from serving import listening
 
 from examples import example
@@ -162,6 +166,66 @@ async def test_calls_and_health() -> None:
             await here.collective_rpc("stats")
         with pytest.raises(TimeoutError):
             await here.collective_rpc("ping", timeout=0)
+
+
+def png() -> str:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+@contextlib.asynccontextmanager
+async def answering(models: Any, images: list[Any]) -> AsyncIterator[str]:
+    """The address of a server that gives the images that it is told to."""
+
+    async def said(request: web.Request) -> web.Response:
+        answers = {"/ready": {}, "/v1/models": models, "/v1/images/generations": images[-1] if images else None}
+        return web.json_response(answers[request.path])
+
+    app = web.Application()
+    app.add_routes([web.route("*", "/{any:.*}", said)])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize(
+    ("answer", "count"),
+    [
+        ({"data": []}, 1),
+        ({"data": [{"b64_json": png()}] * 3}, 1),
+        ({"data": [{"b64_json": png()}]}, 2),
+        (None, 1),
+        ([1, 2], 1),
+        ({"data": None}, 1),
+        ({"data": [{}]}, 1),
+        ({"data": [{"b64_json": "!!!"}]}, 1),
+        ({"data": [{"b64_json": None}]}, 1),
+        ({"data": [{"b64_json": base64.b64encode(b"no picture").decode()}]}, 1),
+    ],
+)
+async def test_an_answer_that_is_none_is_told_with_its_address(answer: Any, count: int) -> None:
+    told: list[Any] = [answer]
+    async with (
+        answering({"data": [{"id": "x"}]}, told) as address,
+        AsyncDiffusionEngine(model=address, distributed_executor_backend=HttpExecutor) as engine,
+    ):
+        with pytest.raises(EngineError, match=f"{address} answered nonsense: "):
+            await engine.generate("a cat", num_images_per_prompt=count)
+        told.append({"data": [{"b64_json": png()}] * count})
+        assert len((await engine.generate("a cat", num_images_per_prompt=count)).images) == count
+
+
+@pytest.mark.parametrize("models", [None, [], {"data": []}, {"data": [{}]}])
+async def test_a_start_that_is_answered_with_nonsense(models: Any) -> None:
+    async with answering(models, []) as address:
+        with pytest.raises(EngineError, match=f"{address} answered nonsense: "):
+            async with AsyncDiffusionEngine(model=address, distributed_executor_backend=HttpExecutor):
+                pass
 
 
 async def test_nobody_there_is_told_at_the_start() -> None:

@@ -13,7 +13,7 @@ import anyio
 from steploom.config import EngineConfig
 from steploom.errors import EngineError
 from steploom.executor.abstract import DiffusionExecutor
-from steploom.testing import clauses, ends
+from steploom.testing import clauses, company, ends, leaving
 from steploom.testing.subject import Held, Subject, ended, held, together
 
 
@@ -49,8 +49,10 @@ async def check_executor(
     """
     config = dataclasses.replace(config or EngineConfig(), distributed_executor_backend=kind)
     live = partial(Subject, kind, config, prompt, params, limit_s, echo)
+    before = await held()
     await _never_started(live())
-    await _serves(live())
+    await _serves(first := live())
+    _compare_first(first, before, await held())
     await _ends(live)
     if lose is not None:
         await _is_lost(live(), lose)
@@ -67,8 +69,10 @@ async def _serves(subject: Subject) -> None:
     broken: list[AssertionError] = []
 
     async def watch() -> None:
-        (answer,) = await together(subject.executor.wait_failed)
-        told.append(answer)
+        try:
+            told.append(await subject.executor.wait_failed())
+        except Exception as error:  # noqa: BLE001 - also when it is cancelled at the end
+            told.append(error)
 
     try:
         await subject.start()
@@ -88,8 +92,12 @@ async def _serves(subject: Subject) -> None:
 
 async def _all_clauses(subject: Subject) -> None:
     executor = subject.executor
-    of_steps = clauses.OF_STEPS if executor.ticks_in_flight < 2 else clauses.OF_STEPS + clauses.OF_TWO_TICKS
-    for clause in (*(of_steps if executor.granularity == "step" else clauses.OF_REQUESTS), *clauses.OF_ALL):
+    if executor.granularity == "step":
+        two = clauses.OF_TWO_TICKS if executor.ticks_in_flight == 2 else ()
+        own = (*clauses.OF_STEPS, company.company_of_steps, leaving.cancelled_tick, *two)
+    else:
+        own = (*clauses.OF_REQUESTS, company.company_of_requests, leaving.cancelled_requests)
+    for clause in (*own, *clauses.OF_ALL, leaving.unwatched):
         await clause(subject)
 
 
@@ -125,6 +133,14 @@ async def _shut_at_work(subject: Subject) -> None:
         subject.require(failure is None, "shutdown", f"it is idempotent, but two at once gave {failure!r}")
     fault = isinstance(answer, Exception) and not isinstance(answer, EngineError)
     subject.require(not fault, "shutdown", f"who waited got {answer!r}, which is neither an answer nor an EngineError")
+
+
+def _compare_first(subject: Subject, before: Held, after: Held) -> None:
+    """Clause ``nothing is left`` of the first life, in which libraries begin threads and sockets of their own."""
+    left = after.tasks - before.tasks
+    subject.require(not left, "nothing is left", f"tasks that were not there before: {sorted(map(str, left))}")
+    files = sorted(after.files - before.files)
+    subject.require(not files, "nothing is left", f"files that were not open before: {files}")
 
 
 def _compare(subject: Subject, before: Held, after: Held) -> None:

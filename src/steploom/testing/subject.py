@@ -7,18 +7,17 @@ import contextlib
 import gc
 import os
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn
 
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-from steploom import codec
 from steploom.config import EngineConfig
-from steploom.errors import InvalidRequest
 from steploom.executor.abstract import DiffusionExecutor
 from steploom.protocol import NewRequest, PipelineInfo, RequestReport, RunnerOutput, SchedulerOutput, run_id
 from steploom.requests import DiffusionRequest
@@ -33,6 +32,12 @@ JOIN_S = 2.0
 """How long a thread may take to end after the executor has."""
 POOLS = ("asyncio_", "AnyIO worker thread")
 """Names of threads that belong to the event loop."""
+LASTING = ("/dev/", "/memfd:")
+"""What libraries open once and keep: devices, and memory."""
+
+
+class Stray(RuntimeError):
+    """A ``CancelledError`` came that nobody had sent, or that took the place of one that somebody had."""
 
 
 class Subject:
@@ -66,6 +71,8 @@ class Subject:
         self._tick = 0
         self._requests = 0
         self._steps: dict[str, int] = {}
+        self._going: set[str] = set()  # runs that were asked for, and neither finished nor ended since
+        self._aside: set[str] = set()
         with self.clause("start"):
             self.executor = kind(config)
 
@@ -75,7 +82,10 @@ class Subject:
         Raises:
             AssertionError: Always.
         """
-        raise AssertionError(f"{self.kind.__name__} breaks the contract of executors, clause {clause!r}: {what}")
+        raise AssertionError(self._breach(clause, what))
+
+    def _breach(self, clause: str, what: str) -> str:
+        return f"{self.kind.__name__} breaks the contract of executors, clause {clause!r}: {what}"
 
     def require(self, holds: bool, clause: str, what: str) -> None:
         """Raises:
@@ -93,11 +103,13 @@ class Subject:
                 yield
         except AssertionError:
             raise
+        except asyncio.CancelledError as error:
+            if _is_cancelled():
+                raise
+            raise AssertionError(self._breach(name, STRAY)) from error
         except Exception as error:
             message = f"raised {type(error).__name__}: {error}"
-            raise AssertionError(
-                f"{self.kind.__name__} breaks the contract of executors, clause {name!r}: {message}"
-            ) from error
+            raise AssertionError(self._breach(name, message)) from error
         if scope.cancelled_caught:
             self.broken(name, f"did not return within {limit_s} s")
 
@@ -112,23 +124,26 @@ class Subject:
         if any(parameter.name == "num_inference_steps" for parameter in self.info.parameters):
             self._params.setdefault("num_inference_steps", STEPS)
 
-    def request(self, **params: Any) -> DiffusionRequest:
-        """A request like all others, but for its id."""
+    def request(self, seed: int = 1, **params: Any) -> DiffusionRequest:
+        """A request like all others, but for its id and seed."""
         self._requests += 1
         return DiffusionRequest(
-            self._prompt, seed=1, request_id=f"check-{self._requests}", **{**self._params, **params}
+            self._prompt, seed=seed, request_id=f"check-{self._requests}", **{**self._params, **params}
         )
 
-    def new(self) -> NewRequest:
+    def new(self, seed: int = 1) -> NewRequest:
         """A request that joins."""
-        request = self.request()
-        return NewRequest(run_id(request.request_id, 0), request)
+        request = self.request(seed)
+        new = NewRequest(run_id(request.request_id, 0), request)
+        self._going.add(new.run_id)
+        return new
 
     def decide(
         self, *new: NewRequest, cached: list[str] | None = None, ended: list[str] | None = None
     ) -> SchedulerOutput:
         """The next tick."""
         self._tick += 1
+        self._going -= {*(ended or [])}
         return SchedulerOutput(self._tick, list(new), cached or [], ended or [])
 
     async def tick(
@@ -140,23 +155,39 @@ class Subject:
             result = await self.executor.execute_step(output)
         return self.take(output, result)
 
-    def take(self, output: SchedulerOutput, result: Any) -> dict[str, RequestReport]:
+    def take(
+        self, output: SchedulerOutput, result: Any, amendment: SchedulerOutput | None = None
+    ) -> dict[str, RequestReport]:
         """The reports of an answer, by run id."""
         self.require(isinstance(result, RunnerOutput), "ticks", f"execute_step returned {result!r}, no RunnerOutput")
         self.require(result.tick == output.tick, "ticks", f"tick {output.tick} was answered as tick {result.tick}")
+        sent, told = int(amendment is not None), result.amendments
+        self.require(0 <= told <= sent, "ticks", f"amendments={told} of tick {output.tick}, which was sent {sent}")
+        named = {*output.run_ids, *(amendment.run_ids if amendment is not None and told else ())}
         reports: dict[str, RequestReport] = {}
         for report in result.reports:
             self.require(report.run_id not in reports, "ticks", f"two reports for {report.run_id} in one tick")
             reports[report.run_id] = report
-            steps = report.step - self._steps.get(report.run_id, 0)
-            self.require(steps <= 1, "ticks", f"{report.run_id} advanced by {steps} steps in one tick; 1 is the most")
-            self._steps[report.run_id] = report.step
-            self.require(
-                not report.finished or (report.output is None) != (report.error is None),
-                "ticks",
-                f"{report.run_id} is finished, which needs either its output or an error",
-            )
+            asked = report.run_id in named or report.run_id in self._aside
+            self.require(asked, "ticks", f"a report on {report.run_id}, which tick {output.tick} does not name")
+            self._look(report)
+        missing = (named & self._going) - set(reports)
+        self.require(not missing, "ticks", f"no report on {sorted(missing)}, which tick {output.tick} names")
+        self._aside = {run for run, report in reports.items() if report.aside and not report.finished}
+        self._going -= {run for run, report in reports.items() if report.finished}
         return reports
+
+    def _look(self, report: RequestReport) -> None:
+        """What a report says of itself."""
+        run, step, total = report.run_id, report.step, report.total_steps
+        steps = step - self._steps.get(run, 0)
+        self.require(steps <= 1, "ticks", f"{run} advanced by {steps} steps in one tick; 1 is the most")
+        self._steps[run] = step
+        self.require(total is None or step <= total, "ticks", f"{run} has done {step} steps of {total} in all")
+        given = (report.output is None) != (report.error is None)
+        self.require(
+            not report.finished or given, "ticks", f"{run} is finished, which needs either its output or an error"
+        )
 
     async def finish(self, runs: list[str], known: dict[str, RequestReport] | None = None) -> dict[str, RequestReport]:
         """Ticks until all ``runs`` are finished; their last reports. Clause ``ticks``."""
@@ -166,8 +197,6 @@ class Subject:
             if not waiting:
                 break
             reports = await self.tick(cached=waiting)
-            missing = set(waiting) - set(reports)
-            self.require(not missing, "ticks", f"no report for {sorted(missing)}, which was scheduled and not finished")
             done.update((run, reports[run]) for run in waiting if reports[run].finished)
         self.require(set(runs) == set(done), "ticks", f"{MOST_TICKS} ticks did not finish {sorted(runs)}")
         for run, report in done.items():
@@ -182,9 +211,17 @@ class Subject:
             await self.executor.shutdown()
 
 
+STRAY = "raised a CancelledError that nobody had sent, or in the place of one that somebody had"
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 async def together(*calls: Call) -> list[Any]:
-    """What each call returned or raised, all of them begun in order."""
-    results: list[Any] = [None] * len(calls)
+    """What each call returned or raised, all of them begun in order; :class:`Stray` where that is no answer at all."""
+    results: list[Any] = [Stray(STRAY) for _ in calls]
 
     async def run(index: int, call: Call) -> None:
         try:
@@ -199,18 +236,6 @@ async def together(*calls: Call) -> list[Any]:
     return results
 
 
-def bits(output: Any) -> Any:
-    """An output as something to be compared; None if it holds what cannot."""
-    images: object = getattr(output, "images", None)
-    pictures = cast("list[Any]", images) if isinstance(images, list) else []
-    if pictures and all(hasattr(image, "tobytes") for image in pictures):
-        return [image.tobytes() for image in pictures]
-    try:
-        return [bytes(frame) for frame in codec.encode(output, packages=(type(output).__module__.partition(".")[0],))]
-    except InvalidRequest:
-        return None
-
-
 class Held(NamedTuple):
     """What this process holds."""
 
@@ -218,6 +243,7 @@ class Held(NamedTuple):
     threads: frozenset[threading.Thread]
     processes: frozenset[str]
     descriptors: int
+    files: Counter[str]
 
 
 async def held() -> Held:
@@ -226,13 +252,24 @@ async def held() -> Held:
         await anyio.lowlevel.checkpoint()
     gc.collect()
     threads = frozenset(thread for thread in threading.enumerate() if not thread.name.startswith(POOLS))
-    return Held(frozenset(asyncio.all_tasks()), threads, _children(), _descriptors())
+    return Held(frozenset(asyncio.all_tasks()), threads, _children(), _descriptors(), _files())
 
 
 def _descriptors() -> int:
     """How many files and sockets this process has open, where the system lists them."""
     there = Path("/dev/fd")
     return len(list(there.iterdir())) if there.exists() else 0
+
+
+def _files() -> Counter[str]:
+    """Paths of the files that this process has open, where the system tells."""
+    found: Counter[str] = Counter()
+    there = Path("/proc/self/fd")
+    for one in there.iterdir() if there.exists() else ():
+        with contextlib.suppress(OSError):  # the folder's own
+            target = str(one.readlink())
+            found[target] += target == os.devnull or (target.startswith("/") and not target.startswith(LASTING))
+    return found
 
 
 def _children() -> frozenset[str]:
