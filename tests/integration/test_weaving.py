@@ -218,23 +218,6 @@ def test_compiled_transformer(compile_it):
     assert hasattr(pipe.transformer, "_orig_mod") == (compile_it == "wrapper")
 
 
-@pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
-def test_group_offloading(kind):
-    def build():
-        pipe = tiny.sd3()
-        cpu = torch.device("cpu")
-        pipe.enable_group_offload(
-            onload_device=cpu,
-            offload_device=cpu,
-            offload_type=kind,
-            num_blocks_per_group=1 if kind == "block_level" else None,
-        )
-        return pipe
-
-    driver, _ = assert_equal_to_alone(build, mixed_requests(**TEXT))
-    assert driver.sharing("a")[1:] == [4, 4, 4]
-
-
 def test_accelerate_offloading_and_stateful_caches_are_refused_with_the_mend():
     from accelerate.hooks import ModelHook, add_hook_to_module
     from diffusers import FirstBlockCacheConfig

@@ -17,7 +17,7 @@ from steploom.errors import GenerationFailed, InvalidRequest
 from steploom.weave import untyped
 from steploom.weave.blend import Adapted, Blend, Part, View, activate, graft
 from steploom.weave.compiled import is_compiled
-from steploom.weave.shared import SharedModule, clone_tree, twin
+from steploom.weave.shared import SharedModule, clone_tree, pliable, twin
 
 
 @dataclasses.dataclass(eq=False)
@@ -126,11 +126,6 @@ def _scratch(shared: SharedModule) -> nn.Module:
                 value = parameter.data.clone() if parameter.ndim < 2 else parameter.data
                 own[name] = nn.Parameter(value, requires_grad=parameter.requires_grad)
     return tree
-
-
-def pliable(module: nn.Module) -> bool:
-    """Whether a module can be cloned: an offloading hook in place of a ``forward`` cannot."""
-    return not any("forward" in part.__dict__ for part in module.modules())
 
 
 def _fingerprint(tree: nn.Module) -> Hashable:

@@ -19,6 +19,7 @@ from torch import nn
 from steploom.weave import signatures, untyped
 from steploom.weave.alike import wrapped_as_asked
 from steploom.weave.forms import Form, formed_call
+from steploom.weave.kept import keep
 from steploom.weave.order import is_denoiser
 from steploom.weave.program import note_unshared, suspend, why_alone
 from steploom.weave.shared import HOOK_TABLES, METHODS, SharedModule, Target, clone_tree
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
 _NOT_INHERITED = (*METHODS, "_hf_hook", "_old_forward", "_diffusers_hook")
 _READERS = ("parameters", "named_parameters", "buffers", "named_buffers", "state_dict", "get_parameter", "get_buffer")
-_WALKERS = ("modules", "named_modules", "children", "named_children", "apply", "get_submodule",
-            "set_attn_processor", "set_default_attn_processor")  # fmt: skip
+_WALKERS = ("modules", "named_modules", "children", "named_children", "get_submodule")
+_CHANGERS = ("apply", "set_attn_processor", "set_default_attn_processor")
 _MUTATORS = ("enable_", "disable_", "fuse_", "unfuse_", "set_adapter", "load_", "unload_", "add_adapter")
 
 
@@ -125,6 +126,13 @@ class Woven:
             self.current = self.private
         return self.private
 
+    def shown_as_is(self) -> bool:
+        """Whether the program sees the parts that everybody's calls run, since the module cannot be cloned."""
+        if self.private is not None or self.shared.pliable:
+            return False
+        keep(self.current)
+        return True
+
     def convert(self, dtype: torch.dtype | None, device: torch.device | None) -> None:
         """``module.to(...)``: this view moves to a converted variant, or back to the shared module."""
         dtype, home = dtype or self.current_dtype, self.shared.device
@@ -211,7 +219,7 @@ def _woven_class(cls: type[nn.Module]) -> type[nn.Module]:
     """A subclass of ``cls`` with the same name, whose calls suspend and whose changes stay with the program."""
     members: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     members |= {name: _suspending(cls, name) for name in METHODS if hasattr(cls, name)}
-    members |= {name: _delegating(cls, name) for name in (*_READERS, *_WALKERS) if hasattr(cls, name)}
+    members |= {name: _delegating(cls, name) for name in (*_READERS, *_WALKERS, *_CHANGERS) if hasattr(cls, name)}
     members |= {name: _delegating(cls, name) for name in dir(cls) if name.startswith(_MUTATORS)}
     members |= {
         "to": _to,
@@ -248,13 +256,16 @@ def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _delegating(cls: type, name: str) -> Any:
-    """Readers look at the current variant; walkers get a private tree, since what they find may be changed."""
-    reader, mutator = name in _READERS, name not in _READERS and name not in _WALKERS
+    """Readers look at the current variant; walkers get a private tree, since what they find may be changed.
+
+    Walkers of a module that cannot be cloned get the shared one, on which the program may change nothing.
+    """
+    reader, mutator = name in _READERS, name not in (*_READERS, *_WALKERS, *_CHANGERS)
 
     @functools.wraps(getattr(cls, name))
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         state: Woven = self._steploom
-        if reader:
+        if reader or (name in _WALKERS and state.shown_as_is()):
             return getattr(state.current, name)(*args, **kwargs)
         result = getattr(state.privatize(), name)(*args, **kwargs)
         state.unique = state.unique or mutator

@@ -16,6 +16,7 @@ import torch
 
 from steploom.weave.calls import ModuleCall
 from steploom.weave.holdings import Holdings
+from steploom.weave.kept import Kept, restore
 from steploom.weave.noise import StepDue, StepEnd
 from steploom.weave.order import is_denoiser
 
@@ -108,6 +109,8 @@ class Program:
         self._greenlet = greenlet.greenlet(body)
         self._greenlet.gr_context = contextvars.copy_context() if context is None else context.copy()
         self._greenlet.unshared = self._unshared  # pyright: ignore[reportAttributeAccessIssue] - for note_unshared
+        self._kept: list[Kept] = []
+        self._greenlet.kept = self._kept  # pyright: ignore[reportAttributeAccessIssue] - for keep
 
     def resume(self, value: Any = None, error: BaseException | None = None) -> None:
         """Runs the program until it stops again; ``value`` or ``error`` answers the call that it waits for."""
@@ -122,9 +125,13 @@ class Program:
             else:
                 stop = self._greenlet.switch() if first else self._greenlet.switch(value)
         except BaseException as fault:  # noqa: BLE001 - the request's own failure (a callback may raise SystemExit)
+            restore(self._kept)
             self._finish(error=fault)
             return
-        if self._greenlet.dead:
+        changed = restore(self._kept) if self._kept else None
+        if changed is not None:
+            self._refuse(changed)
+        elif self._greenlet.dead:
             self._finish(output=stop)
         elif isinstance(stop, ModuleCall):
             self.call, self.called = stop, True
@@ -132,6 +139,13 @@ class Program:
             self.due = stop
         else:
             self._stepped(stop)
+
+    def _refuse(self, fault: Exception) -> None:
+        """It has done what it may not: it fails, where it stands."""
+        if self._greenlet.dead:
+            self._finish(error=fault)
+        else:
+            self.resume(error=fault)
 
     def take_step(self, answer: Any = None) -> None:
         """The step that is due has been taken with others', and gave ``answer``; without one it is taken now, alone."""
@@ -214,6 +228,7 @@ class Program:
                 self._greenlet.throw(greenlet.GreenletExit)
             except BaseException as fault:  # noqa: BLE001 - a cancelled program's last words (a callback may exit)
                 log.info("request %s raised %s as it was ended: %s", self.name, type(fault).__name__, fault)
+            restore(self._kept)
         self.call = self.step_end = self.witness = self.due = self.step_cache = None
         self.done = True
         self.watcher.close()
@@ -273,6 +288,10 @@ def note_unshared(module: str, reason: str) -> None:
     made: list[tuple[str, str]] | None = getattr(current, "unshared", None)
     if made is not None:
         made.append((module, reason))
+    kept: list[Kept] | None = getattr(current, "kept", None)
+    changed = restore(kept) if kept else None
+    if changed is not None:
+        raise changed
     settle: Callable[[], None] | None = getattr(current, "settle", None)
     if settle is not None:
         settle()

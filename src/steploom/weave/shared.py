@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from steploom.errors import GenerationFailed
 from steploom.weave.compiled import is_compiled
+from steploom.weave.kept import offloaded
 from steploom.weave.ragged import Rule, rule_for
 from steploom.weave.ragged_language import LanguageRule
 
@@ -86,6 +86,7 @@ class SharedModule:
     Attributes:
         base: What calls run: ``given``, or a clone of it that shares its parameters.
         origin: The module inside the wrapper; what copies are made from.
+        pliable: Whether it can be cloned, so that a program may change its own.
     """
 
     def __init__(self, name: str, given: Any, *, isolated: bool = False, language: LanguageRule | None = None) -> None:
@@ -96,6 +97,7 @@ class SharedModule:
         self.origin: nn.Module = getattr(self.base, "_orig_mod", self.base)
         self.dtype: torch.dtype | None = getattr(self.origin, "dtype", None)
         self.device: torch.device | None = getattr(self.origin, "device", None)
+        self.pliable = pliable(self.origin)
         self._hooks_seen, self._hooked = -1, False
         self._converted: OrderedDict[Hashable, nn.Module] = OrderedDict()
         methods = [method for method in METHODS if callable(getattr(self.origin, method, None))]
@@ -165,9 +167,12 @@ def isolate(given: Any) -> Any:
         return given
     if not hasattr(given, "set_attn_processor"):
         return given
-    if any("forward" in child.__dict__ for child in given.modules()):
-        return given
-    return twin(given)
+    return twin(given) if pliable(given) else given
+
+
+def pliable(module: nn.Module) -> bool:
+    """Whether a module can be cloned: an offloading hook in place of a ``forward`` cannot."""
+    return not any("forward" in part.__dict__ for part in module.modules())
 
 
 def twin(module: nn.Module) -> nn.Module:
@@ -192,10 +197,7 @@ def clone_tree(
     if id(module) in memo:
         return memo[id(module)]
     if "forward" in module.__dict__:
-        raise GenerationFailed(
-            f"{type(module).__name__} has an offloading hook, but this pipeline changes the module while it runs "
-            "(attention processors or dtype); serve it without offloading"
-        )
+        raise offloaded(type(module).__name__)
     clone = object.__new__(type(module))
     memo[id(module)] = clone
     for name, value in module.__dict__.items():
