@@ -9,6 +9,7 @@ Calls of equal variants can be merged, and a cancelled program leaves nothing be
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import OrderedDict
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
@@ -16,18 +17,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from steploom.weave import signatures, untyped
+from steploom.weave import signatures
 from steploom.weave.alike import wrapped_as_asked
 from steploom.weave.forms import Form, formed_call
 from steploom.weave.kept import keep
 from steploom.weave.order import is_denoiser
 from steploom.weave.program import note_unshared, suspend, why_alone
-from steploom.weave.shared import HOOK_TABLES, METHODS, SharedModule, Target, clone_tree
+from steploom.weave.shared import HOOK_TABLES, METHODS, SharedModule, Target, clone_tree, own_processors
 from steploom.weave.switches import Switches
 
 if TYPE_CHECKING:
     from steploom.weave.blend import View
 
+_SERIALS = itertools.count(1)
 _NOT_INHERITED = (*METHODS, "_hf_hook", "_old_forward", "_diffusers_hook")
 _READERS = ("parameters", "named_parameters", "buffers", "named_buffers", "state_dict", "get_parameter", "get_buffer")
 _WALKERS = ("modules", "named_modules", "children", "named_children", "get_submodule")
@@ -49,12 +51,8 @@ class Woven:
         self.home: nn.Module = shared.origin if view is None else view.module
         self.current: nn.Module = self.home
         self.private: nn.Module | None = None
-        self.unique = False
-        self._hooks_before = 0
+        self._own: Hashable = None
         self._conversion: Hashable = ()
-        self._processors: list[tuple[str, nn.Module, Any]] = []
-        self._scalings: list[tuple[str, Any, dict[str, float]]] = []
-        self._attributes: dict[str, Any] = {}
         self._switches: Switches | None = None
         self._forms: OrderedDict[Hashable, list[Form]] = OrderedDict()
 
@@ -65,14 +63,18 @@ class Woven:
             kwargs.setdefault("use_cache", False)  # nobody reads its cache, which has no rows
         if reason is None and self.shared.hooked_by_pipeline():
             reason = "the pipeline has put a hook on a part of the module"
-        if reason is None and method == "forward" and wrapped_as_asked(self.shared.origin):
-            wrap = kwargs.pop("return_dict", True)
-            output = suspend(formed_call(target, args, kwargs, self._forms))
-            return output if wrap else output.to_tuple()
-        if reason is None:
-            return suspend(formed_call(target, args, kwargs, self._forms))
-        note_unshared(target.name, reason)
-        return target.invoke(*args, **kwargs)
+        if reason is not None:
+            note_unshared(target.name, reason)
+            return self.having_run(target.invoke(*args, **kwargs))
+        wrap = kwargs.pop("return_dict", True) if method == "forward" and wrapped_as_asked(self.shared.origin) else True
+        output = self.having_run(suspend(formed_call(target, args, kwargs, self._forms)))
+        return output if wrap else output.to_tuple()
+
+    def having_run(self, output: Any) -> Any:
+        """``output``, of a call: what it has left behind on the program's own clone is no change of the program's."""
+        if self._switches is not None:
+            self._switches.ran()
+        return output
 
     def _writes_cache(self, target: Target, kwargs: dict[str, Any]) -> bool:
         """Whether this call would fill a cache for nobody: of a language model that encodes, or sees the whole text."""
@@ -93,36 +95,14 @@ class Woven:
         """What distinguishes this view from the shared module: equal variants compute the same."""
         if self.private is None:
             return self._conversion
-        processors = tuple(
-            (name, _identity(module.processor))
-            for name, module, base in self._processors
-            if module.processor is not base
-        )
-        processors += tuple(
-            (name, tuple(layer.scaling.items())) for name, layer, base in self._scalings if layer.scaling != base
-        )
-        attributes = tuple((name, _identity(value)) for name, value in sorted(self._attributes.items()))
-        own = id(self.private) if self.unique or _hooks(self.private) != self._hooks_before else None
         switched = () if self._switches is None else self._switches.changed()
-        changed = processors or attributes or own or switched
-        return (self._conversion, processors, attributes, own, switched) if changed else self._conversion
+        return (self._conversion, switched, self._own) if switched or self._own is not None else self._conversion
 
     def privatize(self) -> nn.Module:
         """A clone of the module tree that this program may change."""
         if self.private is None:
-            self.private = clone_tree(self.current)
+            self.private = own_processors(clone_tree(self.current))
             self._switches = Switches(self.private)
-            self._hooks_before = _hooks(self.private)
-            self._processors = [
-                (name, module, module.__dict__["processor"])
-                for name, module in self.private.named_modules()
-                if "processor" in module.__dict__
-            ]
-            self._scalings = [
-                (name, layer, dict(layer.scaling))
-                for name, layer in untyped.tuner_layers(self.private).items()
-                if isinstance(getattr(layer, "scaling", None), dict)
-            ]
             self.current = self.private
         return self.private
 
@@ -140,8 +120,9 @@ class Woven:
             device = home
         away = (dtype, device) != (self.shared.dtype, self.shared.device)
         if self.private is not None or (away and self.view is not None):
-            self.unique = True
             self.private = self.current = clone_tree(self.current, own_parameters=True).to(device=device, dtype=dtype)
+            self._switches = Switches(self.private)
+            self.isolate()
         elif not away:
             self.current, self._conversion = self.home, ()
         else:
@@ -152,31 +133,9 @@ class Woven:
         """The dtype that the program sees."""
         return self.shared.dtype if self.current is self.home else getattr(self.current, "dtype", None)
 
-    def set_attribute(self, name: str, value: Any) -> None:
-        """An attribute that the program sets on the module."""
-        self._attributes[name] = value
-        setattr(self.privatize(), name, value)
-
-
-def _hooks(module: nn.Module) -> int:
-    """How many hooks a tree has: one that a program registers sees the program's own rows only."""
-    tables = (child.__dict__[name] for child in module.modules() for name in ("_forward_hooks", "_forward_pre_hooks"))
-    return sum(map(len, tables))
-
-
-def _identity(value: Any) -> Hashable:
-    """What makes two processors or attributes equivalent: class and plain settings, other objects by identity.
-
-    Settings tell all only of the model library's processors. One that a pipeline brings along (SAG's, which stores
-    attention maps) may keep what it has seen: it is equal to itself alone.
-    """
-    if isinstance(value, (bool, int, float, str, type(None))):
-        return value
-    settings = getattr(value, "__dict__", None)
-    if settings is None or isinstance(value, nn.Module) or not type(value).__module__.startswith("diffusers.models."):
-        return id(value)
-    plain = all(isinstance(item, (bool, int, float, str, type(None))) for item in settings.values())
-    return (type(value), tuple(settings.items())) if plain else id(value)
+    def isolate(self) -> None:
+        """The program has changed its clone in a way that nobody else's is compared with."""
+        self._own = next(_SERIALS)
 
 
 def woven_module(shared: SharedModule, view: View | None = None) -> Any:
@@ -268,7 +227,8 @@ def _delegating(cls: type, name: str) -> Any:
         if reader or (name in _WALKERS and state.shown_as_is()):
             return getattr(state.current, name)(*args, **kwargs)
         result = getattr(state.privatize(), name)(*args, **kwargs)
-        state.unique = state.unique or mutator
+        if mutator:
+            state.isolate()
         _adopt(self)
         return result
 
@@ -290,7 +250,7 @@ def _to(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _setattr(self: Any, name: str, value: Any) -> None:
-    self._steploom.set_attribute(name, value)
+    setattr(self._steploom.privatize(), name, value)
     _adopt(self)
     self.__dict__[name] = value
 
@@ -298,7 +258,7 @@ def _setattr(self: Any, name: str, value: Any) -> None:
 def _generate(self: Any, *args: Any, **kwargs: Any) -> Any:
     """A language model's own loop is one unmerged call."""
     note_unshared(self._steploom.shared.name, "generate() of a language model is one call")
-    return self._steploom.current.generate(*args, **kwargs)
+    return self._steploom.having_run(self._steploom.current.generate(*args, **kwargs))
 
 
 class _cache_context:  # noqa: N801 - stands in for a method

@@ -20,7 +20,10 @@ from steploom.errors import GenerationFailed
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
 TABLES = ("_modules", "_parameters", "_buffers", *HOOKS)
-_CONTAINERS = (list, dict, OrderedDict)
+CONTAINERS = (list, dict, OrderedDict)
+DEEPEST = 4
+"""How deep lists and dicts in an attribute are looked at."""
+
 _TORCHS = frozenset(nn.Module().__dict__)
 
 Holder = dict[Any, Any] | list[Any]
@@ -32,11 +35,20 @@ def holders(module: nn.Module) -> Iterator[Holder]:
     yield own
     for table in TABLES:
         yield own[table]
-    yield from (value for name, value in own.items() if type(value) in _CONTAINERS and name not in _TORCHS)
+    for name, value in own.items():
+        if type(value) in CONTAINERS and name not in _TORCHS:
+            yield from _inside(value)
     processor: Any = own.get("processor")
     if hasattr(processor, "__dict__"):
-        yield processor.__dict__
-        yield from (value for value in processor.__dict__.values() if type(value) in _CONTAINERS)
+        yield from _inside(processor.__dict__)
+
+
+def _inside(container: Holder, depth: int = DEEPEST) -> Iterator[Holder]:
+    """A list or dict, and those in it."""
+    yield container
+    for value in container if isinstance(container, list) else container.values():
+        if type(value) in CONTAINERS and depth:
+            yield from _inside(value, depth - 1)
 
 
 class Kept:

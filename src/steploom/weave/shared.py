@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,10 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from steploom.weave.compiled import is_compiled
-from steploom.weave.kept import offloaded
+from steploom.weave.kept import CONTAINERS, DEEPEST, offloaded
 from steploom.weave.ragged import Rule, rule_for
 from steploom.weave.ragged_language import LanguageRule
+from steploom.weave.switches import library_settings
 
 if TYPE_CHECKING:
     from steploom.weave.blend import Adapted
@@ -201,7 +203,7 @@ def clone_tree(
     clone = object.__new__(type(module))
     memo[id(module)] = clone
     for name, value in module.__dict__.items():
-        clone.__dict__[name] = value.copy() if type(value) in (dict, list, OrderedDict) else value
+        clone.__dict__[name] = own_containers(value)
     if own_parameters:
         clone.__dict__["_parameters"] = {
             name: None if p is None else nn.Parameter(p.data, requires_grad=p.requires_grad)
@@ -213,3 +215,27 @@ def clone_tree(
     }
     clone.__dict__["_compiled_call_impl"] = None
     return clone
+
+
+def own_containers(value: Any, depth: int = DEEPEST) -> Any:
+    """A copy of a list or dict, and of those in it; anything else as it is."""
+    if type(value) not in CONTAINERS:
+        return value
+    if depth == 0 or not value:
+        return value.copy()
+    if type(value) is list:
+        return [own_containers(item, depth - 1) for item in value]
+    return type(value)((name, own_containers(item, depth - 1)) for name, item in value.items())
+
+
+def own_processors(tree: nn.Module) -> nn.Module:
+    """Gives a clone attention processors of its own, as far as they are the model library's: they have settings."""
+    copies: dict[int, Any] = {}
+    for module in tree.modules():
+        processor = module.__dict__.get("processor")
+        if processor is not None and library_settings(processor) is not None:
+            if id(processor) not in copies:
+                own = copies[id(processor)] = copy.copy(processor)
+                own.__dict__.update({name: own_containers(value) for name, value in processor.__dict__.items()})
+            module.__dict__["processor"] = copies[id(processor)]
+    return tree

@@ -1,22 +1,36 @@
-"""What a program switches deep inside its private tree of a module: plain attributes of submodules, and their children.
+"""What a program changes in its private tree of a module: attributes of parts, children, parameters, hooks.
 
-GLIGEN turns its gated layers off in the middle of a call. A program that does so must not share a forward with one that
-does not, or not yet, though both run clones of the same module.
+GLIGEN turns its gated layers off in the middle of a call, a callback sets the scale of an IP-Adapter. A program that
+does so must not share a forward with one that does not, or not yet, though both run clones of the same module.
+
+Two programs that have set equal plain values (also in lists and dicts, and processors of the model library with plain
+settings) have done the same. Anything else is its program's alone, who knows what it does. What forwards leave behind
+on the tree is no change: it is taken for a cache.
 """
 
 from __future__ import annotations
 
+import itertools
 import operator
-from collections.abc import Hashable
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable
+from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
-_PLAIN = (bool, int, float, str, type(None))
+from steploom.weave.kept import CONTAINERS, DEEPEST, TABLES, holders
+
+_PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device))
+_LISTS = (list, tuple)
+_DICTS = (dict, OrderedDict)
+_TORCHS = frozenset(nn.Module().__dict__) - {"training"}
+_ABSENT = object()
+_SERIALS = itertools.count(1)
 
 
 class Switches:
-    """Watches a tree of modules for changes.
+    """Watches a tree of modules for what the program does to it.
 
     Args:
         tree: As it is shared.
@@ -24,45 +38,124 @@ class Switches:
 
     def __init__(self, tree: nn.Module) -> None:
         self._parts = [_Part(path, module) for path, module in tree.named_modules()]
+        self._changes: Hashable = ()
+        self._look()
 
     def changed(self) -> Hashable:
         """What is otherwise than at the start, empty if nothing: equal for trees that were changed alike."""
-        return tuple([change for part in self._parts if not part.untouched() for change in part.changes()])
+        if not self._untouched():
+            for part in self._parts:
+                part.note()
+            self._changes = tuple([change for part in self._parts for change in part.changes()])
+            self._look()
+        return self._changes
+
+    def ran(self) -> None:
+        """A forward has run on the tree: what is otherwise since :meth:`changed` is its doing."""
+        if not self._untouched():
+            for part in self._parts:
+                part.settle()
+            self._look()
+
+    def _look(self) -> None:
+        held = [holder for part in self._parts for holder in holders(part.module)]
+        self._values: list[Iterable[Any]] = [one if isinstance(one, list) else one.values() for one in held]
+        self._seen = tuple(itertools.chain.from_iterable(self._values))
+
+    def _untouched(self) -> bool:
+        """Whether all is the same as it was: cheap, since it is asked at every call."""
+        now = tuple(itertools.chain.from_iterable(self._values))
+        return len(now) == len(self._seen) and all(map(operator.is_, now, self._seen))
 
 
 class _Part:
-    """A module of the tree, and how it was."""
+    """A module of the tree, how it was, and what the program did to it."""
 
     def __init__(self, path: str, module: nn.Module) -> None:
-        self._path, self._module = path, module
-        self._plain, self._children = _plain(module), dict(module.__dict__["_modules"])
-        self._freeze()
+        self.module = module
+        self._path = path
+        self._was = self._last = _entries(module)
+        self._changed: dict[str, Hashable] = {}
 
-    def _freeze(self) -> None:
-        own = self._module.__dict__
-        self._seen = (tuple(own.values()), tuple(self._module.__dict__["_modules"].values()))
+    def note(self) -> None:
+        """Takes what is otherwise than when it was last looked at for the program's doing."""
+        now = _entries(self.module)
+        for name in now.keys() | self._last.keys():
+            value = now.get(name, _ABSENT)
+            if _same(value, self._last.get(name, _ABSENT)):
+                continue
+            if _same(value, self._was.get(name, _ABSENT)):
+                self._changed.pop(name, None)
+            else:
+                token = _token(value)
+                self._changed[name] = token.value if token.plain else ("its own", next(_SERIALS))
+        self._last = now
 
-    def untouched(self) -> bool:
-        """Whether nothing was set since it was last looked at: cheap, since every module is asked at every call."""
-        pairs = zip(
-            self._seen, (self._module.__dict__.values(), self._module.__dict__["_modules"].values()), strict=True
-        )
-        return all(len(old) == len(new) and all(map(operator.is_, old, new)) for old, new in pairs)
+    def settle(self) -> None:
+        """Takes what is otherwise than when it was last looked at for a cache."""
+        self._last = _entries(self.module)
 
     def changes(self) -> list[Hashable]:
-        """Plain attributes that differ from the start, and children that are others. Caches (tensors) do not count."""
-        now, children = _plain(self._module), self._module.__dict__["_modules"]
-        found: list[Hashable] = [
-            (self._path, name, type(now.get(name)).__name__, now.get(name))
-            for name in sorted(now.keys() | self._plain.keys())
-            if now.get(name, self) != self._plain.get(name, self)
-        ]
-        names = sorted(children.keys() | self._children.keys())
-        found += [(self._path, n, id(children.get(n))) for n in names if children.get(n) is not self._children.get(n)]
-        if not found:
-            self._freeze()
-        return found
+        """What the program has changed, by name."""
+        return [(self._path, name, self._changed[name]) for name in sorted(self._changed)]
 
 
-def _plain(module: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in module.__dict__.items() if type(value) in _PLAIN}
+class _Token(NamedTuple):
+    """What a value is at this moment: equal tokens, equal values.
+
+    Attributes:
+        plain: Whether it tells all about the value; else it tells only the very same object.
+        value: By kind and content, or by identity.
+    """
+
+    plain: bool
+    value: Hashable
+
+
+def _entries(module: nn.Module) -> dict[str, Any]:
+    """What can be set on a module, by name. What can be changed in place is there as a token of what it is now."""
+    found = {
+        name: _token(value) if type(value) in CONTAINERS or name == "processor" else value
+        for name, value in module.__dict__.items()
+        if name not in _TORCHS
+    }
+    for table in TABLES:
+        entries: dict[Any, Any] = module.__dict__[table]
+        if entries:
+            found |= {f"{table}.{name}": value for name, value in entries.items()}
+    return found
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one is other or _token(one) == _token(other)
+
+
+def _token(value: Any, depth: int = DEEPEST + 1) -> _Token:
+    kind = type(value)
+    if kind is _Token:
+        return value
+    if kind in _PLAIN or value is _ABSENT:
+        return _Token(True, (kind, value))
+    settings = value if kind in _DICTS else library_settings(value)
+    if depth == 0 or (settings is None and kind not in _LISTS):
+        return _Token(False, id(value))
+    if settings is None:
+        return _joined(kind, value, depth)
+    token = _joined(kind, itertools.chain.from_iterable(settings.items()), depth)
+    return token if token.plain or settings is value else _Token(False, (id(value), token.value))
+
+
+def _joined(kind: type, values: Iterable[Any], depth: int) -> _Token:
+    tokens = [_token(value, depth - 1) for value in values]
+    return _Token(all(token.plain for token in tokens), (kind, *(token.value for token in tokens)))
+
+
+def library_settings(value: Any) -> dict[str, Any] | None:
+    """The attributes of an object of the model library's own, such as an attention processor; None of others.
+
+    Settings tell all only of these. A processor that a pipeline brings along (SAG's, which stores attention maps) may
+    keep what it has seen: it is equal to itself alone.
+    """
+    if isinstance(value, (nn.Module, type)) or not type(value).__module__.startswith("diffusers.models."):
+        return None
+    return getattr(value, "__dict__", None)
