@@ -143,3 +143,116 @@ def test_equal_scales_share_forwards():
     for name, output in expected.items():
         assert distance(driver.finished[name].output, output) <= 1e-4
     assert driver.sharing("r0")[1:] == [2, 2, 2]
+
+
+def sdxl_inputs(i: int) -> dict[str, Any]:
+    return {"prompt": f"a cat {i}", "num_inference_steps": 4, **SMALL}
+
+
+def attention(pipe: Any) -> Any:
+    return pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1
+
+
+def set_attributes(pipe: Any) -> None:
+    for block in pipe.unet.up_blocks:
+        for part in block.resnets:
+            part.output_scale_factor = 2.0
+
+
+def set_processor(pipe: Any) -> None:
+    from diffusers.models.attention_processor import PAGIdentitySelfAttnProcessor2_0
+
+    attention(pipe).set_processor(PAGIdentitySelfAttnProcessor2_0())
+
+
+def set_function(pipe: Any) -> None:
+    part = attention(pipe)
+    forward = part.forward
+    part.forward = lambda *args, **kwargs: forward(*args, **kwargs) * 0.0
+
+
+def set_hook(pipe: Any) -> None:
+    def halve(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        assert len(output) == 2, "it sees the rows of its own request"
+        return output * 0.5
+
+    pipe.unet.mid_block.register_forward_hook(halve)
+
+
+def set_weight(pipe: Any) -> None:
+    pipe.unet.conv_out.weight = torch.nn.Parameter(pipe.unet.conv_out.weight * 0.5)
+
+
+def set_child(pipe: Any) -> None:
+    pipe.unet.conv_act = torch.nn.ReLU()
+    pipe.unet.up_blocks[0].resnets[0].nonlinearity = torch.nn.ReLU()
+
+
+def set_tensor(pipe: Any) -> None:
+    pipe.unet.conv_norm_out.eps = torch.tensor(0.5).item()
+    pipe.unet.mid_block.resnets[0].output_scale_factor = torch.tensor(2.0)
+
+
+CHANGES = [set_attributes, set_processor, set_function, set_hook, set_weight, set_child, set_tensor]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_to_a_part(change: Change):
+    driver = check(tiny.sdxl, sdxl_inputs(0), sdxl_inputs(1), lambda: at_step_one(change))
+    assert driver.sharing("own")[2:] == [1, 1]
+    assert driver.sharing("looking")[-2:] == driver.sharing("beside")[-2:] == [2, 2]
+
+
+def test_a_part_that_was_seen_before_may_be_changed_later():
+    def callback() -> Any:
+        seen: list[Any] = []
+
+        def keep(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+            if step == 0:
+                seen[:] = [pipe.unet.up_blocks]
+            elif step == 1:
+                seen[0][0].resnets[0].output_scale_factor = 2.0
+            return values
+
+        return keep
+
+    driver = check(tiny.sdxl, sdxl_inputs(0), sdxl_inputs(1), callback)
+    assert driver.sharing("own")[2:] == [1, 1]
+
+
+def test_a_callback_of_diffusers_own_kind_keeps_its_attributes():
+    from diffusers.callbacks import PipelineCallback
+
+    class Halving(PipelineCallback):
+        tensor_inputs = ("latents",)
+
+        def callback_fn(self, pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+            self.calls = getattr(self, "calls", 0) + 1
+            if step == 1:
+                set_attributes(pipe)
+            return values
+
+    made: list[Halving] = []
+
+    def callback() -> Halving:
+        made.append(Halving())
+        return made[-1]
+
+    check(tiny.sdxl, sdxl_inputs(0), sdxl_inputs(1), callback)
+    assert made[-1].calls == 8, "four steps alone, four served"
+
+
+def test_only_callbacks_take_clones():
+    """Pipelines read parts as well, at each request: that must not cost anything."""
+    from steploom.weave.copies import Woven
+
+    clones: list[str] = []
+    taken = Woven.privatize
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Woven, "privatize", lambda self: clones.append(self.shared.name) or taken(self))
+        runner = Runner.from_pipeline(tiny.sdxl(), config())
+        Driver(runner).drain([request("a", seed=1, **sdxl_inputs(0))])
+        plain = clones.copy()
+        Driver(runner).drain([request("b", seed=1, callback_on_step_end=at_step_one(look), **sdxl_inputs(0))])
+    assert "unet" not in plain
+    assert "unet" in clones

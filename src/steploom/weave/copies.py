@@ -19,6 +19,7 @@ from torch import nn
 
 from steploom.weave import signatures
 from steploom.weave.alike import wrapped_as_asked
+from steploom.weave.callbacks import within_callback
 from steploom.weave.forms import Form, formed_call
 from steploom.weave.kept import keep
 from steploom.weave.order import is_denoiser
@@ -43,10 +44,14 @@ class Woven:
     Args:
         shared: The module.
         view: The same with the request's adapters, if it has any.
+
+    Attributes:
+        inner: What is woven deep inside of it, and its path there.
     """
 
     def __init__(self, shared: SharedModule, view: View | None = None) -> None:
         self.shared = shared
+        self.inner: tuple[str, Any] | None = None
         self.view = view
         self.home: nn.Module = shared.origin if view is None else view.module
         self.current: nn.Module = self.home
@@ -156,21 +161,24 @@ def is_woven(value: Any) -> bool:
 
 def weave_inside(copy: Any, path: str, shared: SharedModule) -> None:
     """Replaces a module deep inside a woven copy by a woven copy of its own."""
-    parent = copy
-    *way, last = path.split(".")
+    copy._steploom.inner = (path, woven_module(shared))
+    _adopt(copy)
+
+
+def _adopt(copy: Any) -> None:
+    """Shows the current variant's children, parameters and buffers on the woven copy, in tables of its own."""
+    current, inner = copy._steploom.current, copy._steploom.inner
+    for table in ("_modules", "_parameters", "_buffers"):
+        copy.__dict__[table] = current.__dict__[table].copy()
+    if inner is None:
+        return
+    parent, (*way, last) = copy, inner[0].split(".")
     for name in way:
         child = parent._modules[name]
         own = object.__new__(type(child))
         own.__dict__.update(child.__dict__, _modules=child._modules.copy())
         parent._modules[name] = parent = own
-    parent._modules[last] = woven_module(shared)
-
-
-def _adopt(copy: Any) -> None:
-    """Shows the current variant's children, parameters and buffers on the woven copy, in tables of its own."""
-    current = copy._steploom.current
-    for table in ("_modules", "_parameters", "_buffers"):
-        copy.__dict__[table] = current.__dict__[table].copy()
+    parent._modules[last] = inner[1]
 
 
 @functools.cache
@@ -186,6 +194,7 @@ def _woven_class(cls: type[nn.Module]) -> type[nn.Module]:
         "float": lambda self: _to(self, torch.float32),
         "bfloat16": lambda self: _to(self, torch.bfloat16),
         "__setattr__": _setattr,
+        "__getattr__": _getattr(cls),
         "dtype": property(lambda self: self._steploom.current_dtype),
         "device": property(lambda self: self._steploom.shared.device),
     }
@@ -247,6 +256,20 @@ def _to(self: Any, *args: Any, **kwargs: Any) -> Any:
     self._steploom.convert(dtype, None if device is None else torch.device(device))
     _adopt(self)
     return self
+
+
+def _getattr(cls: type[nn.Module]) -> Any:
+    """Reading a part, which callbacks may change: they get one of the program's own clone."""
+
+    def getattr_(self: Any, name: str) -> Any:
+        if within_callback() and name in self.__dict__["_modules"]:
+            state: Woven = self.__dict__["_steploom"]
+            if state.private is None and not state.shown_as_is():
+                state.privatize()
+                _adopt(self)
+        return cls.__getattr__(self, name)
+
+    return getattr_
 
 
 def _setattr(self: Any, name: str, value: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 from steploom.errors import InvalidRequest
 from steploom.protocol import PipelineInfo
 from steploom.requests import DiffusionRequest
-from steploom.weave import signatures
+from steploom.weave import callbacks, signatures
 from steploom.worker.loading import denoiser_of
 
 _PROJECTIONS = ("encoder_hid_proj", "image_proj")
@@ -42,7 +42,7 @@ def arguments(
     if unknown:
         raise InvalidRequest(f"{min(unknown)}: {info.pipeline_class} takes no such argument", field=min(unknown))
     _refuse_pictures_for_nobody(made, pipeline)
-    return made
+    return callbacks.watch(made)
 
 
 def _refuse_pictures_for_nobody(given: Mapping[str, Any], pipeline: Any) -> None:
