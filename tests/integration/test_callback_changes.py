@@ -112,7 +112,7 @@ def scale_off(pipe: Any) -> None:
     [
         lambda: at_step_one(scale_off),
         lambda: IPAdapterScaleCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=1),
-        lambda: at_step_one(lambda pipe: pipe.set_ip_adapter_scale({"up": 0.5})),
+        pytest.param(lambda: at_step_one(lambda pipe: pipe.set_ip_adapter_scale({"up": 0.5})), marks=pytest.mark.slow),
     ],
     ids=["scale", "cutoff", "by-block"],
 )
@@ -193,10 +193,11 @@ def set_tensor(pipe: Any) -> None:
     pipe.unet.mid_block.resnets[0].output_scale_factor = torch.tensor(2.0)
 
 
-CHANGES = [set_attributes, set_processor, set_function, set_hook, set_weight, set_child, set_tensor]
+CHANGES = [set_attributes, set_hook]
+MORE = [set_processor, set_function, set_weight, set_child, set_tensor]
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", [*CHANGES, *(pytest.param(one, marks=pytest.mark.slow) for one in MORE)])
 def test_a_change_to_a_part(change: Change):
     driver = check(tiny.sdxl, sdxl_inputs(0), sdxl_inputs(1), lambda: at_step_one(change))
     assert driver.sharing("own")[2:] == [1, 1]

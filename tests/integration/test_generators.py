@@ -67,6 +67,7 @@ async def test_a_request_draws_as_alone_and_leaves_its_generators_advanced(engin
     as_alone(alone, output, given, made)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("made", [one, shared])
 async def test_a_killed_workers_request_draws_again_from_where_it_was_accepted(
     tiny_model: Path, alone: Any, made: Any

@@ -37,17 +37,22 @@ def trio(**common: Any) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
+@pytest.mark.parametrize("kind", ["leaf_level", pytest.param("block_level", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("build", "common"),
-    [(tiny.sd3, TEXT), (tiny.sdxl, SMALL), (tiny.flux, TEXT), (tiny.wan, VIDEO)],
-    ids=["sd3", "sdxl", "flux", "wan"],
+    [
+        pytest.param(tiny.sd3, TEXT, id="sd3"),
+        pytest.param(tiny.sdxl, SMALL, id="sdxl"),
+        pytest.param(tiny.flux, TEXT, id="flux", marks=pytest.mark.slow),
+        pytest.param(tiny.wan, VIDEO, id="wan", marks=pytest.mark.slow),
+    ],
 )
 def test_offloaded_pipelines_are_as_alone_and_share(build: Any, common: dict[str, Any], kind: str):
     driver, _ = assert_equal_to_alone(lambda: offload(build(), kind), trio(**common))
     assert driver.sharing("a")[1:] == [3, 3, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("build", "common"), [(tiny.sdxl, SMALL), (tiny.flux, TEXT), (tiny.wan, VIDEO)])
 def test_a_loaded_model_is_offloaded_as_the_settings_say(build: Any, common: dict[str, Any], tmp_path: Path):
     pipe = build()
@@ -110,7 +115,7 @@ def set_on_a_processor(unet: Any) -> None:
 
 
 @pytest.mark.parametrize("change", [set_attribute, set_processor, set_hook, set_in_a_list, set_on_a_processor])
-@pytest.mark.parametrize("raises", [False, True])
+@pytest.mark.parametrize("raises", [False, pytest.param(True, marks=pytest.mark.slow)])
 async def test_what_a_callback_sets_on_an_offloaded_module_is_undone(change: Any, raises: bool):
     case = CASES["StableDiffusionPipeline-ip-adapter"]
     torch.manual_seed(0)

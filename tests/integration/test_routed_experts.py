@@ -44,12 +44,12 @@ def texts(seed: int) -> list[DiffusionRequest]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))])
 def test_gemma_of_many_experts(seed: int, dtype: torch.dtype) -> None:
     assert_shared(gemma(dtype, seed, num_experts=EXPERTS), texts(seed))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 3))])
 def test_float32_logits_of_a_model_in_bfloat16(seed: int) -> None:
     """All experts are chosen, so no row count changes; the logits are float32, rounded as bfloat16 is."""
     assert_shared(gemma(torch.bfloat16, seed, top_k_experts=4), texts(seed))
@@ -64,7 +64,7 @@ def many_experts(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 3))])
 def test_hidream_of_many_experts(seed: int, dtype: torch.dtype, many_experts: Callable[[], Any]) -> None:
     torch.manual_seed(seed)
     pipeline = many_experts()
