@@ -51,12 +51,16 @@ def draw_batch(rng: np.random.Generator, count: int, pixels: int) -> tuple[list[
 
 
 class Clock:
-    """Adds up the wall-clock seconds spent in training over all restarts."""
+    """Adds up the seconds spent in training over all restarts: of the wall, and of all cores together."""
 
-    def __init__(self, before: float = 0.0) -> None:
-        self._before = before
-        self._start = time.monotonic()
+    def __init__(self, before: float = 0.0, busy: float = 0.0) -> None:
+        self._before, self._busy = before, busy
+        self._start, self._worked = time.monotonic(), time.process_time()
 
     def seconds(self) -> float:
-        """Seconds spent so far, those before the last restart included."""
+        """Seconds of the wall so far, those before the last restart included."""
         return self._before + time.monotonic() - self._start
+
+    def busy(self) -> float:
+        """Seconds in which a core worked for this so far, those before the last restart included."""
+        return self._busy + time.process_time() - self._worked

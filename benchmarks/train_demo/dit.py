@@ -16,7 +16,6 @@ from common import Checkpoint, Clock, load_if_there, log, save_atomically
 from export import assemble, export, sample_sheet
 from models import TEXT_TOKENS, OneZeroToken, Trained, build_tokenizer, zero_token_bias
 from optim import Muon, split
-from torch.nn import functional
 from transformers import CLIPTokenizer
 
 from steploom.demo import scene
@@ -27,10 +26,13 @@ WARM_UP = 150
 EMA = 0.998
 DROP = 0.12  # share of prompts replaced by ""
 SAVE_EVERY = 120.0  # seconds
-SHOW_EVERY = 1200.0  # seconds
+SHOW_EVERY = 900.0  # seconds
 SIDES = (64, 32, 48, 96)
 LATE = 2500  # from this step on, layout is learnt: noise levels and sizes lean to the outlines at 64 pixels
-LEAN = 13394  # from this step on, the scenes that were drawn worst are shown more often
+FALL = 0.4  # share of the steps before the polish in which the rate falls to nothing
+POLISH = 1 / 6  # share of all steps, the last ones: stars and rings are shown much more often
+POLISH_RATE = 1e-3
+OUTLINE = 0.75  # what all shapes of a picture weigh in the loss beside all of the picture, without noise
 SIDE_SHARES, LATE_SIDE_SHARES = (0.85, 0.05, 0.05, 0.05), (0.91, 0.03, 0.03, 0.03)
 NOISE_LEAN, LATE_NOISE_LEAN = 0.4, 0.0
 ZERO_COUNTS, ZERO_SHARES = (256, 8, 16, 64, 128), (0.5, 0.1, 0.25, 0.1, 0.05)
@@ -38,20 +40,35 @@ ZERO_COUNTS, ZERO_SHARES = (256, 8, 16, 64, 128), (0.5, 0.1, 0.25, 0.1, 0.05)
 
 @dataclasses.dataclass
 class Schedule:
-    """Learning rate by step: a rise, a plateau, and a straight fall to nothing over the last ``fall`` steps."""
+    """Learning rate by step: a rise, a plateau, and a straight fall to nothing; then the polish falls once more."""
 
     steps: int
-    fall: float
+
+    def polishes(self, step: int) -> bool:
+        """Whether a step is one of the polish."""
+        return step >= self._main
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
+        if self.polishes(step):
+            return POLISH_RATE * (self.steps - step) / (self.steps - self._main)
         rise = min(1.0, (step + 1) / WARM_UP)
-        return PEAK_RATE * rise * min(1.0, max(0.0, (self.steps - step) / self.fall))
+        return PEAK_RATE * rise * min(1.0, (self._main - step) / (FALL * self._main))
 
-    def ending(self, step: int, finish_in: int) -> Schedule:
-        """Return a schedule that falls from the rate of ``step`` to nothing over ``finish_in`` steps."""
-        share = max(self.rate(step) / PEAK_RATE, 1e-3)
-        return Schedule(step + finish_in, finish_in / share)
+    @property
+    def _main(self) -> int:
+        return round((1 - POLISH) * self.steps)
+
+
+def weights(shapes: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+    """Weigh the latents (n, 1, h, w) of a batch, 1 on average: those of shapes more, the less noise there is.
+
+    A picture is mostly background, which is soon learnt; small shapes count as much as large ones. In much noise a
+    weight by what is under it would draw shapes to where they may be, so there is none.
+    """
+    share = shapes.float().mean(dim=(1, 2)).clamp_min(0.04)
+    raised = 1 + shapes * ((1 - level) * (OUTLINE / share).clamp_max(8.0))[:, None, None]
+    return (raised / raised.mean())[:, None]
 
 
 def sigmas(count: int, lean: float, generator: torch.Generator) -> torch.Tensor:
@@ -64,9 +81,7 @@ def sigmas(count: int, lean: float, generator: torch.Generator) -> torch.Tensor:
 class Trainer:
     """Everything that a checkpoint holds, and how to go on from one."""
 
-    def __init__(
-        self, folder: pathlib.Path, bank: Bank, steps: int, finish_in: int | None, more: int | None, rate: float
-    ) -> None:
+    def __init__(self, folder: pathlib.Path, bank: Bank, steps: int) -> None:
         torch.manual_seed(0)
         self.folder, self.bank = folder, bank
         self.tokenizer: CLIPTokenizer = build_tokenizer()
@@ -76,13 +91,9 @@ class Trainer:
         adamw = torch.optim.AdamW(others, lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
         self.optimizers: list[torch.optim.Optimizer] = [Muon(matrices, lr=PEAK_RATE), adamw]
         self.step, self.clock = 0, Clock()
-        self.schedule = Schedule(steps, max(1, int(0.3 * steps)))
+        self.schedule = Schedule(steps)
         self.averages = {name: value.clone() for name, value in self.model.state_dict().items()}
         self._resume(load_if_there(folder / "dit.pt"))
-        if finish_in is not None:
-            self.schedule = self.schedule.ending(self.step, finish_in)
-        if more is not None:
-            self.schedule = Schedule(self.step + more, more * PEAK_RATE / rate)
         self.mean = float("nan")
         self._stop = False
         signal.signal(signal.SIGTERM, self._on_stop)
@@ -102,7 +113,7 @@ class Trainer:
         self.averages = state["averages"]
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.step, self.clock = state["step"], Clock(state["seconds"])
+        self.step, self.clock = state["step"], Clock(state["seconds"], state["busy"])
         self.schedule = Schedule(**state["schedule"])
         log(self.folder, f"dit: going on from step {self.step}")
 
@@ -114,6 +125,7 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
             "seconds": self.clock.seconds(),
+            "busy": self.clock.busy(),
             "schedule": dataclasses.asdict(self.schedule),
         }
         save_atomically(state, self.folder / "dit.pt")
@@ -131,13 +143,13 @@ class Trainer:
         late = self.step >= LATE
         pixels = int(rng.choice(SIDES, p=LATE_SIDE_SHARES if late else SIDE_SHARES))
         count = BATCH // 2 if pixels > 64 else BATCH
-        scenes, clean = self.bank.batch(rng, pixels, count, lean=self.step >= LEAN)
+        scenes, clean, shapes = self.bank.batch(rng, pixels, count, lean=self.schedule.polishes(self.step))
         noise = torch.randn(clean.shape, generator=generator)
         level = sigmas(count, LATE_NOISE_LEAN if late else NOISE_LEAN, generator)
         mixed = torch.lerp(clean, noise, level[:, None, None, None])
         bias = zero_token_bias((pixels // 8) ** 2, int(rng.choice(ZERO_COUNTS, p=ZERO_SHARES)))
         velocity = self.model(mixed, level, self.prompts(scenes, rng), bias)
-        return functional.mse_loss(velocity, noise - clean)
+        return (weights(shapes, level) * (velocity - (noise - clean)).square()).mean()
 
     def advance(self) -> None:
         """Take one step."""
@@ -172,7 +184,8 @@ class Trainer:
             self.advance()
             if self.step % 20 == 0:
                 spent, rate = self.clock.seconds(), self.schedule.rate(self.step)
-                text = f"loss {self.mean:.4f} rate {rate:.1e} {spent:.0f} s"
+                busy = self.clock.busy()
+                text = f"loss {self.mean:.4f} rate {rate:.1e} {spent:.0f} s (busy {busy:.0f} s)"
                 log(self.folder, f"dit step {self.step}/{self.schedule.steps} {text}")
             if time.monotonic() - last > SAVE_EVERY:
                 self.save()

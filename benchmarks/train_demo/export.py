@@ -35,7 +35,7 @@ def assemble(folder: pathlib.Path, averages: dict[str, torch.Tensor]) -> StableD
         autoencoder = vae.build()
     trained.load_state_dict(averages)
     figures = load_if_there(folder / "latents.pt")
-    state = load_if_there(folder / "vae-tuned.pt") or load_if_there(folder / "vae.pt")
+    state = load_if_there(folder / "vae.pt")
     if figures is None or state is None:
         raise FileNotFoundError(f"no trained autoencoder in {folder}; run train.py first")
     autoencoder.load_state_dict(state["model"])

@@ -12,8 +12,7 @@ import torch
 import vae
 from bank import build
 from common import load_if_there, log
-from dit import PEAK_RATE, Trainer
-from tune import tune
+from dit import Trainer
 
 
 def main() -> None:
@@ -21,13 +20,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path(".train"), help="checkpoints and logs")
     parser.add_argument("--vae-steps", type=int, default=900)
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--finish-in", type=int, metavar="STEPS", help="start the final decay of the rate now")
-    parser.add_argument("--tune-steps", type=int, default=1200, help="of the decoder, once the denoiser is done")
+    parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--export", type=pathlib.Path, metavar="FOLDER", help="where to write the model as it grows")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--more", type=int, metavar="STEPS", help="train on, from --rate down to nothing")
-    parser.add_argument("--rate", type=float, default=PEAK_RATE / 2, help="with --more (default: %(default)s)")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
@@ -37,11 +32,7 @@ def main() -> None:
         figures = vae.measure(autoencoder, args.folder)
     log(args.folder, f"vae: latent mean {figures['shift']:.3f}, factor {figures['factor']:.3f}")
     bank = build(args.folder, autoencoder, figures["shift"], figures["factor"])
-    trainer = Trainer(args.folder, bank, args.steps, args.finish_in, args.more, args.rate)
-    trainer.run(args.export)
-    if trainer.done and args.tune_steps:
-        tune(args.folder, autoencoder, figures, trainer.averages, args.tune_steps)
-        trainer.show(args.export)
+    Trainer(args.folder, bank, args.steps).run(args.export)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ JOBS = (
     Job("a medium orange circle to the right of a small green star on a white background", 20, 3.5, 6),
     Job("a large blue diamond on a pink background", 18, 1.0, 7),
     Job("a small yellow heart below a large blue circle on a white background", 30, 4.0, 8),
-    Job("a large purple ring on a white background", 14, 2.5, 9),
+    Job("a large purple ring on a white background", 14, 2.5, 15),
     Job("a medium red star above a medium cyan triangle on a black background", 26, 5.5, 10),
     Job("a large green square to the left of a small pink heart on a blue background", 22, 4.0, 11),
     Job("a medium red triangle on a yellow background", 12, 3.0, 12),
