@@ -124,6 +124,7 @@ def test_the_scale_of_an_ip_adapter(callback: Any):
     assert driver.sharing("beside") == driver.sharing("looking") == [3, 3, 2, 2]
 
 
+@pytest.mark.slow
 def test_the_scale_of_an_ip_adapter_of_flux():
     def inputs(i: int) -> dict[str, Any]:
         images = torch.randn((2, 1, 1, 32), generator=torch.Generator().manual_seed(i))
@@ -204,6 +205,7 @@ def test_a_change_to_a_part(change: Change):
     assert driver.sharing("looking")[-2:] == driver.sharing("beside")[-2:] == [2, 2]
 
 
+@pytest.mark.slow
 def test_a_part_that_was_seen_before_may_be_changed_later():
     def callback() -> Any:
         seen: list[Any] = []

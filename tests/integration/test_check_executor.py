@@ -11,7 +11,7 @@ import pytest
 from broken_company import BROKEN as BROKEN_IN_COMPANY
 from broken_executors import BROKEN, LeavesAFile, LeavesAThread, Sound, SoundOfRequests
 from broken_workers import BROKEN as BROKEN_TOO
-from broken_workers import BlocksTheLoop, SoundAnew
+from broken_workers import SoundAnew
 
 from steploom.config import EngineConfig
 from steploom.executor import DiffusionExecutor, InprocExecutor, MultiprocExecutor
@@ -32,6 +32,14 @@ def lose(executor: Any) -> None:
     executor.lost.set()
 
 
+LONG = frozenset({
+    "BlocksTheLoop", "LeavesAThread", "SwallowsCancel", "RequestsBlockTheLoop", "TicksHangOnceLost", "NeverShuts",
+    "CallsHangOnceLost", "HidesItsLoss", "ServesOnceLost", "TicksEndWithAnotherCancel", "CannotRecover",
+    "RequestsStayLost", "RecoversNothing", "StaysLost", "ShutsOnce", "ServesForEver",
+})  # fmt: skip
+"""Those that take a second and more to be found out: the fast path has one of each kind without them."""
+
+
 @pytest.mark.parametrize("kind", [Sound, SoundOfRequests, SoundAnew])
 async def test_a_sound_executor_passes(kind: type[DiffusionExecutor]) -> None:
     await check_executor(kind, lose=lose, echo="echo")
@@ -44,7 +52,7 @@ def test_it_needs_no_pytest() -> None:
 @pytest.mark.parametrize(
     ("clause", "kind"),
     [
-        pytest.param(clause, kind, id=kind.__name__, marks=[pytest.mark.slow] if kind is BlocksTheLoop else [])
+        pytest.param(clause, kind, id=kind.__name__, marks=[pytest.mark.slow] if kind.__name__ in LONG else [])
         for broken in (BROKEN, BROKEN_TOO, BROKEN_IN_COMPANY)
         for clause, kinds in broken.items()
         for kind in kinds
@@ -72,6 +80,7 @@ async def test_the_pretended_one_keeps_the_contract() -> None:
     await check_executor(Pretended, lose=lambda executor: executor._gate.die())
 
 
+@pytest.mark.slow
 async def test_the_thread_keeps_the_contract() -> None:
     await check_executor(InprocExecutor)
 

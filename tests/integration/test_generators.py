@@ -55,6 +55,7 @@ def as_alone(pipe: Any, output: Any, given: Any, made: Any) -> None:
     assert not any(map(torch.equal, states(given), states(made())))
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio(loop_scope="session")
 @pytest.mark.parametrize("made", [one, each, shared])
 async def test_a_request_draws_as_alone_and_leaves_its_generators_advanced(engine: Any, alone: Any, made: Any) -> None:

@@ -44,7 +44,7 @@ def texts(seed: int) -> list[DiffusionRequest]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))])
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=pytest.mark.slow) for seed in range(4)])
 def test_gemma_of_many_experts(seed: int, dtype: torch.dtype) -> None:
     assert_shared(gemma(dtype, seed, num_experts=EXPERTS), texts(seed))
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, cast
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, cast
 
 from steploom.testing.subject import Subject, together
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Draw = Callable[[Sequence[int]], Awaitable[list[Any]]]
 """The outputs of requests with these seeds, made at the same time."""
@@ -86,11 +87,13 @@ def distance(one: Any, other: Any, depth: int = DEPTH) -> float:
 
 
 def _numbers(value: Any) -> np.ndarray[Any, np.dtype[np.float64]] | None:
-    """A picture, a tensor or an array as numbers."""
+    """A picture, a tensor or an array as numbers: whoever holds one has numpy."""
     if hasattr(value, "detach"):  # a tensor; numpy has no bfloat16
         value = value.detach().cpu().double()
     if not (hasattr(value, "__array__") or hasattr(value, "__array_interface__")):  # a picture has the latter
         return None
+    import numpy as np
+
     try:
         return np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
@@ -100,6 +103,8 @@ def _numbers(value: Any) -> np.ndarray[Any, np.dtype[np.float64]] | None:
 def _between(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
     if one.shape != other.shape:
         return math.inf
+    import numpy as np
+
     if np.array_equal(one, other, equal_nan=True):
         return 0.0
     apart = float(np.mean(np.abs(one - other)))
