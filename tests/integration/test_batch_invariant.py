@@ -122,7 +122,7 @@ def test_a_mate_that_fails_leaves_the_bits_as_they_are() -> None:
         assert torch.equal(drawn[seed], calm.draw(seed)[seed])
 
 
-@pytest.mark.parametrize("fault", [RuntimeError, torch.OutOfMemoryError])
+@pytest.mark.parametrize("fault", [RuntimeError, pytest.param(torch.OutOfMemoryError, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("seeds", [(1,), (1, 2)], ids=["by itself", "with a mate"])
 @pytest.mark.parametrize("warm", [True, False], ids=["verified", "not verified yet"])
 def test_a_fault_that_passes_leaves_the_bits_as_they_are(
@@ -147,7 +147,9 @@ def test_two_faults_of_memory_in_a_row_fail_nobody() -> None:
         assert torch.equal(drawn[seed], calm.draw(seed)[seed])
 
 
-@pytest.mark.parametrize("warm", [True, False], ids=["verified", "not verified yet"])
+@pytest.mark.parametrize(
+    "warm", [pytest.param(True, marks=pytest.mark.slow), False], ids=["verified", "not verified yet"]
+)
 def test_who_has_no_room_with_its_copies_fails_with_the_mend_and_without_a_smaller_forward(warm: bool) -> None:
     calm, faulty = Faulty(), Faulty(warm=warm)
     faulty.room = 4

@@ -141,6 +141,7 @@ def test_close_from_another_thread_ends_every_wait(tiny_model: Path, tmp_path: P
             call()
 
 
+@pytest.mark.slow
 def test_health_after_the_workers_death(tiny_model: Path) -> None:
     with make(tiny_model, max_retries=0, start_timeout_s=60) as engine:
         engine.check_health()

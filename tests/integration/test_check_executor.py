@@ -40,7 +40,7 @@ LONG = frozenset({
 """Those that take a second and more to be found out: the fast path has one of each kind without them."""
 
 
-@pytest.mark.parametrize("kind", [Sound, SoundOfRequests, SoundAnew])
+@pytest.mark.parametrize("kind", [Sound, SoundOfRequests, pytest.param(SoundAnew, marks=pytest.mark.slow)])
 async def test_a_sound_executor_passes(kind: type[DiffusionExecutor]) -> None:
     await check_executor(kind, lose=lose, echo="echo")
 

@@ -115,6 +115,7 @@ async def test_calls_are_made_in_all_ranks_and_answered_by_one(site: Site, gate:
         assert (await engine.generate("a", seed=1, num_inference_steps=STEPS)).output == expected("a")
 
 
+@pytest.mark.slow
 async def test_the_end_of_the_engine_is_the_end_of_all_ranks(site: Site, tmp_path: Path) -> None:
     site.model.write_text("")
     code = (

@@ -238,7 +238,7 @@ async def loaded_while_paused(engine: Any, model: Path) -> None:
         await engine.resume()
 
 
-@pytest.mark.parametrize("backend", ["mp", "inproc"])
+@pytest.mark.parametrize("backend", [pytest.param("mp", marks=pytest.mark.slow), "inproc"])
 async def test_outputs_are_those_of_the_model_that_made_them_whoever_pauses(
     models: tuple[Path, Path], backend: str
 ) -> None:

@@ -159,7 +159,7 @@ def test_mates_have_the_memory_of_a_call_that_failed_by_itself() -> None:
 
 
 @pytest.mark.parametrize("invariant", [False, True])
-@pytest.mark.parametrize("part", ["transformer", "text_encoder", "vae.decoder"])
+@pytest.mark.parametrize("part", [pytest.param("transformer", marks=pytest.mark.slow), "text_encoder", "vae.decoder"])
 def test_a_call_by_itself_is_tried_again(part: str, invariant: bool) -> None:
     pipe = tiny.sd3()
     asked = [request(f"r{n}", f"a cat {n}", n, output_type="pt", **SMALL) for n in range(3)]
