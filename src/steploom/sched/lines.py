@@ -5,15 +5,15 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable
-from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
+from steploom.sched.ascending import Ascending
 from steploom.sched.ledger import Ledger
 from steploom.sched.state import RequestState
 from steploom.sched.turns import Turns
 
 SLACK = 64
-"""Entries of requests that left a heap may have, whatever its size."""
+"""Entries of requests that left a queue may have, whatever its size."""
 
 RESERVE = 16
 """Every so many of a user's requests the one that has waited longest is next, whatever its rank."""
@@ -43,45 +43,48 @@ class Order(NamedTuple):
 class Waiting:
     """A user's waiting requests of one class: by rank, and by age. An entry of one that left is skipped."""
 
-    __slots__ = ("ages", "heap", "states", "taken")
+    __slots__ = ("ages", "ranks", "states", "taken")
 
     def __init__(self) -> None:
         self.states: dict[str, RequestState] = {}
-        self.heap: list[tuple[bool, Rank, int, str]] = []
-        self.ages: list[tuple[int, str]] = []  # A heap: by arrival.
+        self.ranks: Ascending[tuple[bool, Rank, int, str]] = Ascending()
+        self.ages: Ascending[tuple[int, str]] = Ascending()  # By arrival.
         self.taken = 0
 
     def push(self, state: RequestState, order: Order, front: bool) -> None:
         """``state`` waits from now on; by age before those that came later, as one that has risen to this class."""
         self.states[state.run_id] = state
         self.rank(state, order, front)
-        heappush(self.ages, (state.arrival, state.run_id))
+        self.ages.push((state.arrival, state.run_id))
         if len(self.ages) > 2 * len(self.states) + SLACK:
-            self.ages = [age for age in self.ages if age[1] in self.states]
-            heapify(self.ages)
+            self.ages.keep(lambda age: age[1] in self.states)
 
     def rank(self, state: RequestState, order: Order, front: bool) -> None:
         """Gives ``state`` its place by rank, or another one."""
-        heappush(self.heap, (not front, order.rank(state), state.arrival, state.run_id))
-        if len(self.heap) > 2 * len(self.states) + SLACK:
+        self.ranks.push((not front, order.rank(state), state.arrival, state.run_id))
+        if len(self.ranks) > 2 * len(self.states) + SLACK:
             states = self.states
-            self.heap = [one for one in self.heap if one[3] in states and one[1] == order.rank(states[one[3]])]
-            heapify(self.heap)
+            self.ranks.keep(lambda one: one[3] in states and one[1] == order.rank(states[one[3]]))
 
     def first(self, order: Order, now: float) -> RequestState:
-        """The next one; there must be one. Those that are late leave the heap: their turn comes by age."""
-        heap, states = self.heap, self.states
-        while heap:
-            ahead, rank, _, run = heap[0]
-            state = states.get(run)
+        """The next one; there must be one. Those that are late lose their rank: their turn comes by age."""
+        ranks, states = self.ranks, self.states
+        while (one := ranks.first()) is not None:
+            state = states.get(one[3])
             # A rank that is not its own is from before it was estimated anew.
-            if state is not None and rank == order.rank(state) and not (ahead and order.late(state, now)):
+            if state is not None and one[1] == order.rank(state) and not (one[0] and order.late(state, now)):
+                if not one[0] or self.taken % RESERVE != RESERVE - 1:
+                    return state
                 break
-            heappop(heap)
-        while self.ages[0][1] not in states:
-            heappop(self.ages)
-        by_age = not heap or (heap[0][0] and self.taken % RESERVE == RESERVE - 1)
-        return states[self.ages[0][1] if by_age else heap[0][3]]
+            ranks.drop()
+        return self._oldest()
+
+    def _oldest(self) -> RequestState:
+        while (age := self.ages.first()) is not None:
+            if (state := self.states.get(age[1])) is not None:
+                return state
+            self.ages.drop()
+        raise AssertionError("nobody waits")
 
 
 class Line:
