@@ -16,7 +16,6 @@ import pytest
 import uvicorn
 
 from steploom.server import create_app
-from steploom.server.page import channels
 from steploom.testing import FakeEngine
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -51,13 +50,11 @@ expected-statuses = ["2xx", "3xx", "4xx", 504]
 
 
 @pytest.mark.parametrize("makes", ["images", "text", "videos"])
-def test_whatever_is_sent_the_answer_is_as_described(
-    tmp_path: Path, makes: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(channels, "IDLE_LIFE_S", 0.05)  # a stream of ticks is read to its end
+def test_whatever_is_sent_the_answer_is_as_described(tmp_path: Path, makes: str) -> None:
     (tmp_path / "schemathesis.toml").write_text(CONFIG)
     engine = FakeEngine(makes=makes, max_pixels=128 * 128, max_steps=20)  # what is allowed is quick
-    with serving(create_app(engine, api_keys=("k",), max_images=3, video_dir=str(tmp_path))) as address:
+    limits: dict[str, Any] = {"max_images": 3, "watcher_idle_s": 0.05}  # a stream of ticks is read to its end
+    with serving(create_app(engine, api_keys=("k",), video_dir=str(tmp_path), **limits)) as address:
         run = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()", "run"]
         done = subprocess.run(
             [*run, f"{address}/openapi.json", "-H", "Authorization: Bearer k", "--checks", ",".join(CHECKS),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -23,13 +23,13 @@ from steploom.config import EngineConfig
 from steploom.errors import EngineDead, WorkerDied
 from steploom.executor import AttachedExecutor
 from steploom.executor import attached as attachment
-from steploom.executor import worker as of_workers
 from steploom.executor.process import WorkerProcess
 from steploom.executor.ray import Actor
 from steploom.executor.ray_cluster import Cluster
 from steploom.executor.transport import WorkerSocket
 from steploom.executor.worker import Worker
 from steploom.protocol import SchedulerOutput
+from steploom.worker.process import LAST_WORDS
 
 MORTAL = [*COMMAND[:-2], "mortal_runner:make", "--listen"]
 LOOKS = 8
@@ -42,19 +42,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def worker_of(process: WorkerProcess, address: Path) -> Iterator[Worker]:
+def worker_of(process: WorkerProcess, address: Path, last_words_s: float = 3600.0) -> Iterator[Worker]:
     """A worker, at the other end of whose socket is nobody."""
     with zmq.Context() as context:
-        worker = Worker(0, EngineConfig(), process, partial(WorkerSocket, context, str(address)))
+        config = EngineConfig(last_words_timeout_s=last_words_s)
+        worker = Worker(0, config, process, partial(WorkerSocket, context, str(address)))
         try:
             yield worker
         finally:
             worker.abandon()
 
 
-async def test_a_loss_that_is_met_by_sending_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_loss_that_is_met_by_sending_is_told(folder: Path) -> None:
     """The messages' socket may be gone before the connection's end is heard."""
-    monkeypatch.setattr(of_workers, "LAST_WORDS_S", 3600.0)
     with socket.socket(socket.AF_UNIX) as somebody:
         somebody.bind(str(folder / "w"))
         somebody.listen()
@@ -67,14 +67,38 @@ async def test_a_loss_that_is_met_by_sending_is_told(folder: Path, monkeypatch: 
             assert worker.channel.failed.is_set()
 
 
-async def test_a_loss_that_nobody_tells_is_told_all_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_loss_that_nobody_tells_is_told_all_the_same(folder: Path) -> None:
     """An actor whose place is given back already cannot be ended once more, and Ray need not say that it is gone."""
-    monkeypatch.setattr(of_workers, "LAST_WORDS_S", 0.01)
     actor = Actor(0, Cluster(EngineConfig()), {}, "mortal_runner:make")
-    with worker_of(actor, folder / "e") as worker:
+    with worker_of(actor, folder / "e", 0.01) as worker:
         answer = worker.channel.tick(SchedulerOutput(1))
         with anyio.fail_after(20), pytest.raises(WorkerDied):
             await answer
+
+
+def unheard(worker: Worker) -> None:
+    """What is sent to it is not taken."""
+    worker.channel.tick(SchedulerOutput(1)).cancel()
+
+
+def ended(worker: Worker) -> None:
+    """It has ended, and was to say why."""
+    worker.process.exitcode = LAST_WORDS
+    worker._exited()
+
+
+@pytest.mark.parametrize("lose", [unheard, Worker._cut, ended])
+async def test_last_words_may_be_on_their_way_for_as_long_as_is_set(folder: Path, lose: Callable[..., None]) -> None:
+    """Who waits longer is lost first, and not given up when the other one is."""
+    with (
+        worker_of(WorkerProcess(0, "", "", print), folder / "p", 3600.0) as patient,
+        worker_of(WorkerProcess(0, "", "", print), folder / "h", 0.01) as hasty,
+    ):
+        lose(patient)
+        lose(hasty)
+        with anyio.fail_after(20):
+            await hasty.channel.failed.wait()
+        assert not patient.channel.failed.is_set()
 
 
 async def test_a_worker_that_takes_its_time_to_come_back_is_waited_for(

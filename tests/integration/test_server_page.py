@@ -19,7 +19,7 @@ from starlette.routing import Mount
 from steploom import DiffusionRequest, EngineObserver
 from steploom.protocol import RunnerOutput, SchedulerOutput, request_id_of
 from steploom.server import create_app
-from steploom.server.page import channels, ticks
+from steploom.server.page import ticks
 from steploom.testing import FakeEngine
 
 STEPS = {"num_inference_steps": 4}
@@ -217,16 +217,13 @@ async def test_what_cannot_be_handed_over() -> None:
             engine.release()
 
 
-async def test_a_connection_without_work_ends_and_so_do_all_when_the_server_does(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_connection_without_work_ends_and_so_do_all_when_the_server_does() -> None:
     async with served() as (client, engine), watching(client) as watch:
         next(one for one in engine.observers if isinstance(one, ticks.TickFeed)).close()
         with anyio.fail_after(30), pytest.raises(StopAsyncIteration):
             await watch.__anext__()
-    monkeypatch.setattr(channels, "IDLE_LIFE_S", 0.01)
-    async with served() as (client, _), watching(client) as watch:
-        with anyio.fail_after(30), pytest.raises(StopAsyncIteration):
+    async with served(watcher_idle_s=0.01) as (client, _), watching(client) as watch:
+        with anyio.fail_after(10), pytest.raises(StopAsyncIteration):
             await watch.__anext__()
 
 

@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steploom import ConfigError, EngineConfig
+from steploom.cli import main
+from steploom.server import ServerSettings
 from steploom.worker.messages import Configure
 
 FIELDS = {field.name: field for field in dataclasses.fields(EngineConfig)}
@@ -117,6 +119,18 @@ def test_every_timeout_is_in_the_table_of_them_with_its_default(name: str) -> No
     (line,) = [line for line in lines if line.startswith(f"| `{name}` |")]
     default = FIELDS[name].default
     assert default is None or line.split("|")[2].strip() == f"{default:g}"
+
+
+def test_every_timeout_of_a_server_is_in_a_table_with_its_default() -> None:
+    lines = OPERATIONS.read_text().partition("| `ServerSettings` |")[2].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.split("|")[1:]] for line in lines]
+    options = main.build_parser().parse_args(["serve"]).layers.options.values()
+    known = {f"`{one.action.option_strings[-1]}`": one.default for one in options if one.action.metavar == "S"}
+    known |= {f"`{one.name}`": one.default for one in dataclasses.fields(ServerSettings) if one.name.endswith("_s")}
+    del known["`--max-queue-seconds`"]  # what waits, not for how long
+    for name, default in known.items():
+        (row,) = [row for row in rows if name in f"{row[0]} {row[1]}"]
+        assert ("none" if default is None else f"{default:g}") in row[2].split(", "), name
 
 
 def test_the_hub_has_as_long_as_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,9 +26,8 @@ def pair(monkeypatch: pytest.MonkeyPatch) -> tuple[First, Other]:
         raise Lost(why)
 
     monkeypatch.setattr(ranks, "lose", lose)
-    monkeypatch.setattr(ranks, "TELL_S", 0.0)
     one, other = socket.socketpair()
-    return First([Link(one.detach())], "", 0.2), Other(1, 2, "", Link(other.detach()), 0.2)
+    return First([Link(one.detach())], "", 0.2, 0.0), Other(1, 2, "", Link(other.detach()), 0.2)
 
 
 def both(one: Callable[[], Any], other: Callable[[], Any]) -> list[Any]:

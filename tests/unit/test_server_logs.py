@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
@@ -15,6 +16,7 @@ import pytest
 from exposition import local
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+from steploom.cli import loop, main, serve
 from steploom.server import create_app
 from steploom.server.telemetry import beside, logs, otlp
 from steploom.server.telemetry.record import RECORD, Record
@@ -165,26 +167,68 @@ def test_whatever_is_logged_is_one_line_of_json(log: Log) -> None:
 
 
 def test_a_collector_without_the_extra_is_told_and_none_is_nothing(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert otlp.set_up({}) is None
+    assert otlp.set_up({}, 1.0) is None
     endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
-    assert otlp.set_up({**endpoint, "OTEL_SDK_DISABLED": "true"}) is None
+    assert otlp.set_up({**endpoint, "OTEL_SDK_DISABLED": "true"}, 1.0) is None
     assert log.getvalue() == ""
     monkeypatch.setitem(__import__("sys").modules, "opentelemetry.sdk.trace", None)
-    assert otlp.set_up(endpoint) is None
+    assert otlp.set_up(endpoint, 1.0) is None
     assert "pip install 'steploom[otel]'" in log.getvalue()
     assert "OTEL_EXPORTER_OTLP_ENDPOINT is set" in log.getvalue()
 
 
+def both_end(patient: Callable[[], object], hasty: Callable[[], object], go_on: Callable[[], object]) -> None:
+    """The patient one begins to end first, and has not when the hasty one has; it does as soon as it may ``go_on``."""
+    began = threading.Event()
+    waits = threading.Thread(target=lambda: (began.set(), patient()))
+    waits.start()
+    began.wait()
+    hasty()
+    assert waits.is_alive()
+    go_on()
+    waits.join(60)
+    assert not waits.is_alive()
+
+
 def test_the_end_waits_for_a_collector_that_hangs_no_longer_than_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers, ended = threading.Event(), []
-    monkeypatch.setattr(otlp, "LAST_SPANS_S", 0.01)
+    answers = threading.Event()
     monkeypatch.setattr("opentelemetry.trace.set_tracer_provider", lambda provider: None)
-    monkeypatch.setattr(BatchSpanProcessor, "shutdown", lambda processor: ended.append(answers.wait(5)))
-    end = otlp.set_up({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"})
-    assert end is not None
-    end()
-    assert not ended
-    answers.set()
+    monkeypatch.setattr(BatchSpanProcessor, "shutdown", lambda processor: answers.wait(60))
+    where = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
+    patient, hasty = otlp.set_up(where, 3600.0), otlp.set_up(where, 0.01)
+    assert patient is not None
+    assert hasty is not None
+    both_end(patient, hasty, answers.set)
+
+
+def test_the_end_waits_for_whoever_reads_the_log_no_longer_than_it_says(log: Log) -> None:
+    """A pipe takes 64 kB; the rest of a line has to be read."""
+    root = logging.getLogger()
+    with contextlib.ExitStack() as files:
+        readers: list[Any] = []
+        ends: list[Callable[[], object]] = []
+        for seconds in (3600.0, 0.01):
+            reads, writes = os.pipe()
+            readers.append(files.enter_context(os.fdopen(reads)))
+            root.handlers = [logging.StreamHandler(files.enter_context(os.fdopen(writes, "w")))]
+            end = contextlib.ExitStack()
+            end.enter_context(beside.written_beside(seconds))
+            root.handlers[0].emit(logging.makeLogRecord({"msg": "x" * 200_000}))
+            ends.append(end.close)
+        both_end(*ends, lambda: [reader.read(200_001) for reader in readers])
+
+
+def test_the_server_waits_at_its_ends_as_long_as_its_options_say(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    beside_it = beside.written_beside
+    monkeypatch.setattr(serve, "_serve", lambda options, engine, settings, sockets: told.append(settings))
+    monkeypatch.setattr(loop, "run", lambda _: 0)
+    monkeypatch.setattr(otlp, "set_up", lambda env, last_s: told.append(last_s))
+    monkeypatch.setattr(beside, "written_beside", lambda last_s: (told.append(last_s), beside_it(last_s))[1])
+    words = ["--log-timeout", "3", "--span-timeout", "4", "--stream-silence", "5", "--scrape-timeout", "6"]
+    assert main.main(["serve", "--port", "0", *words]) == 0
+    log_s, span_s, settings = told
+    assert (log_s, span_s, settings.stream_silence_s, settings.scrape_timeout_s) == (3, 4, 5, 6)
 
 
 @pytest.mark.parametrize("kind", ["text", "json"])
@@ -196,7 +240,7 @@ def test_whoever_does_not_read_the_log_holds_up_nobody(kind: Any, log: Log, monk
         root.handlers = [logging.StreamHandler(writer)]
         logs.configure(kind)
         served = Record("mine")
-        with beside.written_beside():
+        with beside.written_beside(60.0):
             token = RECORD.set(served)
             for number in range(200):  # 200 kB; a pipe takes 64
                 logging.getLogger("steploom.access").info("line %d %s", number, "x" * 1000)

@@ -72,7 +72,7 @@ def _unix(path: Path, mode: int) -> socket.socket:
 
 def _refuse_if_used(path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
+        probe.setblocking(False)
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:

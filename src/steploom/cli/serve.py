@@ -95,11 +95,13 @@ def run(options: argparse.Namespace) -> int:
         cors_origins=tuple(options.cors_origin),
         **{name: getattr(options, name) for name in LIMITS},
         body_timeout_s=options.body_timeout,
+        stream_silence_s=options.stream_silence,
+        scrape_timeout_s=options.scrape_timeout,
         video_dir=options.video_dir,
         video_ttl_s=options.video_ttl,
         page=not options.no_page,
     )
-    with beside.written_beside():
+    with beside.written_beside(options.log_timeout):
         try:
             return _listen(options, config, server_settings)
         except (SteploomError, OSError) as error:
@@ -126,7 +128,7 @@ def _listen(options: argparse.Namespace, config: EngineConfig, settings: ServerS
                     engine.observers.append(ends.enter_context(ProfileObserver(options.profile)))
                 except OSError as error:
                     raise ConfigError(f"--profile {options.profile}: cannot be written: {error.strerror}") from None
-            end_of_traces = otlp.set_up(os.environ)
+            end_of_traces = otlp.set_up(os.environ, options.span_timeout)
             code = loop.run(_serve(options, engine, settings, sockets))
             if end_of_traces is not None and code == 0:  # a second signal waits for no collector
                 end_of_traces()

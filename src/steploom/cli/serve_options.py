@@ -51,6 +51,8 @@ def _add_place(group: arguments.Options) -> None:
                        help="seconds that clients then get to take their answers (default: %(default)s)")  # fmt: skip
     group.add_argument("--head-timeout", type=arguments.rate, default=60.0, metavar="S",
                        help="seconds in which the head of a request must arrive (default: %(default)g)")  # fmt: skip
+    group.add_argument("--stream-silence", type=arguments.rate, default=15.0, metavar="S",
+                       help="seconds of silence after which a stream says it lives (default: %(default)g)")  # fmt: skip
     group.add_argument("--max-connections", type=arguments.count, default=4096, metavar="N",
                        help="connections at once; more are closed (default: %(default)s)")  # fmt: skip
     group.add_argument("--keep-alive", type=arguments.rate, default=5.0, metavar="S",
@@ -102,6 +104,12 @@ def _add_telemetry(group: arguments.Options) -> None:
         "--log-format", choices=("text", "json"), default="text", help="how to log (default: %(default)s)"
     )
     group.add_argument("--profile", metavar="FILE", help="write a Chrome trace of ticks and requests")
+    group.add_argument("--scrape-timeout", type=arguments.rate, default=0.2, metavar="S",
+                       help="seconds that /metrics waits for workers in a tick (default: %(default)g)")  # fmt: skip
+    group.add_argument("--log-timeout", type=arguments.rate, default=2.0, metavar="S",
+                       help="seconds in which the log's last lines must be read (default: %(default)g)")  # fmt: skip
+    group.add_argument("--span-timeout", type=arguments.rate, default=5.0, metavar="S",
+                       help="seconds in which a collector must take the last spans (default: %(default)g)")  # fmt: skip
 
 
 def _add_videos(group: arguments.Options) -> None:

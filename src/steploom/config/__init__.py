@@ -27,6 +27,7 @@ from steploom.config.values import (
     plain,
     sizes,
 )
+from steploom.config.values import LONGEST_S as LONGEST_S
 from steploom.config.values import AsideMode as AsideMode
 from steploom.config.values import Dtype as Dtype
 from steploom.errors import ConfigError, InvalidRequest
@@ -63,9 +64,10 @@ class EngineConfig:
         ray_resources: What each worker asks of its node (``{"CPU": 2, "GPU": 1}``, and resources of your own); None:
             one CPU and, where the cluster has GPUs, one GPU.
         ray_placement_timeout_s: Seconds that a worker may wait for a node with that.
-        ray_reach_timeout_s: Seconds that connecting to a worker on another machine may take.
+        ray_reach_timeout_s: Seconds that connecting to ``ray_address`` may take, or to a worker on another machine.
         ray_silence_timeout_s: Seconds for which the machine of a worker may be silent; then the worker is lost. Five
             times as often it is asked whether it is there.
+        ray_gone_timeout_s: Seconds that Ray may take to say that a worker is gone which it was told to end.
         scheduler: ``"step"`` (requests join between denoising steps), ``"request"`` (one request to completion), or a
             subclass of :class:`steploom.sched.SchedulerInterface`, or its name.
         policy: Who runs next: ``"deadline"`` (the earliest that can be kept), ``"srpt"`` (the shortest rest),
@@ -118,7 +120,10 @@ class EngineConfig:
             then the worker is replaced, as if a tick had taken too long.
         stop_timeout_s: Seconds that a worker which is told to end may take, its tick included; then a process gets
             SIGTERM, and a thread is left to itself. None: 5 for a process; 30 for a thread, which cannot be killed.
+            Rank 0 gives the other ranks as long.
         kill_timeout_s: Seconds that a worker process may take after SIGTERM; then it is killed.
+        last_words_timeout_s: Seconds for which the last words of a worker that has ended may be on their way, or the
+            news that it has. Before it ends it waits for twice as long until they have left.
         hub_timeout_s: Seconds that the hub may take to say where an adapter is, while the requests that run wait.
         max_message_bytes: Bytes of a message between the engine and a worker, at most: the requests that join in one
             tick, or what one tick has made. What would be more is refused, and fails alone.
@@ -170,6 +175,7 @@ class EngineConfig:
     ray_placement_timeout_s: float = 60.0
     ray_reach_timeout_s: float = 15.0
     ray_silence_timeout_s: float = 15.0
+    ray_gone_timeout_s: float = 5.0
     scheduler: str | type = "step"
     policy: str | type = "deadline"
     preempt: bool = False
@@ -206,6 +212,7 @@ class EngineConfig:
     call_timeout_s: float = 600.0
     stop_timeout_s: float | None = None
     kill_timeout_s: float = 2.0
+    last_words_timeout_s: float = 1.0
     hub_timeout_s: float = 10.0
     max_message_bytes: int = 4 * 2**30
     max_retries: int = 2
@@ -251,6 +258,11 @@ class EngineConfig:
     def ranks(self) -> int:
         """Processes that make up one worker."""
         return self.ulysses_degree * self.ring_degree * self.tensor_parallel_size
+
+    @property
+    def process_stop_s(self) -> float:
+        """Seconds that a process which is told to end may take: ``stop_timeout_s``, else 5."""
+        return 5.0 if self.stop_timeout_s is None else self.stop_timeout_s
 
     @property
     def batch_limit(self) -> int:

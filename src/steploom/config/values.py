@@ -43,6 +43,9 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 _LEAST = {"max_retries": 0, "encode_cache_bytes": 0, "compile_cache_bytes": 0, "max_message_bytes": 2**20}
 """The least that an integer may be, where that is not 1."""
 
+LONGEST_S = 86400.0
+"""Seconds that are as good as for ever, and that every system can wait."""
+
 AUTO_BATCH = 64
 """Requests of a tick, at most, where the knee of its cost decides."""
 

@@ -16,7 +16,7 @@ from steploom.executor.abstract import ProgressCallback
 from steploom.executor.multiproc import MultiprocExecutor
 from steploom.executor.process import WorkerProcess
 from steploom.protocol import PipelineInfo
-from steploom.worker.listening import FATAL, SAY_S, same_user
+from steploom.worker.listening import FATAL, same_user
 from steploom.worker.process import LAST_WORDS
 
 FIRST_WAIT_S = 0.05
@@ -116,11 +116,10 @@ class _Elsewhere(WorkerProcess):
         """
         connection = socket.socket(socket.AF_UNIX)
         try:
-            connection.settimeout(SAY_S)
+            connection.setblocking(False)  # a local socket takes so little at once, or says that it cannot
             connection.connect(self._listens)
             mine = same_user(connection)
             connection.sendall(f"{self._address}\t{self.max_message_bytes}\n".encode())
-            connection.setblocking(False)
         except OSError as error:
             connection.close()
             start = f"python -m steploom.worker --listen {self._listens}"

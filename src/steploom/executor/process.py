@@ -18,8 +18,6 @@ import anyio
 from steploom.config import EngineConfig, worker_environment
 from steploom.errors import ConfigError
 
-GRACE_S = 5.0
-"""``stop_timeout_s`` of a process, unless it is given."""
 LAST_LINES = 40
 """Lines of its output that are kept for :class:`~steploom.errors.WorkerDied`."""
 

@@ -24,9 +24,6 @@ from steploom.executor.worker import Worker
 from steploom.worker.messages import Answer
 from steploom.worker.remote import Door, RemoteWorker
 
-GONE_S = 5.0
-"""How long Ray may take to say that an actor is gone which it was told to end."""
-
 
 class RayExecutor(MultiprocExecutor):
     """Executes ticks in actors of a Ray cluster that this machine is a node of.
@@ -201,7 +198,7 @@ class Actor(WorkerProcess):
                 return
             with contextlib.suppress(EngineError):  # then the cluster is gone, and all of it
                 self._cluster.asked(self._cluster.ray.util.remove_placement_group, group)  # with the actor in it
-            self._waiting.wait(GONE_S)
+            self._waiting.wait(self._cluster.gone_s)
 
     def kill(self) -> None:
         """Ends it at once; Ray is told in a thread."""
@@ -213,7 +210,7 @@ class Actor(WorkerProcess):
 
     async def end(self, grace_s: float) -> None:
         """Returns when it is gone: by itself within ``grace_s``, else ended by Ray."""
-        for seconds in (grace_s, GONE_S):
+        for seconds in (grace_s, self._cluster.gone_s):
             with anyio.move_on_after(seconds if self._actor is not None else 0):
                 await self.exited.wait()
             await anyio.to_thread.run_sync(self._let_go)

@@ -9,12 +9,10 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from steploom.config import EngineConfig
+from steploom.config import LONGEST_S, EngineConfig
 from steploom.errors import ConfigError, EngineDead, EngineNotRunning
 
 T = TypeVar("T")
-ANSWER_S = 5.0
-"""How long a cluster's address may take to answer."""
 
 
 def import_ray() -> Any:
@@ -39,7 +37,7 @@ class _Session:
         self._address: str | None = None
         self._ours = False
 
-    def enter(self, ray: Any, address: str | None) -> None:
+    def enter(self, ray: Any, address: str | None, reach_s: float) -> None:
         """One engine more.
 
         Raises:
@@ -50,7 +48,7 @@ class _Session:
             if not self._users:
                 self._ours = not ray.is_initialized()
                 if self._ours:
-                    _connect(ray, address)
+                    _connect(ray, address, reach_s)
                     self._address = address
             if address is not None and (not self._ours or address != self._address):
                 whose = f"to {self._address or 'one that it has found'}" if self._ours else "by its own ray.init()"
@@ -70,10 +68,10 @@ class _Session:
 _session = _Session()
 
 
-def _connect(ray: Any, address: str | None) -> None:
+def _connect(ray: Any, address: str | None, reach_s: float) -> None:
     """Connects this process to the cluster there, or to the one whose node this machine is."""
     if address is not None:
-        _check_address(address)
+        _check_address(address, reach_s)
     try:
         ray.init(address=address or "auto", configure_logging=False, log_to_driver=False)
     except Exception as error:  # noqa: BLE001 - what Ray raises has no common base
@@ -82,8 +80,8 @@ def _connect(ray: Any, address: str | None) -> None:
         raise EngineDead(f"distributed_executor_backend='ray': no cluster {at} ({_line(error)}); {mend}") from None
 
 
-def _check_address(address: str) -> None:
-    """Refuses an address where nobody answers: Ray would try it for a minute, and end this process.
+def _check_address(address: str, reach_s: float) -> None:
+    """Refuses an address where nobody answers in time: Ray would try it for a minute, and end this process.
 
     Raises:
         ConfigError: It is none.
@@ -95,7 +93,7 @@ def _check_address(address: str) -> None:
         why = "; an engine is a part of the cluster, not a Ray Client" if address.startswith("ray:") else ""
         raise ConfigError(f"ray_address={address!r}: {mend}{why}")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), min(reach_s, LONGEST_S)).close()
     except OSError as error:
         mend = "start it with `ray start --head`, or correct the address"
         raise EngineDead(f"ray_address={address!r}: nobody answers ({error}); {mend}") from None
@@ -129,7 +127,7 @@ class Cluster:
             mend = "give 'auto' or 'cuda': which one a worker has is Ray's to say"
             raise ConfigError(f"device={self._config.device!r} with distributed_executor_backend='ray': {mend}")
         ray = import_ray()
-        _session.enter(ray, self._config.ray_address)
+        _session.enter(ray, self._config.ray_address, self._config.ray_reach_timeout_s)
         with self._lock:
             self.ray, self._joined = ray, not self._left
         if not self._joined:  # whoever waited for this was cancelled meanwhile
@@ -184,6 +182,11 @@ class Cluster:
     def patience_s(self) -> int:
         """Whole seconds that a worker waits for its place, as Ray counts them."""
         return math.ceil(self._config.ray_placement_timeout_s)
+
+    @property
+    def gone_s(self) -> float:
+        """Seconds that Ray may take to say that an actor is gone which it was told to end."""
+        return min(self._config.ray_gone_timeout_s, LONGEST_S)
 
 
 def _line(error: BaseException) -> str:

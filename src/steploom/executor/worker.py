@@ -11,14 +11,11 @@ import anyio.to_thread
 from steploom.config import EngineConfig
 from steploom.errors import EngineDead, EngineError, EngineNotRunning, ProtocolError, WorkerDied
 from steploom.executor.channel import Channel
-from steploom.executor.process import GRACE_S, WorkerProcess
+from steploom.executor.process import WorkerProcess
 from steploom.executor.transport import WorkerSocket
 from steploom.protocol import RequestReport
 from steploom.worker.messages import Answer, Close, Command
 from steploom.worker.process import LAST_WORDS
-
-LAST_WORDS_S = 1.0
-"""How long the last words of a worker that has ended may be on their way, or the news that it has."""
 
 
 class Worker:
@@ -42,7 +39,7 @@ class Worker:
     ) -> None:
         self.rank = rank
         self.refused: dict[int, list[RequestReport]] = {}  # by the tick whose answer tells of them
-        self._stop_timeout_s = GRACE_S if config.stop_timeout_s is None else config.stop_timeout_s
+        self._stop_s, self._last_words_s = config.process_stop_s, config.last_words_timeout_s
         self.channel = Channel(rank, config, self._send, device)
         self.process = process
         self.socket = open_socket(self.channel.receive, self._damaged)
@@ -53,7 +50,7 @@ class Worker:
         except EngineError:  # it hears nothing any more: most likely it is gone, which its exit is about to tell
             self.process.kill()
             # and if nothing tells it (a cluster that is gone cannot), nobody may wait for its answers for ever
-            asyncio.get_running_loop().call_later(LAST_WORDS_S, self._died)
+            asyncio.get_running_loop().call_later(self._last_words_s, self._died)
 
     async def start(self) -> None:
         """Starts the process, which will connect to the socket."""
@@ -72,7 +69,7 @@ class Worker:
 
     def _cut(self) -> None:
         """The connection has ended: with the process, of which we are told as well, or without."""
-        asyncio.get_running_loop().call_later(LAST_WORDS_S, self._cut_off)
+        asyncio.get_running_loop().call_later(self._last_words_s, self._cut_off)
 
     def _cut_off(self) -> None:
         if self.channel.failure is None and not self.process.exited.is_set():
@@ -82,7 +79,7 @@ class Worker:
     def _exited(self) -> None:
         """The process is gone. If it left last words, they say more than its exit code."""
         if self.process.exitcode == LAST_WORDS:
-            asyncio.get_running_loop().call_later(LAST_WORDS_S, self._died)
+            asyncio.get_running_loop().call_later(self._last_words_s, self._died)
         else:
             self._died()
 
@@ -103,7 +100,7 @@ class Worker:
             with contextlib.suppress(EngineError):
                 self.socket.send(Close())
         self.channel.fail(lambda: EngineNotRunning("the engine was closed"))
-        await self.process.end(self._stop_timeout_s if hears else 0.0)
+        await self.process.end(self._stop_s if hears else 0.0)
 
     def abandon(self) -> None:
         """Ends at once what is left of it."""

@@ -24,9 +24,6 @@ from steploom.server.running import Running
 from steploom.server.settings import ServerSettings
 from steploom.web import watch_disconnect
 
-KEEP_ALIVE_S = 15.0
-"""Seconds of silence after which a stream sends a comment, so that no proxy takes it for dead."""
-
 MOST_KEYS = 256
 MOST_BYTES = 64 * 1024 * 1024
 """Of images that are kept for retries."""
@@ -107,7 +104,7 @@ class Answer(Response):
         generation: What is made.
         engine: Who makes it; None where somebody else runs the generation already.
         running: Where its requests are listed.
-        settings: What happens when the client hangs up.
+        settings: What happens when the client hangs up, and when a stream is silent.
         lingers: Whether it waits for a client that hung up to come back.
         whole: The body of an answer in one piece.
         say: The data of an event.
@@ -192,7 +189,7 @@ class Answer(Response):
                     await _send(send, await to_thread.run_sync(self._event, entry))
             if generation.ended:
                 break
-            with anyio.move_on_after(KEEP_ALIVE_S) as silence:
+            with anyio.move_on_after(self._settings.stream_silence_s) as silence:
                 await generation.changed()
             if silence.cancelled_caught:
                 await _send(send, b": still here\n\n")

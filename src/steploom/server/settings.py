@@ -25,6 +25,7 @@ class ServerSettings:
         max_images: Images of one request (``n``), at most.
         max_body_bytes: Size of a request's body, at most.
         body_timeout_s: Seconds in which a body must arrive.
+        stream_silence_s: Seconds of silence after which a stream says that it lives, lest a proxy takes it for dead.
         max_prompt_chars: Length of a prompt, or of all messages together, at most.
         max_choices: Texts of one request (``n`` times its prompts), at most.
         previews: Whether streams have previews; without them they have the finished images only.
@@ -40,6 +41,8 @@ class ServerSettings:
         max_unfinished_videos: Videos that wait or run, at most; one more is a 429.
         page: Whether there is a page at ``/``, and what feeds it.
         max_watchers: Pages that are open at once, at most.
+        watcher_idle_s: Seconds without work after which the connection of a page ends, and it opens the next.
+        scrape_timeout_s: Seconds that ``/metrics`` waits for workers that are in a tick.
     """
 
     api_keys: tuple[str, ...] = dataclasses.field(default=(), repr=False)
@@ -50,6 +53,7 @@ class ServerSettings:
     max_images: int = 10
     max_body_bytes: int = 64 * MIB
     body_timeout_s: float = 120.0
+    stream_silence_s: float = 15.0
     max_prompt_chars: int = 32_000
     max_choices: int = 32
     previews: bool = True
@@ -64,11 +68,14 @@ class ServerSettings:
     max_unfinished_videos: int = 100
     page: bool = True
     max_watchers: int = 64
+    watcher_idle_s: float = 20.0
+    scrape_timeout_s: float = 0.2
 
     def __post_init__(self) -> None:
         for name in ("max_images", "max_body_bytes", "body_timeout_s", "max_prompt_chars", "max_choices",
                      "stored_images", "stored_s", "video_ttl_s", "max_videos", "max_video_bytes",
-                     "max_unfinished_videos", "max_watchers"):  # fmt: skip
+                     "max_unfinished_videos", "max_watchers", "stream_silence_s", "watcher_idle_s",
+                     "scrape_timeout_s"):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: must be greater than 0")
         if self.on_disconnect not in ("cancel", "keep"):

@@ -55,7 +55,7 @@ class ServerState:
         self.engine = engine
         self.settings = settings
         self.running = Running()
-        self.telemetry = Telemetry(engine)
+        self.telemetry = Telemetry(engine, settings.scrape_timeout_s)
         self.joins = Joins()
         self.channels = Channels(engine, self.running, settings)
         self.stored = StoredImages(settings.stored_images, settings.stored_s)

@@ -16,7 +16,7 @@ import sys
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError
 from steploom.worker.group import follow
-from steploom.worker.listening import listen
+from steploom.worker.listening import GREET_S, listen
 from steploom.worker.memory import keep_freed
 from steploom.worker.process import end_with_engine, run
 from steploom.worker.serving import DEFAULT_RUNNER
@@ -32,12 +32,14 @@ def main() -> int:
     parser.add_argument("--runner", default=DEFAULT_RUNNER, help="factory of the runner, as pkg.module:name")
     largest = EngineConfig.max_message_bytes
     parser.add_argument("--max-message-bytes", type=int, default=largest, help="what one message may come to")
+    greeting = "seconds for which an engine may be silent that has connected to --listen"
+    parser.add_argument("--greet-timeout", type=_seconds, default=GREET_S, metavar="S", help=greeting)
     parser.add_argument("--alive-fd", type=int, help="a pipe whose end tells the engine that this process has ended")
     arguments = parser.parse_args()
     faulthandler.enable()
     keep_freed()
     if arguments.listen is not None:
-        return _listen(arguments.listen, arguments.runner)
+        return _listen(arguments.listen, arguments.runner, arguments.greet_timeout)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the engine decides when a worker ends
     if arguments.alive_fd is not None:
         os.set_inheritable(arguments.alive_fd, False)
@@ -47,7 +49,14 @@ def main() -> int:
     return run(arguments.address, arguments.runner, arguments.max_message_bytes)
 
 
-def _listen(address: str, runner: str) -> int:
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number of seconds greater than 0")
+    return value
+
+
+def _listen(address: str, runner: str, greet_s: float) -> int:
     """Until a signal comes."""
 
     def end(number: int, frame: object) -> None:
@@ -56,7 +65,7 @@ def _listen(address: str, runner: str) -> int:
 
     signal.signal(signal.SIGTERM, end)
     try:
-        listen(address, runner)
+        listen(address, runner, greet_s)
     except ConfigError as error:
         print(f"steploom worker: {error}", file=sys.stderr)  # noqa: T201 - for whoever started it
         return 2

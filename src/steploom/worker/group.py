@@ -22,9 +22,6 @@ from steploom.worker.messages import Call, Close, Configure, Tick
 from steploom.worker.ranks import Begin, Did, Failed, First, Link, Other, lose
 from steploom.worker.serving import RunnerLike, runner_factory
 
-END_S = 3.0
-"""How long the other ranks may take to end in order."""
-
 
 class Group:
     """The runner of rank 0, and with it those of all others. Makes this process rank 0.
@@ -42,9 +39,10 @@ class Group:
     def __init__(self, store: str, runner_name: str, config: EngineConfig, tell: Callable[[str], None]) -> None:
         self._store = Path(store)
         self._ending = False
+        self._stop_s = config.process_stop_s
         self._processes: list[subprocess.Popen[bytes]] = []
         links = [self._start(index, runner_name) for index in range(1, config.ranks)]
-        self._rank = First(links, store, config.ranks_agree_timeout_s)
+        self._rank = First(links, store, config.ranks_agree_timeout_s, config.last_words_timeout_s)
         ranks.join(self._rank)
         try:
             for index, link in enumerate(links, 1):
@@ -117,7 +115,7 @@ class Group:
         self._ending = True
         self._rank.tell(Close())
         self._runner.close()
-        self._end(END_S)
+        self._end(self._stop_s)
 
     def _end(self, seconds: float) -> None:
         self._ending = True

@@ -16,7 +16,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from steploom.config import EngineConfig
+from steploom.config import LONGEST_S, EngineConfig
 from steploom.errors import ConfigError, ProtocolError
 from steploom.worker.agenda import Agenda
 from steploom.worker.memory import still
@@ -26,10 +26,10 @@ from steploom.worker.serving import RunnerLike, fatal, runner_factory
 
 log = logging.getLogger(__name__)
 
-SAY_S = 5.0
-"""How long an engine that has connected may take to say where its socket is, and what a message may come to."""
+GREET_S = 5.0
+"""Seconds for which an engine that has connected may be silent, before it has said where its socket is."""
 LONGEST = 4096
-"""Bytes of that at most."""
+"""Bytes of that, and of what a message may come to, at most."""
 LIMITS = range(2**20, 2**63)
 """What a message may come to: from the least that an engine's settings take to the most that a socket takes."""
 WAITING = 64
@@ -38,12 +38,13 @@ FATAL = b"!"
 """Said on the connection before its end, if the worker has said over the socket why it does not serve."""
 
 
-def listen(address: str, runner: str) -> None:
+def listen(address: str, runner: str, greet_s: float = GREET_S) -> None:
     """Serves the engines that attach at ``address``, one at a time, until an exception (a signal's) ends it.
 
     Args:
         address: Path of the socket to listen at.
         runner: Name of the factory of the runner.
+        greet_s: Seconds for which an engine that has connected may be silent, before it has said where its socket is.
 
     Raises:
         ConfigError: It cannot listen there.
@@ -55,6 +56,7 @@ def listen(address: str, runner: str) -> None:
             while True:
                 connection, _ = listener.accept()
                 with connection:
+                    connection.settimeout(min(greet_s, LONGEST_S))
                     _attend(connection, keeper)
         finally:
             keeper.close()
@@ -91,7 +93,7 @@ def _bind(listener: socket.socket, path: Path) -> None:
 
 def _answers(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as other:
-        other.settimeout(SAY_S)
+        other.setblocking(False)  # no local socket keeps one waiting that does not ask to
         try:
             other.connect(str(path))
         except ConnectionRefusedError:
@@ -142,7 +144,6 @@ def _serve(connection: socket.socket, keeper: Keeper) -> None:
 
 def _hear(connection: socket.socket) -> tuple[str, int] | None:
     """Where the engine's socket is, and how many bytes a message may have."""
-    connection.settimeout(SAY_S)
     said = b""
     try:
         while not said.endswith(b"\n") and len(said) < LONGEST:

@@ -18,7 +18,7 @@ import msgspec
 import zmq
 
 from steploom import codec
-from steploom.config import EngineConfig
+from steploom.config import LONGEST_S, EngineConfig
 from steploom.errors import InvalidRequest, ProtocolError
 from steploom.protocol import RequestReport
 from steploom.worker.agenda import Agenda
@@ -41,8 +41,6 @@ from steploom.worker.serving import Forget, Inbox, Obedience, RunnerLike, descri
 
 LAST_WORDS = 70
 """Exit code of a worker that has said why it ends."""
-LINGER_MS = 2000
-"""How long last words may take to be delivered."""
 
 
 class EngineGone(Exception):
@@ -69,13 +67,17 @@ class EngineLink:
         self._lifeline = lifeline
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PAIR)
-        self._socket.linger = LINGER_MS
+        self.wait_for_last_words(EngineConfig.last_words_timeout_s)  # until the engine says for how long
         self._socket.maxmsgsize = limit  # of each part: what is beyond it is not even received
         self._open(address)
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         if lifeline is not None:
             self._poller.register(lifeline, zmq.POLLIN)
+
+    def wait_for_last_words(self, seconds: float) -> None:
+        """Has :meth:`close` wait until what was sent has left: twice as long as the engine then waits for it."""
+        self._socket.linger = int(2000 * min(seconds, LONGEST_S))
 
     def _open(self, address: str) -> None:
         self._socket.connect(f"ipc://{address}")
@@ -165,6 +167,7 @@ def greet(link: EngineLink) -> Configure | None:
 
     Raises:
         ProtocolError: It says something else.
+        ConfigError: What it configures is out of range.
     """
     link.send(Hello())
     configure = link.receive(wait=True)
@@ -172,6 +175,7 @@ def greet(link: EngineLink) -> Configure | None:
         return None
     if not isinstance(configure, Configure):
         raise ProtocolError(f"a worker is to be configured first, but got {type(configure).__name__}")
+    link.wait_for_last_words(configure.restore().last_words_timeout_s)
     return configure
 
 

@@ -19,14 +19,10 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import msgspec
 
 from steploom import codec
+from steploom.config import LONGEST_S
 from steploom.errors import EngineError
 from steploom.protocol import ErrorInfo
 from steploom.worker.messages import Call, Close, Configure, Tick
-
-LONGEST_S = 86400.0
-"""Seconds that are as good as for ever, and that every system can wait."""
-TELL_S = 1.0
-"""Seconds for whoever watches a rank that has hung up to say how it ended."""
 
 T = TypeVar("T")
 
@@ -161,10 +157,11 @@ class First:
         links: With the others.
         store: See there.
         agree_s: Seconds within which all ranks have to fail at a forward at which one has failed.
+        news_s: Seconds for whoever watches a rank that has hung up to say how it ended.
     """
 
-    def __init__(self, links: list[Link], store: str, agree_s: float) -> None:
-        self._agree_s = min(agree_s, LONGEST_S)
+    def __init__(self, links: list[Link], store: str, agree_s: float, news_s: float) -> None:
+        self._agree_s, self._news_s = min(agree_s, LONGEST_S), min(news_s, LONGEST_S)
         self.index, self.size, self.store = 0, len(links) + 1, store
         self._links = links
         self._met = False
@@ -219,14 +216,13 @@ class First:
             others.append(word)
         return others
 
-    @staticmethod
-    def _hear(index: int, link: Link, seconds: float | None = None) -> Word:
+    def _hear(self, index: int, link: Link, seconds: float | None = None) -> Word:
         try:
             return link.hear(seconds)
         except TimeoutError:
             lose(f"rank {index} has not failed at what rank 0 has failed at")
         except (EOFError, OSError):
-            threading.Event().wait(TELL_S)
+            threading.Event().wait(self._news_s)
             lose(f"rank {index} is gone")
 
 

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from steploom import AsyncDiffusionEngine
-from steploom.server.answers import KEEP_ALIVE_S, Say
+from steploom.server.answers import Say
 from steploom.server.errors import ApiError, error_object, response_of
 from steploom.server.generation import Generation
 from steploom.server.page.ticks import TickFeed
@@ -28,10 +28,6 @@ HEADER = "steploom-channel"
 """Names the channel over which the images of a request are to come."""
 
 LONGEST_NAME = 64
-IDLE_LIFE_S = 20.0
-"""A channel without work ends after so long, and the page opens the next: a server that waits for its connections to
-end before it does is not kept waiting for longer."""
-
 PACE_S = 0.04
 """From one write to the next, at least: a hundred fast ticks a second are four writes of 25 ticks, not a hundred."""
 
@@ -45,15 +41,16 @@ class Channels:
     Args:
         engine: Who makes the images.
         running: Where requests are listed.
-        settings: How many may be open, and what happens when a client hangs up.
+        settings: How many may be open, for how long, and what happens when a client hangs up.
 
     Attributes:
         feed: The ticks.
+        settings: As given.
     """
 
     def __init__(self, engine: AsyncDiffusionEngine, running: Running, settings: ServerSettings) -> None:
         self.feed = TickFeed()
-        self._engine, self._running, self._settings = engine, running, settings
+        self._engine, self._running, self.settings = engine, running, settings
         self._open: dict[str, Channel] = {}
         self._count = 0
 
@@ -63,7 +60,7 @@ class Channels:
         Raises:
             ApiError: 429: too many are open; 409: there is one of that name; 400: the name is too long.
         """
-        if self._count >= self._settings.max_watchers:
+        if self._count >= self.settings.max_watchers:
             raise ApiError(429, f"{self._count} pages watch already; close one", code="too_many_watchers")
         if name is not None and len(name) > LONGEST_NAME:
             raise ApiError(400, f"channel: at most {LONGEST_NAME} characters", param="channel", code="invalid_value")
@@ -109,7 +106,7 @@ class Channels:
     @property
     def keeps(self) -> bool:
         """Whether what was begun is finished although its client is gone."""
-        return self._settings.on_disconnect == "keep"
+        return self.settings.on_disconnect == "keep"
 
 
 class _Followed:
@@ -188,11 +185,13 @@ class Channel(Response):
                    (b"x-accel-buffering", b"no")]  # fmt: skip
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await _send(send, _text("hello", {"feed": self._feed.name, "channel": self.name is not None}))
-        ends = anyio.current_time() + IDLE_LIFE_S
+        # a server that waits for its connections to end before it does is not kept waiting for longer
+        idle_s = self._channels.settings.watcher_idle_s
+        ends = anyio.current_time() + idle_s
         while not self._feed.closed or self._followed:
             changed = self._changed  # of now: what happens while the client takes its time is not missed
             if self._followed:
-                ends = anyio.current_time() + IDLE_LIFE_S
+                ends = anyio.current_time() + idle_s
             wrote = await self._write_ticks(send)
             wrote |= await self._write_images(send)
             if wrote:
@@ -200,7 +199,8 @@ class Channel(Response):
             elif not self._followed and anyio.current_time() >= ends:
                 break
             else:
-                await _wait(send, changed, KEEP_ALIVE_S if self._followed else ends - anyio.current_time())
+                silence_s = self._channels.settings.stream_silence_s
+                await _wait(send, changed, silence_s if self._followed else ends - anyio.current_time())
         self._channels.retire(self)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

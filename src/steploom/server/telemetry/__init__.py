@@ -19,9 +19,6 @@ from steploom.server.telemetry.requests import RequestLog
 from steploom.telemetry import TracingObserver
 from steploom.telemetry.metrics import EngineMetrics
 
-SCRAPE_WAITS_S = 0.2
-"""Seconds that ``/metrics`` waits for workers that are in a tick."""
-
 
 class Telemetry:
     """What one application tells about its engine, while its ``observers`` are among the engine's.
@@ -30,6 +27,7 @@ class Telemetry:
 
     Args:
         engine: Who makes everything.
+        scrape_timeout_s: Seconds that ``/metrics`` waits for workers that are in a tick.
 
     Attributes:
         http: Of the HTTP requests.
@@ -37,8 +35,8 @@ class Telemetry:
         traced: Whether ``traceparent`` is taken over.
     """
 
-    def __init__(self, engine: AsyncDiffusionEngine) -> None:
-        self._engine = engine
+    def __init__(self, engine: AsyncDiffusionEngine, scrape_timeout_s: float) -> None:
+        self._scrape_timeout_s = scrape_timeout_s
         registry = CollectorRegistry(auto_describe=True)  # not the process's own: it may have several applications
         ProcessCollector(registry=registry)
         self._metrics = EngineMetrics(engine, registry)
@@ -51,5 +49,5 @@ class Telemetry:
 
     async def exposition(self) -> ASGIApp:
         """The metrics as of now, as an application that answers in the format that a client prefers."""
-        await self._metrics.refresh(SCRAPE_WAITS_S)
+        await self._metrics.refresh(self._scrape_timeout_s)
         return cast("ASGIApp", make_asgi_app(self._registry))

@@ -10,11 +10,10 @@ import threading
 from collections.abc import Generator
 from typing import Any, cast
 
+from steploom.config import LONGEST_S
+
 MOST_LINES = 10_000
 """Lines that wait to be written; more are dropped, and counted."""
-
-LAST_LINES_S = 2.0
-"""Seconds in which somebody must have read the last lines; whoever ends the server does not wait longer."""
 
 
 class Beside(logging.Handler):
@@ -22,10 +21,12 @@ class Beside(logging.Handler):
 
     Args:
         target: Says where to, and how. Its stream is a file of the system.
+        last_s: Seconds in which somebody must have read the last lines; :meth:`close` does not wait longer.
     """
 
-    def __init__(self, target: logging.StreamHandler[Any]) -> None:
+    def __init__(self, target: logging.StreamHandler[Any], last_s: float) -> None:
         super().__init__(target.level)
+        self._last_s = min(last_s, LONGEST_S)
         self.setFormatter(target.formatter)
         self._file: int = target.stream.fileno()
         self._lines: queue.Queue[str | None] = queue.Queue(MOST_LINES)
@@ -46,7 +47,7 @@ class Beside(logging.Handler):
         """Waits a moment for the last lines."""
         with contextlib.suppress(queue.Full):
             self._lines.put_nowait(None)
-        self._thread.join(LAST_LINES_S)
+        self._thread.join(self._last_s)
         super().close()
 
     def _write(self) -> None:
@@ -66,11 +67,14 @@ class Beside(logging.Handler):
 
 
 @contextlib.contextmanager
-def written_beside() -> Generator[None]:
-    """Meanwhile whatever the root logger writes to files of the system is written in threads."""
+def written_beside(last_s: float) -> Generator[None]:
+    """Meanwhile whatever the root logger writes to files of the system is written in threads.
+
+    The end waits ``last_s`` seconds, at most, for the last lines to be read.
+    """
     root = logging.getLogger()
     before = root.handlers
-    root.handlers = [_beside(one) for one in before]
+    root.handlers = [_beside(one, last_s) for one in before]
     threads = [one for one in root.handlers if isinstance(one, Beside)]
     try:
         yield
@@ -80,9 +84,9 @@ def written_beside() -> Generator[None]:
             one.close()
 
 
-def _beside(handler: logging.Handler) -> logging.Handler:
+def _beside(handler: logging.Handler, last_s: float) -> logging.Handler:
     target: Any = handler
     if isinstance(target, logging.StreamHandler):
         with contextlib.suppress(OSError, AttributeError):  # it writes to no file of the system
-            return Beside(cast("logging.StreamHandler[Any]", target))
+            return Beside(cast("logging.StreamHandler[Any]", target), last_s)
     return handler

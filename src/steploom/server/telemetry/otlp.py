@@ -6,19 +6,21 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 
+from steploom.config import LONGEST_S
+
 log = logging.getLogger("steploom.serve")
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
-LAST_SPANS_S = 5.0
-"""Seconds in which a collector must have taken the last spans; whoever ends the server does not wait longer."""
-
-
-def set_up(env: Mapping[str, str]) -> Callable[[], object] | None:
+def set_up(env: Mapping[str, str], last_s: float) -> Callable[[], object] | None:
     """Exports spans over OTLP (HTTP) from now on, if ``env`` says where to.
 
     Where to, headers, sampling and all else are what the OpenTelemetry SDK reads from the environment by itself.
+
+    Args:
+        env: The environment.
+        last_s: Seconds in which the collector must have taken the last spans; nobody waits longer for that.
 
     Returns:
         What sends the last spans and ends it; None where nothing is exported.
@@ -50,6 +52,6 @@ def set_up(env: Mapping[str, str]) -> Callable[[], object] | None:
     def end() -> None:
         last = threading.Thread(target=provider.shutdown, name="steploom-last-spans", daemon=True)
         last.start()
-        last.join(LAST_SPANS_S)
+        last.join(min(last_s, LONGEST_S))
 
     return end
