@@ -54,7 +54,7 @@ def begun(run: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
         except Exception as error:  # noqa: BLE001 - it is the outcome
             outcome.append(error)
 
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
     return thread, outcome
 
@@ -145,7 +145,6 @@ hasty.call("hang_up", (), {})
 """
 
 
-@pytest.mark.slow
 def test_how_a_rank_has_ended_may_be_told_as_late_as_is_set(folder: Path) -> None:
     """It has hung up, and nobody tells: its worker is given up, in a process that can do without it."""
     command = [sys.executable, "-c", TWO_GROUPS, str(folder), str(PATIENT_S), str(HASTY_S)]
@@ -154,7 +153,6 @@ def test_how_a_rank_has_ended_may_be_told_as_late_as_is_set(folder: Path) -> Non
     assert done.stdout == "MainThread is told: rank 1 is gone\n"
 
 
-@pytest.mark.slow
 async def test_ranks_may_take_as_long_to_end_as_is_set(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -180,7 +180,7 @@ def test_a_collector_without_the_extra_is_told_and_none_is_nothing(log: Log, mon
 def both_end(patient: Callable[[], object], hasty: Callable[[], object], go_on: Callable[[], object]) -> None:
     """The patient one begins to end first, and has not when the hasty one has; it does as soon as it may ``go_on``."""
     began = threading.Event()
-    waits = threading.Thread(target=lambda: (began.set(), patient()))
+    waits = threading.Thread(target=lambda: (began.set(), patient()), daemon=True)
     waits.start()
     began.wait()
     hasty()
