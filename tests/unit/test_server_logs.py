@@ -177,13 +177,14 @@ def test_a_collector_without_the_extra_is_told_and_none_is_nothing(log: Log, mon
     assert "OTEL_EXPORTER_OTLP_ENDPOINT is set" in log.getvalue()
 
 
-def both_end(patient: Callable[[], object], hasty: Callable[[], object], go_on: Callable[[], object]) -> None:
-    """The patient one begins to end first, and has not when the hasty one has; it does as soon as it may ``go_on``."""
+def all_end(patient: Callable[[], object], *hasty: Callable[[], object], go_on: Callable[[], object]) -> None:
+    """The patient one begins to end first, and has not when two hasty ones have, in turn; then it may ``go_on``."""
     began = threading.Event()
     waits = threading.Thread(target=lambda: (began.set(), patient()), daemon=True)
     waits.start()
     began.wait()
-    hasty()
+    for one in hasty:
+        one()
     assert waits.is_alive()
     go_on()
     waits.join(60)
@@ -195,10 +196,8 @@ def test_the_end_waits_for_a_collector_that_hangs_no_longer_than_it_says(monkeyp
     monkeypatch.setattr("opentelemetry.trace.set_tracer_provider", lambda provider: None)
     monkeypatch.setattr(BatchSpanProcessor, "shutdown", lambda processor: answers.wait(60))
     where = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
-    patient, hasty = otlp.set_up(where, 3600.0), otlp.set_up(where, 0.01)
-    assert patient is not None
-    assert hasty is not None
-    both_end(patient, hasty, answers.set)
+    ends = [otlp.set_up(where, seconds) for seconds in (3600.0, 0.01, 0.01)]
+    all_end(*(end for end in ends if end is not None), go_on=answers.set)
 
 
 def test_the_end_waits_for_whoever_reads_the_log_no_longer_than_it_says(log: Log) -> None:
@@ -207,7 +206,7 @@ def test_the_end_waits_for_whoever_reads_the_log_no_longer_than_it_says(log: Log
     with contextlib.ExitStack() as files:
         readers: list[Any] = []
         ends: list[Callable[[], object]] = []
-        for seconds in (3600.0, 0.01):
+        for seconds in (3600.0, 0.01, 0.01):
             reads, writes = os.pipe()
             readers.append(files.enter_context(os.fdopen(reads)))
             root.handlers = [logging.StreamHandler(files.enter_context(os.fdopen(writes, "w")))]
@@ -215,7 +214,7 @@ def test_the_end_waits_for_whoever_reads_the_log_no_longer_than_it_says(log: Log
             end.enter_context(beside.written_beside(seconds))
             root.handlers[0].emit(logging.makeLogRecord({"msg": "x" * 200_000}))
             ends.append(end.close)
-        both_end(*ends, lambda: [reader.read(200_001) for reader in readers])
+        all_end(*ends, go_on=lambda: [reader.read(200_001) for reader in readers])
 
 
 def test_the_server_waits_at_its_ends_as_long_as_its_options_say(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
