@@ -204,7 +204,7 @@ def test_a_cluster_may_take_as_long_to_answer_as_is_set(monkeypatch: pytest.Monk
 
 async def test_ray_may_take_as_long_to_say_that_an_actor_is_gone_as_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     gives_back: list[Actor] = []
-    monkeypatch.setattr(Actor, "_let_go", gives_back.append)  # before it waits, and after
+    monkeypatch.setattr(Actor, "_let_go", lambda actor: gives_back.append(actor))  # before it waits, and after
     patient, *hasty = actors()
     async with anyio.create_task_group() as group:
         group.start_soon(patient.end, 0.0)
