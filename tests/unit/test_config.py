@@ -123,7 +123,7 @@ def test_every_timeout_is_in_the_table_of_them_with_its_default(name: str) -> No
 
 def test_every_timeout_of_a_server_is_in_a_table_with_its_default() -> None:
     lines = OPERATIONS.read_text().partition("| `ServerSettings` |")[2].splitlines()[2:]
-    rows = [[cell.strip() for cell in line.split("|")[1:]] for line in lines]
+    rows = [[cell.strip() for cell in line.split("|")[1:]] for line in lines if line.startswith("|")]
     options = main.build_parser().parse_args(["serve"]).layers.options.values()
     known = {f"`{one.action.option_strings[-1]}`": one.default for one in options if one.action.metavar == "S"}
     known |= {f"`{one.name}`": one.default for one in dataclasses.fields(ServerSettings) if one.name.endswith("_s")}
