@@ -18,6 +18,10 @@ import anyio
 from steploom.config import EngineConfig, worker_environment
 from steploom.errors import ConfigError
 
+SOME = 4096
+"""Bytes of its output that are read at once: mostly some fifty lines, whose logging takes about a millisecond."""
+REST = 2**20
+"""Bytes of its output that are read after its end; a pipe holds no more."""
 LAST_LINES = 40
 """Lines of its output that are kept for :class:`~steploom.errors.WorkerDied`."""
 
@@ -113,15 +117,20 @@ class WorkerProcess:
         loop.add_reader(self._end_fd, self._ended, loop, on_exit)
 
     def _read(self, output: int) -> None:
-        """Takes what it has printed, so that it never waits for a reader."""
+        """Takes some of what it has printed: the loop comes back for more, after whoever else is due."""
         with contextlib.suppress(BlockingIOError):
-            while chunk := os.read(output, 65536):
-                *lines, self._partial = (self._partial + chunk).split(b"\n")
-                for line in lines:
-                    self._hear(line)
-                if len(self._partial) > 65536:
-                    self._partial = self._partial[-4096:]
-            asyncio.get_running_loop().remove_reader(output)
+            if not self._take(output):
+                asyncio.get_running_loop().remove_reader(output)
+
+    def _take(self, output: int) -> bool:
+        """Whether there was more to read, or may be."""
+        chunk = os.read(output, SOME)
+        *lines, self._partial = (self._partial + chunk).split(b"\n")
+        for line in lines:
+            self._hear(line)
+        if len(self._partial) > 65536:
+            self._partial = self._partial[-4096:]
+        return bool(chunk)
 
     def _hear(self, line: bytes) -> None:
         text = line.decode(errors="replace").rstrip().rpartition("\r")[2]  # of a progress bar its last state
@@ -132,15 +141,26 @@ class WorkerProcess:
     def _ended(self, loop: asyncio.AbstractEventLoop, on_exit: Callable[[], None]) -> None:
         assert self._process is not None
         assert self._process.stdout is not None
-        assert self._process.stdin is not None
         loop.remove_reader(self._end_fd)
         os.close(self._end_fd)
-        output = self._process.stdout.fileno()
-        self._read(output)
-        self._hear(self._partial)
-        loop.remove_reader(output)
+        self._end_fd = -1
         # what it has started (compilers) ends with it; before it is reaped, so that the group's id is still its own
         self._signal(signal.SIGKILL)
+        loop.remove_reader(self._process.stdout.fileno())
+        self._finish(loop, REST // SOME, on_exit)
+
+    def _finish(self, loop: asyncio.AbstractEventLoop, turns: int, on_exit: Callable[[], None]) -> None:
+        """Takes what it printed last, in as many turns of the loop at most, and is done with it."""
+        if self.exited.is_set():
+            return
+        assert self._process is not None
+        assert self._process.stdout is not None
+        assert self._process.stdin is not None
+        with contextlib.suppress(BlockingIOError):
+            if turns and self._take(self._process.stdout.fileno()):
+                loop.call_soon(self._finish, loop, turns - 1, on_exit)
+                return
+        self._hear(self._partial)
         self.exitcode = self._process.wait()
         self._process.stdout.close()
         self._process.stdin.close()
