@@ -219,12 +219,35 @@ def test_a_model_of_the_environment_is_checked_too(monkeypatch) -> None:
 def test_check_file_accepts_what_can_be_written(tmp_path: pathlib.Path) -> None:
     for ending in (".PNG", ".jpg", ".webp", ".gif", ".tiff", ".bmp"):
         assert outputs.check_file(tmp_path / f"a{ending}") == tmp_path / f"a{ending}"
-    with pytest.raises(ConfigError, match="no ending"):
+    with pytest.raises(ConfigError, match="has no ending"):
         outputs.check_file(tmp_path / "a")
     # Pillow reads PSD, says that it saves HDF5 and cannot, and saves XBM of two colours alone.
     for ending in (".psd", ".h5", ".xbm"):
         with pytest.raises(ConfigError, match=rf"a{ending}: images cannot be saved as '{ending}'; use \.png"):
             outputs.check_file(tmp_path / f"a{ending}")
+
+
+def test_a_folder_is_told_as_one(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ConfigError, match=r"is a folder; give a file in it, such as .*out\.png"):
+        outputs.check_file(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("generate a large red circle", "generate: 'large red circle' is too much; what has spaces needs quotes"),
+        ("generate x --modle demo", "steploom generate: --modle: no such option; did you mean --model? (see"),
+        ("serve --prot=80", "steploom serve: --prot: no such option; did you mean --port? (see"),
+        ("bench tick --xyzzy", "steploom bench tick: --xyzzy: no such option (see `steploom bench tick --help`)"),
+    ],
+)  # fmt: skip
+def test_what_a_command_does_not_know_is_told_with_what_was_meant(
+    words: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main.build_parser().parse_args(words.split())
+    assert left.value.code == 2
+    assert told in capsys.readouterr().err
 
 
 def test_check_writable_leaves_everything_as_it_was(tmp_path: pathlib.Path) -> None:

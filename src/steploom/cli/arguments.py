@@ -33,15 +33,33 @@ Command = Callable[[argparse.Namespace], int]
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose help keeps its line breaks and whose errors are one line."""
+    """An argument parser whose help keeps its line breaks, whose errors are one line, and who says what was meant."""
 
     def __init__(self, **options: Any) -> None:
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **options)
 
+    def parse_known_args(self, *args: Any, **options: Any) -> Any:
+        """As argparse's; what a command does not know is its own error, with its own help."""
+        known, unknown = super().parse_known_args(*args, **options)
+        if unknown:
+            self.error(self._unknown(unknown))
+        return known, unknown
+
+    def _unknown(self, words: list[str]) -> str:
+        options = [word.partition("=")[0] for word in words if word.startswith("-")]
+        if not options:
+            return f'{" ".join(words)!r} is too much; what has spaces needs quotes: "like this"'
+        names = [name for action in self._actions for name in action.option_strings]
+        return ", ".join(f"{option}: no such option{_meant(option, names)}" for option in options)
+
     def error(self, message: str) -> NoReturn:
         """Says what is wrong and where help is, and exits with 2."""
         self.exit(EXIT_USAGE, f"{self.prog}: {' '.join(message.split())} (see `{self.prog} --help`)\n")
+
+
+def _meant(option: str, names: list[str]) -> str:
+    return "".join(f"; did you mean {name}?" for name in difflib.get_close_matches(option, names, 1))
 
 
 class Options(Protocol):

@@ -23,6 +23,8 @@ DEFAULT = Path("out.png")
 _KEPT = {"images": ".png", "videos": ".webp", "audios": ".wav", "text": ".txt"}
 """What is written under whatever is installed."""
 
+_FOLDER = "-o {}: is a folder; give a file in it, such as {}"
+
 _COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 
 
@@ -41,6 +43,8 @@ def check_file(path: Path) -> Path:
     Raises:
         ConfigError: The ending names no format, a package is missing, or the folder is not there.
     """
+    if os.path.isdir(path):  # noqa: PTH112 - of a name that is too long pathlib raises
+        raise ConfigError(_FOLDER.format(path, path / "out.png"))
     try:
         media.check(path)
     except ConfigError as error:
@@ -58,7 +62,7 @@ def check_writable(path: Path) -> None:
     """
     try:
         if path.is_dir():
-            raise ConfigError(f"-o {path}: is a folder; give a file in it, such as {path / 'out.png'}")
+            raise ConfigError(_FOLDER.format(path, path / "out.png"))
         if path.exists() and not path.is_file():
             raise ConfigError(f"-o {path}: is no regular file; choose another name")
         new = not os.path.lexists(path)

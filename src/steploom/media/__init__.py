@@ -58,7 +58,8 @@ def check(path: Path) -> None:
     ending = path.suffix.lower()
     if not kinds_of(path):
         mends = "; ".join(f"{kind}: {endings_for(kind)}" for kind in KINDS)
-        raise ConfigError(f"{path}: {ending or 'no ending'!r} names no format; {mends}")
+        lacks = f"{ending!r} names no format" if ending else "the name has no ending, which says the format"
+        raise ConfigError(f"{path}: {lacks}; {mends}")
     if ending in video.CODECS or (ending in sound.CODECS and ending != ".wav"):
         video.library()
     if kinds_of(path)[-1] == "images":
