@@ -120,7 +120,7 @@ class EngineConfig:
             then the worker is replaced, as if a tick had taken too long.
         stop_timeout_s: Seconds that a worker which is told to end may take, its tick included; then a process gets
             SIGTERM, and a thread is left to itself. None: 5 for a process; 30 for a thread, which cannot be killed.
-            Rank 0 gives the other ranks as long.
+            Rank 0 gives the other ranks three fifths of that.
         kill_timeout_s: Seconds that a worker process may take after SIGTERM; then it is killed.
         last_words_timeout_s: Seconds for which the last words of a worker that has ended may be on their way, or the
             news that it has. Before it ends it waits for twice as long until they have left.

@@ -39,7 +39,7 @@ class Group:
     def __init__(self, store: str, runner_name: str, config: EngineConfig, tell: Callable[[str], None]) -> None:
         self._store = Path(store)
         self._ending = False
-        self._stop_s = config.process_stop_s
+        self._stop_s = 0.6 * config.process_stop_s  # so that the engine does not lose patience with rank 0 first
         self._processes: list[subprocess.Popen[bytes]] = []
         links = [self._start(index, runner_name) for index in range(1, config.ranks)]
         self._rank = First(links, store, config.ranks_agree_timeout_s, config.last_words_timeout_s)
