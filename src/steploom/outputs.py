@@ -14,6 +14,9 @@ from steploom.errors import SteploomError
 class Timings(msgspec.Struct, frozen=True, kw_only=True):
     """Where the time of one request went, in seconds.
 
+    ``queued_s`` ends when the worker turns to the first tick of the request. What is in none of the parts are ticks of
+    other groups meanwhile, and the way to and from the worker.
+
     ``mean_batch_requests`` is how many requests shared its denoiser calls on average, itself included. Of its
     ``steps``, ``skipped_steps`` were answered by its step cache: they made no denoiser call, and count in no average.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 from steploom.protocol import RequestReport, RunnerOutput, SchedulerOutput
 
@@ -41,3 +42,16 @@ class Flight:
 
     output: SchedulerOutput
     result: RunnerOutput | None = None
+
+
+def begin(flights: Sequence[Flight], live: Mapping[str, Known], now: float) -> None:
+    """The worker turns to the first of these ticks: those that join in it have waited until now."""
+    for new in flights[0].output.scheduled_new_reqs if flights else ():
+        known = live.get(new.request.request_id)
+        if known is not None and known.run == new.run_id and not known.replays:
+            known.queued_s = now - known.submitted
+
+
+def true_key(shape: int) -> str:
+    """The observed key of a shape in a stable world; two guesses share each."""
+    return f"key{shape // 2}"

@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 
 import pytest
-from programs import Flight, Known, Program
+from programs import Flight, Known, Program, begin, true_key
 from suspicions import Suspicions
 
 from steploom.config import EngineConfig
@@ -223,6 +223,7 @@ class World:
                     self.owed.discard(report.run_id)
                 continue
             expected += self._expect(known, report)
+        begin(self.flights, self.live, self.now)
         events = self.scheduler.update_from_output(flight.output, flight.result)
         self._compare(events[: len(expected)], expected)
         names = [request_id_of(known.run or "") for known in lost]
@@ -343,8 +344,3 @@ class World:
             self.execute()
         if self.flights:
             self.answer()
-
-
-def true_key(shape: int) -> str:
-    """The observed key of a shape in a stable world; two guesses share each."""
-    return f"key{shape // 2}"

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 from machine import Machine, often
-from programs import Program
-from scheduler_world import SHAPES, true_key
+from programs import Program, true_key
+from scheduler_world import SHAPES
 from weighed_world import WeighedWorld
 
 

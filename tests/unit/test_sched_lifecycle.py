@@ -198,6 +198,21 @@ def test_replay_goes_first_in_order_of_arrival_and_gives_up() -> None:
     assert not h.scheduler.has_work, "a dead worker holds nothing"
 
 
+def test_who_joins_a_tick_that_is_sent_ahead_waits_for_the_end_of_the_one_before() -> None:
+    h = Harness()
+    h.add("a", steps=9)
+    first = h.scheduler.schedule()
+    h.add("b", steps=1)
+    second = h.scheduler.schedule()
+    assert names(second) == ["a", "b"]
+    h.now = 3.0
+    h.answer(first)
+    h.now = 5.0
+    outcome = h.answer(second)[-1]
+    assert isinstance(outcome, Finished)
+    assert (outcome.output.timings.queued_s, outcome.output.timings.total_s) == (3.0, 5.0)
+
+
 def test_replay_measures_afresh_but_waits_on() -> None:
     h = Harness()
     h.add("a", steps=2)

@@ -185,6 +185,16 @@ class BaseScheduler(Books):
         flights = self._flights
         while flights and flights[0].tick <= output.tick:
             flights.popleft()
+        if flights and flights[0].scheduled_new_reqs:
+            self._begins(flights[0])
+
+    def _begins(self, output: SchedulerOutput) -> None:
+        """The worker turns to a tick that was sent ahead: until now those that join in it have waited."""
+        now, resident = self.clock(), self._resident
+        for new in output.scheduled_new_reqs:
+            state = resident.get(new.run_id)
+            if state is not None and not state.attempt:
+                state.queued_s = now - state.submitted
 
     def _retire(self, state: RequestState, among: dict[str, RequestState]) -> None:
         """It is planned for no more while it is ``among`` these."""

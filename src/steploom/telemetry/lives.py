@@ -21,6 +21,7 @@ class Life:
         phase: One of :data:`PHASES`: where it stands.
         since: When that phase began.
         run_id: Under which id a worker holds it; None while it waits.
+        joined: When it was decided that it joins. The worker may have been busy with another tick then.
         attempt: From 0; more if a worker has lost it.
         steps: Steps done, of this attempt.
         calls: Ticks with denoiser calls of it, of this attempt.
@@ -29,12 +30,12 @@ class Life:
         previewed: Whether a preview of it was there already.
     """
 
-    __slots__ = ("attempt", "calls", "mates", "phase", "previewed", "request_id", "run_id", "since",
+    __slots__ = ("attempt", "calls", "joined", "mates", "phase", "previewed", "request_id", "run_id", "since",
                  "skipped", "steps", "submitted")  # fmt: skip
 
     def __init__(self, request_id: str, submitted: float) -> None:
         self.request_id = request_id
-        self.submitted = self.since = submitted
+        self.submitted = self.since = self.joined = submitted
         self.phase = "queued"
         self.run_id: str | None = None
         self.attempt = 0
@@ -86,13 +87,12 @@ class Lives(EngineObserver):
         """It never lived."""
 
     def on_schedule(self, output: SchedulerOutput, at: float) -> None:
-        """Who joins waits no more."""
+        """Who joins is followed; it waits until the worker turns to that tick, which may be sent ahead."""
         for new in output.scheduled_new_reqs:
             life = self._lives.get(new.request.request_id)
             if life is not None:
-                life.run_id = new.run_id
+                life.run_id, life.joined = new.run_id, at
                 self._runs[new.run_id] = life
-                self._enter(life, "encode", at)
 
     def on_tick(self, output: SchedulerOutput, result: RunnerOutput, began: float, ended: float) -> None:
         """Takes in every report of those who live. Called in every tick: what every step needs is inlined."""
@@ -135,6 +135,8 @@ class Lives(EngineObserver):
     def _follow(self, life: Life, report: RequestReport, began: float, ended: float) -> None:
         """Enters the phases that a tick has led to. One that failed is left where it failed."""
         failed = report.error is not None
+        if life.phase == "queued":
+            self._enter(life, "encode", max(began, life.joined))
         if life.phase == "encode" and (not failed or report.step or report.denoise_s):
             self._enter(life, "denoise", min(max(began, life.since) + report.encode_s, ended))
         if life.phase == "denoise" and report.phase in ("decode", "done") and (not failed or report.decode_s):
@@ -149,5 +151,7 @@ class Lives(EngineObserver):
 
     def _leave(self, life: Life) -> None:
         if life.run_id is not None:
+            if life.phase == "queued":  # no tick of it has ended
+                self._enter(life, "encode", life.joined)
             self._runs.pop(life.run_id, None)
             life.run_id = None
