@@ -238,6 +238,18 @@ def test_attention_and_groups_in_float64() -> None:
     assert torch.allclose(grouped, by_hand, rtol=1e-14)
 
 
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_convolutions_in_float64(dims: int, transposed: bool) -> None:
+    """They compare their bias with their input before anything is computed: SDXL's denoiser begins with one."""
+    kind = getattr(nn, f"ConvTranspose{dims}d" if transposed else f"Conv{dims}d")
+    module, x = kind(2, 3, 3).requires_grad_(False), torch.randn(1, 2, *[5] * dims)
+    with exactly(module):
+        wide = module(module(x)[:, :2])
+    double = module.double()
+    assert torch.allclose(wide, double(double(x.double())[:, :2]), rtol=1e-12)
+
+
 def test_shaking_is_in_the_last_bits() -> None:
     model, x = Model().requires_grad_(False), torch.randn(1, TOKENS, WIDTH)
     with rounded_otherwise(0):

@@ -26,7 +26,11 @@ _PLAIN = (torch.Tensor, nn.Parameter)
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "_grouped_mm", "_scaled_mm")
 """Operations whose rounding goes by the shapes of what they are given; attentions and what is not torch's own too."""
 
-_COMPARING = (nn.functional.scaled_dot_product_attention, nn.functional.rms_norm, nn.functional.layer_norm)
+_COMPARING = (
+    nn.functional.scaled_dot_product_attention, nn.functional.rms_norm, nn.functional.layer_norm,
+    nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d,
+    nn.functional.conv_transpose1d, nn.functional.conv_transpose2d, nn.functional.conv_transpose3d,
+)  # fmt: skip
 _LAST_BITS = 2.0
 
 
@@ -94,7 +98,7 @@ def _widened(value: Any) -> Any:
 
 
 class _Alike(TorchFunctionMode):
-    """Attention and norms compare the dtypes of what they are given before they come to any operation."""
+    """Attention, norms and convolutions compare the dtypes of what they are given before they come to any operation."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _COMPARING:
