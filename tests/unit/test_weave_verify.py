@@ -80,3 +80,71 @@ def test_a_list_of_one_result_per_row_is_learned_from_one_row() -> None:
     """Z-Image without guidance: one entry in, one entry out."""
     one, two = Seen((((4, 1),),), (((4, 1),),)), Seen((((4, 1), (4, 1)),), (((4, 1), (4, 1)),))
     assert compare(one, two, [[torch.ones(4, 1)]]) == Axes(("rows",), ("rows",))
+
+
+def branchwise(strength: float, branches: int = 2) -> Module:
+    """Perturbs its last branch, each row by itself, as perturbed-attention guidance does."""
+
+    def module(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        *others, last = x.chunk(branches)
+        return torch.cat([*others, last + strength * last.roll(1, 1)])
+
+    return module
+
+
+def images(module: Module, *counts: int, branches: int | None, dtype: torch.dtype = torch.float32) -> MergedCall:
+    """Calls with two rows for each image."""
+    noise = torch.Generator().manual_seed(0)
+    target: Any = Target(module)
+    rows = [2 * count for count in counts]
+    calls = [
+        ModuleCall(target, (torch.randn(n, 12, generator=noise).to(dtype), torch.ones(n, 12).long()), {}) for n in rows
+    ]
+    return MergedCall(calls, Axes((0, 0), (0,)), branches=branches)
+
+
+def said(module: Module, *counts: int, branches: int | None, dtype: torch.dtype = torch.float32) -> str | None:
+    """What the check says of them."""
+    merged = images(module, *counts, branches=branches, dtype=dtype)
+    return check(merged, merged.run())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "strength"), [(torch.float32, 1e-5), (torch.float32, 0.3), (torch.float16, 1e-2), (torch.bfloat16, 5e-2)]
+)
+def test_a_module_that_takes_its_rows_by_branch(dtype: torch.dtype, strength: float) -> None:
+    """Also where it perturbs them by less than two runs in half precision may differ."""
+    module = branchwise(strength)
+    reason = said(module, 1, 2, 3, branches=None, dtype=dtype)
+    assert reason is not None
+    assert "by branch" in reason
+    assert said(module, 1, 2, 3, branches=2, dtype=dtype) is None
+    assert said(module, 1, 2, 3, branches=0, dtype=dtype) is None
+    assert said(module, 2, 2, branches=None, dtype=dtype) is None
+
+
+def test_a_wrong_number_of_branches_is_found() -> None:
+    assert said(branchwise(0.3), 1, 2, branches=1) is not None
+
+
+def rounds_by_place(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """As a kernel may whose work is cut into tiles."""
+    if x.dtype == torch.float64:
+        raise RuntimeError("knows no float64")
+    return x * (1 + 2e-7 * (torch.arange(len(x)) % 3).unsqueeze(1))
+
+
+def test_rounding_that_goes_by_places_is_no_fault() -> None:
+    assert said(rounds_by_place, 1, 2, 3, branches=None) is None
+
+
+def rounds_one_place_in_float32(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The fifth place of six, which is another call's by branch."""
+    scale = torch.ones(len(x), 1, dtype=x.dtype)
+    if len(x) == 6 and x.dtype == torch.float32:
+        scale[4] += 3e-6
+    return x * scale
+
+
+def test_what_float64_does_not_have_is_no_matter_of_places() -> None:
+    assert said(rounds_one_place_in_float32, 1, 2, branches=None) is None

@@ -24,7 +24,7 @@ from steploom.weave.merging import MergedCall
 from steploom.weave.order import is_denoiser
 from steploom.weave.plans import Plan, Plans
 from steploom.weave.program import Program
-from steploom.weave.unlike import ONLY_ONE, why_alone
+from steploom.weave.unlike import BRANCHES, ONLY_ONE, why_alone
 from steploom.weave.verify import Verdicts, checked, pins
 from steploom.weave.wholes import Wholes
 
@@ -103,16 +103,9 @@ class Batches:
         self._draft = []
         self._run_grouped(group)
         draft, self._draft = self._draft, None
-        forms = [call.form for _, call in group if call.form is not None and call.form.facts is not None]
-        if not draft or len(forms) != len(group) or not is_denoiser(group[0][1].target.name):
-            return
-        plan, places = Plan(forms), {id(call): i for i, (_, call) in enumerate(group)}
-        try:
-            for merged, members, reason in draft:
-                plan.parts.append((merged, [places[id(call)] for _, call in members], reason))
-        except KeyError:  # calls that were made alike
-            return
-        self._plans.keep(plan)
+        plan = Plan.of(group, draft or ())
+        if plan is not None:
+            self._plans.keep(plan)
 
     def _run_grouped(self, group: Group) -> None:
         by_key: dict[int, Group] = {}
@@ -199,29 +192,37 @@ class Batches:
             return None if self._fixed is None else axes  # the answer of a call by itself has other bits
         return None
 
-    def run_members(self, members: Group, reason: str = ONLY_ONE) -> None:
-        """Runs calls that share a key as one forward, if their kind of merge holds."""
+    def run_members(self, members: Group, reason: str = ONLY_ONE, branches: int | None = None) -> None:
+        """Runs calls that share a key as one forward, if their kind of merge holds: end to end, or by branch."""
         if self._fixed is not None:
             self._run_fixed(members, reason)
             return
         if len(members) == 1:
             self._run_alone(members, reason)
             return
-        merged = self._merged(members)
+        merged = self._merged(members, branches)
         if merged is None:
             self._run_alone(members, "the calls could not be put together")
             return
         refusal = self.verdicts.refusal(merged)
-        if refusal is not None and (merged.mixed or merged.uneven or merged.blended):
-            for alike in merged.alike():
-                self.run_members([members[i] for i in alike], refusal)
-            return
         if refusal is not None:
-            self._run_alone(members, refusal)
+            self._run_otherwise(merged, members, refusal, branches)
             return
         if self._draft is not None:
             self._draft.append((merged, members, ""))
         self._run_merged(merged, [members[i] for i in merged.order])
+
+    def _run_otherwise(self, merged: MergedCall, members: Group, refusal: str, branches: int | None) -> None:
+        """Runs calls whose kind of merge does not hold: by branch, else with those that are just alike, else alone."""
+        if merged.mixed and branches is None and merged.calls[0].language is None:
+            groups = merged.by_branches([program.samples for program, _ in members])
+            for found, places in groups.items():
+                self.run_members([members[i] for i in places], refusal if len(groups) == 1 else BRANCHES, found)
+        elif merged.mixed or merged.uneven or merged.blended:
+            for alike in merged.alike():
+                self.run_members([members[i] for i in alike], refusal)
+        else:
+            self._run_alone(members, refusal)
 
     def _run_fixed(self, members: Group, reason: str, *, failed: int = 0) -> None:
         """Runs calls that share a key in merged calls of a fixed size, each with those that are exactly alike."""
@@ -240,12 +241,12 @@ class Batches:
                 self._draft.append((merged, filled, ""))
             self._run_merged(merged, filled, failed=failed)
 
-    def _merged(self, members: Group) -> MergedCall | None:
+    def _merged(self, members: Group, branches: int | None = None) -> MergedCall | None:
         """The members' calls as one; None if they cannot be put together, which is no reason for anybody to fail."""
         calls = [call for _, call in members]
         axes = [self._axes.find(call) or Axes() for call in calls]
         try:
-            return MergedCall(calls, axes[0], axes, self._wholes)
+            return MergedCall(calls, axes[0], axes, self._wholes, branches)
         except Exception as fault:  # noqa: BLE001 - equal keys promised that it can be done: then call by call
             log.warning("calls of %s cannot be put together: %s: %s", calls[0].target.name, type(fault).__name__, fault)
             return None
@@ -290,7 +291,7 @@ class Batches:
         if pinned:  # merged from now on with calls that agree in these
             self._axes.put(merged.calls[0], dataclasses.replace(merged.axes, pinned=pinned))
         else:
-            log.warning("calls of %s are not merged: %s", merged.target.name, reason)
+            log.warning("calls of %s are not merged like this: %s", merged.target.name, reason)
         self._relearn()
         (self.run if pinned else self.run_members)(own(members))
         return False

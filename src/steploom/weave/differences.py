@@ -21,6 +21,7 @@ ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-5, torch.float16: 5e-3, torch
 _EXACT = 1e-10
 """Largest difference in float64 over mean absolute value that is no leak."""
 
+_NEARER_FACTOR = 4.0
 _SHAKES = 4
 _SHAKEN_FACTOR = 4.0
 
@@ -62,6 +63,15 @@ def largest_difference(one: Any, other: Any) -> float:
     """Of any two entries of two results of the same shapes."""
     pairs = zip(_tensors(one), _tensors(other), strict=True)
     return max(((a.double() - b.double()).abs().nan_to_num().max().item() for a, b in pairs if a.numel()), default=0.0)
+
+
+def nearer(one: Any, other: Any, expected: Any) -> bool:
+    """Whether the first of two results is much nearer to what is expected than the second: more than rounding makes."""
+    pairs = zip(_floating(expected, one), _floating(expected, other), strict=True)
+    return any(
+        _distance(*theirs) > max(_NEARER_FACTOR * _distance(*ours), torch.finfo(theirs[1].dtype).eps)
+        for ours, theirs in pairs
+    )
 
 
 class Rounding:

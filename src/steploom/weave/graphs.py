@@ -274,7 +274,8 @@ def padded(merged: MergedCall) -> MergedCall:
         own = [i for i, other in enumerate(merged.rows) if other == rows]
         extra += own[-1:] * (bucket(len(own)) - len(own))
     places = [*range(len(merged.calls)), *extra]
-    return MergedCall([merged.calls[i] for i in places], merged.axes, [merged.each[i] for i in places])
+    calls, each = [merged.calls[i] for i in places], [merged.each[i] for i in places]
+    return MergedCall(calls, merged.axes, each, branches=merged.layout.by_branch)
 
 
 def bucket(count: int) -> int:

@@ -1,8 +1,7 @@
 """Merging: the rows of several module calls become one call, and its result is split again.
 
-**This is where rows are merged.** Calls of the same row count merge branch-major, ``[A0 B0 A1 B1]``: processors that
-chunk the batch by branch (perturbed-attention guidance) need it, nothing else minds. Blocks of different row counts
-follow one another.
+**This is where rows are merged**, in the order that their :class:`~steploom.weave.layouts.Layout` says: branch-major,
+``[A0 B0 A1 B1]``, as processors that chunk the batch by branch (perturbed-attention guidance) need it.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from steploom.weave.calls import (
     unflatten,
 )
 from steploom.weave.forms import Kept
+from steploom.weave.layouts import Layout
 from steploom.weave.merge_keys import call_rows, is_scalar, lengths, several
 from steploom.weave.order import is_denoiser
 from steploom.weave.padding import Padding
@@ -47,10 +47,12 @@ class MergedCall:
         calls: With equal merge keys.
         axes: Of the first call's leaves and of the result.
         each: The axes of each call, where they are not the first one's: padding gives a mask to those without one.
+        branches: Of each call, if calls of different row counts are to stand by branch; 0: not known how many.
 
     Attributes:
         calls: In the order of their rows.
         rows: Rows of each call.
+        layout: Where they stand.
         mixed: Whether row counts differ.
         uneven: Whether lists with one entry per row differ in the lengths of their entries, or a language model's calls
             in theirs.
@@ -67,6 +69,7 @@ class MergedCall:
         axes: Axes,
         each: Sequence[Axes] | None = None,
         wholes: Wholes | None = None,
+        branches: int | None = None,
     ) -> None:
         self.target = calls[0].target
         self._wholes = wholes
@@ -81,16 +84,15 @@ class MergedCall:
         self._each = [by_call[i] for i in self.order]
         self.axes = self._each[0]
         self.rows = [rows for rows, _ in counted]
-        self.mixed = len(set(self.rows)) > 1
-        self.total_rows = sum(self.rows)
-        self._blocks = [(rows, self.rows.count(rows)) for rows in dict.fromkeys(self.rows)]
+        self.layout = Layout(self.rows, branches)
+        self.mixed, self.total_rows = self.layout.mixed, self.layout.total
         self._single = not self.mixed and self.rows[0] == 1
         self._steps = self._views = is_denoiser(self.target.name)
         self._padding: Padding | None = None
         self._kept: dict[int, Kept] = {}
         self._runs = 0
         self.leaves, structure, self.input_axes = self._unify()
-        self.structure = row_lists.for_all_rows(structure, self.axes.listed, self.rows[0], self._blocks)
+        self.structure = row_lists.for_all_rows(structure, self.axes.listed, self.layout)
         self.uneven = len({lengths(call, own) for call, own in zip(self.calls, self._each, strict=True)}) > 1
         adapted = [call.target.adapted for call in self.calls]
         self.adapters = [BASE if one is None else one.alias for one in adapted]
@@ -100,7 +102,8 @@ class MergedCall:
         alike = row_lists.in_common(structure, self.axes.listed)
         wide = several(self.leaves[0], self.input_axes, self.rows[0])
         self.kind: Hashable = (
-            self.target.key, alike, self.input_axes, wide, axes.pinned, self.mixed, self.uneven, blend
+            self.target.key, alike, self.input_axes, wide, axes.pinned, self.mixed, self.layout.by_branch,
+            self.uneven, blend,
         )  # fmt: skip
 
     def _unify(self) -> tuple[list[list[Leaf]], Structure, tuple[LeafAxis, ...]]:
@@ -143,6 +146,25 @@ class MergedCall:
         """The axes of each call, in the order of ``calls``."""
         return self._each
 
+    def placed_otherwise(self) -> MergedCall | None:
+        """The same calls, their rows by branch; None if that is no other layout than they have."""
+        if self.calls[0].language is not None or self.layout.by_branch is not None:
+            return None
+        other = MergedCall(self.calls, self.axes, self._each, branches=0)
+        return None if other.layout.by_branch is None else other
+
+    def by_branches(self, samples: Sequence[int]) -> dict[int, list[int]]:
+        """The calls' places as they were given, by how many branches their rows are; 0: not known.
+
+        Args:
+            samples: That each one's request asks for, as they were given.
+        """
+        groups: dict[int, list[int]] = {}
+        for rows, place in sorted(zip(self.rows, self.order, strict=True), key=lambda one: one[1]):
+            branches, left = divmod(rows, samples[place])
+            groups.setdefault(0 if left else branches, []).append(place)
+        return groups
+
     def alike(self) -> list[list[int]]:
         """The calls' places as they were given, by adapters if these differ, else by row count and lengths."""
         groups: dict[Hashable, list[int]] = {}
@@ -171,7 +193,7 @@ class MergedCall:
         if self._blend is None:
             result = self.target.invoke(*args, **kwargs)
         else:
-            by_row = self._by_row(self.adapters if adapters is None else adapters)
+            by_row = self.layout.of_rows(self.adapters if adapters is None else adapters)
             result = self._blend.invoke(self.target.method, by_row, args, kwargs)
         self.forward_s = time.perf_counter() - started
         if rule is None:
@@ -226,20 +248,11 @@ class MergedCall:
         own = tuple([self._own_values(child, i) for child in children])
         return Node(structure.kind, structure.context, own)
 
-    def _by_row(self, values: Sequence[str]) -> list[str]:
-        """What each row has of what each call has."""
-        rows: list[str] = []
-        start = 0
-        for count, members in self._blocks:
-            rows += list(values[start : start + members]) * count
-            start += members
-        return rows
-
     def _merge(self, parts: list[Leaf], axis: LeafAxis) -> Leaf:
         if isinstance(parts[0], list):
             lists: list[list[torch.Tensor]] = parts  # pyright: ignore[reportAssignmentType]
             if axis == "rows":
-                return row_lists.merged(lists, self._blocks)
+                return self.layout.merged_lists(lists)
             axes = axis if isinstance(axis, tuple) else (axis,) * len(parts[0])
             return [
                 lists[0][j] if a is SHARED and lists[0][j].ndim else self._merge_tensors([own[j] for own in lists], a)
@@ -254,17 +267,7 @@ class MergedCall:
             parts, axis = [part.expand(rows) for part, rows in zip(parts, self.rows, strict=True)], 0
         if self._single:
             return torch.cat(parts, dim=axis)
-        blocks: list[torch.Tensor] = []
-        start = 0
-        for rows, members in self._blocks:
-            own = parts[start : start + members]
-            start += members
-            if members == 1:
-                blocks.append(own[0])
-                continue
-            views = [part.unflatten(axis, (rows, -1)) for part in own]
-            blocks.append(torch.stack(views, dim=axis + 1).flatten(axis, axis + 2))
-        return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=axis)
+        return self.layout.merged(parts, axis)
 
     def _guess(self, leaf: Leaf) -> LeafAxis:
         """The axis of an output that was never probed."""
@@ -296,20 +299,9 @@ class MergedCall:
             if self._wholes is not None:
                 self._wholes.note(views, tensor)
             return list(views)
-        parts: list[torch.Tensor] = []
-        start = 0
-        for rows, members in self._blocks:
-            size = rows * members * each
-            block = tensor.narrow(axis, start, size)
-            start += size
-            if members == 1:
-                parts.append(block)
-                continue
-            table = block.unflatten(axis, (rows, members, each))
-            parts += [table.select(axis + 1, i).flatten(axis, axis + 1).contiguous() for i in range(members)]
-        return parts
+        return self.layout.split(tensor, axis)
 
     def _split_row_list(self, entries: list[Any]) -> list[Leaf]:
         if len(entries) % self.total_rows:
             raise Unsplittable(f"{self.target.name} gave a list of {len(entries)} for {self.total_rows} rows")
-        return row_lists.split(entries, self._blocks, len(entries) // self.total_rows)
+        return list(self.layout.split_list(entries))

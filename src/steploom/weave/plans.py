@@ -12,9 +12,14 @@ from collections.abc import Sequence
 from steploom.weave.calls import ModuleCall
 from steploom.weave.forms import Form
 from steploom.weave.merging import MergedCall
+from steploom.weave.order import is_denoiser
 
 PLANS_KEPT = 16
 """Each holds the merged text of its batch; those of requests that are gone are dropped."""
+
+Group = Sequence[tuple[object, ModuleCall]]
+Draft = Sequence[tuple[MergedCall | None, Group, str]]
+"""A merged call, or None: alone; the programs and their calls; why, if alone."""
 
 Part = tuple[MergedCall | None, list[int], str]
 """A merged call, or None: alone; the places of its calls; why, if alone."""
@@ -30,6 +35,20 @@ class Plan:
     def __init__(self, forms: Sequence[Form]) -> None:
         self.forms = list(forms)
         self.parts: list[Part] = []
+
+    @classmethod
+    def of(cls, group: Group, draft: Draft) -> Plan | None:
+        """How a group was run; None if its calls cannot be known again."""
+        forms = [call.form for _, call in group if call.form is not None and call.form.facts is not None]
+        if not draft or len(forms) != len(group) or not is_denoiser(group[0][1].target.name):
+            return None
+        plan, places = cls(forms), {id(call): i for i, (_, call) in enumerate(group)}
+        try:
+            for merged, members, reason in draft:
+                plan.parts.append((merged, [places[id(call)] for _, call in members], reason))
+        except KeyError:  # calls that were made alike
+            return None
+        return plan
 
     def fits(self, calls: Sequence[ModuleCall], epoch: int) -> bool:
         """Whether ``calls`` may run as planned; its merged calls are theirs then."""

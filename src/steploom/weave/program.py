@@ -45,6 +45,7 @@ class Program:
         watcher: What its pipeline reports.
         doubled: Ways of asking for the same with twice the samples, for probing axes.
         context: Context variables of whoever asked, for callbacks; None takes those of the caller.
+        samples: That it makes, as far as its request says.
 
     Attributes:
         due: The step that it waits for.
@@ -75,8 +76,10 @@ class Program:
         watcher: Watcher,
         doubled: Callable[[], Iterable[Program]] = tuple,
         context: contextvars.Context | None = None,
+        samples: int = 1,
     ) -> None:
         self.name = name
+        self.samples = samples
         self.watcher = watcher
         self.doubled = doubled
         self.answer: Any = None

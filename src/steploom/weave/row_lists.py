@@ -1,54 +1,22 @@
-"""Lists with one entry (or some) for each row: merged and split as tensors are, branch-major.
+"""Lists of Python values with an entry for each row, such as the sizes of each row's picture.
 
-Lists of Python values too, such as the sizes of each row's picture. They belong to a call's structure and must be
-equal to be merged; where all entries are one and the same, calls of any number of rows have that one in common.
+They belong to a call's structure and must be equal to be merged; where all entries are one and the same, calls of any
+number of rows have that one in common.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from steploom.weave.calls import Node, Structure, is_plain
-
-Blocks = Sequence[tuple[int, int]]
-"""Rows that a call brings, and how many calls bring as many, in the order of the merged rows."""
+from steploom.weave.layouts import Layout
 
 Path = tuple[int, ...]
 """Where something is in a structure: which child of which child."""
 
 _EACH_ROW = "each row"
 """Marks a list that stands for as many of its one entry as there are rows."""
-
-
-def merged(lists: Sequence[list[Any]], blocks: Blocks) -> list[Any]:
-    """The entries of all calls, row by row of each block."""
-    found: list[Any] = []
-    start = 0
-    for rows, members in blocks:
-        own = lists[start : start + members]
-        start += members
-        for row in range(rows):
-            for entries in own:
-                each = len(entries) // rows
-                found += entries[row * each : (row + 1) * each]
-    return found
-
-
-def split(entries: list[Any], blocks: Blocks, each: int) -> list[Any]:
-    """The inverse: each call's entries, ``each`` for a row."""
-    parts: list[Any] = []
-    start = 0
-    for rows, members in blocks:
-        block = entries[start : start + rows * members * each]
-        start += len(block)
-        for i in range(members):
-            own: list[Any] = []
-            for row in range(rows):
-                at = (row * members + i) * each
-                own += block[at : at + each]
-            parts.append(own)
-    return parts
 
 
 def doubled(one: Structure, two: Structure, path: Path = ()) -> frozenset[Path]:
@@ -70,16 +38,15 @@ def in_common(structure: Structure, paths: frozenset[Path]) -> Structure:
     return _changed(structure, paths, shorten)
 
 
-def for_all_rows(structure: Structure, paths: frozenset[Path], rows: int, blocks: Blocks) -> Structure:
-    """The structure of merged calls, from that of one which brings ``rows``: such lists have an entry for every row."""
-    total = sum(own * members for own, members in blocks)
+def for_all_rows(structure: Structure, paths: frozenset[Path], layout: Layout) -> Structure:
+    """The structure of merged calls, from that of the first one: such lists have an entry for every row."""
 
     def lengthen(node: Node) -> Node:
         entries = list(node.children)
         if _uniform(node):
-            entries = entries[:1] * total
-        elif len(entries) == rows:  # the same in all calls, which therefore bring as many
-            entries = merged([entries] * blocks[0][1], blocks)
+            entries = entries[:1] * layout.total
+        elif len(entries) == layout.rows[0]:  # the same in all calls, which therefore bring as many
+            entries = layout.merged_lists([entries] * len(layout.rows))
         return Node(list, node.context, tuple(entries))
 
     return _changed(structure, paths, lengthen)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from steploom.weave.axes import SHARED, Axes, LeafAxis
 from steploom.weave.calls import Leaf, ModuleCall, flatten, has_opaque
@@ -16,6 +17,7 @@ from steploom.weave.row_lists import in_common
 
 ONLY_ONE = "only one"
 OWN_OBJECT = "an argument is an object of its own, such as a cache that the module writes"
+BRANCHES = "nobody else has as many branches of guidance, by which the module takes its rows"
 UNLIKE = "nothing alike to share with"
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,9 @@ def why_alone(call: ModuleCall, mates: Sequence[ModuleCall], axes: Axes, token: 
 
 def _differences(call: ModuleCall, mate: ModuleCall, axes: Axes, token: Token) -> Iterator[str]:
     if call.target.key != mate.target.key:
-        yield "the module has processors, adapters or a dtype of its own"
+        others = sorted(_processors(call) ^ _processors(mate))
+        named = f"other attention processors ({', '.join(others[:_NAMED])})"
+        yield f"the module has {named if others else 'processors, adapters or a dtype of its own'}"
         return
     own, theirs = _named(call), _named(mate)
     rule = call.target.ragged
@@ -64,6 +68,12 @@ def _differences(call: ModuleCall, mate: ModuleCall, axes: Axes, token: Token) -
             yield f"{name} {said}"
     more = (name for name, value in theirs.items() if name not in own and name not in padded and value is not None)
     yield from (f"{name} is given to one only" for name in more)
+
+
+def _processors(call: ModuleCall) -> set[str]:
+    """The classes of attention processors that the module has: with and without guidance PAG sets others."""
+    parts = call.target.module.modules() if isinstance(call.target.module, nn.Module) else ()
+    return {type(part.__dict__["processor"]).__name__ for part in parts if "processor" in part.__dict__}
 
 
 def _named(call: ModuleCall) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Verify once: every kind of merge is checked the first time, so that an unknown pipeline is at worst slow.
 
-Two checks. Rows alone against merged, loosely: catches gross errors. The same row count with the mates replaced, bit
-for bit: catches any crosstalk, such as a module that reads an argument of row 0 only. The mates' rows differ in *every*
-merged argument, so one event settles the kind.
+Three checks. Rows of different counts end to end against the same by branch: catches what cuts its batch by branches.
+Rows alone against merged, loosely: catches gross errors. The same row count with the mates replaced, bit for bit:
+catches any crosstalk, such as a module that reads an argument of row 0 only. The mates' rows differ in *every* merged
+argument, so one event settles the kind.
 
 Not every other bit is an error. Bits that change only with the mates' masks and lengths, and by no more than rounding,
 are padding. A mixture of experts rounds otherwise in any other company, and a token may go to another expert for it:
@@ -11,6 +12,7 @@ whether a difference is nothing but that, :class:`~steploom.weave.differences.Ro
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -25,6 +27,7 @@ from steploom.weave.differences import (
     Rounding,
     far_apart,
     largest_difference,
+    nearer,
     plain_values,
     same_values,
 )
@@ -56,6 +59,7 @@ class Verdicts:
         if self._reasons.get(merged.kind) is None:
             self._reasons[merged.kind] = reason
             counts = ("mixed rows" if merged.mixed else "equal rows") + (", adapters" if merged.blended else "")
+            counts += "" if merged.layout.by_branch is None else ", by branch"
             self._names[merged.kind] = f"{merged.target.name}.{merged.target.method}, {counts} #{len(self._names)}"
 
     def summary(self) -> dict[str, str]:
@@ -88,6 +92,8 @@ def check(merged: MergedCall, results: Sequence[Any]) -> str | None:
     """
     rounding = Rounding(merged, results)
     picked = sorted({0, len(results) - 1, *_first_of_each_row_count(merged)})[:_COMPARED]
+    if _misplaced(merged, results, picked, rounding):
+        return "end to end, the rows do not stand by branch, as the module takes them"
     for i in picked:
         alone = merged.calls[i].run()
         reason = far_apart(alone, results[i], LOOSE, rounding.computed)
@@ -101,10 +107,30 @@ def check(merged: MergedCall, results: Sequence[Any]) -> str | None:
 
 
 def _untold(rounding: Rounding) -> str:
-    return (
-        ""
-        if rounding.untold is None
-        else f" (which may be rounding, but it does not run in float64: {rounding.untold})"
+    if rounding.untold is None:
+        return ""
+    return f" (nobody can say whether that is rounding: it does not run in float64: {rounding.untold})"
+
+
+def _misplaced(merged: MergedCall, results: Sequence[Any], picked: Sequence[int], rounding: Rounding) -> bool:
+    """Whether rows end to end come out wrong, and by branch as they do alone.
+
+    A module that cuts its batch by branches reads nobody else's rows, and in half precision it may differ from alone by
+    less than the loose comparison allows: only another layout tells.
+    """
+    other = merged.placed_otherwise()
+    if other is None:
+        return False
+    moved = other.run()
+
+    def again(i: int) -> Any:
+        return other.run(other.leaves)[i]
+
+    return any(
+        largest_difference(results[i], moved[i]) > 0
+        and nearer(moved[i], results[i], merged.calls[i].run())
+        and not rounding.explains(i, moved[i], functools.partial(again, i))
+        for i in picked
     )
 
 

@@ -1,4 +1,4 @@
-"""Ways of asking a pipeline for the same with twice the samples, from which axes are learned."""
+"""Ways of asking a pipeline for samples: how many a request wants, and how to ask for twice as many."""
 
 from __future__ import annotations
 
@@ -9,6 +9,16 @@ import torch
 
 from steploom.requests import DiffusionRequest
 
+_PER_PROMPT = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
+
+
+def samples(request: DiffusionRequest) -> int:
+    """Samples that a request asks for: prompts, or rows of embeddings in their place, times those of each."""
+    prompts = [len(request.prompt) if isinstance(request.prompt, (list, tuple)) else 1]
+    given = [value for name, value in request.params.items() if "prompt" in name and isinstance(value, torch.Tensor)]
+    each = [count for name in _PER_PROMPT if isinstance(count := request.params.get(name), int)]
+    return max(1, max(prompts + [value.shape[0] for value in given if value.ndim > 1]) * max([1, *each]))
+
 
 def doubled(request: DiffusionRequest, accepted: Collection[str]) -> Iterator[dict[str, Any]]:
     """Changes to the arguments of ``request``, in the ways that diffusers has for it.
@@ -18,7 +28,7 @@ def doubled(request: DiffusionRequest, accepted: Collection[str]) -> Iterator[di
         accepted: Arguments of its pipeline.
     """
     plain = {"generator": None, "callback_on_step_end": None, "callback": None}
-    for argument in ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt"):
+    for argument in _PER_PROMPT:
         if argument in accepted:
             count = 2 * (request.params.get(argument) or 1)
             yield {**plain, argument: count, "latents": None}

@@ -34,7 +34,7 @@ from steploom.worker.blame import failure, no_steps
 from steploom.worker.family import Family, Given
 from steploom.worker.gauges import gauge_of
 from steploom.worker.loras import Counts, Loras
-from steploom.worker.probes import doubled
+from steploom.worker.probes import doubled, samples
 from steploom.worker.residents import Resident, show
 from steploom.worker.rpc import Extensions
 from steploom.worker.tuning import Tuning
@@ -200,7 +200,7 @@ class Runner:
         pipeline = self._loom.thread_pipeline(watcher, request.noise_scheduler, views, member)
         given = arguments(request, info, member, changes)
         watcher.follow_text(pipeline, signatures.defaults(member) | given)
-        return Program(run_id, lambda: pipeline(**given), watcher, doubled, request.context)
+        return Program(run_id, lambda: pipeline(**given), watcher, doubled, request.context, samples(request))
 
     def _doubled(self, new: NewRequest) -> Iterator[Program]:
         accepted = {parameter.name for parameter in self.info.serving(new.request).parameters}
