@@ -46,9 +46,10 @@ class Bank:
 
 
 def hardness(one: scene.Scene, *, lean: bool) -> float:
-    """How often to show a scene, beside others: what is drawn worst of all is stars and rings, above all on black."""
-    thin = sum(item.shape in ("star", "ring") for item in one.items)
-    return 1.0 + (3.0 if lean else 0.5) * thin + (4.0 if thin and one.background == "black" else 0.0)
+    """How often to show a scene, beside others: what is drawn worst is stars and rings, small ones and on black."""
+    thin = [item for item in one.items if item.shape in ("star", "ring")]
+    small = sum(item.size == "small" for item in thin) if lean else 0
+    return 1.0 + (3.0 if lean else 0.5) * len(thin) + 2.0 * small + (4.0 if thin and one.background == "black" else 0.0)
 
 
 def where_shapes_are(pictures: torch.Tensor) -> torch.Tensor:

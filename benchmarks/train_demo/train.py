@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path(".train"), help="checkpoints and logs")
     parser.add_argument("--vae-steps", type=int, default=900)
-    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--steps", type=int, default=14000)
     parser.add_argument("--export", type=pathlib.Path, metavar="FOLDER", help="where to write the model as it grows")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
