@@ -35,6 +35,20 @@ def interrupted_forward() -> Any:
     return _with_forward(lambda: os.kill(os.getpid(), signal.SIGINT))
 
 
+def terminated_pipeline() -> Any:
+    """In whose own code, between two forwards, SIGTERM arrives."""
+    pipe = tiny.sd3()
+    original = type(pipe)
+
+    class Pipeline(original):
+        def prepare_latents(self, *args: Any, **kwargs: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().prepare_latents(*args, **kwargs)
+
+    pipe.__class__ = Pipeline
+    return pipe
+
+
 def _with_forward(act: Any) -> Any:
     pipe = tiny.sd3()
     original = type(pipe.transformer)

@@ -8,10 +8,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
+import greenlet
 import pytest
 import tiny
 import torch
@@ -22,6 +24,7 @@ from steploom.errors import ConfigError, EngineError, GenerationFailed
 from steploom.executor import AttachedExecutor
 from steploom.protocol import NewRequest, SchedulerOutput
 from steploom.requests import DiffusionRequest
+from steploom.weave import exits
 
 SMALL = {"height": 32, "width": 32, "max_sequence_length": 16}
 PATHS = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
@@ -86,6 +89,24 @@ async def test_what_a_factory_raises_is_told(backend: str, factory: str, said: s
             pass
 
 
+def test_ctrl_c_is_nobodys_fault_where_it_is_heard() -> None:
+    """On the main thread, if nobody has arranged otherwise; elsewhere ``KeyboardInterrupt`` can only be a model's."""
+    seen: list[bool] = []
+    thread = threading.Thread(target=lambda: seen.append(exits.is_strangers(KeyboardInterrupt())))
+    thread.start()
+    thread.join()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        seen.append(exits.is_strangers(KeyboardInterrupt()))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a worker process
+        seen.append(exits.is_strangers(KeyboardInterrupt()))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == [True, False, True]
+    assert exits.is_strangers(SystemExit(1))
+    assert not any(map(exits.is_strangers, (exits.Ended(15), greenlet.GreenletExit(), ValueError())))
+
+
 @contextlib.contextmanager
 def listening(address: Path) -> Any:
     command = [sys.executable, "-m", "steploom.worker", "--listen", str(address)]
@@ -110,9 +131,13 @@ async def ticks(executor: AttachedExecutor) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "number"), [("terminated_forward", signal.SIGTERM), ("interrupted_forward", signal.SIGINT)]
-)
-async def test_a_signal_ends_a_listening_worker_in_the_middle_of_a_forward(
+    ("model", "number"),
+    [
+        ("terminated_forward", signal.SIGTERM), ("terminated_pipeline", signal.SIGTERM),
+        ("interrupted_forward", signal.SIGINT),
+    ],
+)  # fmt: skip
+async def test_a_signal_ends_a_listening_worker_whatever_runs(
     model: str, number: signal.Signals, tmp_path_factory: Any
 ) -> None:
     address = tmp_path_factory.mktemp("w") / "worker"
