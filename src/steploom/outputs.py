@@ -47,6 +47,7 @@ class DiffusionOutput(msgspec.Struct, frozen=True, kw_only=True):
         request_id: The request's id.
         seed: The seed that was used; None where a ``generator`` was given.
         output: What the pipeline returned, with the fields that it has in diffusers; None if ``error`` is set.
+        output_type: As the request asked for: ``"pil"``, ``"latent"``...; None where that is not known.
         timings: Where the time went.
         trajectory_latents: With ``return_trajectory``: latents after each step ``[steps, rows, ...]``.
         trajectory_timesteps: With ``return_trajectory``: the timestep of each step ``[steps]``.
@@ -61,6 +62,7 @@ class DiffusionOutput(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     seed: int | None = None
     output: Any = None
+    output_type: str | None = None
     timings: Timings = Timings()
     trajectory_latents: Any = None
     trajectory_timesteps: Any = None
@@ -125,7 +127,8 @@ class DiffusionOutput(msgspec.Struct, frozen=True, kw_only=True):
             The files that were written.
 
         Raises:
-            ConfigError: The ending names no format or does not fit what there is, or a package is missing.
+            ConfigError: The ending names no format or does not fit what there is, it is latents, nothing runs at such a
+                rate, or a package is missing.
         """
         return media.save(self, path, frame_rate=frame_rate, sampling_rate=sampling_rate)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -16,6 +17,7 @@ from driving import Driver, alone, assert_cares, distance, request
 from safetensors.torch import save_file
 
 from steploom import ConfigError, EngineConfig
+from steploom.worker import left_out
 from steploom.worker.runner import Runner
 
 
@@ -115,6 +117,54 @@ def test_components_come_from_elsewhere_or_are_left_out(tmp_path: Path, tiny_mod
     assert "components['transfomer']: " in typo
     assert "did you mean 'transformer'?" in typo
     assert "no such file" in refusal(tiny_model, components={"transformer": str(tmp_path / "none")})
+
+
+@pytest.mark.parametrize("name", ["safety_checker", "image_encoder", "feature_extractor"])
+def test_a_component_that_is_not_there_may_be_left_out(name: str, stable_diffusion: Path) -> None:
+    """As ``from_pretrained(..., safety_checker=None)``, whether or not the folder has one."""
+    assert json.loads((stable_diffusion / "model_index.json").read_text())[name] == [None, None]
+    runner, _ = load(stable_diffusion, components={name: None})
+    assert_serves_as(runner, checkpoints.load(stable_diffusion))
+    assert "no such component" in refusal(stable_diffusion, components={name: str(stable_diffusion / "unet")})
+    typo = refusal(stable_diffusion, components={f"{name}s": None})
+    assert f"components['{name}s']: " in typo
+    assert f"did you mean '{name}'?" in typo
+
+
+@pytest.mark.parametrize("name", ["unet", "scheduler", "tokenizer"])
+def test_what_no_request_can_do_without_cannot_be_left_out(
+    name: str, stable_diffusion: Path, single_file: Path
+) -> None:
+    said = refusal(stable_diffusion, components={name: None})
+    assert said.startswith(f"components['{name}']=None: StableDiffusionPipeline makes nothing without it")
+    if name != "unet":
+        assert said == refusal(single_file, base_model=str(stable_diffusion), components={name: None})
+
+
+def test_text_encoders_may_be_left_out_where_embeddings_are_given(stable_diffusion: Path) -> None:
+    runner, _ = load(stable_diffusion, components={"text_encoder": None, "tokenizer": None})
+    embeds = torch.randn(1, 77, runner.pipeline.unet.config.cross_attention_dim, generator=torch.manual_seed(0))
+    given = {"prompt_embeds": embeds, "negative_prompt_embeds": -embeds, "num_inference_steps": 2}
+    one = request("a", None, 1, height=32, width=32, **given)
+    pipe = checkpoints.load(stable_diffusion)
+    finished = Driver(runner).drain([one])["a"]
+    assert finished.error is None, finished.error
+    assert distance(finished.output, alone(pipe, one)) <= 1e-4
+
+
+@pytest.mark.parametrize(("given", "refused"), [
+    ({"transformer_2": None}, False), ({"transformer": None}, False),
+    ({"transformer": None, "transformer_2": None}, True),
+    ({"vae": None}, False), ({"scheduler": None}, True), ({"tokenizer": None}, True),
+    ({"tokenizer": None, "text_encoder": None}, False), ({"image_encoder": None}, False),
+])  # fmt: skip
+def test_of_two_denoisers_one_may_be_left_out(given: dict[str, None], refused: bool) -> None:
+    index = {name: ["diffusers", "Any"] for name in ("transformer", "transformer_2", "vae", "scheduler", "tokenizer",
+                                                     "text_encoder", "image_encoder")}  # fmt: skip
+    index |= {"_class_name": "WanImageToVideoPipeline", "image_encoder": [None, None]}
+    with pytest.raises(ConfigError) if refused else contextlib.nullcontext():
+        for name in given:
+            left_out.refuse(name, given, index)
 
 
 def test_each_component_can_have_a_dtype(tiny_model: Path) -> None:

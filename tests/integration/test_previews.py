@@ -18,7 +18,7 @@ from PIL import Image
 from steploom import demo
 from steploom.errors import ConfigError
 from steploom.requests import DiffusionRequest
-from steploom.weave import preview, rest
+from steploom.weave import forwards, noise, preview, rest
 from steploom.worker.runner import Runner
 
 WIDE = {"height": 32, "width": 48, "num_inference_steps": 2, "preview_every": 1}
@@ -182,6 +182,64 @@ def one_of_each() -> list[str]:
 @pytest.mark.parametrize("name", one_of_each())
 def test_every_family_has_previews(name: str) -> None:
     assert_previews(name)
+
+
+UNDECODED = {
+    **dict.fromkeys(("ConsistencyModelPipeline", "IFPipeline", "IFSuperResolutionPipeline", "UnCLIPPipeline"),
+                    "denoises pixels: there is nothing to decode"),
+    **dict.fromkeys(("HiDreamImagePipeline", "Lumina2Pipeline", "PRXPipeline"),
+                    "adds the VAE's shift, and the case's has none: alone, it fails likewise"),
+}  # fmt: skip
+"""Cases whose decoder is not called, or cannot be, and why."""
+
+ALIKE = 0.99
+"""Least correlation of the last estimate with what the pipeline ends with; found: 0.998, mostly 1."""
+
+
+def correlation(one: torch.Tensor, other: torch.Tensor) -> float:
+    pair = torch.stack([one.double().flatten(), other.double().flatten()])
+    assert bool((pair.std(dim=1) > 0).all()), "a constant proves nothing"
+    return float(torch.corrcoef(pair)[0, 1])
+
+
+def latents_of(call: Any) -> torch.Tensor:
+    args, kwargs = call.arguments
+    return (args[0] if args else next(iter(kwargs.values()))).clone()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(name for name in CASES if not CASES[name].kind.endswith(UNSEEN)))
+def test_the_last_preview_shows_what_the_pipeline_ends_with(name: str, monkeypatch) -> None:
+    """The last step's estimate is what the step ends at, and the preview decodes what the pipeline decodes."""
+    case, decodes = CASES[name], name not in UNDECODED
+    torch.manual_seed(0)
+    pipe = case.build()
+    pipe.set_progress_bar_config(disable=True)
+    ends, shown, decoded = [], [], []
+
+    def estimate(self: Any, original: Any = noise.StepEnd.estimate) -> Any:
+        ends.append((found := original(self), self.latents))
+        return found
+
+    def decoder_call(program: Any, result: Any, original: Any = preview.decoder_call) -> Any:
+        call = original(program, result)
+        shown.extend([] if call is None else [(call.target.name, latents_of(call))])
+        return call
+
+    def alone(self: Any, call: Any, original: Any = forwards.Forwards.alone) -> Any:
+        decoded.extend([(call.target.name, latents_of(call))] if call.target.method == "decode" else [])
+        return original(self, call)
+
+    driver = Driver(Runner.from_pipeline(pipe, config()))
+    for owner, own in ((noise.StepEnd, estimate), (preview, decoder_call), (forwards.Forwards, alone)):
+        monkeypatch.setattr(owner, own.__name__, own)
+    driver.drain([case.request(0, preview_every=1, **({"output_type": "np"} if decodes else {}))])
+    assert driver.finished["r0"].error is None, driver.finished["r0"].error
+    assert correlation(*ends[-1]) > ALIKE
+    if decodes:
+        decoder, latents = shown[-1]
+        alike = [one for by, one in decoded if by == decoder and one.shape == latents.shape]
+        assert max(correlation(latents, one) for one in alike) > ALIKE  # several stages, or a video in pieces
 
 
 def test_the_rest_of_a_call_does_not_clear_caches_of_the_request() -> None:

@@ -192,6 +192,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"num_frames": 5000}, "num_frames"),
     ({"seconds": "1", "num_frames": 5}, "seconds"),
     ({"fps": 0}, "fps"),
+    ({"fps": 0.001}, "fps"),
     ({"num_inference_steps": 100000}, "num_inference_steps"),
     ({"guidance_scale": "much"}, "guidance_scale"),
     ({"true_cfg_scale": 2.0}, "true_cfg_scale"),

@@ -117,7 +117,8 @@ class Least(DiffusionExecutor):
 async def test_an_executor_need_not_say_what_follows() -> None:
     assert (Least.granularity, DiffusionExecutor.granularity) == ("request", "step")
     async with AsyncDiffusionEngine(distributed_executor_backend=Least) as engine:
-        assert (await engine.generate("a cat", style="ink")).output == ("a cat", {"style": "ink"})
+        out = await engine.generate("a cat", style="ink", output_type="latent")
+        assert (out.output, out.output_type) == (("a cat", {"style": "ink"}), "latent")
         await engine.check_health()
 
 

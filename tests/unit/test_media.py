@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 import types
 import wave
+from fractions import Fraction
 from typing import Any
 
 import av
@@ -29,7 +31,7 @@ def clip(height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
 
 
 def made(**fields: Any) -> DiffusionOutput:
-    rates = {name: fields.pop(name) for name in ("frame_rate", "sampling_rate") if name in fields}
+    rates = {name: fields.pop(name) for name in ("frame_rate", "sampling_rate", "output_type") if name in fields}
     return DiffusionOutput(request_id="r", output=types.SimpleNamespace(**fields), **rates)
 
 
@@ -152,6 +154,79 @@ def test_what_does_not_fit_is_refused_with_the_mend(tmp_path: pathlib.Path, outp
         output.save(tmp_path / name)
     assert words in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rate", [-1, 0, math.nan, math.inf, 0.001, 5000, True, "24", Fraction(1, 51), 10**400])
+@pytest.mark.parametrize("ending", [".gif", ".mp4"])
+def test_a_frame_rate_at_which_no_video_runs_is_refused(tmp_path: pathlib.Path, rate: Any, ending: str) -> None:
+    video = made(frames=clip()[None], frame_rate=8.0)
+    with pytest.raises(ConfigError, match=r"^frame_rate=.*from 0\.02 to 1000; give save\(\) another, or None"):
+        video.save(tmp_path / f"a{ending}", frame_rate=rate)
+    with pytest.raises(ConfigError, match=r"^frame_rate=.*another$"):
+        made(frames=clip()[None], frame_rate=rate).save(tmp_path / f"a{ending}")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.1, 23.976, 1000, np.float32(25), Fraction(30000, 1001)])
+@pytest.mark.parametrize("ending", [".gif", ".webp", ".apng", ".mp4", ".webm"])
+def test_the_slowest_and_the_fastest_video_can_be_saved(tmp_path: pathlib.Path, rate: Any, ending: str) -> None:
+    made(frames=clip()[None]).save(tmp_path / f"a{ending}", frame_rate=rate)
+    if ending == ".mp4":
+        frames, found = decoded(tmp_path / "a.mp4")
+        assert len(frames) == FRAMES
+        assert float(found) == pytest.approx(float(rate), rel=1e-3)
+
+
+@pytest.mark.parametrize("rate", [-5, 0, 3.7, math.nan, math.inf, 2_000_000, True, "48000"])
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp4"])
+def test_a_sampling_rate_at_which_no_sound_runs_is_refused(tmp_path: pathlib.Path, rate: Any, name: str) -> None:
+    whole = made(audios=np.zeros((1, 1, 9), np.float32), frames=clip()[None], sampling_rate=16000)
+    with pytest.raises(ConfigError, match=r"^sampling_rate=.*a whole number of samples .*, or None for the model's"):
+        whole.save(tmp_path / name, sampling_rate=rate)
+    assert not list(tmp_path.iterdir())
+    whole.save(tmp_path / name, sampling_rate=np.int64(48000))
+
+
+LATENTS = {
+    "images": [(1, 4, 16, 16), (1, 16, 16, 16), (3, 4, 8, 8), (1, 64, 16), (2, 8, 8, 4)],
+    "frames": [(1, 4, 5, 16, 16), (1, 16, 5, 16, 16), (1, 4, 1, 16, 16)],
+    "audios": [(1, 8, 64, 16), (1, 2, 64)],
+}
+
+
+@pytest.mark.parametrize(("field", "shape"), [(field, shape) for field, shapes in LATENTS.items() for shape in shapes])
+@pytest.mark.parametrize("listed", [False, True])
+def test_latents_are_never_pictures(tmp_path: pathlib.Path, field: str, shape: tuple[int, ...], listed: bool) -> None:
+    """Whatever their shape looks like: the request has asked for them."""
+    latents = torch.randn(shape, generator=torch.manual_seed(0))
+    output = made(**{field: [latents] if listed else latents}, sampling_rate=16000, output_type="latent")
+    for ending in {"images": (".png", ".gif"), "frames": (".mp4", ".gif", ".png"), "audios": (".wav", ".mp3")}[field]:
+        with pytest.raises(ConfigError, match="output_type='latent': these are latents; leave output_type as it is"):
+            output.save(tmp_path / f"a{ending}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_pictures_are_saved_of_pipelines_that_decode_whatever_they_are_asked_for(tmp_path: pathlib.Path) -> None:
+    made(images=[Image.new("RGB", (8, 8))], output_type="latent").save(tmp_path / "a.png")
+    made(texts=["a"], output_type="latent").save(tmp_path / "a.txt")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 8, 8), (3, 16, 8, 8), (4, 12, 8, 8)])
+def test_many_channels_are_latents_by_their_shape(tmp_path: pathlib.Path, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="these are latents"):
+        made(images=torch.zeros(shape)).save(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_as_many_images_as_an_image_has_channels_are_images(tmp_path: pathlib.Path, count: int, channels: int) -> None:
+    images = torch.linspace(0, 1, count * channels * 6 * 5).reshape(count, channels, 6, 5)
+    colours = images[:, [0, 0, 0] if channels == 1 else [0, 1, 2]].permute(0, 2, 3, 1).numpy()
+    for given in (images, images.permute(0, 2, 3, 1).numpy()):
+        found = np.stack([np.asarray(one) for one in media.pictures_of(given)])
+        assert np.abs(found - colours * 255).max() <= 0.51
+        assert len(made(images=given).save(tmp_path / "a.png")) == count
 
 
 def test_without_the_extra_the_mend_is_named(tmp_path: pathlib.Path, monkeypatch) -> None:

@@ -20,6 +20,7 @@ INFO = PipelineInfo(
     parameters=[*(Parameter(name, kind="picture") for name in NAMES), Parameter("prompt"), Parameter("height")],
 )
 SMALL, LARGE = Image.new("RGB", (32, 32)), Image.new("RGB", (64, 64))
+DEEP = Image.new("I;16", (32, 32), 40000)
 GREY = SMALL.convert("L")
 
 
@@ -61,6 +62,8 @@ SHAPES = RuntimeError("The size of tensor a (2) must match the size of tensor b 
         ({"image": SMALL, "mask_image": LARGE}, "a", "mask_image=.* is of 64x64, but image of 32x32; make them"),
         ({"mask_image": np.zeros((32, 32, 3))}, "a", r"has 3 channels; give \[height, width\]"),
         ({"mask_image": SMALL.convert("P")}, "a", r"is of mode P; convert it: image.convert\('L'\)"),
+        ({"image": DEEP}, "a", r"is of mode I;16; convert it: Image.fromarray\(\(numpy.asarray\(image\) // 257\)"),
+        ({"image": Image.new("I;16", (32, 32), 255)}, "a", r"is of mode I;16; convert it: image.convert\('RGB'\)"),
         ({"video": [[SMALL]] * 3}, ["a", "b"], "3 pictures for 2 prompts"),
         ({"video": torch.zeros(3, 4, 3, 32, 32)}, ["a", "b"], "3 pictures for 2 prompts"),
     ],

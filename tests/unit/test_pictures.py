@@ -48,6 +48,37 @@ async def test_bytes_and_files_become_pictures(name: str, tmp_path: pathlib.Path
     assert all((np.asarray(one) == PIXELS).all() for one in (several[0], several[1], several[2][0]))
 
 
+DEEP = np.arange(24 * 32).reshape(24, 32) * 85
+"""Grey values of 16 bits."""
+
+
+@pytest.mark.parametrize(
+    ("picture", "form"),
+    [
+        (Image.fromarray(DEEP.astype(np.uint16)), "PNG"), (Image.fromarray(DEEP.astype(np.uint16)), "TIFF"),
+        (Image.fromarray(DEEP.astype(np.int32)), "TIFF"), (Image.fromarray((DEEP / 65195).astype(np.float32)), "TIFF"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["image", "mask_image"])
+async def test_16_bits_are_refused_with_a_conversion_that_keeps_them(picture: Any, form: str, name: str) -> None:
+    """What the message says is done here, and nothing is lost but the lower bits."""
+    with pytest.raises(InvalidRequest, match=f"^{name}: an image of mode .*give 8 bits: ") as caught:
+        await loaded(encoded(picture, form), name)
+    mend = str(caught.value).partition("give 8 bits: ")[2]
+    found = eval(mend, {"Image": Image, "numpy": np, "image": picture})
+    assert found.mode == ("L" if name == "mask_image" else "RGB")
+    grey = np.asarray(found.convert("L"), float)
+    assert np.abs(grey - DEEP / 65195 * 255).max() < 3
+    assert len(np.unique(grey)) > 200
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+async def test_8_bits_in_a_deep_image_are_read(dtype: Any) -> None:
+    """As ``load_image`` does: nothing of them is cut off."""
+    grey = PIXELS[..., 0]
+    assert (np.asarray(await loaded(encoded(Image.fromarray(grey.astype(dtype)), "TIFF")))[..., 1] == grey).all()
+
+
 async def test_what_is_a_picture_already_passes_as_it_is() -> None:
     for given in (Image.fromarray(PIXELS), PIXELS.astype(np.float32) / 255, [np.zeros((1, 8, 8, 3), np.float32)], None):
         request = DiffusionRequest("x", image=given)

@@ -84,3 +84,35 @@ def test_the_other_half_of_a_learned_variance_is_left_out() -> None:
     own.step(torch.cat([eps, eps * 7], dim=1), own.timesteps[0], alpha * x0 + sigma * eps)
     noise.forget(own)
     torch.testing.assert_close(ends[0].estimate(), x0, rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_the_estimate_of_tokens_at_levels_of_their_own(stochastic: bool) -> None:
+    """LTX's and SANA-WM's pipelines hand in the velocity from noise to data; the noise scheduler adds it."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=stochastic)
+    scheduler.set_timesteps(STEPS)
+    own = noise.observe(scheduler, ends := Heard())
+    draw = torch.Generator().manual_seed(0)
+    x0, eps = (torch.randn(1, 5, 4, generator=draw) for _ in range(2))
+    sigmas = own.sigmas[torch.tensor([[0, 0, 2, 3, STEPS]])]  # the last token is given, without noise
+    sample = (1 - sigmas[..., None]) * x0 + sigmas[..., None] * eps
+    velocity = eps - x0 if stochastic else x0 - eps
+    own.step(velocity, own.timesteps[0], sample, per_token_timesteps=sigmas * 1000, return_dict=False)
+    noise.forget(own)
+    torch.testing.assert_close(ends[0].estimate(), x0, rtol=1e-3, atol=2e-3)
+    assert stochastic or (ends[0].latents - x0).abs().max() < (sample - x0).abs().max(), "a step goes towards the data"
+
+
+def test_the_estimate_where_data_is_at_one() -> None:
+    """Mochi's noise scheduler counts from noise to data."""
+    own = noise.observe(diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True), ends := Heard())
+    own.set_timesteps(STEPS)
+    draw = torch.Generator().manual_seed(0)
+    x0, eps = (torch.randn(1, 4, 8, 8, generator=draw) for _ in range(2))
+    sample = x0 * own.sigmas[0] + eps * (1 - own.sigmas[0])
+    for index in range(STEPS):
+        sample = own.step(x0 - eps, own.timesteps[index], sample, return_dict=False)[0]
+    noise.forget(own)
+    torch.testing.assert_close(sample, x0, rtol=1e-3, atol=2e-3)
+    for end in ends:
+        torch.testing.assert_close(end.estimate(), x0, rtol=1e-3, atol=2e-3)

@@ -19,7 +19,7 @@ from anyio import to_thread
 
 from steploom.engine.picture_checks import GIVE, check_finite, check_size, to_encoder
 from steploom.errors import InvalidRequest
-from steploom.media.pictures import brief, kind_of, leaves, shape_of
+from steploom.media.pictures import brief, kind_of, leaves, lost_in_8_bits, shape_of
 from steploom.protocol import PipelineInfo
 from steploom.protocol.pictures import is_video, pictures_among
 from steploom.requests import DiffusionRequest
@@ -158,6 +158,13 @@ def _decoded(name: str, file: Any, check: Callable[[tuple[int, int]], None]) -> 
         frames = getattr(picture, "n_frames", 1)
         if is_video(name) and frames > 1:  # of which load_image takes the first
             raise InvalidRequest(f"{name}: an animation of {frames} frames; give them as a list", field=name)
+        mend = lost_in_8_bits(picture, mask="mask" in name)
+        if mend is not None:
+            raise InvalidRequest(
+                f"{name}: an image of mode {picture.mode}, whose values load_image would cut off at 255; give 8 bits: "
+                f"{mend}",
+                field=name,
+            )
         return ImageOps.exif_transpose(picture).convert("RGB")
 
 

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from steploom.errors import ConfigError
-from steploom.media import images, sound, video
+from steploom.media import images, rates, sound, video
 from steploom.media.arrays import frames_of, pictures_of, waves_of
 from steploom.media.images import picture
+from steploom.media.pictures import leaves, shape_of
 
 __all__ = ["check", "endings_for", "frames_of", "kinds_of", "numbered", "picture", "pictures_of", "save", "waves_of"]
-
-DEFAULT_FRAME_RATE = 16.0
-"""Frames per second where neither the caller nor the pipeline names a rate: Wan's."""
 
 KINDS = ("images", "videos", "audios", "text")
 """What pipelines make, as outputs call it."""
@@ -86,23 +84,27 @@ def save(
         The files that were written.
 
     Raises:
-        ConfigError: The ending names no format or does not fit the output, or a package is missing.
+        ConfigError: The ending names no format or does not fit the output, the output is latents, a rate is none, or a
+            package is missing.
     """
     path = Path(path)
     check(path)
+    rate = rates.frame_rate(frame_rate, output.frame_rate)
+    samples_s = rates.sampling_rate(sampling_rate, output.sampling_rate)
     kinds = kinds_of(path)
     kind = next((kind for kind in kinds if output.has(kind)), None)
     if kind is None and kinds == ("images",) and output.has("videos"):
+        _refuse_latents(output, "videos", path)
         return _single_frames(output, path)
     if kind is None:
         made = [name for name in KINDS if output.has(name)]
         mend = f"it made {made[0]}: use {endings_for(made[0])}" if made else "it made nothing that can be saved"
         raise ConfigError(f"{path}: the pipeline made no {' and no '.join(kinds)}; {mend}")
-    rate = float(frame_rate or output.frame_rate or DEFAULT_FRAME_RATE)
+    _refuse_latents(output, kind, path)
     if kind == "videos":
-        return _videos(output, path, rate, sampling_rate or output.sampling_rate)
+        return _videos(output, path, rate, samples_s)
     if kind == "audios":
-        return sound.write(waves_of(output.audios), path, sampling_rate or output.sampling_rate, numbered)
+        return sound.write(waves_of(output.audios), path, samples_s, numbered)
     if kind == "text":
         texts: list[Any] = output.text if isinstance(output.text, list) else [output.text]  # pyright: ignore
         files = numbered(path, len(texts))
@@ -114,6 +116,12 @@ def save(
     for file, one in zip(files, pictures, strict=True):
         images.write(one, file)
     return files
+
+
+def _refuse_latents(output: Any, kind: str, path: Path) -> None:
+    """Refuses latents, which may look like pictures. Some pipelines give pictures all the same: those are PIL's."""
+    if output.output_type == "latent" and any(map(shape_of, leaves(kind, getattr(output, kind)))):
+        raise ConfigError(f"{path}: output_type='latent': these are latents; leave output_type as it is")
 
 
 def _videos(output: Any, path: Path, rate: float, sampling_rate: int | None) -> list[Path]:

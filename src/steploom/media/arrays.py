@@ -71,13 +71,24 @@ def pictures_of(images: Any) -> list[Any]:
             found.append(value)
         elif isinstance(value, (list, tuple)):
             pending[:0] = cast("list[Any]", value)
-        elif hasattr(value, "shape") and len(value.shape) >= _FRAME:
+        elif _dimensions(value) == _VIDEO:
+            found += map(Image.fromarray, _stack(array(value)))
+        elif _dimensions(value) >= _FRAME:
             found += [Image.fromarray(frame) for video in frames_of(value) for frame in video]
         else:
             raise ConfigError(f"the pipeline made {type(value).__name__} where an image was expected")
     if not found:
         raise ConfigError("the pipeline made no image")
     return found
+
+
+def _stack(values: Any) -> list[Any]:
+    """Images ``[images, height, width, channels]`` or ``[images, channels, height, width]``, as frames are."""
+    if values.shape[-1] not in _COLOURS:
+        if values.shape[1] not in _COLOURS:
+            raise ConfigError(f"images of shape {values.shape}: these are latents; leave output_type as it is")
+        values = values.transpose(0, 2, 3, 1)
+    return list(_bytes(values))
 
 
 def waves_of(audios: Any) -> list[Any]:

@@ -16,6 +16,9 @@ DEEPEST = 8
 _SHOWN, _SHOWN_DEEP, _SHOWN_LONG = 3, 3, 80
 """Of a value in a message: items of a list, lists within lists, characters."""
 
+_SPREAD = "255 * (numpy.asarray(image) - low) / (high - low)"
+"""To what a pixel becomes whose least and largest values only the caller knows."""
+
 
 def leaves(name: str, value: Any, depth: int = 0) -> Iterator[Any]:
     """What lists, tuples and dicts hold; ``value`` itself if it is none.
@@ -38,6 +41,28 @@ def leaves(name: str, value: Any, depth: int = 0) -> Iterator[Any]:
 def is_image(value: Any) -> bool:
     """Whether ``value`` is a PIL image; this process may have no PIL."""
     return isinstance(getattr(value, "size", None), tuple) and hasattr(value, "mode") and hasattr(value, "convert")
+
+
+def lost_in_8_bits(image: Any, *, mask: bool = False) -> str | None:
+    """How to convert a PIL image of 16 or 32 bits a pixel, where ``convert("RGB")`` would cut its values off at 255.
+
+    Args:
+        image: A PIL image; of one that stands in a file the pixels are read.
+        mask: Whether black and white is wanted, not RGB.
+
+    Returns:
+        Python code; None where ``convert`` keeps what there is.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return None
+    low, top = image.getextrema()
+    fraction = image.mode == "F" and 0 < top <= 1
+    if low >= 0 and top <= 255 and not fraction:
+        return None
+    whole = low >= 0 and top < 2**16 and image.mode != "F"
+    values = "numpy.asarray(image)"
+    scaled = f"{values} // 257" if whole else f"255 * {values}" if fraction and low >= 0 else _SPREAD
+    return f"Image.fromarray(({scaled}).astype('uint8'))" + ("" if mask else ".convert('RGB')")
 
 
 def shape_of(value: Any) -> tuple[int, ...] | None:

@@ -20,6 +20,7 @@ def outcome(state: RequestState, report: RequestReport, now: float) -> Event:
         request_id=request_id,
         seed=state.request.seed,
         output=report.output,
+        output_type=state.request.output_type,
         timings=state.timings(now, report.skipped_steps),
         trajectory_latents=report.trajectory_latents,
         trajectory_timesteps=report.trajectory_timesteps,

@@ -89,7 +89,7 @@ def _converted(
     if kind in ("sample", "original_sample"):
         return output
     if _flows(noise_scheduler):
-        return None if sigma is None else sample - sigma.to(sample.device) * output
+        return None if sigma is None else sample + _way(noise_scheduler, sigma.to(sample.device), arguments) * output
     if sigma is not None and not hasattr(noise_scheduler, "_sigma_to_alpha_sigma_t"):
         alpha = (sigma**2 + 1) ** -0.5  # Karras' samples grow with the noise
         sample, sigma = sample * alpha, sigma * alpha
@@ -108,6 +108,16 @@ def _flows(noise_scheduler: Any) -> bool:
         or bool(config.get("use_flow_sigmas"))
         or any(word in name for word in ("Flow", "RF", "Helios"))
     )
+
+
+def _way(noise_scheduler: Any, sigma: torch.Tensor, arguments: Mapping[str, Any]) -> torch.Tensor:
+    """How far along its velocity a sample is from the data: ``-sigma``, but where time or velocity run backwards."""
+    config = noise_scheduler.config
+    if config.get("stochastic_sampling") or "LCM" in type(noise_scheduler).__name__:
+        return -sigma  # these compute x0 themselves, like this
+    if arguments.get("per_token_timesteps") is not None:
+        return sigma  # pipelines hand in the velocity from noise to data, and the noise scheduler adds it
+    return 1 - sigma if config.get("invert_sigmas") else -sigma  # Mochi: data is at 1
 
 
 def _levels(noise_scheduler: Any, sigma: Any, timestep: Any, sample: torch.Tensor) -> tuple[Any, Any]:

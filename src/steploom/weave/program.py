@@ -15,6 +15,7 @@ import greenlet
 import torch
 
 from steploom.weave.calls import ModuleCall
+from steploom.weave.exits import Ended
 from steploom.weave.holdings import Holdings
 from steploom.weave.kept import Kept, restore
 from steploom.weave.noise import StepDue, StepEnd
@@ -127,6 +128,8 @@ class Program:
                 stop = self._greenlet.throw(error)
             else:
                 stop = self._greenlet.switch() if first else self._greenlet.switch(value)
+        except Ended:
+            raise
         except BaseException as fault:  # noqa: BLE001 - the request's own failure (a callback may raise SystemExit)
             restore(self._kept)
             self._finish(error=fault)
@@ -229,6 +232,8 @@ class Program:
                 break
             try:
                 self._greenlet.throw(greenlet.GreenletExit)
+            except Ended:
+                raise
             except BaseException as fault:  # noqa: BLE001 - a cancelled program's last words (a callback may exit)
                 log.info("request %s raised %s as it was ended: %s", self.name, type(fault).__name__, fault)
             restore(self._kept)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from steploom.weave import exits
 from steploom.weave.compiled import is_compiled
 from steploom.weave.kept import CONTAINERS, DEEPEST, offloaded
 from steploom.weave.ragged import Rule, rule_for
@@ -68,12 +69,21 @@ class Target:
         self._invoke = around(self.name, self._invoke)
 
     def invoke(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the real module."""
-        if self.patched is not None and "forward" in self.patched.__dict__:
-            return self.patched(*args, **kwargs)
-        if self.adapted is not None:
-            return self.adapted.invoke(self._invoke, args, kwargs)
-        return self._invoke(*args, **kwargs)
+        """Runs the real module.
+
+        Raises:
+            RuntimeError: It raised ``SystemExit`` or the like, which is to end its request, and not the engine.
+        """
+        try:
+            if self.patched is not None and "forward" in self.patched.__dict__:
+                return self.patched(*args, **kwargs)
+            if self.adapted is not None:
+                return self.adapted.invoke(self._invoke, args, kwargs)
+            return self._invoke(*args, **kwargs)
+        except BaseException as fault:
+            if not exits.is_strangers(fault):
+                raise
+            raise RuntimeError(f"{self.method} of {self.name} raised {exits.words_of(fault)}") from fault
 
 
 class SharedModule:

@@ -15,6 +15,7 @@ import sys
 
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError
+from steploom.weave.exits import Ended
 from steploom.worker.group import follow
 from steploom.worker.listening import GREET_S, listen
 from steploom.worker.memory import keep_freed
@@ -60,19 +61,19 @@ def _listen(address: str, runner: str, greet_s: float) -> int:
     """Until a signal comes."""
 
     def end(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending
-        sys.exit(128 + number)
+        for one in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(one, signal.SIG_IGN)  # it is ending
+        raise Ended(number)
 
-    signal.signal(signal.SIGTERM, end)
+    for one in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(one, end)
     try:
         listen(address, runner, greet_s)
     except ConfigError as error:
         print(f"steploom worker: {error}", file=sys.stderr)  # noqa: T201 - for whoever started it
         return 2
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except SystemExit as end_of_it:
-        return int(end_of_it.code or 0)
+    except Ended as ended:
+        return 128 + ended.number
     return 0
 
 

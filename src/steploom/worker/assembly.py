@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from steploom.config import EngineConfig
 from steploom.errors import ConfigError
 from steploom.weave import untyped
 from steploom.weave.order import is_denoiser
-from steploom.worker import indexes, sources
+from steploom.worker import indexes, left_out, sources
 from steploom.worker.quantization import Quantization
 from steploom.worker.sources import Source
 
@@ -203,9 +203,7 @@ class _Assembly:
         """Refuses the name of a component that the base does not have, nor is one of ``others``."""
         known = sorted([one for one in self._index if self._listing(one) is not None] + list(others))
         if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else f", but {', '.join(known)}"
-            raise ConfigError(f"{setting}: {self.base.name} has no such component{hint}")
+            _refuse_name(name, setting, self.base.name, known)
 
     def _quantization(self) -> Mapping[str, Any]:
         """The config of each component that is quantized; of each GGUF file, too."""
@@ -230,9 +228,12 @@ class _Assembly:
 
     def _component(self, name: str, where: str | None, quantization: Mapping[str, Any]) -> Any:
         """One component that is not the base's own."""
-        cls = self._class(name)
         if where is None:
+            if name not in (known := left_out.names(self._index)):
+                _refuse_name(name, f"components[{name!r}]", self.base.name, known)
+            left_out.refuse(name, self._parts, self._index)
             return None
+        cls = self._class(name)
         source = sources.find(where, f"components[{name!r}]")
         options: dict[str, Any] = dict(self._hub)
         if _has_weights(cls):
@@ -260,6 +261,12 @@ class _Assembly:
             options["quantization_config"] = untyped.quantization_configs("diffusers")["gguf"](compute_dtype=compute)
         options |= {"config": self.base.name, "subfolder": name}
         return cls.from_single_file(source.name, **options)
+
+
+def _refuse_name(name: str, setting: str, base: str, known: list[str]) -> NoReturn:
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else f", but {', '.join(known)}"
+    raise ConfigError(f"{setting}: {base} has no such component{hint}")
 
 
 def _from_hub(name: str, cls: Any, source: Source, options: dict[str, Any]) -> Any:

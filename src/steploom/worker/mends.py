@@ -10,6 +10,7 @@ from pathlib import Path
 
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError
+from steploom.weave import exits
 from steploom.weave.machine_faults import is_of_machine
 from steploom.worker import indexes, sources
 
@@ -51,7 +52,9 @@ def explained(config: EngineConfig) -> Generator[None]:
         raise ConfigError(f"model={config.model!r}: {unfit}: {said}") from error
     except MemoryError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not (isinstance(error, Exception) or exits.is_strangers(error)):
+            raise
         said = " ".join(str(error).split())
         if not isinstance(error, _TELLING):  # which are no sentences: KeyError: 'vae'
             said = f"{type(error).__name__}: {said}"
@@ -69,11 +72,12 @@ def own_factory(config: EngineConfig) -> Generator[None]:
         yield
     except ConfigError:
         raise
-    except Exception as error:
-        if isinstance(error, (RuntimeError, MemoryError)) and is_of_machine(error):
+    except BaseException as error:
+        of_machine = isinstance(error, (RuntimeError, MemoryError)) and is_of_machine(error)
+        if of_machine or not (isinstance(error, Exception) or exits.is_strangers(error)):
             raise
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        words = exits.words_of(error)
         raise ConfigError(f"model={config.model!r}: raised {words} ({frame.filename}, line {frame.lineno})") from error
 
 

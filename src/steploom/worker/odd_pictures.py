@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from steploom.media.pictures import is_image, is_tensor, leaves, shape_of, size_of
+from steploom.media.pictures import is_image, is_tensor, leaves, lost_in_8_bits, shape_of, size_of
 from steploom.protocol.pictures import is_video
 from steploom.requests import DiffusionRequest
 
@@ -42,7 +42,8 @@ def oddities(pictures: Mapping[str, Any], request: DiffusionRequest) -> Iterator
 def _odd(name: str, leaf: Any) -> Iterator[Odd]:
     """About one picture."""
     if is_image(leaf) and leaf.mode != "RGB" and not (_is_mask(name) and leaf.mode in ("L", "1")):
-        mend = "image.convert('L')" if _is_mask(name) else "image.convert('RGB')"
+        plain = "image.convert('L')" if _is_mask(name) else "image.convert('RGB')"
+        mend = lost_in_8_bits(leaf, mask=_is_mask(name)) or plain
         yield Odd(name, f"is of mode {leaf.mode}", f"convert it: {mend}")
     shape = shape_of(leaf)
     if shape is not None:

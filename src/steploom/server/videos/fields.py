@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from steploom.errors import InvalidRequest
-from steploom.media import DEFAULT_FRAME_RATE
+from steploom.media import rates
 from steploom.protocol import PipelineInfo
 from steploom.protocol.pictures import FRAMES
 from steploom.server import fields as common
@@ -54,8 +54,8 @@ def _length(name: str, value: Any) -> str:
 
 def _fps(name: str, value: Any) -> float:
     found = number(name, value)
-    if not 0 < found <= MAX_FPS:
-        raise invalid(f"{name}={value!r:.80}: must be greater than 0 and at most {MAX_FPS}", name)
+    if not rates.SLOWEST <= found <= MAX_FPS:
+        raise invalid(f"{name}={value!r:.80}: must be from {rates.SLOWEST} to {MAX_FPS}", name)
     return found
 
 
@@ -69,7 +69,7 @@ OPENAI: dict[str, Kind] = {
     **{name: common.OPENAI[name] for name in ("prompt", "model", "size", "user", "safety_identifier")},
     "seconds": length,
     "num_frames": whole(1),
-    "fps": Kind(_fps, {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_FPS}),
+    "fps": Kind(_fps, {"type": "number", "minimum": rates.SLOWEST, "maximum": MAX_FPS}),
 }
 """Fields of OpenAI's, and of the video's length, by name."""
 
@@ -132,7 +132,7 @@ def length_of(fields: VideoFields, info: PipelineInfo) -> Length:
         ApiError: 400: the pipeline's videos have a length of their own.
     """
     known = {parameter.name for parameter in info.parameters}
-    fps = fields.fps or info.frame_rate or DEFAULT_FRAME_RATE
+    fps = fields.fps or info.frame_rate or rates.DEFAULT_FRAME_RATE
     name = next((name for name in FRAMES if name in known or not known), None)
     frames, said = fields.num_frames, "num_frames"
     if fields.seconds is not None:

@@ -1,0 +1,163 @@
+"""``SystemExit`` and the like out of a model's own code: its failure, and nobody else's end. A signal's still ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+import greenlet
+import pytest
+import tiny
+import torch
+
+from steploom import AsyncDiffusionEngine
+from steploom.config import EngineConfig
+from steploom.errors import ConfigError, EngineError, GenerationFailed
+from steploom.executor import AttachedExecutor
+from steploom.protocol import NewRequest, SchedulerOutput
+from steploom.requests import DiffusionRequest
+from steploom.weave import exits
+
+SMALL = {"height": 32, "width": 32, "max_sequence_length": 16}
+PATHS = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
+KINDS = [SystemExit, KeyboardInterrupt, asyncio.CancelledError, GeneratorExit]
+
+
+def exiting(kind: type[BaseException], whole: Any, culprit: Any) -> Any:
+    """A forward that raises what would end a thread, or a process, for the arguments that ``culprit`` tells."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(culprit(value) for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)):
+            raise kind("exit")
+        return whole(self, *args, **kwargs)
+
+    return forward
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_a_forward_raises_is_the_failure_of_one_request(kind: type[BaseException], monkeypatch: Any) -> None:
+    """Of three that share forwards, only the one whose latents are huge."""
+    pipe = tiny.sd3()
+    transformer = type(pipe.transformer)
+    monkeypatch.setattr(transformer, "forward", exiting(kind, transformer.forward, lambda x: x.abs().max() > 1e5))
+    huge = torch.full((1, pipe.transformer.config.in_channels, 16, 16), 1e6)
+    async with AsyncDiffusionEngine.from_pipeline(pipe) as engine:
+        one, failed, other = await asyncio.gather(
+            engine.generate("a", seed=1, num_inference_steps=3, **SMALL),
+            engine.generate("b", seed=1, num_inference_steps=3, latents=huge, **SMALL),
+            engine.generate("c", seed=2, num_inference_steps=3, **SMALL),
+            return_exceptions=True,
+        )
+        assert isinstance(failed, GenerationFailed)
+        assert f"forward of transformer raised {kind.__name__}: exit" in str(failed)
+        assert len(one.images) == len(other.images) == 1
+
+
+@pytest.mark.parametrize(("component", "method"), [("text_encoder", "forward"), ("vae", "decode")])
+async def test_so_is_what_an_encoder_or_decoder_raises(component: str, method: str, monkeypatch: Any) -> None:
+    pipe = tiny.sd3()
+    module, broken = type(getattr(pipe, component)), [False]
+    monkeypatch.setattr(module, method, exiting(SystemExit, getattr(module, method), lambda _: broken[0]))
+    async with AsyncDiffusionEngine.from_pipeline(pipe) as engine:
+        broken[0] = True
+        with pytest.raises(GenerationFailed, match=f"{method} of {component} raised SystemExit: exit"):
+            await engine.generate("b", seed=1, num_inference_steps=2, **SMALL)
+        broken[0] = False
+        assert len((await engine.generate("c", num_inference_steps=1, **SMALL)).images) == 1
+
+
+@pytest.mark.parametrize(
+    ("factory", "said"),
+    [("exits", "SystemExit: 3"), ("interrupts", "KeyboardInterrupt"), ("generator_exits", "GeneratorExit")],
+)
+@pytest.mark.parametrize("backend", ["inproc", pytest.param("mp", marks=pytest.mark.slow)])
+async def test_what_a_factory_raises_is_told(backend: str, factory: str, said: str, monkeypatch: Any) -> None:
+    monkeypatch.setenv("PYTHONPATH", PATHS)
+    config = {"model": f"exiting_model:{factory}", "distributed_executor_backend": backend, "device": "cpu"}
+    with pytest.raises(
+        ConfigError, match=rf"model='exiting_model:{factory}': raised {said} \(.*exiting_model.py, line"
+    ):
+        async with AsyncDiffusionEngine(**config):
+            pass
+
+
+def test_ctrl_c_is_nobodys_fault_where_it_is_heard() -> None:
+    """On the main thread, if nobody has arranged otherwise; elsewhere ``KeyboardInterrupt`` can only be a model's."""
+    seen: list[bool] = []
+    thread = threading.Thread(target=lambda: seen.append(exits.is_strangers(KeyboardInterrupt())))
+    thread.start()
+    thread.join()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        seen.append(exits.is_strangers(KeyboardInterrupt()))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a worker process
+        seen.append(exits.is_strangers(KeyboardInterrupt()))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == [True, False, True]
+    assert exits.is_strangers(SystemExit(1))
+    assert not any(map(exits.is_strangers, (exits.Ended(15), greenlet.GreenletExit(), ValueError())))
+
+
+@contextlib.contextmanager
+def listening(address: Path) -> Any:
+    command = [sys.executable, "-m", "steploom.worker", "--listen", str(address)]
+    with subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": PATHS}, stdout=subprocess.PIPE, text=True
+    ) as worker:
+        try:
+            assert worker.stdout is not None
+            assert "listens at" in worker.stdout.readline()
+            yield worker
+        finally:
+            worker.kill()
+
+
+async def ticks(executor: AttachedExecutor) -> None:
+    """As many as it takes until a denoiser runs: texts are encoded beside them."""
+    for number in range(1, 4):
+        own = {"num_inference_steps": 1, "output_type": "latent", **SMALL}
+        new = NewRequest(f"r{number}#0", DiffusionRequest("a", request_id=f"r{number}", seed=1, **own))
+        await executor.execute_step(SchedulerOutput(number, scheduled_new_reqs=[new]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "number"),
+    [
+        ("terminated_forward", signal.SIGTERM), ("terminated_pipeline", signal.SIGTERM),
+        ("interrupted_forward", signal.SIGINT),
+    ],
+)  # fmt: skip
+async def test_a_signal_ends_a_listening_worker_whatever_runs(
+    model: str, number: signal.Signals, tmp_path_factory: Any
+) -> None:
+    address = tmp_path_factory.mktemp("w") / "worker"
+    with listening(address) as worker:
+        executor = AttachedExecutor.at(address)(EngineConfig(model=f"exiting_model:{model}", device="cpu"))
+        await executor.start()
+        with pytest.raises(EngineError):
+            await ticks(executor)
+        assert await anyio.to_thread.run_sync(worker.wait, 60) == 128 + number
+        await executor.shutdown()
+
+
+@pytest.mark.slow
+async def test_an_exit_of_a_forward_does_not_end_a_listening_worker(tmp_path_factory: Any) -> None:
+    address = tmp_path_factory.mktemp("w") / "worker"
+    with listening(address) as worker:
+        backend = AttachedExecutor.at(address)
+        config = {"model": "exiting_model:exiting_forward", "distributed_executor_backend": backend, "device": "cpu"}
+        for _ in range(2):
+            async with AsyncDiffusionEngine(**config) as engine:
+                with pytest.raises(GenerationFailed, match="forward of transformer raised SystemExit: 3"):
+                    await engine.generate("a", num_inference_steps=1, **SMALL)
+        assert worker.poll() is None
