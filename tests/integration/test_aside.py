@@ -225,6 +225,7 @@ def test_a_tick_waits_where_nothing_else_can_run(world: World) -> None:
     assert world.driver.ticks == before + 1
 
 
+@pytest.mark.slow
 def test_in_slices_a_decode_takes_several_ticks_and_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "FEW", 0)
     monkeypatch.setattr(hub, "SHARE", 1e-3)

@@ -147,9 +147,8 @@ def test_two_faults_of_memory_in_a_row_fail_nobody() -> None:
         assert torch.equal(drawn[seed], calm.draw(seed)[seed])
 
 
-@pytest.mark.parametrize(
-    "warm", [pytest.param(True, marks=pytest.mark.slow), False], ids=["verified", "not verified yet"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("warm", [True, False], ids=["verified", "not verified yet"])
 def test_who_has_no_room_with_its_copies_fails_with_the_mend_and_without_a_smaller_forward(warm: bool) -> None:
     calm, faulty = Faulty(), Faulty(warm=warm)
     faulty.room = 4

@@ -40,7 +40,9 @@ LONG = frozenset({
 """Those that take a second and more to be found out: the fast path has one of each kind without them."""
 
 
-@pytest.mark.parametrize("kind", [Sound, SoundOfRequests, pytest.param(SoundAnew, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", [Sound, *(pytest.param(one, marks=pytest.mark.slow) for one in (SoundOfRequests, SoundAnew))]
+)
 async def test_a_sound_executor_passes(kind: type[DiffusionExecutor]) -> None:
     await check_executor(kind, lose=lose, echo="echo")
 

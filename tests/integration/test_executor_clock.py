@@ -71,7 +71,7 @@ async def test_warming_up_stops_the_clock_of_a_tick(kind: type[DiffusionExecutor
     assert results == [1]
 
 
-@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("ahead", [pytest.param(False, marks=pytest.mark.slow), True])
 async def test_calls_before_a_tick_stop_its_clock(kind: type[DiffusionExecutor], gate: Gate, ahead: bool) -> None:
     """Also one that is sent while the tick waits for another one to end, or for another call."""
     hold: Any = ("hold", None, (str(gate.path),))
