@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -101,7 +103,21 @@ def _method(module: Encoder) -> None:
     module.forward = lambda ids: ids
 
 
-@pytest.mark.parametrize("change", [_in_place, _data, _other_data, _buffer, _dtype, _hook, _pre_hook, _method])
+def _number(module: Encoder) -> None:
+    module.inner.scale = 0.5
+
+
+def _class(module: Encoder) -> None:
+    module.inner.__class__ = type("Other", (nn.Linear,), {})
+
+
+def _part(module: Encoder) -> None:
+    module.inner.add_module("after", nn.ReLU())
+
+
+@pytest.mark.parametrize(
+    "change", [_number, _class, _part, _in_place, _data, _other_data, _buffer, _dtype, _hook, _pre_hook, _method]
+)
 def test_whatever_changes_the_results_changes_the_key(change: Callable[[Encoder], None]) -> None:
     cache, module = EncodeCache(100), Encoder()
     before = key(cache, module)
@@ -117,3 +133,23 @@ def test_what_is_undone_is_found_again() -> None:
     assert key(cache, module) != before
     handle.remove()
     assert key(cache, module) == before
+
+
+def test_what_forwards_leave_behind_is_found_again() -> None:
+    cache, module = EncodeCache(100), Encoder()
+    module.inner.mask = None
+    before = key(cache, module)
+    module.inner.mask = torch.ones(3)
+    module.inner._sizes = {(1, 2): 3}
+    assert key(cache, module) == before
+
+
+def test_modules_that_were_seen_are_let_go() -> None:
+    cache, module = EncodeCache(100), Encoder()
+    cache.put(key(cache, module), torch.ones(8))
+    gone = weakref.ref(module.inner)
+    cache.forget_modules()
+    del module
+    gc.collect()
+    assert gone() is None
+    assert cache.bytes == 32

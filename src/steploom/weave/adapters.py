@@ -35,6 +35,11 @@ class Adapter:
     whole: dict[str, nn.Module] = dataclasses.field(default_factory=dict[str, nn.Module])
 
 
+_UNCLONABLE = (
+    "is offloaded, or has a forward that was set on an object, so that adapters would not follow it; serve the model "
+    "without"
+)
+
 Chosen = Sequence[tuple[Adapter, float]]
 """Adapters and their scales, in the order in which ``set_adapters`` is given them."""
 
@@ -86,7 +91,7 @@ def refusal(pipeline: Any) -> str | None:
         return "LoRA needs the package peft; pip install 'steploom[lora]'"
     for component, module in untyped.modules_of(pipeline).items():
         if not pliable(getattr(module, "_orig_mod", module)):
-            return f"{component} is offloaded, and adapters would not follow it; serve the model without offloading"
+            return f"{component} {_UNCLONABLE}"
         if any(getattr(layer, "merged_adapters", None) for layer in untyped.tuner_layers(module).values()):
             # PEFT takes fused adapters out, in place, before it loads another: out of the application's own weights.
             return (
@@ -114,8 +119,7 @@ def _scratch(shared: SharedModule) -> nn.Module:
     """A clone to load into: parameters of its own, and vectors in storage of their own (norms may be overwritten)."""
     if not pliable(shared.origin):
         raise InvalidRequest(
-            f"{shared.name} is offloaded, and adapters would not follow it; serve the model without offloading to use "
-            "lora",
+            f"{shared.name} {_UNCLONABLE}",
             field="lora",
         )
     tree = clone_tree(shared.origin)

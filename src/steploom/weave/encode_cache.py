@@ -11,6 +11,10 @@ import torch
 from steploom.weave.calls import Leaf, ModuleCall, Structure, flatten, has_opaque, unflatten
 from steploom.weave.fingerprint import fingerprint
 from steploom.weave.merge_keys import digest
+from steploom.weave.structure import ModuleStructure
+
+_MODULES = 8
+"""Of so many it remembers what they were, and need not look at all of their parts for every request."""
 
 
 class EncodeCache:
@@ -30,12 +34,18 @@ class EncodeCache:
         self.bytes = 0
         self._entries: OrderedDict[Hashable, tuple[Structure, list[torch.Tensor]]] = OrderedDict()
         self._fingerprints: dict[int, Hashable] = {}
+        self._structures: OrderedDict[int, ModuleStructure] = OrderedDict()
         self.hits = 0
         self.misses = 0
 
     def look_again(self) -> None:
-        """A tick begins: looks at the weights of modules again, which it does once until this is called."""
+        """A tick begins: looks at modules again, which it does once until this is called."""
         self._fingerprints.clear()
+
+    def forget_modules(self) -> None:
+        """Lets go of the modules that it has seen; what they answered is kept."""
+        self._fingerprints.clear()
+        self._structures.clear()
 
     def key(self, call: ModuleCall) -> Hashable | None:
         """What identical calls share; None where the call cannot be cached."""
@@ -58,8 +68,15 @@ class EncodeCache:
     def _fingerprint(self, module: Any) -> Hashable:
         known = self._fingerprints.get(id(module))
         if known is None:
-            known = self._fingerprints[id(module)] = fingerprint(module)
+            known = self._fingerprints[id(module)] = fingerprint(module, self._structure(module))
         return known
+
+    def _structure(self, module: Any) -> ModuleStructure:
+        if id(module) not in self._structures:  # which keep their modules: an address is one module's
+            self._structures[id(module)] = ModuleStructure(module)
+            if len(self._structures) > _MODULES:
+                self._structures.popitem(last=False)
+        return self._structures[id(module)]
 
     def get(self, key: Hashable) -> Any:
         """A copy of the kept result (the caller may update it in place); None if there is none."""
@@ -100,5 +117,6 @@ class EncodeCache:
 
     def clear(self) -> None:
         """Drops everything (the weights changed)."""
+        self.forget_modules()
         self._entries.clear()
         self.bytes = 0

@@ -1,8 +1,8 @@
 """What a program did to a module that cannot be cloned: it is found when the program stops, and undone.
 
-A module with offloading hooks has no variants, so a program that walks through it (``modules()``) sees the parts that
-everybody's calls run. It may look at them. If it has changed one by the time it suspends, the change is taken back
-before anybody else runs, and the program fails.
+A module with offloading hooks, or a ``forward`` that was set on an object, has no variants, so a program that walks
+through it (``modules()``) sees the parts that everybody's calls run. It may look at them. If it has changed one by the
+time it suspends, the change is taken back before anybody else runs, and the program fails.
 """
 
 from __future__ import annotations
@@ -89,14 +89,23 @@ def keep(tree: nn.Module) -> None:
 
 def restore(kept: list[Kept]) -> GenerationFailed | None:
     """Takes back what a program has changed of these; what it fails with if it has."""
-    changed = [type(one.tree).__name__ for one in kept if one.restore()]
+    changed = [one.tree for one in kept if one.restore()]
     kept.clear()
-    return offloaded(changed[0]) if changed else None
+    return unclonable(changed[0]) if changed else None
 
 
-def offloaded(name: str) -> GenerationFailed:
+def unclonable(tree: nn.Module) -> GenerationFailed:
     """Why a program cannot change a module."""
-    return GenerationFailed(
-        f"{name} has an offloading hook, but this pipeline changes the module while it runs (attention processors, "
-        "dtype, or something that its code or a callback sets on a part of it); serve it without offloading"
-    )
+    name, parts = type(tree).__name__, [part for part in tree.modules() if "forward" in part.__dict__]
+    changes = "(attention processors, dtype, or something that its code or a callback sets on a part of it)"
+    if not parts or any(map(_is_offloaded, parts)):
+        has, mend = "an offloading hook", "serve it without offloading"
+    else:
+        has = f"a forward that was set on an object (its {type(parts[0]).__name__}) and cannot be cloned"
+        mend = "define it in a subclass, and set the object's __class__, instead"
+    return GenerationFailed(f"{name} has {has}, but this pipeline changes the module while it runs {changes}; {mend}")
+
+
+def _is_offloaded(part: nn.Module) -> bool:
+    hooks = getattr(part.__dict__.get("_diffusers_hook"), "hooks", {})
+    return "_hf_hook" in part.__dict__ or "group_offloading" in hooks

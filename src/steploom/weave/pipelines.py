@@ -6,7 +6,7 @@ import copy
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Hashable, Mapping, Sized
+from collections.abc import Callable, Mapping, Sized
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,12 @@ from torch import nn
 from steploom.weave import noise, untyped
 from steploom.weave.calls import ModuleCall
 from steploom.weave.copies import is_woven, weave_inside, woven_module
+from steploom.weave.direct_calls import called_elsewhere
 from steploom.weave.noise import StepDue, StepEnd
 from steploom.weave.noise_choice import replacement
 from steploom.weave.program import may_suspend, suspend
 from steploom.weave.ragged import language_rules
-from steploom.weave.shared import SharedModule, structure
+from steploom.weave.shared import SharedModule
 from steploom.weave.text import TextWatch, watch_for
 from steploom.weave.transcript import Transcript
 
@@ -51,7 +52,6 @@ class Loom:
         self._inner = self._find_inner()
         self._isolated = isolated
         self._adopted: dict[str, nn.Module] = {}
-        self._structure = self._structure_now() if isolated else None
         self._tokenizers: dict[int, Any] = {}
         self.device: Any = pipeline._execution_device
 
@@ -69,12 +69,17 @@ class Loom:
 
     @property
     def outdated(self) -> bool:
-        """Whether the application has changed its modules (submodules, adapters) since this was made."""
-        return self._isolated and self._structure_now() != self._structure
-
-    def _structure_now(self) -> Hashable:
+        """Whether the application has changed its modules since this was made; see :mod:`steploom.weave.structure`."""
+        if not self._isolated:
+            return False
         modules = {**untyped.modules_of(self.pipeline), **self._adopted}
-        return tuple((name, structure(getattr(module, "_orig_mod", module))) for name, module in modules.items())
+        if modules.keys() != self.shared.keys():
+            return True
+        known = [(self.shared[name], module) for name, module in modules.items()]
+        return any(shared.given is not module or shared.changed(self._called) for shared, module in known)
+
+    def _called(self) -> bool:
+        return called_elsewhere([shared.given for shared in self.shared.values()])
 
     def adopt(self, modules: Mapping[str, nn.Module]) -> None:
         """Shares further modules, which pipelines of the family have besides those of the user's pipeline."""
@@ -83,7 +88,6 @@ class Loom:
                 shared = self.shared[name] = SharedModule(name, module, isolated=self._isolated)
                 self._by_id[id(module)] = shared
                 self._adopted[name] = module
-                self._structure = self._structure_now() if self._isolated else None
 
     def thread_pipeline(
         self,

@@ -13,9 +13,10 @@ from torch.utils.hooks import RemovableHandle
 
 from steploom.weave import exits
 from steploom.weave.compiled import is_compiled
-from steploom.weave.kept import CONTAINERS, DEEPEST, offloaded
+from steploom.weave.kept import CONTAINERS, DEEPEST, unclonable
 from steploom.weave.ragged import Rule, rule_for
 from steploom.weave.ragged_language import LanguageRule
+from steploom.weave.structure import ModuleStructure
 from steploom.weave.switches import library_settings
 
 if TYPE_CHECKING:
@@ -98,18 +99,21 @@ class SharedModule:
     Attributes:
         base: What calls run: ``given``, or a clone of it that shares its parameters.
         origin: The module inside the wrapper; what copies are made from.
-        pliable: Whether it can be cloned, so that a program may change its own.
     """
 
     def __init__(self, name: str, given: Any, *, isolated: bool = False, language: LanguageRule | None = None) -> None:
         self.name = name
         self.language = language
         self.given = given
+        source = getattr(given, "_orig_mod", given)
+        self._structure = ModuleStructure(source, tensors=isolated and clones(given))
+        self._was = (
+            self._structure.now() if isolated else None
+        )  # before it is cloned: what changes meanwhile has changed
         self.base: Any = isolate(given) if isolated else given
         self.origin: nn.Module = getattr(self.base, "_orig_mod", self.base)
         self.dtype: torch.dtype | None = getattr(self.origin, "dtype", None)
         self.device: torch.device | None = getattr(self.origin, "device", None)
-        self.pliable = pliable(self.origin)
         self._hooks_seen, self._hooked = -1, False
         self._converted: OrderedDict[Hashable, nn.Module] = OrderedDict()
         methods = [method for method in METHODS if callable(getattr(self.origin, method, None))]
@@ -119,6 +123,22 @@ class SharedModule:
         }
         if self.base is not given:
             self.targets["forward"].patched = given
+
+    @property
+    def pliable(self) -> bool:
+        """Whether it can be cloned, so that a program may change its own."""
+        return self.base is not self.given or not self._structure.patched
+
+    def changed(self, called: Callable[[], bool]) -> bool:
+        """Whether the application has changed the module since this was made.
+
+        Args:
+            called: Whether a direct call may be running: what it has set for a while is no change.
+        """
+        now = self._structure.now()
+        if self._was is None or now == self._was:
+            return False
+        return now.steady != self._was.steady or not called()
 
     def hooked_by_pipeline(self) -> bool:
         """Whether a pipeline has registered a hook on one of its parts (JoyImage): it must see its own call only."""
@@ -148,42 +168,24 @@ def version(module: nn.Module) -> Hashable:
     return hash(tuple((id(p), 0 if p.is_inference() else p._version) for p in module.parameters()))
 
 
-def structure(module: nn.Module) -> Hashable:
-    """Changes when submodules or adapters of a tree do. Not with processors: a direct call may set some for a while."""
-    seen: dict[int, Hashable] = {}
-    open_: list[nn.Module | None] = [module]
-    while open_:  # asked whenever nothing runs: modules() would take five times as long
-        child = open_.pop()
-        if child is None or id(child) in seen:
-            continue
-        state = child.__dict__
-        seen[id(child)] = _adapters(state) if "_active_adapter" in state or "scaling" in state else None
-        open_ += state["_modules"].values()
-    return hash(tuple(seen.items()))
-
-
-def _adapters(state: dict[str, Any]) -> Hashable:
-    """Which adapters a tuner's layer applies, and how strongly."""
-    scaling: Any = state.get("scaling")
-    strengths = tuple(scaling.items()) if isinstance(scaling, dict) else ()  # pyright: ignore
-    return str(state.get("_active_adapter")), strengths, state.get("_disable_adapters")
-
-
 def isolate(given: Any) -> Any:
     """A clone that shares parameters and the tables of hooks; ``given`` itself if any of it is compiled or offloaded.
 
     A direct call of the application's pipeline may set attention processors on its modules while programs run. Modules
     that have none stay as they are: transformers' models install hooks of their own at their first call.
     """
+    return twin(given) if clones(given) else given
+
+
+def clones(given: Any) -> bool:
+    """Whether an isolated module is run as a clone."""
     if not isinstance(given, nn.Module) or is_compiled(given):
-        return given
-    if not hasattr(given, "set_attn_processor"):
-        return given
-    return twin(given) if pliable(given) else given
+        return False
+    return hasattr(given, "set_attn_processor") and pliable(given)
 
 
 def pliable(module: nn.Module) -> bool:
-    """Whether a module can be cloned: an offloading hook in place of a ``forward`` cannot."""
+    """Whether a module can be cloned: one with an object's own ``forward`` (an offloading hook, say) cannot."""
     return not any("forward" in part.__dict__ for part in module.modules())
 
 
@@ -209,7 +211,7 @@ def clone_tree(
     if id(module) in memo:
         return memo[id(module)]
     if "forward" in module.__dict__:
-        raise offloaded(type(module).__name__)
+        raise unclonable(module)
     clone = object.__new__(type(module))
     memo[id(module)] = clone
     for name, value in module.__dict__.items():

@@ -124,6 +124,7 @@ class Runner:
     def _weave(self) -> None:
         """Takes up the pipeline's modules as they are now."""
         self._loom = Loom(self.pipeline, isolated=self._in_process)
+        self._hub.cache.forget_modules()
         self._tuning.weave(self._loom, self._hub)
         self._loras: Loras | None = Loras(self._loom, self._config, self._lora_counts, self._tell)
 
@@ -163,6 +164,7 @@ class Runner:
         request = new.request
         if not self._residents:
             if self._loom.outdated:
+                loading.refuse(self.pipeline)
                 self._weave()
             self._tuning.look(self._loom)
         if request.adapters and self._loras is not None:
