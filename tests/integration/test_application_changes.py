@@ -149,6 +149,22 @@ def test_adapters_that_are_fused_or_no_longer(family: str, fused: bool, tmp_path
     assert distance(_served(driver, asked), alone(pipe, asked)) <= 1e-4
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["disable_lora", "set_adapters"])
+def test_adapters_that_are_switched(change: str, tmp_path: pathlib.Path) -> None:
+    pipe = tiny.sdxl()
+    for seed, name in enumerate(("ink", "fog")):
+        pipe.load_lora_weights(lora_files.save(tiny.sdxl, tmp_path / name, seed), adapter_name=name)
+    pipe.set_adapters(["ink"], [1.0])
+    driver = Driver(Runner.from_pipeline(pipe, config()))
+    before = _served(driver, request("first", "a cat", 1, **SMALL))
+    getattr(pipe, change)(*([["fog"], [1.0]] if change == "set_adapters" else []))
+    asked = request("second", "a cat", 1, **SMALL)
+    now = alone(pipe, asked)
+    assert distance(now, before) > 2e-3
+    assert distance(_served(driver, asked), now) <= 1e-4
+
+
 def test_a_method_set_while_requests_run_hurts_nobody() -> None:
     pipe = tiny.flux()
     driver = Driver(Runner.from_pipeline(pipe, config()))
