@@ -37,7 +37,7 @@ class Adapter:
 
 _UNCLONABLE = (
     "is offloaded, or has a forward that was set on an object, so that adapters would not follow it; serve the model "
-    "without"
+    "without that"
 )
 
 Chosen = Sequence[tuple[Adapter, float]]

@@ -136,7 +136,10 @@ class SharedModule:
             called: Whether a direct call may be running: what it has set for a while is no change.
         """
         now = self._structure.now()
-        if self._was is None or now == self._was:
+        if self._was is None or now is self._was:
+            return False
+        if now.unhooked == self._was.unhooked:
+            self._was = now
             return False
         return now.steady != self._was.steady or not called()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -31,13 +31,15 @@ class Token:
 
     Attributes:
         steady: Submodules and adapters, which a direct call of the pipeline leaves alone.
+        unhooked: Everything but hooks, whose tables clones have in common with their original.
     """
 
-    __slots__ = ("_all", "_hash", "steady")
+    __slots__ = ("_all", "_hash", "steady", "unhooked")
 
-    def __init__(self, steady: Hashable, passing: Hashable) -> None:
+    def __init__(self, steady: Hashable, passing: Hashable, hooks: Hashable) -> None:
         self.steady = steady
-        self._all = (steady, passing)
+        self.unhooked = (steady, passing)
+        self._all = (steady, passing, hooks)
         self._hash = hash(self._all)
 
     def __eq__(self, other: object) -> bool:
@@ -106,9 +108,10 @@ class ModuleStructure:
         device = None if first is None or self._patched else first.device  # with offloading hooks, they come and go
         return kinds, device, list(map(id, held)) if self._tensors else None
 
-    def _facts(self) -> tuple[Hashable, Hashable]:
+    def _facts(self) -> tuple[Hashable, Hashable, Hashable]:
         steady: list[Hashable] = []
         passing: list[Hashable] = []
+        hooks: list[Hashable] = []
         inner: dict[int, Any] = {}
         for part in self._parts:
             inner |= {id(one): one for one in _inner(part)}
@@ -117,10 +120,11 @@ class ModuleStructure:
             attributes = tuple(_attributes(part, private=adapters))
             children = tuple([(name, _identity(one)) for name, one in own["_modules"].items() if one is not None])
             steady.append((type(part), children, attributes if adapters else ()))
-            passing.append((() if adapters else attributes, tuple(_code(part))))
+            passing.append((() if adapters else attributes, tuple(_code([own["forward"]] if "forward" in own else []))))
+            hooks.append(tuple(_code([*own["_forward_pre_hooks"].values(), *own["_forward_hooks"].values()])))
         passing += [_fact(settings, DEEPEST) for settings in inner.values()]
         kinds, device, ids = self._seen
-        return tuple(steady), (tuple(passing), tuple(kinds), device, ids and tuple(ids))
+        return tuple(steady), (tuple(passing), tuple(kinds), device, ids and tuple(ids)), tuple(hooks)
 
 
 def _watched(part: nn.Module) -> Iterator[Any]:
@@ -165,11 +169,9 @@ def _fact(value: Any, depth: int) -> Hashable:
     return _identity(value)
 
 
-def _code(part: nn.Module) -> Iterator[Hashable]:
-    """Replaced ``forward`` methods, and hooks; but for those that transformers' models install at their first call."""
-    own = part.__dict__
-    found = [own["forward"]] if "forward" in own else []
-    for one in (*found, *own["_forward_pre_hooks"].values(), *own["_forward_hooks"].values()):
+def _code(found: Iterable[object]) -> Iterator[Hashable]:
+    """Replaced ``forward`` methods, or hooks; but for those that transformers' models install at their first call."""
+    for one in found:
         if not str(getattr(one, "__module__", "")).startswith("transformers."):
             yield _identity(one)
 
