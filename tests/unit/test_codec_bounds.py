@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from steploom import codec
-from steploom.codec.rules import MAX_HASHED, Code
+from steploom.codec.rules import MAX_DIMENSIONS, MAX_HASHED, Code
 from steploom.errors import InvalidRequest, ProtocolError
 
 COLLIDING = [(number + 8) * (2**61 - 1) for number in range(16_000)]
@@ -48,6 +48,20 @@ def test_integers_beyond_64_bits_are_of_a_bounded_number() -> None:
     sets = [extension(Code.SET, packed[start : start + 1000]) for start in range(0, 16_000, 1000)]
     with pytest.raises(ProtocolError, match="more than 1024 integers beyond 64 bits"):
         codec.decode([msgspec.msgpack.encode(sets)], Any)
+
+
+@pytest.mark.parametrize("code", [Code.TENSOR, Code.ARRAY])
+def test_a_tensor_has_a_bounded_number_of_dimensions(code: Code) -> None:
+    """Before they are multiplied: a frame of a megabyte has a hundred thousand, which took two minutes."""
+    dtype = "uint8" if code is Code.TENSOR else "|u1"
+    many = msgspec.msgpack.encode(extension(code, [1, dtype, [2**63 - 1] * 100_000]))
+    with pytest.raises(ProtocolError, match=f"length <= {MAX_DIMENSIONS}"):
+        codec.decode([many], Any)
+    most = torch.ones([1] * MAX_DIMENSIONS)
+    given = most if code is Code.TENSOR else most.numpy()
+    assert codec.decode(codec.encode(given), Any).shape == most.shape
+    with pytest.raises(InvalidRequest, match="a tensor of more than 64 dimensions cannot travel; reshape it"):
+        codec.encode(most[None])
 
 
 def test_a_message_has_a_bounded_number_of_bytes() -> None:

@@ -137,6 +137,13 @@ async def test_abort_raises_in_the_waiter() -> None:
         executor.let_go()
 
 
+@pytest.mark.parametrize("given", [["a", "b"], None, 7])
+async def test_abort_takes_one_id(given: Any) -> None:
+    async with fake_engine() as (engine, _):
+        with pytest.raises(InvalidRequest, match=r"^request_id=.*: must be one request's id; abort several one by one"):
+            await engine.abort(given)
+
+
 async def test_timeout_ends_the_request_wherever_it_is() -> None:
     async with fake_engine(max_batch=1, max_resident=1) as (engine, executor):
         executor.held = True

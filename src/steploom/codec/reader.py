@@ -12,13 +12,13 @@ from typing import Annotated, Any
 import msgspec
 
 from steploom.codec.record import imported_class, stand_in
-from steploom.codec.rules import MAX_HASHED, NUMPY_DTYPE, STRUCTS, Buffer, Code, dotted_root
+from steploom.codec.rules import MAX_DIMENSIONS, MAX_HASHED, NUMPY_DTYPE, STRUCTS, Buffer, Code, dotted_root
 from steploom.errors import ProtocolError
 from steploom.protocol import ErrorInfo
 from steploom.requests import DiffusionRequest
 
 _Size = Annotated[int, msgspec.Meta(ge=0)]
-_Numbers = tuple[_Size, str, tuple[_Size, ...]]
+_Numbers = tuple[_Size, str, Annotated[tuple[_Size, ...], msgspec.Meta(max_length=MAX_DIMENSIONS)]]
 _Generator = tuple[_Size, str | None]
 _Image = tuple[_Size, str, tuple[_Size, _Size], bytes | None]
 _DAMAGE = (msgspec.MsgspecError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError,

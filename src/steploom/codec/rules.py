@@ -17,6 +17,8 @@ MAX_DEPTH = 64
 MAX_HASHED = 1024
 """Items of a set, and integers beyond 64 bits in a message, at most. Python's hash of them is no secret: n that are
 chosen for it take n * n comparisons in a set, or as keys."""
+MAX_DIMENSIONS = 64
+"""Of a tensor or an array, at most; numpy has no more. To multiply very many sizes takes for ever."""
 FRAME_BYTES, WORDS_BYTES = 1 << 16, 1 << 12
 """Room in a message for what is around its parts, and for the reason why one of them was left out."""
 INLINE_BYTES = 1024

@@ -15,7 +15,17 @@ from typing import Any
 import msgspec
 
 from steploom.codec.record import Record
-from steploom.codec.rules import INLINE_BYTES, MAX_DEPTH, MAX_HASHED, NUMPY_DTYPE, STRUCTS, Buffer, Code, dotted_root
+from steploom.codec.rules import (
+    INLINE_BYTES,
+    MAX_DEPTH,
+    MAX_DIMENSIONS,
+    MAX_HASHED,
+    NUMPY_DTYPE,
+    STRUCTS,
+    Buffer,
+    Code,
+    dotted_root,
+)
 from steploom.errors import InvalidRequest, SteploomError
 from steploom.given import is_whole
 from steploom.protocol import ErrorInfo
@@ -259,6 +269,8 @@ class Writer:
     def _tensor(self, value: Any, torch: Any) -> Any:
         if value.layout is not torch.strided or value.is_quantized or value.is_meta or value.is_nested:
             raise Unfit(f"a tensor that is sparse, quantized, nested or on the meta device {MEND}")
+        if value.dim() > MAX_DIMENSIONS:
+            raise Unfit(f"a tensor of more than {MAX_DIMENSIONS} dimensions cannot travel; reshape it")
 
         def payload() -> Buffer:
             if not value.numel():  # torch may give it strides that forbid a view

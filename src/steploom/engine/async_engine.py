@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from steploom.config import EngineConfig
 from steploom.engine.core import EngineCore
@@ -19,9 +19,10 @@ from steploom.engine.outlast import outlast
 from steploom.engine.profiling import profile
 from steploom.engine.stream import RequestStream
 from steploom.engine.validation import make_config, make_request
-from steploom.errors import ConfigError, EngineError, EngineNotRunning, RequestCancelled, SteploomError
+from steploom.errors import ConfigError, EngineError, EngineNotRunning, InvalidRequest, RequestCancelled, SteploomError
 from steploom.executor import resolve_executor
 from steploom.executor.abstract import ProgressCallback
+from steploom.media.pictures import brief
 from steploom.protocol import PipelineInfo
 from steploom.requests import DiffusionOutput, DiffusionRequest
 from steploom.sched import BaseScheduler, Cost, Fleet
@@ -256,8 +257,14 @@ class AsyncDiffusionEngine(OperatedEngine):
 
         Raises:
             EngineError: The engine cannot serve.
+            InvalidRequest: ``request_id`` is none: several are ended one by one.
         """
         self._serving()
+        given = cast("object", request_id)
+        if not isinstance(given, str):
+            raise InvalidRequest(
+                f"request_id={brief(given)}: must be one request's id; abort several one by one", field="request_id"
+            )
         error = RequestCancelled(f"request {request_id} was aborted")
         return self._operations.abort(request_id, error)
 
