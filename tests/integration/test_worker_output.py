@@ -21,7 +21,10 @@ for k in range({LINES}):
 async def test_others_have_their_turn_while_a_worker_prints_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between two turns of the loop a few lines are heard, whatever there is in the pipe; and none is lost."""
+    """In a turn of the loop few lines are heard, whatever there is in the pipe; and none is lost.
+
+    In the turn in which it is seen that the process has ended, they may be heard twice.
+    """
     heard: list[int] = []
     script = tmp_path / "worker"
     script.write_text(SCRIPT)
@@ -36,4 +39,4 @@ async def test_others_have_their_turn_while_a_worker_prints_without_end(
         await asyncio.sleep(0)
         most = max(most, len(heard) - before)
     assert heard == list(range(LINES))
-    assert 0 < most <= process.SOME // len("line 0\n") + 1
+    assert 0 < most <= 2 * (process.SOME // len("line 0\n") + 1)
