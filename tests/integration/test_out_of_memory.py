@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -138,7 +139,8 @@ def test_a_check_without_memory_finds_nothing_out(later: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("most", [2, 4], ids=["single calls", "merged calls"])
-def test_the_next_forward_has_the_memory_of_the_one_that_failed(most: int) -> None:
+def test_the_next_forward_has_the_memory_of_the_one_that_failed(most: int, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "steploom")  # what is logged is kept, and with it the faults
     short = Short(FAULTS["CUDA's"], lambda turn, rows: most < rows)
     short.draw()
     assert short.left

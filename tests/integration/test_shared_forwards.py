@@ -61,11 +61,17 @@ def flux(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[torch.Ten
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left(temporary: Path) -> Iterator[None]:
+def others(temporary: Path) -> Iterator[list[psutil.Process]]:
+    """Processes of other tests' engines, which run on; of those of this test nothing is left."""
     before = psutil.Process().children(recursive=True)
-    yield
-    assert psutil.Process().children(recursive=True) == before
+    yield before
+    assert below(before) == []
     assert content(temporary) == []
+
+
+def below(others: list[psutil.Process]) -> list[psutil.Process]:
+    """The workers of this test's engine, each before its ranks."""
+    return [process for process in psutil.Process().children(recursive=True) if process not in others]
 
 
 def engine_of(folder: Path, **config: Any) -> AsyncDiffusionEngine:
@@ -84,10 +90,12 @@ async def all_equal(engine: AsyncDiffusionEngine, expected: list[torch.Tensor]) 
     return [output.timings.mean_batch_requests for output in outputs]
 
 
-async def test_unlike_requests_share_forwards_that_ranks_share(flux: Any, temporary: Path) -> None:
+async def test_unlike_requests_share_forwards_that_ranks_share(
+    flux: Any, temporary: Path, others: list[psutil.Process]
+) -> None:
     folder, expected = flux
     async with engine_of(folder) as engine:
-        assert len(psutil.Process().children(recursive=True)) == 2
+        assert len(below(others)) == 2
         shared = await all_equal(engine, expected)
         assert min(shared[:3]) > 2
         with pytest.raises(InvalidRequest, match="prompt_embeds"):  # in a forward, in all ranks alike
@@ -101,7 +109,7 @@ async def test_unlike_requests_share_forwards_that_ranks_share(flux: Any, tempor
                     if getattr(event, "step", 0) >= 2:
                         break  # leaving it cancels it
             async with engine.stream("long", seed=9, num_inference_steps=6, **SMALL) as run:
-                first, *rest = psutil.Process().children(recursive=True)
+                first, *rest = below(others)
                 async for event in run:
                     if getattr(event, "step", 0) == 2 and rest:
                         os.kill(rest.pop().pid, signal.SIGKILL)
@@ -112,13 +120,15 @@ async def test_unlike_requests_share_forwards_that_ranks_share(flux: Any, tempor
         assert len(content(folder)) == 2, "a socket, and where ranks meet: nothing of those who were killed"
 
 
-async def test_a_fault_of_one_rank_alone_ends_the_worker_and_no_request(flux: Any) -> None:
+async def test_a_fault_of_one_rank_alone_ends_the_worker_and_no_request(
+    flux: Any, others: list[psutil.Process]
+) -> None:
     folder, expected = flux
     async with engine_of(folder, worker_extension=f"{__name__}.Faulty") as engine:
-        before = psutil.Process().children()
+        before = below(others)
         await engine.collective_rpc("fail_in", args=(1,))
         await all_equal(engine, expected)
-        assert psutil.Process().children() != before
+        assert below(others)[0] != before[0]
 
 
 async def test_asleep_and_awake_again_ranks_share_what_was_loaded_anew(flux: Any) -> None:

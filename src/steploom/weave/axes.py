@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 
 from steploom.weave.calls import Leaf, ModuleCall, Structure, flatten, pattern
+from steploom.weave.machine_faults import make_room
 from steploom.weave.order import is_denoiser
 from steploom.weave.program import Program
 from steploom.weave.row_lists import Path, doubled
@@ -174,6 +175,7 @@ class AxisBook:
                 log.info("probing the axes of %s failed in the pipeline: %s", wanted.target.name, program.error)
         except Exception as fault:  # noqa: BLE001 - the module's failure: the axes are guessed, and verified
             log.info("probing the axes of %s failed in the module: %s", wanted.target.name, fault)
+            make_room(fault)  # whoever keeps what is logged keeps the fault
         finally:
             program.unwind()
         return None
