@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from steploom import codec
+from steploom.codec.keys import LOOKED_AT, check_keys
 from steploom.codec.rules import Code
 from steploom.config import EngineConfig
 from steploom.errors import GenerationFailed, ProtocolError
@@ -92,12 +93,10 @@ def nearly_valid() -> Iterator[tuple[str, list[bytes]]]:
     yield "request-is-text", [msgspec.msgpack.encode(_tick(scheduled_new_reqs=[{"run_id": "r#1", "request": "text"}]))]
     yield "frame-too-many", [*returned, b"more"]
     yield "frame-missing", returned[:-1]
-    integers = [
-        msgspec.msgpack.Ext(int(Code.INTEGER), msgspec.msgpack.encode(hex(n * (2**61 - 1)))) for n in range(9000)
-    ]
-    for name, most in (("set-too-large", 9000), ("integers-too-many", 1024)):
-        sets = [msgspec.msgpack.Ext(int(Code.SET), msgspec.msgpack.encode(integers[:most])) for _ in range(2)]
-        yield name, [msgspec.msgpack.encode({"answer": {"type": "Returned", "call": 1, "result": sets}})]
+    integers = [msgspec.msgpack.Ext(int(Code.INTEGER), msgspec.msgpack.encode(hex(n))) for n in range(1025)]
+    items = msgspec.msgpack.Ext(int(Code.SET), msgspec.msgpack.encode(list(range(1025))))
+    for name, result in (("set-too-large", items), ("integers-too-many", integers)):
+        yield name, [msgspec.msgpack.encode({"answer": {"type": "Returned", "call": 1, "result": result}})]
     root = "diffusers.pipelines.stable_diffusion"
     for name, module, kind in (
         ("class-unknown", root, "Output"),
@@ -155,4 +154,7 @@ def decode(data: bytes) -> str:
             if "MemoryError" in str(error) or "allocate memory" in str(error):
                 raise MemoryError(f"more than {MEMORY} bytes: {error}") from error
             found += "-"
+    if len(frames[0]) < LOOKED_AT:  # else it has been looked at
+        with contextlib.suppress(ProtocolError):
+            check_keys(frames[0], least=0)
     return found

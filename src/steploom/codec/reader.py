@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from steploom.codec.keys import check_keys
 from steploom.codec.record import imported_class, stand_in
 from steploom.codec.rules import MAX_DIMENSIONS, MAX_HASHED, NUMPY_DTYPE, STRUCTS, Buffer, Code, dotted_root
 from steploom.errors import ProtocolError
@@ -30,6 +31,7 @@ def read(frames: Sequence[Buffer], kind: Any, packages: Sequence[str]) -> Any:
     """The value of type ``kind`` in ``frames``; see :func:`steploom.codec.decode`."""
     reader = _Reader(frames, packages)
     try:
+        check_keys(frames[0])
         value = msgspec.msgpack.decode(frames[0], type=kind, ext_hook=reader.extension, dec_hook=_built_already)
     except _DAMAGE as error:
         raise ProtocolError(f"a message cannot be decoded: {type(error).__name__}: {error}") from None
