@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pathlib
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,9 @@ import tiny
 import torch
 from conformance.case import CASES
 from driving import Driver, alone, config, distance, request
+from tokenizers import normalizers
 
+from steploom.weave import pipelines
 from steploom.worker.runner import Runner
 
 SMALL = {"height": 32, "width": 32, "num_inference_steps": 2}
@@ -230,3 +233,21 @@ def test_what_a_direct_call_sets_for_a_while_is_no_change() -> None:
         go_on.set()
         calling.join()
     assert not loom.outdated
+
+
+def test_another_tokenizer_is_taken_up_though_it_may_lie_where_the_last_one_lay() -> None:
+    """As long as ours stands for theirs, theirs lives, and no other one has its id."""
+    pipe = tiny.flux()
+    driver = Driver(Runner.from_pipeline(pipe, config(max_batch=1)))
+    outputs: list[Any] = []
+    for turn in range(pipelines.TOKENIZERS_KEPT + 2):
+        asked = request(f"r{turn}", "a cat", 1, **TEXT | {"num_inference_steps": 1})
+        driver.drain([asked])
+        outputs.append(driver.finished[asked.request_id].output)
+        assert distance(outputs[-1], alone(pipe, asked)) < 1e-5
+        last = weakref.ref(pipe.tokenizer)
+        pipe.tokenizer = tiny.tokenizer(length=16)
+        pipe.tokenizer.backend_tokenizer.normalizer = normalizers.Prepend("x" * (turn + 1))
+        assert last() is not None or turn == pipelines.TOKENIZERS_KEPT - 1
+        del last
+    assert distance(outputs[0], outputs[1]) > 1e-3, "another text"

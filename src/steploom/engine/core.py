@@ -30,7 +30,7 @@ from steploom.errors import (
 )
 from steploom.executor.abstract import DiffusionExecutor, ProgressCallback
 from steploom.protocol import PipelineInfo
-from steploom.requests import DiffusionRequest, Event, Failed, Finished, Restarted
+from steploom.requests import DiffusionRequest, Event, Failed, Finished, Restarted, StepEvent
 from steploom.sched import Fleet, SchedulerInterface, build_scheduler
 
 T = TypeVar("T")
@@ -188,6 +188,9 @@ class EngineCore:
         """Puts an event of the scheduler's where its request's reader finds it."""
         mailbox = self.live.get(event.request_id)
         if mailbox is None:  # The engine is ending: everybody was told already.
+            return
+        if type(event) is StepEvent:
+            mailbox.put(event)
             return
         if isinstance(event, Finished):
             self.live.borrowed[event.request_id].give_back(event.output)

@@ -23,11 +23,15 @@ class Mailbox:
     latents and previews were asked for and paid for, so the newest event with latents and the newest one with a
     preview stay, each as it was, in order of their steps. Of text, commits are joined, and the newest draft stays if no
     commit has followed it. The outcome is never dropped.
+
+    Attributes:
+        settled: Whether the outcome is there; whatever is put later is ignored.
     """
 
     def __init__(self) -> None:
+        self.settled = False
         self._unread: deque[Event] = deque()
-        self._changed = anyio.Event()
+        self._changed: anyio.Event | None = None
         self._settled = anyio.Event()
         self._output: DiffusionOutput | None = None
         self._error: SteploomError | None = None
@@ -36,41 +40,42 @@ class Mailbox:
         """Unread events."""
         return len(self._unread)
 
-    @property
-    def settled(self) -> bool:
-        """Whether the outcome is there; whatever is put later is ignored."""
-        return self._settled.is_set()
-
     def put(self, event: Event) -> None:
         """Adds ``event`` and drops the unread ones that it makes superfluous."""
         if self.settled:
             return
-        if isinstance(event, Failed):
+        unread = self._unread
+        if type(event) is StepEvent:
+            if unread and _says_less(unread[-1]):  # in every step of every request that nobody follows
+                unread[-1] = event
+            else:
+                unread.append(event)
+                self._unread = _conflated(unread)
+        elif isinstance(event, Failed):
             self.fail(event.error)
             return
-        if isinstance(event, Restarted):  # The steps of the lost attempt mean nothing any more.
-            self._unread = deque(old for old in self._unread if not isinstance(old, _OF_ONE_ATTEMPT))
-        if isinstance(event, Draft | Commit):
-            self._unread = deque(old for old in self._unread if not isinstance(old, Draft))
-        last = next((old for old in self._unread if isinstance(old, Commit)), None)
-        if isinstance(event, Commit) and last is not None:
-            self._unread[self._unread.index(last)] = last.followed_by(event)
         else:
-            self._unread.append(event)
-        if isinstance(event, StepEvent):
-            self._unread = _conflated(self._unread)
-        elif isinstance(event, Finished):
-            self._output = event.output
-            self._settled.set()
-        self._changed.set()
+            self._unread = _with(event, unread)
+            if isinstance(event, Finished):
+                self._output = event.output
+                self._settle()
+        self._tell()
+
+    def _settle(self) -> None:
+        self.settled = True
+        self._settled.set()
+
+    def _tell(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
 
     def fail(self, error: SteploomError) -> None:
         """Ends the request with ``error``, which its reader meets after what it has not read yet."""
         if self.settled:
             return
         self._error = error
-        self._settled.set()
-        self._changed.set()
+        self._settle()
+        self._tell()
 
     async def next(self) -> Event | None:
         """The oldest unread event, waiting for one; None after :class:`~steploom.requests.Finished`.
@@ -80,7 +85,10 @@ class Mailbox:
         """
         while not self._unread and not self.settled:
             self._changed = anyio.Event()
-            await self._changed.wait()
+            try:
+                await self._changed.wait()
+            finally:
+                self._changed = None
         if self._unread:
             return self._unread.popleft()
         self._raise_error()
@@ -109,6 +117,25 @@ def fresh(error: E) -> E:
     copy.__dict__.update(error.__dict__)
     copy.__cause__ = error.__cause__
     return copy
+
+
+def _says_less(event: Event) -> bool:
+    """Whether ``event`` is of a step that any later one makes superfluous."""
+    return type(event) is StepEvent and event.latents is None and event.preview is None
+
+
+def _with(event: Event, unread: deque[Event]) -> deque[Event]:
+    """``unread`` and ``event``, which is no step, without those that it makes superfluous."""
+    if isinstance(event, Restarted):  # The steps of the lost attempt mean nothing any more.
+        unread = deque(old for old in unread if not isinstance(old, _OF_ONE_ATTEMPT))
+    if isinstance(event, Draft | Commit):
+        unread = deque(old for old in unread if not isinstance(old, Draft))
+    last = next((old for old in unread if isinstance(old, Commit)), None)
+    if isinstance(event, Commit) and last is not None:
+        unread[unread.index(last)] = last.followed_by(event)
+    else:
+        unread.append(event)
+    return unread
 
 
 def _conflated(events: deque[Event]) -> deque[Event]:

@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from steploom.weave.blend import View
 
+TOKENIZERS_KEPT = 16
+"""More than any pipeline has."""
+
 _NO_VIEWS: Mapping[int, View] = MappingProxyType({})
 
 
@@ -52,7 +55,7 @@ class Loom:
         self._inner = self._find_inner()
         self._isolated = isolated
         self._adopted: dict[str, nn.Module] = {}
-        self._tokenizers: dict[int, Any] = {}
+        self._tokenizers: dict[int, tuple[Any, Any]] = {}  # theirs, which must live as long as its id counts, and ours
         self.device: Any = pipeline._execution_device
 
     def _find_inner(self) -> dict[str, tuple[str, SharedModule]]:
@@ -145,8 +148,10 @@ class Loom:
     def _tokenizer(self, value: Any) -> Any:
         """Our own copy: padding and truncation are settings of the object, which a direct call changes as it runs."""
         if id(value) not in self._tokenizers:
-            self._tokenizers[id(value)] = copy.deepcopy(value)
-        return self._tokenizers[id(value)]
+            if len(self._tokenizers) == TOKENIZERS_KEPT:  # the application has given it others again and again
+                self._tokenizers.clear()
+            self._tokenizers[id(value)] = (value, copy.deepcopy(value))
+        return self._tokenizers[id(value)][1]
 
     def forget_conversions(self) -> None:
         """Drops the modules' variants in other dtypes."""
