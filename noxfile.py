@@ -58,7 +58,7 @@ def run(session: nox.Session, program: str, *args: str) -> None:
 def pytest(session: nox.Session, which: str) -> None:
     """Runs by themselves the tests that need the machine for that; then the others in two processes of one thread."""
     for marks, processes in ((f"{which} and alone", "0"), (f"{which} and not alone", "2")):
-        args = ("-n", processes, "--dist", "worksteal", "-m", marks, *session.posargs)
+        args = ("-n", processes, "--dist", "worksteal", "--durations", "20", "-m", marks, *session.posargs)
         may_be_none = processes == "0" or session.posargs
         session.chdir(ROOT)
         session.run(
