@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 from conformance.case import CASES, PROMPTS, SIZED
-from driving import Driver, assert_equal_to_alone, config, request
+from driving import Driver, alone, assert_equal_to_alone, config, distance, request
 
 from steploom.worker import trial
 from steploom.worker.runner import Runner
@@ -57,6 +57,28 @@ def test_pictures_of_one_prompt_and_lists_of_prompts_share(build):
     ]
     driver, _ = assert_equal_to_alone(build, mates)
     assert driver.sharing("one")[-1] == 3
+
+
+@pytest.mark.parametrize("build", [tiny.flux, tiny.wan])
+def test_embeddings_of_one_row_for_two_pictures_are_no_rule_for_others(build):
+    """Flux and Wan spread them over the rows; what is learned of such a call holds for such calls alone."""
+    video = {"num_frames": 5} if build is tiny.wan else {}
+    each = "num_videos_per_prompt" if video else "num_images_per_prompt"
+    asked = [request(f"r{n}", "ab"[n % 2], n, max_sequence_length=16, **SMALL, **video) for n in range(3)]
+    several = [request(f"s{n}", "ab"[n], n, max_sequence_length=16, **SMALL, **video, **{each: 2}) for n in range(2)]
+    noise = torch.Generator().manual_seed(1)
+    sizes = {"negative_prompt_embeds" if video else "pooled_prompt_embeds": (1, 16, 32) if video else (1, 32)}
+    given = {
+        name: torch.randn(*size, generator=noise) for name, size in {"prompt_embeds": (1, 16, 32), **sizes}.items()
+    }
+    odd = [request(f"o{n}", None, 9, **SMALL, **video, **given, **{each: 2}) for n in range(2)]  # pyright: ignore
+    driver = Driver(Runner.from_pipeline(build(), config()))
+    driver.drain(odd[:1])
+    driver.drain([odd[1], *asked, *several])
+    pipe = build()
+    for one in (*odd, *asked, *several):
+        assert distance(driver.finished[one.request_id].output, alone(pipe, one)) < 1e-4
+    assert driver.sharing("r0")[-1] == len(asked) + len(several)
 
 
 def test_the_requests_lists_stay_as_they_are():

@@ -123,24 +123,37 @@ def guess(call: ModuleCall) -> tuple[LeafAxis, ...]:
     return tuple(tuple(map(axis, leaf)) if isinstance(leaf, list) else axis(leaf) for leaf in call.leaves)
 
 
+def spread(call: ModuleCall) -> frozenset[int]:
+    """The tensors of one row that the module spreads over the several rows of its first one, by their place.
+
+    A request for two images may bring embeddings of one row (Flux, Wan): in its calls these are shared, in others not.
+    """
+    if not is_denoiser(call.target.name):
+        return frozenset()
+    rows = [
+        (i, leaf.shape[0]) for i, leaf in enumerate(call.leaves) if isinstance(leaf, torch.Tensor) and leaf.ndim > 1
+    ]
+    return frozenset(i for i, own in rows if own == 1 < rows[0][1])
+
+
 class AxisBook:
-    """What is known about axes, by module class, method and call pattern."""
+    """What is known about axes, by module class, method, call pattern, and what is spread over the rows."""
 
     def __init__(self) -> None:
         self._known: dict[Hashable, Axes] = {}
 
     @staticmethod
     def entry(call: ModuleCall) -> Hashable:
-        """What axes are filed under: not the module object, since siblings (Wan 2.2's two) behave alike."""
+        """Equal for like calls with any number of samples. Not the module object: Wan 2.2's two behave alike."""
         return (type(call.target.module), call.target.method, pattern(call.structure))
 
     def find(self, call: ModuleCall) -> Axes | None:
         """Axes for ``call``, if they are known."""
-        return self._known.get(self.entry(call))
+        return self._known.get((self.entry(call), spread(call)))
 
     def put(self, call: ModuleCall, axes: Axes) -> Axes:
         """Files ``axes`` for all calls like ``call``."""
-        self._known[self.entry(call)] = axes
+        self._known[self.entry(call), spread(call)] = axes
         return axes
 
     def probe(self, call: ModuleCall, result: object, doubled: Iterable[Program]) -> Axes:
