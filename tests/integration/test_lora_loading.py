@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import shutil
 import socket
@@ -43,6 +44,30 @@ def test_adapters_are_loaded_once_and_dropped_when_idle(files: dict[str, str]):
     assert not runner._selections
 
 
+def test_a_stack_that_is_refused_leaves_no_more_than_the_bound(files: dict[str, str], tmp_path: pathlib.Path):
+    (tmp_path / "bad.safetensors").write_bytes(b"x" * 50)
+    runner = Runner.from_pipeline(tiny.sd3(), config(loras=files, max_loras=1))
+    driver = Driver(runner)
+    driver.drain([request("1", "x", 1, lora=[*"abc", str(tmp_path / "bad.safetensors")], **TEXT)])
+    assert "bad.safetensors" in str(driver.finished["1"].error)
+    assert len(runner.stats().loras) == 1
+
+
+def test_a_control_lora_changes_the_settings_of_its_own_model(tmp_path: pathlib.Path):
+    """diffusers sets ``transformer.config.in_channels``, although the settings are frozen."""
+    pipe, noise = tiny.flux(), torch.Generator().manual_seed(1)
+    out, channels = pipe.transformer.x_embedder.weight.shape
+    matrices = {"A": (4, 2 * channels), "B": (out, 4)}
+    made = {name: torch.randn(*size, generator=noise) for name, size in matrices.items()}
+    save_file({f"transformer.x_embedder.lora_{n}.weight": m for n, m in made.items()}, tmp_path / "control.safetensors")
+    plain, driver = request("1", "x", 1, **TEXT), Driver(Runner.from_pipeline(pipe, config()))
+    driver.drain([request("control", "x", 1, lora=str(tmp_path), **TEXT)])
+    assert driver.finished["control"].error is not None, "it brings more channels than the pipeline makes"
+    driver.drain([plain])
+    assert pipe.transformer.config.in_channels == channels
+    assert distance(driver.finished["1"].output, alone(pipe, plain)) < 1e-5
+
+
 def test_a_file_that_was_replaced_is_loaded_again(files: dict[str, str], tmp_path: pathlib.Path):
     folder = tmp_path / "style"
     shutil.copytree(files["a"], folder)
@@ -50,8 +75,11 @@ def test_a_file_that_was_replaced_is_loaded_again(files: dict[str, str], tmp_pat
     file = next(folder.iterdir())
     before = request("before", "x", 1, lora=file, **TEXT)
     first = driver.drain([before])["before"].output
+    old = file.stat()
     file.unlink()
     shutil.copy(next(pathlib.Path(files["b"]).iterdir()), file)
+    os.utime(file, ns=(old.st_atime_ns, old.st_mtime_ns))  # as `cp -p` does
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (old.st_size, old.st_mtime_ns)
     after = request("after", "x", 1, lora=str(file), **TEXT)
     second = driver.drain([after])["after"].output
     assert distance(second, first) > 1e-2

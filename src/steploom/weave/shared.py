@@ -218,7 +218,7 @@ def clone_tree(
     clone = object.__new__(type(module))
     memo[id(module)] = clone
     for name, value in module.__dict__.items():
-        clone.__dict__[name] = own_containers(value)
+        clone.__dict__[name] = own_config(value) if name == "_internal_dict" else own_containers(value)
     if own_parameters:
         clone.__dict__["_parameters"] = {
             name: None if p is None else nn.Parameter(p.data, requires_grad=p.requires_grad)
@@ -230,6 +230,13 @@ def clone_tree(
     }
     clone.__dict__["_compiled_call_impl"] = None
     return clone
+
+
+def own_config(config: Any) -> Any:
+    """A copy of a model's settings, which are frozen in name only: a control LoRA sets the channels that it brings."""
+    own = type(config)(config)
+    own.__dict__.update(config.__dict__)
+    return own
 
 
 def own_containers(value: Any, depth: int = DEEPEST) -> Any:

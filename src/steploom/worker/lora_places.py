@@ -17,7 +17,12 @@ def identity(where: str) -> Hashable:
     if not path.exists():
         return where
     files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-    return (str(path.resolve()), *((str(file), (about := file.stat()).st_mtime_ns, about.st_size) for file in files))
+    return (str(path.resolve()), *map(_version, files))
+
+
+def _version(file: Path) -> Hashable:
+    about = file.stat()  # who copies a file with its time (cp -p) leaves that of the change, and another inode
+    return (str(file), about.st_ino, about.st_ctime_ns, about.st_mtime_ns, about.st_size)
 
 
 def place(where: str, timeout_s: float, *, local_files_only: bool) -> tuple[str, str | None]:

@@ -12,7 +12,7 @@ from steploom.config import EngineConfig
 from steploom.errors import InvalidRequest
 from steploom.media.pictures import brief
 from steploom.weave import adapters
-from steploom.weave.adapters import Adapter, Selection, Selections, Weaver
+from steploom.weave.adapters import Adapter, Chosen, Selection, Selections, Weaver
 from steploom.weave.pipelines import Loom
 from steploom.worker.lora_places import identity, place
 
@@ -66,14 +66,18 @@ class Loras:
         if why is not None:
             raise InvalidRequest(f"lora={brief(wanted)}: {why}", field="lora")
         chosen: list[tuple[Adapter, float]] = []
-        for name, scale in wanted:
-            chosen.append((self._find(name, [own for own, _ in chosen]), scale))
         try:
-            selection = self._selections.take(chosen)
+            for name, scale in wanted:
+                chosen.append((self._find(name, [own for own, _ in chosen]), scale))
+            return self._select(chosen, wanted)
+        finally:
+            self._evict(self._keep, [])
+
+    def _select(self, chosen: Chosen, wanted: Sequence[tuple[str, float]]) -> Selection:
+        try:
+            return self._selections.take(chosen)
         except InvalidRequest as fault:
             raise InvalidRequest(f"lora={brief(wanted)}: {fault}", field="lora") from None
-        self._evict(self._keep, [])
-        return selection
 
     def give_back(self, selection: Selection) -> None:
         """A request does not need its adapters any more."""
