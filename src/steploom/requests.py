@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import copy
 import dataclasses
@@ -135,7 +136,8 @@ class DiffusionRequest:
         if params.get("generator") is None:
             params.pop("generator", None)
         if seed is not None and hasattr(seed, "__index__") and not isinstance(seed, bool):
-            seed = operator.index(seed)  # numpy's integers
+            with contextlib.suppress(TypeError):  # arrays and tensors of several
+                seed = operator.index(seed)  # numpy's integers
         noise_scheduler = noise_schedulers.by_name(noise_scheduler)
         cache = step_caches.plain(cache)
         if request_id is None:

@@ -322,3 +322,20 @@ async def test_the_verdict_travels(tmp_path: Any) -> None:
 
         outs = await asyncio.gather(*(engine.generate("a cat", seed=seed, **SMALL) for seed in range(4)))
     assert [out.output.nsfw_content_detected for out in outs] == [one.nsfw_content_detected for one in expected]
+
+
+class Forwarding(diffusers.StableDiffusion3Pipeline):
+    """One of an application's own, that hands on what it does not know."""
+
+    def __call__(self, *args: Any, brightness: float = 1.0, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs)
+
+
+def test_a_pipeline_that_hands_its_arguments_on_takes_those_of_the_one_below() -> None:
+    """And each request its seed, which would mean nothing else."""
+    pipe = Forwarding.from_pipe(tiny.sd3())
+    driver = Driver(Runner.from_pipeline(pipe, config()))
+    requests = [latents("a", "a cat", 1, guidance_scale=2.0), latents("b", "a dog", 2, brightness=2.0)]
+    driver.drain(requests)
+    assert_equal(driver, pipe, requests)
+    assert max(driver.sharing("a")) == 2

@@ -119,6 +119,20 @@ def test_components_come_from_elsewhere_or_are_left_out(tmp_path: Path, tiny_mod
     assert "no such file" in refusal(tiny_model, components={"transformer": str(tmp_path / "none")})
 
 
+@pytest.mark.parametrize(("name", "other", "said"), [
+    ("vae", "unet", "is a folder of UNet2DConditionModel, a model that neither is a ControlNet nor decodes; the pip"),
+    ("unet", "vae", "is a folder of AutoencoderKL, an autoencoder; the pipeline wants a model that neither"),
+    ("unet", "scheduler", "is a folder of PNDMScheduler, a noise scheduler; the pipeline wants a model that"),
+])  # fmt: skip
+def test_a_component_of_another_kind_is_refused(name: str, other: str, said: str, stable_diffusion: Path) -> None:
+    assert said in refusal(stable_diffusion, components={name: str(stable_diffusion / other)})
+
+
+def test_what_is_no_controlnet_is_refused_as_one(stable_diffusion: Path) -> None:
+    said = refusal(stable_diffusion, controlnet=str(stable_diffusion / "vae"))
+    assert "is a folder of AutoencoderKL, an autoencoder; give one of a ControlNet" in said
+
+
 @pytest.mark.parametrize("name", ["safety_checker", "image_encoder", "feature_extractor"])
 def test_a_component_that_is_not_there_may_be_left_out(name: str, stable_diffusion: Path) -> None:
     """As ``from_pretrained(..., safety_checker=None)``, whether or not the folder has one."""

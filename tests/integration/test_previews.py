@@ -114,6 +114,16 @@ def test_a_tiny_autoencoder_that_is_not_there_is_refused() -> None:
         Runner(tiny.sd3(), config(preview_vae="./nowhere"), in_process=True)
 
 
+def test_another_autoencoder_than_a_tiny_one_for_its_latents_is_refused(tmp_path) -> None:
+    pipe = tiny.sdxl()
+    pipe.vae.save_pretrained(tmp_path / "whole")
+    with pytest.raises(ConfigError, match=r"preview_vae=.*no folder or hub id of an AutoencoderTiny \(it is a Auto"):
+        Runner(pipe, config(preview_vae=str(tmp_path / "whole")), in_process=True)
+    AutoencoderTiny(latent_channels=16).save_pretrained(tmp_path / "wide")
+    with pytest.raises(ConfigError, match=r"latents of 16 channels, and those of AutoencoderKL have 4; give one for"):
+        Runner(pipe, config(preview_vae=str(tmp_path / "wide")), in_process=True)
+
+
 def test_a_pipeline_without_previews_says_so_once(monkeypatch, caplog) -> None:
     def broken(*_: Any) -> None:
         raise KeyError("layout")

@@ -36,7 +36,7 @@ def check_kinds(request: DiffusionRequest, info: PipelineInfo) -> None:
                 f"{parameter.name}=None: must be {meaning or 'a number'}; leave it out for the pipeline's own default",
                 field=parameter.name,
             )
-        if parameter.name == "prompt" and value == []:
+        if parameter.name == "prompt" and isinstance(value, list) and not value:
             raise InvalidRequest("prompt=[]: must be a str, or a list of str that is not empty", field="prompt")
         if value is not None and fits is not None and not fits(value):
             raise InvalidRequest(f"{parameter.name}={brief(value)}: must be {meaning}", field=parameter.name)
@@ -63,9 +63,9 @@ def _check_rows(request: DiffusionRequest) -> None:
 
 
 def _is_numbers(value: Any) -> bool:
-    if isinstance(value, (str, bytes, Mapping, Set)) or not isinstance(value, Sized) or not len(value):
-        return False
-    return all(is_number(one) for one in cast("Any", value))
+    if isinstance(value, (str, bytes, Mapping, Set)) or not isinstance(value, Sized) or getattr(value, "ndim", 1) == 0:
+        return False  # a tensor without dimensions has no length, and says that it has one
+    return len(value) > 0 and all(is_number(one) for one in cast("Any", value))
 
 
 def _is_text(value: Any) -> bool:

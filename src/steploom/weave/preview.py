@@ -41,6 +41,11 @@ _PIXELS = (3, 6)
 """Channels of what is pixels already, the second with a learned variance."""
 
 
+_TINY = "AutoencoderTiny"
+_CHANNELS = ("latent_channels", "z_dim")
+"""What VAEs call the channels of their latents."""
+
+
 def load_tiny(name: str | None, pipeline: Any, *, local_files_only: bool = False) -> Any:
     """The tiny autoencoder of ``EngineConfig.preview_vae``, where and as the pipeline's VAE is; None for None.
 
@@ -51,14 +56,26 @@ def load_tiny(name: str | None, pipeline: Any, *, local_files_only: bool = False
         return None
     vae = next((module for module in untyped.modules_of(pipeline).values() if callable(_decode(module))), None)
     try:
-        tiny = untyped.load_tiny_autoencoder(
-            name, getattr(vae, "dtype", torch.float32), local_files_only=local_files_only
-        )
+        tiny = untyped.load_component(name, getattr(vae, "dtype", torch.float32), local_files_only=local_files_only)
+        if type(tiny).__name__ != _TINY:
+            raise ValueError(f"it is a {type(tiny).__name__}")
     except (OSError, ValueError, RuntimeError) as fault:
         raise ConfigError(
-            f"preview_vae={name!r}: no folder or hub id of an AutoencoderTiny ({str(fault).splitlines()[0]})"
+            f"preview_vae={name!r}: no folder or hub id of an {_TINY} ({str(fault).splitlines()[0]})"
         ) from fault
-    return tiny.to(getattr(pipeline, "_execution_device", "cpu"))
+    channels = _latent_channels(vae)
+    if channels not in (None, tiny.config.latent_channels):
+        raise ConfigError(
+            f"preview_vae={name!r}: is for latents of {tiny.config.latent_channels} channels, and those of "
+            f"{type(vae).__name__} have {channels}; give one for this model, or leave it out"
+        )
+    return tiny.eval().to(getattr(pipeline, "_execution_device", "cpu"))
+
+
+def _latent_channels(vae: Any) -> int | None:
+    """Of the latents that a VAE takes; None where its settings do not say."""
+    found = (getattr(getattr(vae, "config", None), field, None) for field in _CHANNELS)
+    return next((channels for channels in found if isinstance(channels, int)), None)
 
 
 class Previewer:
@@ -149,7 +166,7 @@ class Previewer:
         """The call of a VAE that takes ``latents`` as they are but for their scaling; None where they do not fit it."""
         name, module = next(iter(self._decoders.items()))
         config = getattr(module, "config", None)
-        channels = [getattr(config, field, None) for field in ("latent_channels", "z_dim")]
+        channels = [getattr(config, field, None) for field in _CHANNELS]
         if latents.ndim not in (_IMAGE, _VIDEO) or latents.shape[1] not in channels:
             return None
         return ModuleCall(Target(name, "decode", module, ("preview", name)), (scaled_for_vae(latents, config),), {})

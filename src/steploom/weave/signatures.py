@@ -33,16 +33,34 @@ def parameters_of(function: Any) -> list[str]:
 
 
 def call_parameters(pipeline: Any) -> dict[str, inspect.Parameter]:
-    """Parameters of the ``__call__`` of a pipeline or of its class by name, without ``self``."""
+    """Parameters of the ``__call__`` of a pipeline or of its class by name, without ``self``.
+
+    Of one's own class that takes ``**kwargs`` these are also those of the class below, to which it hands them; and in
+    any case ``generator``: else its requests' seeds would mean nothing.
+    """
     cls: Any = pipeline if isinstance(pipeline, type) else type(pipeline)
-    return dict(_named_parameters(cls.__call__))
+    calls = [vars(base)["__call__"] for base in cls.__mro__ if "__call__" in vars(base)]
+    found: dict[str, inspect.Parameter] = {}
+    for call in calls or [cls.__call__]:
+        named, handed_on = _named_parameters(call)
+        found = {**named, **found}
+        if not handed_on:
+            break
+        found.setdefault("generator", _GENERATOR)
+    return found
+
+
+_GENERATOR = inspect.Parameter("generator", inspect.Parameter.KEYWORD_ONLY, default=None)
 
 
 @functools.lru_cache(maxsize=64)  # a tenth of a millisecond, twice for each request
-def _named_parameters(call: Any) -> dict[str, inspect.Parameter]:
+def _named_parameters(call: Any) -> tuple[dict[str, inspect.Parameter], bool]:
+    """The named ones, and whether others are handed on: diffusers' own take old names only out of ``**kwargs``."""
     parameters = inspect.signature(call).parameters
     kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    return {name: p for name, p in parameters.items() if name != "self" and p.kind not in kinds}
+    handed_on = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    ours = not inspect.unwrap(call).__module__.startswith("diffusers.")
+    return {name: p for name, p in parameters.items() if name != "self" and p.kind not in kinds}, handed_on and ours
 
 
 def hidden_parameters(pipeline: Any) -> tuple[str, ...]:

@@ -113,12 +113,6 @@ def published_with(tensors: dict[str, Any]) -> str | None:
     return found if known else None
 
 
-def load_tiny_autoencoder(name: str, dtype: Any, **options: Any) -> Any:
-    """A tiny autoencoder in a folder, or of a hub id."""
-    loader: Any = diffusers.AutoencoderTiny  # pyright: ignore[reportPrivateImportUsage] - lazily exported
-    return loader.from_pretrained(name, torch_dtype=dtype, **options).eval()
-
-
 def _language_parts(folder: str, dtype: Any) -> dict[str, Any]:
     """The components of a language model's folder that diffusers 0.42 saves such that it cannot load them.
 

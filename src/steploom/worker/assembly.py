@@ -19,7 +19,7 @@ from steploom.config import EngineConfig
 from steploom.errors import ConfigError
 from steploom.weave import untyped
 from steploom.weave.order import is_denoiser
-from steploom.worker import indexes, left_out, sources
+from steploom.worker import indexes, left_out, roles, sources
 from steploom.worker.quantization import Quantization
 from steploom.worker.sources import Source
 
@@ -249,7 +249,12 @@ class _Assembly:
         folder = Path(source.name)
         if (folder / sources.INDEX).is_file():
             folder = folder / name
-        return _class_in(folder, cls).from_pretrained(str(folder), **options)
+        found = _class_in(folder, cls)
+        if roles.of(found) != roles.of(cls):
+            raise ConfigError(
+                f"components[{name!r}]={where!r}: {roles.told(found)}; the pipeline wants {roles.of(cls)}"
+            )
+        return found.from_pretrained(str(folder), **options)
 
     def _from_file(self, name: str, cls: Any, source: Source, options: dict[str, Any]) -> Any:
         if not hasattr(cls, "from_single_file"):

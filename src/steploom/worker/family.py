@@ -13,7 +13,7 @@ from steploom.config import EngineConfig
 from steploom.errors import ConfigError
 from steploom.protocol import PipelineInfo
 from steploom.weave import untyped
-from steploom.worker import loading, tasks
+from steploom.worker import loading, roles, tasks
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ def load_controlnet(name: str, pipeline: Any, *, local_files_only: bool = False)
     """The ControlNet in a folder, or of a hub id, where the pipeline's own modules are and in their dtype.
 
     Raises:
-        ConfigError: It cannot be loaded.
+        ConfigError: It cannot be loaded, or is none.
     """
     denoiser = loading.denoiser_of(pipeline)
     try:
@@ -158,4 +158,6 @@ def load_controlnet(name: str, pipeline: Any, *, local_files_only: bool = False)
         raise ConfigError(
             f"controlnet={name!r}: cannot be loaded ({error}); give a folder that save_pretrained wrote, or a hub id"
         ) from None
+    if roles.of(type(net)) != roles.CONTROLNET:
+        raise ConfigError(f"controlnet={name!r}: {roles.told(type(net))}; give one of a ControlNet")
     return net.to(pipeline._execution_device).eval()
