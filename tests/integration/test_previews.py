@@ -217,8 +217,13 @@ def latents_of(call: Any) -> torch.Tensor:
     return (args[0] if args else next(iter(kwargs.values()))).clone()
 
 
+SHOWN = sorted(name for name in CASES if not CASES[name].kind.endswith(UNSEEN))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(name for name in CASES if not CASES[name].kind.endswith(UNSEEN)))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.thorough] if i % 3 else []) for i, name in enumerate(SHOWN)]
+)
 def test_the_last_preview_shows_what_the_pipeline_ends_with(name: str, monkeypatch) -> None:
     """The last step's estimate is what the step ends at, and the preview decodes what the pipeline decodes."""
     case, decodes = CASES[name], name not in UNDECODED
