@@ -168,6 +168,49 @@ def test_adapters_that_are_switched(change: str, tmp_path: pathlib.Path) -> None
     assert distance(_served(driver, asked), now) <= 1e-4
 
 
+def _halved_by_hook(module: Any) -> Any:
+    return module.register_forward_hook(lambda own, args, output: output * -0.5)
+
+
+def text_parameter(pipe: Any) -> None:
+    part = _named(pipe.text_encoder, ".fc1")
+    part.weight = torch.nn.Parameter(part.weight.detach() * -2)
+
+
+@pytest.mark.parametrize("change", [
+    text_parameter, lambda pipe: _halved_by_hook(_named(pipe.text_encoder, ".mlp")),
+], ids=["parameter", "hook"])  # fmt: skip
+def test_what_adapters_were_put_on_is_made_anew(change: Callable[[Any], Any], tmp_path: pathlib.Path) -> None:
+    """Of text encoders, too, which nobody clones where there are no adapters."""
+    pipe, file = tiny.sdxl(), lora_files.save(tiny.sdxl, tmp_path, 1, text=True)
+    driver = Driver(Runner.from_pipeline(pipe, config()))
+    before = _served(driver, request("first", "a cat", 1, lora=file, **SMALL))
+    hook = change(pipe)
+    asked = request("second", "a cat", 1, lora=file, **SMALL)
+    oracle = tiny.sdxl()
+    change(oracle)
+    now = alone(lora_files.adapted(oracle, asked.adapters), asked)
+    assert distance(now, before) > 1e-2
+    assert distance(_served(driver, asked), now) <= 1e-4
+    if hook is not None:
+        hook.remove()
+        assert distance(_served(driver, request("third", "a cat", 1, lora=file, **SMALL)), before) <= 1e-5
+
+
+def test_a_model_in_another_dtype_is_made_anew() -> None:
+    """SDXL's VAE, which decodes in float32."""
+    pipe = tiny.sdxl_half_vae()
+    driver = Driver(Runner.from_pipeline(pipe, config()))
+    asked = [request(name, "a cat", 1, output_type="pt", **SMALL) for name in ("first", "second", "third")]
+    before = _served(driver, asked[0])
+    hook = _halved_by_hook(_named(pipe.vae, "decoder.mid_block"))
+    now = alone(pipe, asked[1])
+    assert distance(now, before) > 1e-2
+    assert distance(_served(driver, asked[1]), now) <= 1e-3
+    hook.remove()
+    assert distance(_served(driver, asked[2]), before) <= 1e-5
+
+
 def test_a_method_set_while_requests_run_hurts_nobody() -> None:
     pipe = tiny.flux()
     driver = Driver(Runner.from_pipeline(pipe, config()))

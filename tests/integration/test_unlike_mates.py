@@ -97,6 +97,17 @@ def grounded(i: int) -> Any:
     return request(f"r{i}", PROMPTS[i % 3], i, **settings, **boxes)
 
 
+def test_a_dict_that_requests_share_is_written_to_by_none_of_them():
+    """GLIGEN puts its boxes into the dict that it was given: of its mates, and of who learns the batch axes."""
+    common: dict[str, Any] = {"cross_attention_kwargs": {"scale": 1.0}}
+    mates = [request(one.request_id, one.prompt, one.seed, **one.params, **common) for one in map(grounded, range(3))]
+    driver, _ = assert_equal_to_alone(CASES["StableDiffusionGLIGENPipeline"].build, mates)
+    common["cross_attention_kwargs"] = given = {"scale": 1.0}
+    driver.drain([request("later", mates[0].prompt, 1, **mates[0].params | common)])
+    assert driver.finished["later"].error is None
+    assert given == {"scale": 1.0}
+
+
 def test_a_switch_deep_inside_a_module_is_its_requests_own():
     """GLIGEN turns its gated layers off in the middle of the call: those of one request, not of all."""
 

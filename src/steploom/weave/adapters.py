@@ -18,6 +18,7 @@ from steploom.weave import untyped
 from steploom.weave.blend import Adapted, Blend, Part, View, activate, graft
 from steploom.weave.compiled import is_compiled
 from steploom.weave.shared import SharedModule, clone_tree, pliable, twin
+from steploom.weave.structure import Token
 
 
 @dataclasses.dataclass(eq=False)
@@ -153,7 +154,12 @@ class Weaver:
 
     def __init__(self, shared: Mapping[str, SharedModule]) -> None:
         self._shared = shared
-        self._blends: dict[str, Blend] = {}
+        self._blends: dict[str, tuple[Token, Blend]] = {}
+
+    @property
+    def made_from(self) -> tuple[Token, ...]:
+        """What views are made from that are made now."""
+        return tuple(one.made_from for one in self._shared.values())
 
     def views(self, chosen: Chosen) -> dict[int, View]:
         """The modules with these adapters, by identity of the pipeline's own.
@@ -196,9 +202,10 @@ class Weaver:
             return None
         if is_compiled(shared.origin) or untyped.tuner_layers(shared.origin):
             return None
-        blend = self._blends.get(component)
-        if blend is None:
-            blend = self._blends[component] = Blend(shared.origin)
+        source, blend = self._blends.get(component, (None, None))
+        if blend is None or source != shared.made_from:
+            blend = Blend(shared.origin)
+            self._blends[component] = (shared.made_from, blend)
         blend.add(parts[0][0], alias, parts[0][1])
         return blend
 
@@ -243,7 +250,8 @@ class Selection:
         self.users = 0
 
 
-SelectionKey = tuple[tuple[int, float], ...]
+SelectionKey = tuple[tuple[tuple[int, float], ...], tuple[Token, ...]]
+"""Adapters and scales, and what the modules were when they were put on."""
 
 
 class Selections:
@@ -265,7 +273,7 @@ class Selections:
         Raises:
             InvalidRequest: They cannot be stacked.
         """
-        key = tuple((adapter.number, scale) for adapter, scale in chosen)
+        key = (tuple((adapter.number, scale) for adapter, scale in chosen), self._weaver.made_from)
         if key not in self._made:
             self._made[key] = Selection(chosen, self._weaver.views(chosen))
         self._made.move_to_end(key)

@@ -16,7 +16,7 @@ from steploom.weave.compiled import is_compiled
 from steploom.weave.kept import CONTAINERS, DEEPEST, unclonable
 from steploom.weave.ragged import Rule, rule_for
 from steploom.weave.ragged_language import LanguageRule
-from steploom.weave.structure import ModuleStructure
+from steploom.weave.structure import ModuleStructure, Token
 from steploom.weave.switches import library_settings
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ class SharedModule:
         self.dtype: torch.dtype | None = getattr(self.origin, "dtype", None)
         self.device: torch.device | None = getattr(self.origin, "device", None)
         self._hooks_seen, self._hooked = -1, False
+        self._source: ModuleStructure | None = None
         self._converted: OrderedDict[Hashable, nn.Module] = OrderedDict()
         methods = [method for method in METHODS if callable(getattr(self.origin, method, None))]
         self.targets = {
@@ -151,9 +152,16 @@ class SharedModule:
             self._hooked = any(str(getattr(hook, "__module__", "")).startswith("diffusers.pipelines") for hook in hooks)
         return self._hooked
 
+    @property
+    def made_from(self) -> Token:
+        """What a clone is made from that is made now: another one once the application has changed the module."""
+        if self._source is None:
+            self._source = ModuleStructure(self.origin, tensors=True)
+        return self._source.now()
+
     def converted(self, dtype: torch.dtype | None, device: torch.device | None) -> nn.Module:
         """A clone in another dtype or on another device; kept, for the next program that wants the same."""
-        key = (dtype, device, version(self.origin))
+        key = (dtype, device, version(self.origin), self.made_from)
         if key not in self._converted:
             self._converted[key] = clone_tree(self.origin, own_parameters=True).to(device=device, dtype=dtype)
         self._converted.move_to_end(key)

@@ -59,7 +59,7 @@ def _named_parameters(call: Any) -> tuple[dict[str, inspect.Parameter], bool]:
     parameters = inspect.signature(call).parameters
     kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     handed_on = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    ours = not inspect.unwrap(call).__module__.startswith("diffusers.")
+    ours = not str(getattr(inspect.unwrap(call), "__module__", "")).startswith("diffusers.")
     return {name: p for name, p in parameters.items() if name != "self" and p.kind not in kinds}, handed_on and ours
 
 

@@ -11,6 +11,7 @@ from steploom.errors import InvalidRequest
 from steploom.protocol import PipelineInfo
 from steploom.requests import DiffusionRequest
 from steploom.weave import callbacks, signatures
+from steploom.weave.shared import own_containers
 from steploom.worker.loading import denoiser_of
 
 _PROJECTIONS = ("encoder_hid_proj", "image_proj")
@@ -33,7 +34,7 @@ def arguments(
     """
     accepted = {parameter.name for parameter in info.parameters}
     given = {**request.params, **({} if request.prompt is None else {"prompt": request.prompt}), **changes}
-    made = {n: list(v) if type(v) is list else v for n, v in given.items()}  # Z-Image writes into its prompts
+    made = {n: own_containers(v) for n, v in given.items()}  # Z-Image writes into its prompts, GLIGEN into a dict
     if "output_type" in accepted:
         made.setdefault("output_type", signatures.output_type(pipeline, request.output_type))
     if request.seed is not None and "generator" in accepted:
