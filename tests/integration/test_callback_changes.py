@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import lora_files
 import pytest
 import tiny
 import torch
@@ -259,3 +261,21 @@ def test_only_callbacks_take_clones():
         Driver(runner).drain([request("b", seed=1, callback_on_step_end=at_step_one(look), **sdxl_inputs(0))])
     assert "unet" not in plain
     assert "unet" in clones
+
+
+@pytest.mark.parametrize("component", ["unet", "text_encoder"])
+def test_adapters_are_fused_into_weights_of_its_own(component: str, tmp_path: pathlib.Path) -> None:
+    """PEFT adds them to the weights in place; what is left of the request's steps is computed with their sum."""
+    file = lora_files.save(tiny.sdxl, tmp_path, 1, text=True)
+
+    def build() -> Any:
+        pipe = tiny.sdxl()
+        pipe.load_lora_weights(file, adapter_name="ink")
+        return pipe
+
+    def fuse(pipe: Any) -> None:
+        pipe.fuse_lora(components=[component], lora_scale=0.5)
+        pipe._guidance_scale = 1.5  # a change that shows; the sum alone is what it was
+
+    settings = {**SMALL, "prompt": "a cat", "num_inference_steps": 3}
+    check(build, settings, settings, lambda: at_step_one(fuse))

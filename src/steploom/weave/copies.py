@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from steploom.weave import signatures
+from steploom.weave import signatures, untyped
 from steploom.weave.alike import wrapped_as_asked
 from steploom.weave.callbacks import within_callback
 from steploom.weave.forms import Form, formed_call
@@ -56,6 +56,7 @@ class Woven:
         self.home: nn.Module = shared.origin if view is None else view.module
         self.current: nn.Module = self.home
         self.private: nn.Module | None = None
+        self._fusible: nn.Module | None = None
         self._own: Hashable = None
         self._conversion: Hashable = ()
         self._switches: Switches | None = None
@@ -111,6 +112,16 @@ class Woven:
             self.current = self.private
         return self.private
 
+    def own_adapted_weights(self) -> None:
+        """Gives the program's clone weights of its own where it has adapters: to fuse these writes into the weights."""
+        if self._fusible is self.privatize():
+            return
+        self._fusible = self.private
+        for layer in untyped.tuner_layers(self.privatize()).values():
+            for part in layer.modules():
+                own: dict[str, Any] = part.__dict__["_parameters"]
+                own.update({name: copied(p) for name, p in own.items() if type(p) is nn.Parameter})
+
     def shown_as_is(self) -> bool:
         """Whether the program sees the parts that everybody's calls run, since the module cannot be cloned."""
         if self.private is not None or self.shared.pliable:
@@ -141,6 +152,11 @@ class Woven:
     def isolate(self) -> None:
         """The program has changed its clone in a way that nobody else's is compared with."""
         self._own = next(_SERIALS)
+
+
+def copied(parameter: nn.Parameter) -> nn.Parameter:
+    """The same in storage of its own."""
+    return nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
 
 
 def woven_module(shared: SharedModule, view: View | None = None) -> Any:
@@ -235,6 +251,8 @@ def _delegating(cls: type, name: str) -> Any:
         state: Woven = self._steploom
         if reader or (name in _WALKERS and state.shown_as_is()):
             return getattr(state.current, name)(*args, **kwargs)
+        if within_callback():
+            state.own_adapted_weights()
         result = getattr(state.privatize(), name)(*args, **kwargs)
         if mutator:
             state.isolate()
