@@ -227,6 +227,10 @@ class Groups:
         for state in [s for s in old.residents.values() if s.batch_key is None and s.guess == guess]:
             self._move(state, old, group, now)
         self.pending.pop(old.key, None)
+        if old.key == guess and group.residents and not len(group.line):  # all of them follow, in their order
+            group.line, old.line = old.line, group.line
+            self.home.update((state.run_id, group) for state in group.line.states())
+            return
         for state in old.line.drain():
             self._put(state, now, front=bool(state.attempt))
 

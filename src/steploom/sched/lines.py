@@ -22,6 +22,10 @@ Rank = tuple[float, ...]
 """A policy's order of waiting requests: the lowest is next."""
 
 
+Place = tuple[bool, Rank, int, str]
+"""Whether behind those that are replayed, rank, arrival, run id."""
+
+
 class Order(NamedTuple):
     """What a line asks its policy.
 
@@ -41,13 +45,14 @@ class Order(NamedTuple):
 
 
 class Waiting:
-    """A user's waiting requests of one class: by rank, and by age. An entry of one that left is skipped."""
+    """A user's waiting requests of one class: by rank, and by age. An entry that is nobody's any more is skipped."""
 
-    __slots__ = ("ages", "ranks", "states", "taken")
+    __slots__ = ("ages", "places", "ranks", "states", "taken")
 
     def __init__(self) -> None:
         self.states: dict[str, RequestState] = {}
-        self.ranks: Ascending[tuple[bool, Rank, int, str]] = Ascending()
+        self.ranks: Ascending[Place] = Ascending()
+        self.places: dict[str, Place] = {}  # The entries that count: those of who has a rank.
         self.ages: Ascending[tuple[int, str]] = Ascending()  # By arrival.
         self.taken = 0
 
@@ -59,23 +64,32 @@ class Waiting:
         if len(self.ages) > 2 * len(self.states) + SLACK:
             self.ages.keep(lambda age: age[1] in self.states)
 
+    def remove(self, run_id: str) -> None:
+        """That one waits no more."""
+        del self.states[run_id]
+        self.places.pop(run_id, None)
+
     def rank(self, state: RequestState, order: Order, front: bool) -> None:
         """Gives ``state`` its place by rank, or another one."""
-        self.ranks.push((not front, order.rank(state), state.arrival, state.run_id))
+        place = (not front, order.rank(state), state.arrival, state.run_id)
+        if self.places.get(state.run_id) == place:
+            return
+        self.places[state.run_id] = place
+        self.ranks.push(place)
         if len(self.ranks) > 2 * len(self.states) + SLACK:
-            states = self.states
-            self.ranks.keep(lambda one: one[3] in states and one[1] == order.rank(states[one[3]]))
+            self.ranks.keep(lambda one: self.places.get(one[3]) is one)
 
     def first(self, order: Order, now: float) -> RequestState:
         """The next one; there must be one. Those that are late lose their rank: their turn comes by age."""
-        ranks, states = self.ranks, self.states
+        ranks, places = self.ranks, self.places
         while (one := ranks.first()) is not None:
-            state = states.get(one[3])
-            # A rank that is not its own is from before it was estimated anew.
-            if state is not None and one[1] == order.rank(state) and not (one[0] and order.late(state, now)):
-                if not one[0] or self.taken % RESERVE != RESERVE - 1:
-                    return state
-                break
+            if places.get(one[3]) is one:
+                state = self.states[one[3]]
+                if not one[0] or not order.late(state, now):
+                    if not one[0] or self.taken % RESERVE != RESERVE - 1:
+                        return state
+                    break
+                del places[one[3]]
             ranks.drop()
         return self._oldest()
 
@@ -127,7 +141,7 @@ class Line:
         one = self._classes[number]
         waiting = one.get(user)
         assert waiting is not None
-        del waiting.states[state.run_id]
+        waiting.remove(state.run_id)
         if not waiting.states:
             one.remove(user)
             if not len(one):
