@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pathlib
 import random
 from collections.abc import Callable
 from typing import Any
 
+import lora_files
 import pytest
 import tiny
 import torch
@@ -15,6 +17,8 @@ from steploom.requests import DiffusionRequest
 from steploom.worker.runner import Runner
 
 MOST = 4
+PLACES = MOST + 1
+"""The last one is a copy's."""
 PROMPTS = ["a red cat", "two boats", "snow", "an old house"]
 
 
@@ -76,6 +80,41 @@ def test_bits_do_not_depend_on_company(build: Callable[[], Any], rounds: int, ex
     runner.close()
 
 
+@pytest.mark.parametrize("most", [2, pytest.param(5, marks=pytest.mark.slow)])
+def test_bits_do_not_depend_on_the_place_in_the_batch(most: int) -> None:
+    """Rows of Wan that do not fill a vector of the processor: its last elements are computed one by one."""
+    pipe, size = tiny.wan(), {"num_frames": 5, "height": 16, "width": 16, "max_sequence_length": 16}
+    watched = request("watched", "a cat", 1, num_inference_steps=3, **size)
+
+    def drawn(place: int, company: int) -> torch.Tensor:
+        driver = Driver(Runner.from_pipeline(pipe, config(batch_invariant=True, max_batch=most)))
+        mates = [request(f"mate{n}", "two boats", n, num_inference_steps=3, **size) for n in range(2, 2 + company)]
+        driver.drain([*mates[:place], watched, *mates[place:]])
+        assert max(driver.sharing("watched")) == company + 1
+        return tensor_of(driver.finished["watched"].output)
+
+    lonely = drawn(0, 0)
+    for place in range(most):
+        assert torch.equal(drawn(place, most - 1), lonely), place
+
+
+def test_bits_do_not_depend_on_the_adapters_of_others(tmp_path: pathlib.Path) -> None:
+    """PEFT computes the rows of each adapter apart: how many they are would show in a layer of vectors."""
+    names = [lora_files.save(tiny.sd3, tmp_path / str(n), n, targets=("to_q", "norm1.linear")) for n in range(2)]
+    pipe, size = tiny.sd3(), {**SMALL, "num_inference_steps": 3, "max_sequence_length": 16}
+    runner = Runner.from_pipeline(pipe, config(batch_invariant=True, max_batch=MOST))
+    kinds: list[Any] = [None, names[0], [(names[0], 0.5)], names[1]]
+    for own in kinds[:3]:
+        watched = request("watched", "a cat", 1, lora=own, **size)
+        images = []
+        for mates in ([], kinds[:1], kinds[2:], [names[0]]):
+            driver = Driver(runner)
+            driver.drain([watched, *(request(f"m{n}", "snow", n, lora=one, **size) for n, one in enumerate(mates))])
+            images.append(tensor_of(driver.finished["watched"].output))
+        assert all(torch.equal(one, images[0]) for one in images[1:]), own
+
+
+SMALL = {"height": 32, "width": 32}
 GUIDED: dict[str, Any] = {"height": 32, "width": 32, "num_inference_steps": 4, "max_sequence_length": 16}
 MARK = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(7))[0, 0, 0, 0].item()
 """Seed 7 is poisonous."""
@@ -97,7 +136,7 @@ class Faulty:
     def _before(self, module: Any, args: Any, kwargs: Any) -> None:
         latents = kwargs["hidden_states"]
         self.rows.append(len(latents))
-        if len(latents) == 2 * MOST and self.faults:
+        if len(latents) == 2 * PLACES and self.faults:
             raise self.faults.pop()
         if len(latents) > self.room:
             raise torch.OutOfMemoryError("out of memory (pretended)")
@@ -157,7 +196,7 @@ def test_who_has_no_room_with_its_copies_fails_with_the_mend_and_without_a_small
         assert error.kind == "GenerationFailed"
         assert "max_batch=4" in error.message
         assert "lower max_batch" in error.message
-    assert faulty.rows[-5:] == [2 * MOST] * 5, "together, and then each twice"
+    assert faulty.rows[-5:] == [2 * PLACES] * 5, "together, and then each twice"
     faulty.room = 100
     assert torch.equal(faulty.draw(1)[1], calm.draw(1)[1])
 

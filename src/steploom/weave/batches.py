@@ -320,7 +320,7 @@ class Batches:
         program = members[0][0]
         oom = is_out_of_memory(fault)
         if oom or self.verdicts.known(merged):
-            program.fault = too_large(len(members), fault) if oom else fault
+            program.fault = too_large(self._fixed or 1, fault) if oom else fault
             self._counters.alone(merged.target.name, "a merged call failed")
         else:  # nobody has bits of this kind yet
             self._run_alone(members[:1], "a merged call failed")

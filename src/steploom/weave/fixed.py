@@ -19,16 +19,20 @@ Group = list[tuple[Program, ModuleCall]]
 def filled_up(members: Group, size: int) -> Iterator[tuple[Group, Group]]:
     """The members by what is exactly alike, at most ``size`` at a time; each also with copies of its first one.
 
-    Nothing is padded for a mate's sake: neither text of another length nor rows of another count.
+    Nothing is padded for a mate's sake: neither text of another length nor rows of another count. Nor is a mate's
+    adapter there: a layer of adapters computes those rows apart that have the same one. And the last place is a copy's:
+    where the rows do not fill a vector of the processor, its last elements are rounded otherwise than the others.
     """
     alike: dict[Hashable, Group] = {}
     for program, call in members:
-        kind = (call.target.key, call.structure, tuple(map(_shape, call.leaves)))
+        adapted = call.target.adapted
+        alias = None if adapted is None else adapted.alias
+        kind = (call.target.key, alias, call.structure, tuple(map(_shape, call.leaves)))
         alike.setdefault(kind, []).append((program, call))
     for group in alike.values():
         for start in range(0, len(group), size):
             chunk = group[start : start + size]
-            yield chunk, [*chunk, *[chunk[0]] * (size - len(chunk))]
+            yield chunk, [*chunk, *[chunk[0]] * (size + 1 - len(chunk))]
 
 
 def own(members: Group) -> Group:
