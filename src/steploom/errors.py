@@ -142,3 +142,24 @@ class TickTimeout(EngineError):
 
 class ProtocolError(EngineError):
     """A message between engine and worker does not fit the protocol."""
+
+
+LONGEST = 1 << 16
+"""Characters that are told of an error, and of its traceback."""
+
+
+def words_of(error: BaseException) -> str:
+    """What an error says, such that it can be told: of a stranger's, which may say nothing, or anything."""
+    try:
+        said = str(error)
+    except Exception:  # noqa: BLE001 - an exception that cannot say what it is
+        return "(its message cannot be made)"
+    return told(said)
+
+
+def told(text: str) -> str:
+    """``text`` in UTF-8, and not longer than :data:`LONGEST`: of more its beginning and its end."""
+    if len(text) > LONGEST:
+        half = LONGEST // 2
+        text = f"{text[:half]} [... {len(text) - 2 * half} characters ...] {text[-half:]}"
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -55,6 +56,22 @@ async def test_a_tick_that_takes_too_long_raises(kind: type[DiffusionExecutor], 
             await executor.execute_step(tick(1, f"hold {gate.path}"))
         await gate.reached()
         gate.open()
+
+
+async def test_a_loop_that_stood_still_gives_the_tick_its_time_anew(kind: type[DiffusionExecutor], gate: Gate) -> None:
+    """Stopped, or blocked by the application, for longer than a tick may take: the worker is not to blame."""
+    async with running(kind, tick_timeout_s=1.0) as executor, anyio.create_task_group() as group:
+        results: list[int] = []
+
+        async def execute() -> None:
+            results.append((await executor.execute_step(tick(1, f"hold {gate.path}"))).tick)
+
+        group.start_soon(execute)
+        await gate.reached()
+        threading.Event().wait(2.0)  # the loop stands still
+        await anyio.wait_all_tasks_blocked()
+        gate.open()
+    assert results == [1]
 
 
 async def test_warming_up_stops_the_clock_of_a_tick(kind: type[DiffusionExecutor], gate: Gate) -> None:

@@ -18,17 +18,17 @@ import pytest
 import tiny
 import torch
 
-from steploom import AsyncDiffusionEngine
+from steploom import AsyncDiffusionEngine, codec
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError, EngineError, GenerationFailed
 from steploom.executor import AttachedExecutor
-from steploom.protocol import NewRequest, SchedulerOutput
+from steploom.protocol import ErrorInfo, NewRequest, SchedulerOutput
 from steploom.requests import DiffusionRequest
 from steploom.weave import exits
 
 SMALL = {"height": 32, "width": 32, "max_sequence_length": 16}
 PATHS = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
-KINDS = [SystemExit, KeyboardInterrupt, asyncio.CancelledError, GeneratorExit]
+KINDS = [SystemExit, KeyboardInterrupt, asyncio.CancelledError, GeneratorExit, greenlet.GreenletExit]
 
 
 def exiting(kind: type[BaseException], whole: Any, culprit: Any) -> Any:
@@ -104,7 +104,8 @@ def test_ctrl_c_is_nobodys_fault_where_it_is_heard() -> None:
         signal.signal(signal.SIGINT, before)
     assert seen == [True, False, True]
     assert exits.is_strangers(SystemExit(1))
-    assert not any(map(exits.is_strangers, (exits.Ended(15), greenlet.GreenletExit(), ValueError())))
+    assert not any(map(exits.is_strangers, (exits.Ended(15), ValueError())))
+    assert not greenlet.greenlet(lambda: exits.is_strangers(greenlet.GreenletExit())).switch(), "it is unwound"
 
 
 @contextlib.contextmanager
@@ -161,3 +162,33 @@ async def test_an_exit_of_a_forward_does_not_end_a_listening_worker(tmp_path_fac
                 with pytest.raises(GenerationFailed, match="forward of transformer raised SystemExit: 3"):
                     await engine.generate("a", num_inference_steps=1, **SMALL)
         assert worker.poll() is None
+
+
+class Silent(RuntimeError):
+    """Cannot say what it is."""
+
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+@pytest.mark.parametrize(("fault", "said"), [
+    (RuntimeError("bad \ud800 text"), r"bad \\ud800 text"),
+    (Silent(), r"Silent: \(its message cannot be made\)"),
+    (RuntimeError("x" * 10_000_000), r"x+ \[\.\.\. \d+ characters \.\.\.\] x+$"),
+], ids=["surrogate", "silent", "long"])  # fmt: skip
+async def test_what_cannot_be_told_is_told_as_far_as_it_can(fault: Exception, said: str) -> None:
+    """To the engine, it travels; and nobody else is hurt."""
+    pipe = tiny.sd3()
+
+    def broken(*_: Any) -> None:
+        raise fault
+
+    async with AsyncDiffusionEngine.from_pipeline(pipe) as engine:
+        hook = pipe.vae.decoder.register_forward_pre_hook(broken)
+        with pytest.raises(GenerationFailed, match=said) as caught:
+            await engine.generate("a", seed=1, num_inference_steps=2, **SMALL)
+        hook.remove()
+        told = ErrorInfo.of(caught.value, caught.value.remote_traceback or "")
+        assert codec.decode(codec.encode(told), ErrorInfo) == told
+        assert codec.size(codec.encode(told)) < 2**18
+        await engine.generate("a", seed=1, num_inference_steps=2, **SMALL)

@@ -41,6 +41,9 @@ from steploom.worker.messages import (
 MAX_TICKS = 2
 """Ticks in flight; a third waits."""
 
+LATE_S = 0.5
+"""A loop that comes so much later to a timer than it was due has not looked at its sockets either."""
+
 logger = logging.getLogger("steploom.worker")
 
 
@@ -204,7 +207,18 @@ class Channel:
                 seconds = max(seconds, start_s, self._config.tick_timeout_s if self._ticks else 0.0)
         if seconds is not None:
             error = partial(TickTimeout, f"worker {self.rank} did not answer {what} within {seconds} s")
-            self._clock = self._loop.call_later(seconds, self.fail, error)
+            self._clock = self._loop.call_later(seconds, self._run_down, seconds, error)
+
+    def _run_down(self, seconds: float, error: Callable[[], SteploomError]) -> None:
+        """The clock has run down: the worker is lost, unless it was this process that stood still meanwhile.
+
+        A loop that was blocked, or stopped (Ctrl-Z, a debugger), may not have read the answer yet: it has its time anew.
+        """
+        assert self._clock is not None
+        if self._loop.time() - self._clock.when() < LATE_S:
+            self.fail(error)
+        else:
+            self._clock = self._loop.call_later(seconds, self._run_down, seconds, error)
 
     def fail(self, failure: Callable[[], SteploomError]) -> None:
         """The worker cannot go on: all who wait for it are told, and all who will. The first call counts."""

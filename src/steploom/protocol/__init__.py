@@ -47,12 +47,9 @@ class ErrorInfo(msgspec.Struct, frozen=True):
         """Describes ``error``; keeps no reference to it or its frames."""
         kind = type(error).__name__ if isinstance(error, errors.SteploomError) else "GenerationFailed"
         own = isinstance(error, errors.SteploomError)
-        try:
-            text = str(error)
-        except Exception:  # noqa: BLE001 - an exception that cannot say what it is
-            text = "(its message cannot be made)"
+        text = errors.words_of(error)
         message = text if own else f"{type(error).__name__}: {text}"
-        return cls(kind, message, traceback, getattr(error, "field", None) if own else None)
+        return cls(kind, message, errors.told(traceback), getattr(error, "field", None) if own else None)
 
     def exception(self) -> errors.SteploomError:
         """The exception to raise on this side."""

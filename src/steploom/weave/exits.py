@@ -7,6 +7,8 @@ import threading
 
 import greenlet
 
+from steploom import errors
+
 
 class Ended(BaseException):
     """A signal ends this worker, whatever runs.
@@ -25,8 +27,10 @@ def is_strangers(fault: BaseException) -> bool:
 
     Not so a signal's, nor what unwinds a program. ``KeyboardInterrupt`` is a signal's only where Ctrl-C makes one.
     """
-    if isinstance(fault, (Exception, Ended, greenlet.GreenletExit)):
+    if isinstance(fault, (Exception, Ended)):
         return False
+    if isinstance(fault, greenlet.GreenletExit):
+        return greenlet.getcurrent().parent is None  # on the hub nothing is unwound
     interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     main = threading.current_thread() is threading.main_thread()
     return not (isinstance(fault, KeyboardInterrupt) and interrupts and main)
@@ -34,5 +38,5 @@ def is_strangers(fault: BaseException) -> bool:
 
 def words_of(fault: BaseException) -> str:
     """What was raised, in words: ``SystemExit`` and the like mostly have none of their own."""
-    said = " ".join(str(fault).split())
+    said = " ".join(errors.words_of(fault).split())
     return f"{type(fault).__name__}: {said}" if said else type(fault).__name__

@@ -8,6 +8,8 @@ import traceback
 
 import torch
 
+from steploom.errors import words_of
+
 _SAYS_SO = re.compile(
     r"out[ _]of[ _](device_|host_)?memory|(can't|cannot|could not|unable to) allocate|not enough memory|bad_?alloc\b"
     r"|alloc(ation)?[ _]?failed",
@@ -21,14 +23,14 @@ _NAMES_A_DEVICE = re.compile(r"(?<![a-z])(?i:cuda|cudnn|cublas|nccl)|\b(HIP|MPS)
 
 def is_of_machine(fault: BaseException) -> bool:
     """Whether it was neither what was asked for nor the model, but the memory or the device."""
-    return is_out_of_memory(fault) or _NAMES_A_DEVICE.search(str(fault)) is not None
+    return is_out_of_memory(fault) or _NAMES_A_DEVICE.search(words_of(fault)) is not None
 
 
 def is_out_of_memory(fault: BaseException) -> bool:
     """Whether there was no memory: by its type, or by its words, since most of what allocates has no type for it."""
     if isinstance(fault, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(fault, (RuntimeError, OSError)) and _SAYS_SO.search(str(fault)) is not None
+    return isinstance(fault, (RuntimeError, OSError)) and _SAYS_SO.search(words_of(fault)) is not None
 
 
 def make_room(fault: Exception) -> None:

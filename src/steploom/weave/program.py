@@ -138,7 +138,8 @@ class Program:
         if changed is not None:
             self._refuse(changed)
         elif self._greenlet.dead:
-            self._finish(output=stop)
+            raised = isinstance(stop, greenlet.GreenletExit)  # which a greenlet gives as if it were its result
+            self._finish(**({"error": stop} if raised else {"output": stop}))
         elif isinstance(stop, ModuleCall):
             self.call, self.called = stop, True
         elif isinstance(stop, StepDue):

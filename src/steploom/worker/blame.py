@@ -81,12 +81,13 @@ def failure(
     """
     text = "".join(traceback.format_exception(error))
     told = ErrorInfo.of(error, text)
+    traced = told.traceback
     if request is not None and _has_words(error):
         said = " ".join(told.message.removeprefix(f"{type(error).__name__}: ").split())[:_LONGEST]
         told = _blamed(error, said, request, info, run) or told
     traceback.clear_frames(error.__traceback__)
     error.__traceback__ = None
-    return msgspec.structs.replace(told, traceback=text)
+    return msgspec.structs.replace(told, traceback=traced)
 
 
 def _has_words(error: BaseException) -> TypeGuard[Exception]:
