@@ -29,9 +29,18 @@ import torch
 from processes import content
 from storm_model import VICTIM_STEPS, called_for, taken
 
-from steploom import AsyncDiffusionEngine, DeadlineExceeded, GenerationFailed, RequestCancelled, StepEvent, codec
+from steploom import (
+    AsyncDiffusionEngine,
+    DeadlineExceeded,
+    DiffusionOutput,
+    DiffusionRequest,
+    GenerationFailed,
+    RequestCancelled,
+    StepEvent,
+    codec,
+)
 from steploom.engine.observer import EngineObserver
-from steploom.errors import EngineError
+from steploom.errors import EngineError, SteploomError
 from steploom.executor import multiproc
 from steploom.executor.transport import WorkerSocket
 from steploom.worker.messages import Command, Tick, Ticked, ToWorker
@@ -127,6 +136,7 @@ class Storm(EngineObserver):
         seen: How many requests ended how, and workers were lost of what.
         met: How often each accident has happened.
         wrong: What must not have happened.
+        open: For each request that was accepted how often, less how often it had an outcome.
     """
 
     def __init__(self, seed: int) -> None:
@@ -135,6 +145,7 @@ class Storm(EngineObserver):
         self.seen: Counter[str] = Counter()
         self.met: Counter[str] = Counter()
         self.wrong: list[str] = []
+        self.open: Counter[str] = Counter()
         self._changed = anyio.Event()
         self._over = False
         self._real_time = time.time
@@ -143,6 +154,12 @@ class Storm(EngineObserver):
         self.seen[what] += 1
         self._changed.set()
         self._changed = anyio.Event()
+
+    def on_queued(self, request: DiffusionRequest) -> None:
+        self.open[request.request_id] += 1
+
+    def on_end(self, request_id: str, output: DiffusionOutput | None, error: SteploomError | None) -> None:
+        self.open[request_id] -= 1
 
     def on_fault(self, fault: EngineError) -> None:
         self.note(type(fault).__name__)
@@ -299,6 +316,8 @@ async def _weathered(found: Storm, seconds: float) -> None:
             found.wrong.append(f"a quiet worker has {after}, at first {before}")
         if before["resident"]:
             found.wrong.append(f"a quiet worker has {before}")
+    if odd := {name: count for name, count in found.open.items() if count}:
+        found.wrong.append(f"no outcome, or more than one: {odd}")
 
 
 def left() -> dict[str, Any]:

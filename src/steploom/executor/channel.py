@@ -212,7 +212,7 @@ class Channel:
     def _run_down(self, seconds: float, error: Callable[[], SteploomError]) -> None:
         """The clock has run down: the worker is lost, unless it was this process that stood still meanwhile.
 
-        A loop that was blocked, or stopped (Ctrl-Z, a debugger), may not have read the answer yet: it has its time anew.
+        A loop that was blocked or stopped (Ctrl-Z, a debugger) may not have read the answer yet: it has its time anew.
         """
         assert self._clock is not None
         if self._loop.time() - self._clock.when() < LATE_S:
