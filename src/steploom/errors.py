@@ -142,3 +142,10 @@ class TickTimeout(EngineError):
 
 class ProtocolError(EngineError):
     """A message between engine and worker does not fit the protocol."""
+
+
+def unusable(error: ImportError) -> str:
+    """What an import that failed says of the installation: that a package is missing, or installed and broken."""
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        return f"{error.name} is missing"
+    return f"what it needs is installed but does not import ({' '.join(str(error).split())}; see `steploom doctor`)"
