@@ -16,7 +16,7 @@ from common import Checkpoint, Clock, load_if_there, log, save_atomically
 from export import assemble, export, sample_sheet
 from models import TEXT_TOKENS, OneZeroToken, Trained, build_tokenizer, zero_token_bias
 from optim import Muon, split
-from transformers import CLIPTokenizer
+from transformers import PreTrainedTokenizerFast
 
 from steploom.demo import scene
 
@@ -84,7 +84,7 @@ class Trainer:
     def __init__(self, folder: pathlib.Path, bank: Bank, steps: int) -> None:
         torch.manual_seed(0)
         self.folder, self.bank = folder, bank
-        self.tokenizer: CLIPTokenizer = build_tokenizer()
+        self.tokenizer: PreTrainedTokenizerFast = build_tokenizer()
         self.model = Trained(self.tokenizer)
         self.model.transformer.set_attn_processor(OneZeroToken())  # type: ignore[arg-type]
         matrices, others = split(self.model)
@@ -109,12 +109,17 @@ class Trainer:
     def _resume(self, state: Checkpoint | None) -> None:
         if state is None:
             return
+        begun = Schedule(**state["schedule"])
+        if begun != self.schedule:  # every rate so far has followed it
+            raise SystemExit(
+                f"--steps {self.schedule.steps}: {self.folder / 'dit.pt'} has been trained to step {state['step']} for "
+                f"--steps {begun.steps}, which sets the learning rates; give --steps {begun.steps}, or another --folder"
+            )
         self.model.load_state_dict(state["model"])
         self.averages = state["averages"]
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step, self.clock = state["step"], Clock(state["seconds"], state["busy"])
-        self.schedule = Schedule(**state["schedule"])
         log(self.folder, f"dit: going on from step {self.step}")
 
     def save(self) -> None:

@@ -17,7 +17,6 @@ from models import (
     build_silent_encoder,
     build_silent_tokenizer,
     build_tokenizer,
-    write_vocabulary,
 )
 from PIL import Image
 
@@ -93,10 +92,8 @@ def export(pipe: StableDiffusion3Pipeline, target: pathlib.Path) -> int:
     for name in TEXT_PARTS:
         file = part / name / "config.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), "dtype": "float32"}, indent=2) + "\n")
-    for file in (part / "model_index.json", part / "tokenizer_3" / "tokenizer_config.json"):
+    for file in (part / "model_index.json", *part.glob("tokenizer*/tokenizer_config.json")):
         file.write_text(file.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
-    for name in ("tokenizer", "tokenizer_2"):
-        write_vocabulary(pipe.tokenizer, part / name)
     files = [file for file in part.rglob("*") if file.is_file()]
     for file in files:
         final = target / file.relative_to(part)

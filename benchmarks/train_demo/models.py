@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
-import pathlib
 
 import torch
+import wording
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from diffusers.models.attention_processor import Attention
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.processors import TemplateProcessing
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE, WordLevel
+from tokenizers.processors import RobertaProcessing, TemplateProcessing
 from torch import nn
 from torch.nn import functional
 from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
-    CLIPTokenizer,
     PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
@@ -32,8 +30,12 @@ COMPILED_SIDE = 16  # latents of this side, those of nine pictures in ten, go th
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def build_tokenizer() -> CLIPTokenizer:
-    """Return a CLIP tokenizer for which every word of the grammar is one token and other text is bytes."""
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer for which every word of the grammar is one token; other words are put into these or left out.
+
+    It reads the grammar as a CLIP tokenizer of this vocabulary does, but of that class only the vocabulary would be
+    loaded, and not the normalizer.
+    """
     symbols = _byte_symbols()
     pieces = symbols + [symbol + "</w>" for symbol in symbols]
     merges: list[tuple[str, str]] = []
@@ -42,7 +44,13 @@ def build_tokenizer() -> CLIPTokenizer:
             merges.append((parts[0], parts[1]))
             pieces.append(parts[0] + parts[1])
     vocab = {piece: place for place, piece in enumerate(dict.fromkeys([*pieces, START, END]))}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TEXT_TOKENS)
+    whole = Tokenizer(BPE(vocab=vocab, merges=merges, end_of_word_suffix="</w>", unk_token=END))
+    whole.normalizer = wording.normalizer()
+    whole.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    whole.post_processor = RobertaProcessing((END, vocab[END]), (START, vocab[START]), add_prefix_space=False)
+    whole.decoder = decoders.BPEDecoder(suffix="</w>")
+    marks = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
+    return PreTrainedTokenizerFast(tokenizer_object=whole, model_max_length=TEXT_TOKENS, **marks)
 
 
 def _apply(parts: list[str], merges: list[tuple[str, str]]) -> list[str]:
@@ -61,7 +69,7 @@ def _byte_symbols() -> list[str]:
     return [chr(byte) for byte in plain] + [chr(256 + place) for place in range(len(extra))]
 
 
-def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
+def build_text_encoder(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModelWithProjection:
     """Return an untrained text encoder for ``tokenizer``."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -185,7 +193,7 @@ def zero_token_bias(image_tokens: int, count: int) -> torch.Tensor:
 class Trained(nn.Module):
     """The jointly trained parts: two text encoders and the denoiser."""
 
-    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
         self.text_encoder = build_text_encoder(tokenizer)
         self.text_encoder_2 = build_text_encoder(tokenizer)
@@ -208,12 +216,3 @@ class Trained(nn.Module):
             joint_attention_kwargs={"log_count": log_count},
             return_dict=False,
         )[0]
-
-
-def write_vocabulary(tokenizer: CLIPTokenizer, folder: pathlib.Path) -> None:
-    """Write a tokenizer and, for readers that want them, its classic vocab.json and merges.txt."""
-    tokenizer.save_pretrained(folder)
-    state = json.loads((folder / "tokenizer.json").read_text())["model"]
-    (folder / "vocab.json").write_text(json.dumps(state["vocab"], ensure_ascii=False))
-    merges = "\n".join(" ".join(pair) for pair in state["merges"])
-    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")

@@ -63,6 +63,11 @@ def train(folder: pathlib.Path, steps: int) -> AutoencoderKL:
     state = load_if_there(folder / "vae.pt")
     step, clock = 0, Clock()
     if state is not None:
+        if (begun := state.get("steps", steps)) != steps:  # every rate so far has followed it
+            raise SystemExit(
+                f"--vae-steps {steps}: {folder / 'vae.pt'} has been trained to step {state['step']} for --vae-steps "
+                f"{begun}, which sets the learning rates; give --vae-steps {begun}, or another --folder"
+            )
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -88,7 +93,7 @@ def train(folder: pathlib.Path, steps: int) -> AutoencoderKL:
             log(folder, f"vae step {step}/{steps} mean abs error {mean * 127.5:.2f}/255 {clock.seconds():.0f} s")
         if step % EVERY == 0 or step == steps:
             done = {"model": model.state_dict(), "optimizers": [one.state_dict() for one in optimizers]}
-            save_atomically({**done, "step": step, "seconds": clock.seconds()}, folder / "vae.pt")
+            save_atomically({**done, "step": step, "steps": steps, "seconds": clock.seconds()}, folder / "vae.pt")
             show(model, folder / "vae.png")
     return model
 

@@ -163,3 +163,10 @@ def told(text: str) -> str:
         half = LONGEST // 2
         text = f"{text[:half]} [... {len(text) - 2 * half} characters ...] {text[-half:]}"
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def unusable(error: ImportError) -> str:
+    """What an import that failed says of the installation: that a package is missing, or installed and broken."""
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        return f"{error.name} is missing"
+    return f"what it needs is installed but does not import ({' '.join(str(error).split())}; see `steploom doctor`)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import pathlib
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
+from transformers import CLIPTokenizer
 
 from steploom import demo
 from steploom.demo import checker, scene
@@ -52,12 +54,80 @@ def test_the_folder_is_small() -> None:
     assert sum(file.stat().st_size for file in files) <= 11.5e6
 
 
-def test_every_word_of_the_grammar_is_one_token_and_other_text_is_not_lost() -> None:
+def as_clip(tokenizer: Any) -> CLIPTokenizer:
+    """The tokenizer that the model was trained with: CLIP's own, of the same vocabulary, which changes no words."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=tokenizer.model_max_length)
+
+
+def test_every_prompt_of_the_grammar_keeps_the_tokens_of_training() -> None:
+    rng = np.random.default_rng(5)
+    scenes = [scene.random_scene(rng, held_out=bool(place % 2)) for place in range(1000)]
+    prompts = ["", *map(scene.prompt, scenes), *(scene.loose_prompt(one, rng) for one in scenes)]
     for tokenizer in (pipeline().tokenizer, pipeline().tokenizer_2):
-        assert all(len(tokenizer(word).input_ids) == 3 for word in scene.vocabulary())
-        strange = tokenizer("Zebra \u00e9 7").input_ids[1:-1]
-        assert len(strange) == 8
-        assert tokenizer.unk_token_id not in strange
+        trained = as_clip(tokenizer)
+        assert all(len(trained(word).input_ids) == 3 for word in scene.vocabulary()), "one token each"
+        assert tokenizer(prompts, padding="max_length").input_ids == trained(prompts, padding="max_length").input_ids
+        assert tokenizer.decode(tokenizer(prompts[1]).input_ids, skip_special_tokens=True).strip() == prompts[1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "read"),
+    [
+        ("A large red circle above a small blue square, on a white background.",
+         "a large red circle above a small blue square on a white background"),
+        ("An orange star over the big gray-ish ring!", "a orange star above a large gray ring"),
+        ("a picture of a heart on top of a ring", "a heart above a ring"),
+        ("a heart is underneath two rings", "a heart below ring"),
+        ("a red disk and a violet star", "a red circle to the left of a purple star"),
+        ("a red circle, a white star", "a red circle to the left of a white star"),
+        ("a star next to a heart, grey background", "a star to the left of a heart on gray background"),
+        ("a star on the right side of the heart", "a star to the right of a heart"),
+        ("a star on the left and a heart on the right", "a star to the left of a heart"),
+        ("On a black background: a star atop a heart", "a star above a heart on a black background"),
+        ("a star over a white background", "a star on a white background"),
+        ("a star sitting on a square on pink", "a star above a square on pink background"),
+        ("Gro\u00dfer \u661f \U0001f534 7, to the", ""),
+    ],
+)  # fmt: skip
+def test_prompts_are_put_into_words_of_the_grammar(asked: str, read: str) -> None:
+    for tokenizer in (pipeline().tokenizer, pipeline().tokenizer_2):
+        assert tokenizer(asked).input_ids == as_clip(tokenizer)(read).input_ids
+
+
+def test_the_training_script_makes_these_tokenizers_and_saving_keeps_them(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(TRAINING))
+    import models
+
+    models.build_tokenizer().save_pretrained(tmp_path / "made")
+    pipeline().save_pretrained(tmp_path / "saved")
+    again = DiffusionPipeline.from_pretrained(tmp_path / "saved")
+    for name in ("tokenizer", "tokenizer_2"):
+        shipped = json.loads((demo.path() / name / "tokenizer.json").read_text())
+        assert json.loads((tmp_path / "made" / "tokenizer.json").read_text()) == shipped
+        assert json.loads(getattr(again, name).backend_tokenizer.to_str())["normalizer"] == shipped["normalizer"]
+
+
+def test_training_is_not_resumed_for_another_number_of_steps(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(TRAINING))
+    import dit
+    import vae
+
+    monkeypatch.setattr(dit.signal, "signal", lambda *_: None)
+    dit.Trainer(tmp_path, None, 14).save()
+    with pytest.raises(SystemExit, match=r"--steps 40: .*step 0 for --steps 14, .*; give --steps 14, or"):
+        dit.Trainer(tmp_path, None, 40)
+    assert dit.Trainer(tmp_path, None, 14).schedule.steps == 14
+    monkeypatch.setattr(vae, "show", lambda *_: None)
+    vae.train(tmp_path, 1)
+    with pytest.raises(SystemExit, match=r"--vae-steps 2: .*step 1 for --vae-steps 1, .*; give --vae-steps 1"):
+        vae.train(tmp_path, 2)
+    vae.train(tmp_path, 1)
 
 
 def test_the_default_size_is_64_pixels() -> None:

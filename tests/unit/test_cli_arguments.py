@@ -238,6 +238,7 @@ def test_a_folder_is_told_as_one(tmp_path: pathlib.Path) -> None:
         ("generate a large red circle", "generate: 'large red circle' is too much; what has spaces needs quotes"),
         ("generate x --modle demo", "steploom generate: --modle: no such option; did you mean --model? (see"),
         ("serve --prot=80", "steploom serve: --prot: no such option; did you mean --port? (see"),
+        ("generate -- -a --steps 2", "generate: --steps: after -- everything is the prompt; give options before -- "),
         ("bench tick --xyzzy", "steploom bench tick: --xyzzy: no such option (see `steploom bench tick --help`)"),
     ],
 )  # fmt: skip

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tomllib
 
 import pytest
 
+from steploom import demo
 from steploom.cli import checks, doctor, main
 from steploom.config import EngineConfig
 from steploom.errors import SteploomError
@@ -172,3 +174,98 @@ def test_it_asks_for_every_dependency_that_this_platform_needs() -> None:
     names = {finding.name for finding in doctor.packages_found()}
     assert {"torch", "diffusers", "greenlet", "msgspec", "pyzmq", "anyio"} <= names
     assert not names & {"starlette", "ray", "av", "opentelemetry-api"}, "extras are not essential"
+
+
+def doctor_with(folder: pathlib.Path, *options: str, **variables: str) -> tuple[int, dict[str, str], str]:
+    """The exit code, the report's lines by name and all that was said, with ``folder`` first on the path."""
+    path = os.pathsep.join([str(folder), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-m", "steploom.cli.main", "doctor", "--no-run", *options],
+        env={**os.environ, "PYTHONPATH": path, **variables}, capture_output=True, text=True, timeout=110, check=False,
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert "Traceback" not in said
+    return done.returncode, {line[2:24].strip(): line for line in done.stdout.splitlines()}, said
+
+
+def test_a_package_that_ends_the_process_or_is_rich_itself_is_a_finding(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch wants another CPU')")
+    (tmp_path / "rich.py").write_text("raise ImportError('no rich here')")
+    (tmp_path / "PIL").mkdir()
+    (tmp_path / "PIL" / "__init__.py").write_text("")
+    code, found, said = doctor_with(tmp_path)
+    assert code == 1
+    for name, why in {
+        "torch": "SystemExit: torch wants another CPU",
+        "rich": "ImportError: no rich here",
+        "pillow": "PIL.Image",
+    }.items():
+        assert found[name].startswith("✗"), said
+        assert why in found[name]
+    assert "see the lines with ✗" in said
+
+
+def test_where_the_output_has_no_signs_there_are_words(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "rich.py").write_text("raise ImportError('no rich here')")
+    (tmp_path / "torch.py").write_text("raise OSError('no torch')")
+    _, _, said = doctor_with(tmp_path, PYTHONIOENCODING="ascii")
+    lines = said.splitlines()
+    assert any(line.startswith("ok    steploom ") for line in lines), said
+    assert any(line.startswith("wrong rich ") for line in lines), said
+    assert not any(line.startswith("wrong extra") for line in lines), "only what is at fault"
+    assert "?" not in said
+    assert "see the lines with wrong" in said
+
+
+def test_nothing_is_said_where_standard_output_is_closed(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "torch.py").write_text("raise OSError('no torch')")
+    done = subprocess.run(
+        ["sh", "-c", f"'{sys.executable}' -m steploom.cli.main doctor --no-run >&-"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        stderr=subprocess.PIPE, text=True, timeout=110, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_an_optional_part_that_does_not_import_is_broken(tmp_path: pathlib.Path, monkeypatch, capsys) -> None:
+    (tmp_path / "starlette.py").write_text("raise ImportError('broken starlette')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [
+        name for name in sys.modules if name.partition(".")[0] == "starlette" or name.startswith("steploom.server")
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    lines = {finding.name: finding for finding in doctor.extras()}
+    assert lines["extra server"].state == "broken"
+    assert "starlette (ImportError: broken starlette)" in lines["extra server"].detail
+    assert main.main(["serve"]) == 1
+    said = capsys.readouterr().err
+    assert "does not import (broken starlette" in said
+    assert "missing" not in said
+
+
+def test_an_optional_part_that_is_not_there_is_absent(monkeypatch) -> None:
+    monkeypatch.setitem(doctor.EXTRAS, "server", (("no-such-package", "no.such.module"), "x"))
+    lines = {finding.name: finding for finding in doctor.extras()}
+    assert lines["extra server"].state == "absent"
+
+
+@pytest.mark.parametrize("damage", ["cut", "pointer", "gone", "header"])
+def test_the_built_in_weights_are_looked_into(damage: str, tmp_path: pathlib.Path, monkeypatch) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(demo.path(), model)
+    monkeypatch.setattr(demo, "path", lambda: model)
+    assert doctor.demo_model().state == "ok"
+    file = next((model / "vae").glob("*.safetensors"))
+    if damage == "cut":
+        os.truncate(file, file.stat().st_size - 1)
+    elif damage == "pointer":
+        file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 5\n")
+    elif damage == "header":
+        file.write_bytes((2).to_bytes(8, "little") + b"[]")
+    else:
+        file.unlink()
+    finding = doctor.demo_model()
+    assert finding.state == "broken"
+    assert str(model / "vae") in finding.detail
+    assert "pip install --force-reinstall steploom" in finding.detail

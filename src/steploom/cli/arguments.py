@@ -8,6 +8,7 @@ import difflib
 import json
 import math
 import pathlib
+import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
@@ -43,10 +44,16 @@ class Parser(argparse.ArgumentParser):
         """As argparse's; what a command does not know is its own error, with its own help."""
         known, unknown = super().parse_known_args(*args, **options)
         if unknown:
-            self.error(self._unknown(unknown))
+            given = list(args[0]) if args and args[0] is not None else sys.argv[1:]
+            self.error(self._unknown(unknown, given[given.index("--") + 1 :] if "--" in given else []))
         return known, unknown
 
-    def _unknown(self, words: list[str]) -> str:
+    def _unknown(self, words: list[str], behind: list[str]) -> str:
+        """What to say of ``words`` that are not known, some perhaps of those ``behind`` the mark ``--``."""
+        late = [word for word in words if word.startswith("-") and word in behind]
+        if late:
+            meaning = next((f"the {action.dest}" for action in self._actions if not action.option_strings), "no option")
+            return f"{late[0]}: after -- everything is {meaning}; give options before --"
         options = [word.partition("=")[0] for word in words if word.startswith("-")]
         if not options:
             return f'{" ".join(words)!r} is too much; what has spaces needs quotes: "like this"'

@@ -49,11 +49,12 @@ def reason(error: BaseException) -> str:
 def attempt(call: Callable[[], T]) -> tuple[T | None, str | None]:
     """What ``call`` returns, or else why it failed: the boundary of whatever `steploom doctor` tries.
 
-    What it tries may be anybody's: damaged packages, classes of the user's, executors. Its failure is the finding.
+    What it tries may be anybody's: damaged packages, classes of the user's, executors. Its failure is the finding, and
+    so is its wish to end the process.
     """
     try:
         return call(), None
-    except Exception as error:  # noqa: BLE001 - recorded: it becomes the finding
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - recorded: it becomes the finding
         return None, reason(error)
 
 

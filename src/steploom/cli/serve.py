@@ -13,7 +13,7 @@ from steploom.cli import arguments, listening
 from steploom.cli.option import MASK
 from steploom.cli.serve_options import add_options
 from steploom.config import EngineConfig
-from steploom.errors import ConfigError, InvalidRequest, QueueFull, SteploomError
+from steploom.errors import ConfigError, InvalidRequest, QueueFull, SteploomError, unusable
 
 if TYPE_CHECKING:
     import socket
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
         from steploom.server import ServerSettings
         from steploom.server.telemetry import beside, logs
     except ImportError as error:
-        raise ConfigError(f"serve: {error.name} is missing; pip install 'steploom[server]'") from None
+        raise ConfigError(f"serve: {unusable(error)}; pip install 'steploom[server]'") from None
     del uvicorn
     logs.configure(options.log_format)
     server_settings = ServerSettings(

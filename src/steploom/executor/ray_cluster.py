@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from steploom.config import LONGEST_S, EngineConfig
-from steploom.errors import ConfigError, EngineDead, EngineNotRunning
+from steploom.errors import ConfigError, EngineDead, EngineNotRunning, unusable
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ def import_ray() -> Any:
         return importlib.import_module("ray")
     except ImportError as error:
         mend = "pip install 'steploom[ray]'"
-        raise ConfigError(f"distributed_executor_backend='ray': {error.name} is missing; {mend}") from None
+        raise ConfigError(f"distributed_executor_backend='ray': {unusable(error)}; {mend}") from None
 
 
 class _Session:

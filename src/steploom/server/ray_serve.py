@@ -11,6 +11,7 @@ from typing import Any
 from starlette.applications import Starlette
 
 from steploom import AsyncDiffusionEngine, ConfigError, EngineConfig
+from steploom.errors import unusable
 from steploom.server.app import create_app
 from steploom.server.settings import ServerSettings
 from steploom.server.videos.store import folder_for
@@ -36,7 +37,7 @@ def application(config: EngineConfig, settings: ServerSettings | None = None, **
     try:
         serve: Any = importlib.import_module("ray.serve")
     except ImportError as error:
-        raise ConfigError(f"ray_serve: {error.name} is missing; pip install 'steploom[ray]'") from None
+        raise ConfigError(f"ray_serve: {unusable(error)}; pip install 'steploom[ray]'") from None
     allowed = settings or ServerSettings(page=False)
 
     def build() -> Starlette:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from steploom.errors import ConfigError, RequestError, SteploomError
+from steploom.errors import ConfigError, RequestError, SteploomError, unusable
 from steploom.requests import DiffusionOutput, DiffusionRequest
 from steploom.telemetry.lives import Life, Lives
 from steploom.telemetry.outcomes import kind_of, outcome_of, refusal_of
@@ -45,8 +45,8 @@ class TracingObserver(Lives):
         super().__init__()
         try:
             from opentelemetry import trace
-        except ImportError:
-            raise ConfigError("TracingObserver: opentelemetry is missing; pip install 'steploom[otel]'") from None
+        except ImportError as error:
+            raise ConfigError(f"TracingObserver: {unusable(error)}; pip install 'steploom[otel]'") from None
         from steploom import __version__
 
         self._trace = trace
