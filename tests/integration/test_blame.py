@@ -163,8 +163,8 @@ def test_the_argument_at_fault_is_named(
             "`mu` must be passed",
         ),
         (SD, {"class": "DDIMScheduler", "prediction_type": "x"}, "prediction_type given as x must be one of"),
-        ("AudioLDM2Pipeline", "BlockRefinementScheduler", "has no attribute 'init_noise_sigma'"),
-        (LLADA, "DDIMScheduler", "unexpected keyword argument 'block_length'"),
+        ("AudioLDM2Pipeline", "BlockRefinementScheduler", "no scheduler class of diffusers that goes with the model's"),
+        (LLADA, "DDIMScheduler", "no scheduler class of diffusers that goes with the model's BlockRefinementScheduler"),
         (SD, {"num_train_timesteps": -4}, "number of steps must be non-negative"),
     ],
 )

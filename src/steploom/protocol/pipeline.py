@@ -80,6 +80,7 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
         no_lora: Why requests cannot have adapters; None if they can.
         noise_scheduler: Class of the pipeline's own noise scheduler, None if it has none.
         noise_schedulers: Classes that can stand in for it, and the settings that each takes.
+        noise_schedulers_lacking: Those that could but for packages that are not installed, and these packages.
     """
 
     pipeline_class: str
@@ -119,6 +120,7 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
     no_lora: str | None = None
     noise_scheduler: str | None = None
     noise_schedulers: dict[str, list[str]] = {}
+    noise_schedulers_lacking: dict[str, str] = {}
     tasks: dict[str, list[PipelineInfo]] = {}
 
     def serving(self, request: DiffusionRequest) -> PipelineInfo:

@@ -13,7 +13,7 @@ from steploom.config import EngineConfig
 from steploom.errors import ConfigError
 from steploom.protocol import Parameter, PipelineInfo
 from steploom.weave import adapters, signatures, untyped
-from steploom.weave.noise_choice import choices
+from steploom.weave.noise_choice import choices, lacking
 from steploom.worker import (
     annotations,
     attention,
@@ -233,7 +233,8 @@ def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
         loras=adapters.own_names(untyped.modules_of(pipeline)),
         no_lora=adapters.refusal(pipeline),
         noise_scheduler=None if noise_scheduler is None else type(noise_scheduler).__name__,
-        noise_schedulers={} if noise_scheduler is None else choices(noise_scheduler),
+        noise_schedulers={} if noise_scheduler is None else choices(noise_scheduler, pipeline),
+        noise_schedulers_lacking=lacking(noise_scheduler),
     )
 
 
