@@ -57,6 +57,7 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
         size_most: Neither may be larger, since the model has positions for no more; None where it sets no bound.
         size_only: The one ``(width, height)`` for which the model has positions; None where it takes others.
         output_types: What ``output_type`` may be; empty where that is not known.
+        decoder_left_out: What makes anything else than latents, if the pipeline was loaded without it; "" otherwise.
         shortened_by: The argument that says which share of the steps is taken (``"strength"``); "" if there is none.
         shortened_up: Whether a fraction of a step that is left of them is taken, too.
         modules: Names of the woven components.
@@ -99,6 +100,7 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
     size_most: int | None = None
     size_only: tuple[int, int] | None = None
     output_types: list[str] = []
+    decoder_left_out: str = ""
     shortened_by: str = ""
     shortened_up: bool = False
     modules: list[str] = []

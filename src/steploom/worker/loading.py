@@ -21,6 +21,7 @@ from steploom.worker import (
     downloads,
     fitting,
     frames,
+    left_out,
     lengths,
     mends,
     needs,
@@ -210,6 +211,7 @@ def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
     steps, length = (_default(parameters.get(name)) for name in ("num_inference_steps", "gen_length"))
     denoiser, noise_scheduler = denoiser_of(pipeline), getattr(pipeline, "scheduler", None)
     shortened_by, shortened_up = lengths.shortened(pipeline)
+    output_types = signatures.output_types(pipeline)
     return PipelineInfo(
         pipeline_class=type(pipeline).__name__,
         parameters=_parameters(pipeline),
@@ -217,7 +219,8 @@ def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
         default_steps=steps,
         default_length=length,
         **sizes.told(pipeline, denoiser),
-        output_types=signatures.output_types(pipeline),
+        output_types=output_types,
+        decoder_left_out=left_out.decoder(pipeline, output_types),
         shortened_by=shortened_by,
         shortened_up=shortened_up,
         modules=list(untyped.modules_of(pipeline)),
