@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 from steploom import given
@@ -38,13 +39,19 @@ def check_settings(override: str | Mapping[str, Any] | None) -> None:
             given.check("noise_scheduler", given.plain(value), f"noise_scheduler[{brief(setting)}]")
 
 
-def check_noise_scheduler(override: str | Mapping[str, Any], known: Mapping[str, list[str]], own: str | None) -> None:
+def check_noise_scheduler(
+    override: str | Mapping[str, Any],
+    known: Mapping[str, list[str]],
+    own: str | None,
+    lacking: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Refuses a noise scheduler that does not exist, does not go with the model, or has no such setting.
 
     Args:
         override: A class name, or ``{"class": name, **settings}``.
         known: Classes that go with the model, and the settings that each takes.
         own: The class of the pipeline's own; None if it has none.
+        lacking: Classes that would go with it but for packages that are not installed, and these packages.
 
     Raises:
         InvalidRequest: Names the nearest known.
@@ -54,6 +61,12 @@ def check_noise_scheduler(override: str | Mapping[str, Any], known: Mapping[str,
     if own is None:
         raise InvalidRequest(
             f"noise_scheduler={brief(name)}: this pipeline has no noise scheduler; leave it out",
+            field="noise_scheduler",
+        )
+    if package := lacking.get(str(name)):
+        raise InvalidRequest(
+            f"noise_scheduler={brief(name)}: needs {package}, which is not installed where the model runs; install it, "
+            "or give another",
             field="noise_scheduler",
         )
     if name not in known and name != own:

@@ -20,7 +20,6 @@ from diffusers import (
 from driving import Driver, alone, assert_cares, config, distance, request
 
 from steploom import AsyncDiffusionEngine, DiffusionRequest, InvalidRequest
-from steploom.weave import noise_choice
 from steploom.worker.runner import Runner
 
 SMALL = {"num_inference_steps": 3, "height": 32, "width": 32}
@@ -114,15 +113,6 @@ def test_each_request_can_have_its_own_noise_scheduler() -> None:
         assert all(distance(driver.finished[way].output, one) > 2e-3 for one in seen), way
         seen.append(driver.finished[way].output)
     assert max(driver.sharing("plain")) > 3
-
-
-def test_a_noise_scheduler_goes_with_models_of_its_kind() -> None:
-    flow = noise_choice.choices(diffusers.FlowMatchEulerDiscreteScheduler())
-    ltx = noise_choice.choices(diffusers.LTXEulerAncestralRFScheduler())
-    assert "LTXEulerAncestralRFScheduler" in flow
-    assert "FlowMatchEulerDiscreteScheduler" in ltx
-    assert "DDIMScheduler" not in ltx
-    assert "LTXEulerAncestralRFScheduler" not in noise_choice.choices(diffusers.DDIMScheduler())
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,13 @@ from typing import Any
 
 import anyio
 import conformance.families  # noqa: F401 - registers the cases
+import diffusers
 import numpy as np
 import pytest
+import tiny
 import torch
 from anyio import to_thread
+from conformance import parts_sd
 from conformance.case import CASES
 from conformance.pictures import picture
 from driving import distance, tensor_of
@@ -312,3 +315,21 @@ async def test_nothing_that_the_conformance_suite_gives_is_refused() -> None:
             validate(read, info, limits)
             pictures += len(pictures_among(request.params, info))
     assert pictures > 100
+
+
+async def test_pictures_for_several_control_nets_are_not_to_blame_for_another_argument() -> None:
+    nets = [parts_sd.controlnet(), parts_sd.controlnet()]
+    pipe = diffusers.StableDiffusionControlNetPipeline(**parts_sd.parts(parts_sd.ddim()), controlnet=nets)
+    given: dict[str, Any] = {"num_inference_steps": 2, "output_type": "latent", "image": [picture(1), picture(2)]}
+    async with AsyncDiffusionEngine.from_pipeline(pipe) as engine:
+        with pytest.raises(InvalidRequest, match=r"start: 0.8 cannot be larger or equal to .* end: 0.2") as caught:
+            await engine.generate("a", control_guidance_start=0.8, control_guidance_end=0.2, **given)
+        assert caught.value.field == "control_guidance_start"
+        assert (await engine.generate("a", **given)).output[0].isfinite().all()
+
+
+async def test_a_picture_that_would_be_left_out_in_silence_is_refused() -> None:
+    async with AsyncDiffusionEngine.from_pipeline(tiny.sd3()) as engine:
+        with pytest.raises(InvalidRequest) as caught:
+            await engine.generate("a", ip_adapter_image=picture(1))
+        assert caught.value.field == "ip_adapter_image"

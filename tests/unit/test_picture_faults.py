@@ -113,6 +113,19 @@ def test_what_preprocessing_fails_on_is_blamed_if_nothing_is_odd_about_it() -> N
     )
 
 
+@pytest.mark.parametrize("margin", [4, 16])
+def test_a_mask_without_white_is_blamed_for_what_cannot_be_cut_out_around_it(margin: int) -> None:
+    processor, black = VaeImageProcessor(do_convert_grayscale=True), Image.new("L", (32, 32))
+    with pytest.raises((ValueError, ZeroDivisionError)) as caught:
+        processor.preprocess(SMALL, crops_coords=processor.get_crop_region(black, 32, 32, pad=margin))
+    field, message = blamed(caught.value, image=SMALL, mask_image=[GREY, black]) or ("", "")
+    assert field == "mask_image"
+    assert "has no white pixel to crop around; paint some white, or leave padding_mask_crop out" in message
+    white = Image.new("L", (32, 32), 255)
+    assert (blamed(caught.value, image=SMALL, mask_image=white) or "")[0] == "image"
+    assert (blamed(preprocessing(SMALL, factor=64), image=SMALL, mask_image=black) or "")[0] == "image"
+
+
 def test_what_encodes_pictures_fails_on_them() -> None:
     error = raised(ValueError("not enough values to unpack"))
     assert (blamed(error, module="image_encoder", image=SMALL) or "")[0] == "image"

@@ -96,6 +96,12 @@ def _check_share(request: DiffusionRequest, info: PipelineInfo) -> None:
 def _check_output_type(request: DiffusionRequest, info: PipelineInfo) -> None:
     """Refuses what the pipeline would refuse once all is done, or take for another; ``"pil"`` is the usual one."""
     wanted, taken = request.output_type, info.output_types
+    if info.decoder_left_out and wanted != "latent":
+        raise InvalidRequest(
+            f"output_type={brief(wanted)}: this {info.pipeline_class} was loaded without its {info.decoder_left_out}, "
+            "and makes nothing but latents; give output_type='latent'",
+            field="output_type",
+        )
     if not taken or wanted in (*taken, "pil"):
         return
     choice = ", ".join(map(repr, taken))

@@ -69,7 +69,8 @@ def validate(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig
     check_made_of_pictures(request, member, config)
     _check_lora(request, info, config)
     if request.noise_scheduler is not None and info.noise_schedulers:
-        check_noise_scheduler(request.noise_scheduler, info.noise_schedulers, info.noise_scheduler)
+        lacking = info.noise_schedulers_lacking
+        check_noise_scheduler(request.noise_scheduler, info.noise_schedulers, info.noise_scheduler, lacking)
     _check_generators(request)
     if not info.in_process:
         _check_travels(request, info, config)

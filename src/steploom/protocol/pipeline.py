@@ -57,6 +57,7 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
         size_most: Neither may be larger, since the model has positions for no more; None where it sets no bound.
         size_only: The one ``(width, height)`` for which the model has positions; None where it takes others.
         output_types: What ``output_type`` may be; empty where that is not known.
+        decoder_left_out: What makes anything else than latents, if the pipeline was loaded without it; "" otherwise.
         shortened_by: The argument that says which share of the steps is taken (``"strength"``); "" if there is none.
         shortened_up: Whether a fraction of a step that is left of them is taken, too.
         modules: Names of the woven components.
@@ -80,6 +81,7 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
         no_lora: Why requests cannot have adapters; None if they can.
         noise_scheduler: Class of the pipeline's own noise scheduler, None if it has none.
         noise_schedulers: Classes that can stand in for it, and the settings that each takes.
+        noise_schedulers_lacking: Those that could but for packages that are not installed, and these packages.
     """
 
     pipeline_class: str
@@ -98,6 +100,7 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
     size_most: int | None = None
     size_only: tuple[int, int] | None = None
     output_types: list[str] = []
+    decoder_left_out: str = ""
     shortened_by: str = ""
     shortened_up: bool = False
     modules: list[str] = []
@@ -119,6 +122,7 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
     no_lora: str | None = None
     noise_scheduler: str | None = None
     noise_schedulers: dict[str, list[str]] = {}
+    noise_schedulers_lacking: dict[str, str] = {}
     tasks: dict[str, list[PipelineInfo]] = {}
 
     def serving(self, request: DiffusionRequest) -> PipelineInfo:

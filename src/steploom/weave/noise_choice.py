@@ -3,42 +3,109 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
+import inspect
 from collections.abc import Mapping
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 from steploom.errors import InvalidRequest
 from steploom.noise_schedulers import check_noise_scheduler
 from steploom.weave import signatures, untyped
 
+_STEP = {"self", "model_output", "timestep", "sample"}
+"""All that a pipeline's loop has for ``step``, whatever its noise scheduler."""
 
-def choices(base: Any) -> dict[str, list[str]]:
+
+class _Known(NamedTuple):
+    """A noise scheduler class of diffusers.
+
+    Attributes:
+        kinds: What its models predict; empty where that is not known.
+        settings: What it can be made with.
+        plain: Whether the configuration of any other will do to make one, and loops have all that its ``step`` needs.
+        told: What ``set_timesteps`` takes.
+        counts_calls: Whether it says how many calls of the denoiser a step has (``order``), as most loops ask.
+    """
+
+    kinds: frozenset[str]
+    settings: list[str]
+    plain: bool
+    told: frozenset[str]
+    counts_calls: bool
+
+
+def choices(base: Any, pipeline: Any = None) -> dict[str, list[str]]:
     """The classes that can stand in for the noise scheduler ``base``, and the settings that each takes.
 
-    Flow-matching models and models that predict noise do not understand each other's noise schedulers. A class of
-    which neither is known is left to the pipeline.
+    Flow-matching models and models that predict noise do not understand each other's noise schedulers. Of a class of
+    somebody's own it is not known which of them it is for: the pipeline will say.
+
+    Args:
+        base: The pipeline's own.
+        pipeline: Classes that its code knows by name (CogVideoX calls one of two otherwise) go with it in any case.
     """
-    wanted = _kind_of(base)
-    return {name: settings for name, (kinds, settings) in _known().items() if not (wanted and kinds) or wanted & kinds}
+    cls, wanted = type(base), _kind_of(base)
+    own, foreign = _describe(cls), cls.__name__ not in _known()
+    classes = [one for one in type(pipeline).__mro__ if "__call__" in vars(one)]
+    calls: list[Any] = [inspect.unwrap(vars(one)["__call__"]) for one in classes]
+    codes = [call.__code__ for call in calls if hasattr(call, "__code__")]
+    named = {cls.__name__, *chain.from_iterable(getattr(call, "__globals__", ()) for call in calls)}
+    counts_calls = any("order" in code.co_names for code in codes) if codes else own.counts_calls
+
+    def goes(one: _Known) -> bool:
+        if not one.plain or one.counts_calls < counts_calls:
+            return False
+        return bool(wanted & one.kinds) if wanted else foreign or (not one.kinds and own.told <= one.told)
+
+    return {name: one.settings for name, one in _known().items() if name in named or goes(one)}
+
+
+def lacking(base: Any) -> dict[str, str]:
+    """Classes that would go with ``base`` but for packages that are not installed, and those packages.
+
+    All such classes of diffusers are samplers of k-diffusion's, for models that predict noise.
+    """
+    return {} if _kind_of(base) == frozenset({"flow"}) else _lacking()
 
 
 @functools.cache
-def _known() -> dict[str, tuple[frozenset[str], list[str]]]:
-    """For each noise scheduler class of diffusers: what its models predict, as far as is known, and its settings."""
+def _lacking() -> dict[str, str]:
+    absent = {name: cls._backends for name, cls in untyped.noise_scheduler_classes().items() if _is_absent(cls)}
     return {
-        name: (_kinds(cls), signatures.parameters_of(cls.__init__)[1:])
-        for name, cls in untyped.noise_scheduler_classes().items()
+        name: " and ".join(package for package in packages if importlib.util.find_spec(package) is None)
+        for name, packages in absent.items()
     }
 
 
+def _is_absent(cls: Any) -> bool:
+    return hasattr(cls, "_backends")
+
+
+@functools.cache
+def _known() -> dict[str, _Known]:
+    """The noise scheduler classes of diffusers that are installed."""
+    return {name: _describe(cls) for name, cls in untyped.noise_scheduler_classes().items() if not _is_absent(cls)}
+
+
+@functools.lru_cache(maxsize=64)
+def _describe(cls: Any) -> _Known:
+    step, set_timesteps = (getattr(cls, name, None) for name in ("step", "set_timesteps"))
+    kinds, settings = _kinds(cls), signatures.parameters_of(cls.__init__)[1:]
+    callable_so = step is not None and set_timesteps is not None and set(signatures.needed_by(step)) <= _STEP
+    by_ratios = "noise" in kinds and "num_train_timesteps" not in settings  # Wuerstchen's, where others have numbers
+    plain = callable_so and not by_ratios and signatures.needed_by(cls.__init__) == ["self"]
+    told = frozenset(() if set_timesteps is None else signatures.parameters_of(set_timesteps))
+    return _Known(kinds, settings, plain, told, hasattr(cls, "order"))
+
+
 def _kinds(cls: Any) -> frozenset[str]:
-    kinds: set[str] = set()
-    if "FlowMatch" in cls.__name__ or cls.__name__.endswith("RFScheduler"):  # LTX's: of rectified flow
+    named_so = "FlowMatch" in cls.__name__ or cls.__name__.endswith("RFScheduler")  # LTX's: of rectified flow
+    if named_so or hasattr(cls, "scale_noise"):  # what they have for add_noise
         return frozenset({"flow"})
-    if getattr(cls, "_compatibles", None):
-        kinds.add("noise")
-    if kinds and "use_flow_sigmas" in signatures.parameters_of(cls.__init__):
-        kinds.add("flow")
-    return frozenset(kinds)
+    if not getattr(cls, "_compatibles", None) and not hasattr(cls, "scale_model_input"):
+        return frozenset()
+    return frozenset({"noise", "flow"} if "use_flow_sigmas" in signatures.parameters_of(cls.__init__) else {"noise"})
 
 
 def _kind_of(base: Any) -> frozenset[str]:
@@ -50,18 +117,17 @@ def _kind_of(base: Any) -> frozenset[str]:
     return frozenset({"noise"}) if len(kinds) > 1 else kinds
 
 
-def replacement(base: Any, override: str | Mapping[str, Any]) -> Any:
+def replacement(base: Any, override: str | Mapping[str, Any], pipeline: Any = None) -> Any:
     """The request's own noise scheduler, from the pipeline's configuration and the given settings.
 
     Raises:
         InvalidRequest: There is no such class or setting.
     """
-    check_noise_scheduler(
-        override, {} if base is None else choices(base), None if base is None else type(base).__name__
-    )
+    own = None if base is None else type(base).__name__
+    check_noise_scheduler(override, choices(base, pipeline), own, lacking(base))
     settings = {"class": override} if isinstance(override, str) else dict(override)
     name = settings.pop("class", type(base).__name__)
-    cls: Any = untyped.noise_scheduler_classes().get(name, type(base))
+    cls: Any = type(base) if name == type(base).__name__ else untyped.noise_scheduler_classes()[name]
     try:
         return cls.from_config(getattr(base, "config", {}), **settings)
     except (TypeError, ValueError, ArithmeticError, LookupError, ImportError, RuntimeError) as error:

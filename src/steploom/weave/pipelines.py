@@ -129,7 +129,7 @@ class Loom:
         own.__dict__.update(pipeline.__dict__, _steploom=(watcher, stage, self.device))
         own.__dict__["_progress_bar_config"] = {"disable": True}  # for a pipeline that makes its bars itself (LLaDA 2)
         if getattr(pipeline, "scheduler", None) is not None and id(pipeline.scheduler) not in memo:
-            source = pipeline.scheduler if override is None else replacement(pipeline.scheduler, override)
+            source = pipeline.scheduler if override is None else replacement(pipeline.scheduler, override, pipeline)
             memo[id(pipeline.scheduler)] = watcher.observe(source, stage)
         for name, value in pipeline.__dict__.items():  # the combined pipelines of cascades hold all of their stages'
             if name.endswith("_scheduler") and id(value) not in memo and untyped.is_noise_scheduler(value):

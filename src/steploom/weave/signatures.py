@@ -32,6 +32,13 @@ def parameters_of(function: Any) -> list[str]:
     return list(inspect.signature(function).parameters)
 
 
+def needed_by(function: Any) -> list[str]:
+    """The names of the parameters that a function has no defaults for."""
+    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    parameters = inspect.signature(function).parameters
+    return [name for name, one in parameters.items() if one.default is one.empty and one.kind not in kinds]
+
+
 def call_parameters(pipeline: Any) -> dict[str, inspect.Parameter]:
     """Parameters of the ``__call__`` of a pipeline or of its class by name, without ``self``.
 

@@ -21,7 +21,7 @@ from typing import Any
 import diffusers
 from diffusers import DiffusionPipeline, SchedulerMixin  # pyright: ignore[reportPrivateImportUsage] - lazily exported
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from diffusers.utils import BaseOutput  # pyright: ignore[reportPrivateImportUsage]
+from diffusers.utils import BaseOutput, DummyObject  # pyright: ignore[reportPrivateImportUsage]
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -193,12 +193,12 @@ def silent_progress(iterable: Any, total: int | None) -> Any:
 
 @functools.cache
 def noise_scheduler_classes() -> dict[str, Any]:
-    """The noise scheduler classes of diffusers that are installed, by name."""
+    """The noise scheduler classes of diffusers by name; one that lacks a package has ``_backends``."""
     found = {name: getattr(diffusers, name) for name in dir(diffusers) if name.endswith("Scheduler")}
     return {
         name: cls
         for name, cls in found.items()
-        if isinstance(cls, type) and issubclass(cls, SchedulerMixin) and hasattr(cls, "from_config")
+        if isinstance(cls, DummyObject) or (isinstance(cls, type) and issubclass(cls, SchedulerMixin))
     }
 
 

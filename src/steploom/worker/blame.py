@@ -122,8 +122,9 @@ def _of_arguments(
     error: Exception, said: str, given: Mapping[str, Any], culprits: Mapping[str, Any], *, called: bool
 ) -> ErrorInfo | None:
     """What to tell if an argument is at fault that the pipeline found out about before its first step."""
+    spelled = _spelled(said, given)
     if _is_template(error) or (not called and isinstance(error, (ValueError, TypeError))):
-        return ErrorInfo("InvalidRequest", _told(culprits, said), field=_field(culprits))
+        return ErrorInfo("InvalidRequest", _told(culprits, said), field=_field(culprits, spelled))
     about_shapes = _SHAPES.search(said) is not None
     if is_of_machine(error) or _DTYPE in said.lower():
         return None
@@ -135,13 +136,14 @@ def _of_arguments(
     if not culprits:
         return None
     words = f"the pipeline cannot go on with this ({type(error).__name__}: {said}); give another, or leave it out"
-    return ErrorInfo("InvalidRequest", _told(culprits, words), field=_field(culprits))
+    return ErrorInfo("InvalidRequest", _told(culprits, words), field=_field(culprits, spelled))
 
 
-def _field(culprits: Mapping[str, Any]) -> str | None:
-    """The one that is named of several: what was left out, rather than what was given."""
+def _field(culprits: Mapping[str, Any], said: str) -> str | None:
+    """The one that is named of several: what was left out, rather than what was given; else what the error is about."""
     left_out = [name for name, value in culprits.items() if value is None]
-    return left_out[0] if left_out else min(culprits, default=None)
+    about = [word for word in _WORD.findall(said)[:1] if word in culprits]
+    return next(iter([*left_out, *about, *sorted(culprits)]), None)
 
 
 def _given(request: DiffusionRequest) -> dict[str, Any]:
@@ -203,7 +205,7 @@ def _culprits(
     scheduled = any(map(_SCHEDULED.search, lines))
     of_schedule = {name: value for name, value in given.items() if name == "noise_scheduler" and scheduled}
     quoted = {name: None for name in _QUOTED.findall(said) if name in left_out and not _ONE_OF.search(said)}
-    named = of_schedule or quoted | _names(said.replace("output type", "output_type"), given)
+    named = of_schedule or quoted | _names(_spelled(said, given), given)
     suspects = {name: value for name, value in given.items() if name not in texts and name not in _OWN_FIELDS}
     if "NoneType" in said:
         suspects |= left_out
@@ -219,6 +221,15 @@ def _names(text: str, given: Mapping[str, Any]) -> dict[str, Any]:
     found = {word.lstrip("_") for word in _WORD.findall(text)}
     words = found | {f"{word}s" for word in found}
     return {name: value for name, value in given.items() if name in words}
+
+
+def _spelled(said: str, given: Mapping[str, Any]) -> str:
+    """An error's words, in which arguments that it calls ``mask image`` or ``prompts`` have their names."""
+    for name in sorted(given, key=len, reverse=True):
+        words = re.escape((name.removeprefix("num_") if "_per_" in name else name).replace("_", " "))
+        several = "" if name.endswith("s") else "s?"
+        said = re.sub(rf"\b{words}{several}\b", lambda _, name=name: name, said, flags=re.IGNORECASE)
+    return said
 
 
 def _is_text(value: Any) -> bool:

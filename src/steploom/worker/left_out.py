@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from steploom.errors import ConfigError
@@ -49,6 +49,18 @@ def refuse(name: str, given: Mapping[str, Any], index: Mapping[str, Any]) -> Non
         f"(it can do without {others}a VAE where latents are asked for, and text encoders, with their tokenizers, "
         "where every request gives embeddings)"
     )
+
+
+def decoder(pipeline: Any, output_types: Collection[str]) -> str:
+    """The component that a pipeline was loaded without, so that it makes nothing but latents; "" if there is none.
+
+    Args:
+        pipeline: What was loaded.
+        output_types: Of which it makes one.
+    """
+    parts = untyped.components_of(pipeline) if "latent" in output_types else {}
+    optional: list[str] = list(getattr(type(pipeline), "_optional_components", ()))
+    return next((name for name in _DECODERS if parts.get(name, name) is None and name not in optional), "")
 
 
 def _is_there(name: str, index: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from steploom.config import EngineConfig
 from steploom.errors import ConfigError
 from steploom.protocol import Parameter, PipelineInfo
 from steploom.weave import adapters, signatures, untyped
-from steploom.weave.noise_choice import choices
+from steploom.weave.noise_choice import choices, lacking
 from steploom.worker import (
     annotations,
     attention,
@@ -21,6 +21,7 @@ from steploom.worker import (
     downloads,
     fitting,
     frames,
+    left_out,
     lengths,
     mends,
     needs,
@@ -210,6 +211,7 @@ def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
     steps, length = (_default(parameters.get(name)) for name in ("num_inference_steps", "gen_length"))
     denoiser, noise_scheduler = denoiser_of(pipeline), getattr(pipeline, "scheduler", None)
     shortened_by, shortened_up = lengths.shortened(pipeline)
+    output_types = signatures.output_types(pipeline)
     return PipelineInfo(
         pipeline_class=type(pipeline).__name__,
         parameters=_parameters(pipeline),
@@ -217,7 +219,8 @@ def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
         default_steps=steps,
         default_length=length,
         **sizes.told(pipeline, denoiser),
-        output_types=signatures.output_types(pipeline),
+        output_types=output_types,
+        decoder_left_out=left_out.decoder(pipeline, output_types),
         shortened_by=shortened_by,
         shortened_up=shortened_up,
         modules=list(untyped.modules_of(pipeline)),
@@ -233,7 +236,8 @@ def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
         loras=adapters.own_names(untyped.modules_of(pipeline)),
         no_lora=adapters.refusal(pipeline),
         noise_scheduler=None if noise_scheduler is None else type(noise_scheduler).__name__,
-        noise_schedulers={} if noise_scheduler is None else choices(noise_scheduler),
+        noise_schedulers={} if noise_scheduler is None else choices(noise_scheduler, pipeline),
+        noise_schedulers_lacking=lacking(noise_scheduler),
     )
 
 

@@ -101,6 +101,14 @@ def unlike_images(pictures: Mapping[str, Any]) -> Iterator[Odd]:
             yield Odd(name, "is no PIL image", "give one")
 
 
+def empty_masks(pictures: Mapping[str, Any]) -> Iterator[Odd]:
+    """Masks that are all black, so that there is nothing to cut out around."""
+    for name, value in pictures.items():
+        leaves_here = leaves(name, value) if _is_mask(name) else ()
+        if any(is_image(leaf) and leaf.convert("L").getbbox() is None for leaf in leaves_here):
+            yield Odd(name, "has no white pixel to crop around", "paint some white, or leave padding_mask_crop out")
+
+
 def _is_mask(name: str) -> bool:
     return "mask" in name
 

@@ -21,7 +21,7 @@ from steploom.protocol import PipelineInfo
 from steploom.protocol.pictures import pictures_among, takes_pictures
 from steploom.requests import DiffusionRequest
 from steploom.weave.machine_faults import is_of_machine
-from steploom.worker.odd_pictures import Odd, oddities, unlike_images
+from steploom.worker.odd_pictures import Odd, empty_masks, oddities, unlike_images
 
 _PROCESSING = re.compile(r"^(diffusers\.(.*\.)?(image|video)_processor|transformers\.(.*\.)?image_\w+|PIL)(\.|$)")
 """Modules that preprocess pictures."""
@@ -38,6 +38,8 @@ _SAYS_MISFIT = re.compile(
     re.IGNORECASE,
 )
 """What torch says, as a ``RuntimeError``, of tensors that do not fit: by their shape or by their type."""
+_CROPPING = {"get_crop_region", "crop"}
+"""Functions that cut out what is around a mask."""
 _WORD = re.compile(r"\w+")
 _QUOTED = re.compile(r"[`'\"](\w+)[`'\"]")
 
@@ -63,7 +65,9 @@ def of_pictures(
     suspects = {name: pictures[name] for name in quoted if name in pictures} if quoted else pictures
     if not steps:
         suspects = _in_hand(error, suspects) or suspects
-    odd = _oddity(error, suspects, request, steps)
+    cropping = not steps and frames_in(error, _PROCESSING) & _CROPPING
+    odd = next(empty_masks(pictures), None) if cropping else None
+    odd = odd or _oddity(error, suspects, request, steps)
     if odd is None and suspects and not steps and (quoted or _is_about_pictures(error, module)):
         name = next((one for one in named_in(error, info, suspects) if one in suspects), next(iter(suspects)))
         odd = Odd(name, "is not what it takes", "give what the pipeline's documentation shows")
@@ -72,7 +76,7 @@ def of_pictures(
     name, what, mend = odd
     why = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
     return InvalidRequest(
-        f"{name}={brief(suspects[name])}: {what}; {mend} ({info.pipeline_class} failed on it: {why})", field=name
+        f"{name}={brief(pictures[name])}: {what}; {mend} ({info.pipeline_class} failed on it: {why})", field=name
     )
 
 

@@ -1,0 +1,146 @@
+"""Which noise schedulers of diffusers a request may have: those that its pipeline's loop can call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import checkpoints
+import diffusers
+import pytest
+import tiny
+from diffusers.utils import DummyObject
+from driving import Driver, alone, config, distance
+
+from steploom import AsyncDiffusionEngine, DiffusionRequest, InvalidRequest
+from steploom.weave import noise_choice, untyped
+from steploom.worker.runner import Runner
+
+SMALL = {"num_inference_steps": 3, "height": 32, "width": 32}
+
+
+def test_a_noise_scheduler_goes_with_models_of_its_kind() -> None:
+    flow = noise_choice.choices(diffusers.FlowMatchEulerDiscreteScheduler())
+    ltx = noise_choice.choices(diffusers.LTXEulerAncestralRFScheduler())
+    assert "LTXEulerAncestralRFScheduler" in flow
+    assert "FlowMatchEulerDiscreteScheduler" in ltx
+    assert "DDIMScheduler" not in ltx
+    noise = noise_choice.choices(diffusers.DDIMScheduler())
+    assert "LTXEulerAncestralRFScheduler" not in noise
+    assert {"LCMScheduler", "TCDScheduler", "EDMEulerScheduler", "IPNDMScheduler", "UniPCMultistepScheduler"} <= {
+        *noise
+    }
+    assert {"LCMScheduler", "TCDScheduler", "EDMEulerScheduler", "DDIMInverseScheduler"}.isdisjoint(flow)
+    assert {"UniPCMultistepScheduler", "FlowMapEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"} <= {*flow}
+    sana = noise_choice.choices(diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True))
+    assert sana == flow
+
+
+OF_THEIR_OWN = {
+    "AmusedScheduler", "BlockRefinementScheduler", "CogVideoXDPMScheduler", "DDPMWuerstchenScheduler",
+    "DiscreteDDIMScheduler", "EntropyBoundScheduler", "HeliosScheduler", "KarrasVeScheduler", "PiflowScheduler",
+    "RePaintScheduler", "SCMScheduler", "ScoreSdeVeScheduler", "VQDiffusionScheduler",
+}  # fmt: skip
+"""Classes whose ``step`` or ``set_timesteps`` no other's pipeline calls as they need it."""
+
+
+def test_a_noise_scheduler_that_a_loop_cannot_call_goes_with_no_pipeline_but_its_own() -> None:
+    for base in (diffusers.DDIMScheduler(), diffusers.FlowMatchEulerDiscreteScheduler()):
+        assert OF_THEIR_OWN.isdisjoint(noise_choice.choices(base))
+    assert [*noise_choice.choices(diffusers.SCMScheduler())] == ["SCMScheduler"]
+    assert [*noise_choice.choices(diffusers.BlockRefinementScheduler())] == ["BlockRefinementScheduler"]
+    assert "DDIMScheduler" not in noise_choice.choices(diffusers.DiscreteDDIMScheduler())
+    assert {"RePaintScheduler", "DDIMScheduler"} <= {*noise_choice.choices(diffusers.RePaintScheduler())}
+
+    class Own:
+        """Of which nothing is known."""
+
+        def set_timesteps(self, count: int) -> None: ...
+
+    free = noise_choice.choices(Own())
+    assert {"DDIMScheduler", "FlowMatchEulerDiscreteScheduler", "UnCLIPScheduler"} <= {*free}
+    assert {"KarrasVeScheduler", "VQDiffusionScheduler", "ScoreSdeVeScheduler"}.isdisjoint(free)
+
+
+def test_a_noise_scheduler_that_the_pipelines_code_knows_by_name_goes_with_it() -> None:
+    class Video(diffusers.CogVideoXPipeline):
+        """CogVideoX calls ``step`` of one of two as it needs it; so does a class above it."""
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return super().__call__(*args, **kwargs)
+
+    base, pipe = diffusers.CogVideoXDDIMScheduler(), object.__new__(Video)
+    assert {*noise_choice.choices(base, pipe)} - {*noise_choice.choices(base)} == {"CogVideoXDPMScheduler"}
+    decoder = object.__new__(diffusers.KandinskyV22Pipeline)  # does not ask how many calls a step has
+    noise = {*noise_choice.choices(diffusers.DDPMScheduler())}
+    assert {*noise_choice.choices(diffusers.DDPMScheduler(), decoder)} - noise == {"UnCLIPScheduler"}
+
+
+def test_cogvideox_takes_the_noise_scheduler_that_it_calls_otherwise() -> None:
+    import conformance.families  # noqa: F401 - registers the cases
+    from conformance.case import CASES
+
+    case = CASES["CogVideoXPipeline"]
+    pipe = case.build()
+    params = {**case.inputs(0), "num_inference_steps": 3, "output_type": "latent"}
+    name = "CogVideoXDPMScheduler"
+    requests = [
+        DiffusionRequest(request_id="own", seed=1, **params),
+        DiffusionRequest(request_id="dpm", seed=1, noise_scheduler=name, **params),
+    ]
+    driver = Driver(Runner.from_pipeline(pipe, config()))
+    assert name in driver.runner.info.noise_schedulers
+    driver.drain(requests)
+    own, dpm = (driver.finished[name].output for name in ("own", "dpm"))
+    assert distance(own, alone(pipe, requests[0])) <= 1e-4
+    pipe.scheduler = diffusers.CogVideoXDPMScheduler.from_config(pipe.scheduler.config)
+    assert distance(dpm, alone(pipe, requests[1])) <= 1e-4
+    assert distance(dpm, own) > 2e-3
+
+
+@pytest.mark.slow
+async def test_every_noise_scheduler_that_is_said_to_go_makes_a_picture() -> None:
+    from conformance import parts_sd
+
+    small = {**SMALL, "num_inference_steps": 4}  # PNDM makes nothing in three
+    for pipe in (diffusers.StableDiffusionPipeline(**parts_sd.parts(parts_sd.ddim())), tiny.sd3()):
+        async with AsyncDiffusionEngine.from_pipeline(pipe) as engine:
+            for name in engine.info.noise_schedulers:
+                out = await engine.generate("a cat", seed=1, noise_scheduler=name, output_type="latent", **small)
+                assert out.output[0].isfinite().all(), name
+            assert len(engine.info.noise_schedulers) > 10
+            assert await refused(engine, "RePaintScheduler") == "noise_scheduler"
+
+
+async def refused(engine: AsyncDiffusionEngine, name: str) -> str | None:
+    with pytest.raises(InvalidRequest, match="goes with the model's") as caught:
+        await engine.generate("a cat", noise_scheduler=name, **SMALL)
+    return caught.value.field
+
+
+async def test_a_noise_scheduler_that_lacks_a_package_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    class LMSDiscreteScheduler(metaclass=DummyObject):  # what diffusers has in its place where scipy is missing
+        _backends = ("torch", "no_such_package")
+
+    classes = {**untyped.noise_scheduler_classes(), "LMSDiscreteScheduler": LMSDiscreteScheduler}
+    monkeypatch.setattr(untyped, "noise_scheduler_classes", lambda: classes)
+    forget()
+    try:
+        flow, noise = diffusers.FlowMatchEulerDiscreteScheduler(), diffusers.DDIMScheduler()
+        assert "LMSDiscreteScheduler" not in noise_choice.choices(noise)
+        assert "LMSDiscreteScheduler" not in noise_choice.lacking(flow)
+        words = "noise_scheduler='LMSDiscreteScheduler': needs no_such_package, which is not installed where the model"
+        with pytest.raises(InvalidRequest, match=words):
+            noise_choice.replacement(noise, "LMSDiscreteScheduler")
+        async with AsyncDiffusionEngine.from_pipeline(checkpoints.stable_diffusion()) as engine:
+            with pytest.raises(InvalidRequest, match=words) as caught:
+                await engine.generate("a cat", noise_scheduler="LMSDiscreteScheduler", **SMALL)
+            assert caught.value.field == "noise_scheduler"
+            (stats,) = await engine.collective_rpc("stats")
+            assert stats.ticks == 0
+    finally:
+        forget()
+
+
+def forget() -> None:
+    noise_choice._known.cache_clear()
+    noise_choice._lacking.cache_clear()
