@@ -11,6 +11,7 @@ import pytest
 from fakes import FakeExecutor, WholeFake, assert_empty
 
 from steploom import AsyncDiffusionEngine, EngineDead, EngineError, EngineNotRunning, GenerationFailed
+from steploom.engine.asked import asked
 from steploom.executor.abstract import DiffusionExecutor
 
 
@@ -112,6 +113,13 @@ async def test_an_engine_whose_task_was_cancelled_does_not_say_that_it_serves() 
         await engine.generate("a cat")
 
 
+async def test_a_cancellation_that_meets_another_one_is_its_callers() -> None:
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        with pytest.raises(asyncio.CancelledError, match="connection closed"):
+            await asked(cancelled_by_a_library)
+
+
 class Unloaded(FakeExecutor):
     async def _init_executor(self, on_progress: Any) -> Any:
         return None
@@ -137,7 +145,7 @@ class StillBorn(FakeExecutor):
         return EngineError("gone at once")
 
     async def shutdown(self) -> None:
-        for _ in range(20):
+        for _ in range(5000):  # longer than the file takes to be read
             await anyio.lowlevel.checkpoint()
         await super().shutdown()
 
