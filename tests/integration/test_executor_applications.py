@@ -14,6 +14,8 @@ import pytest
 from processes import content, gone
 from scripted_runner import Gate
 
+from steploom.executor.process import _import_path
+
 pytestmark = pytest.mark.usefixtures("temporary")
 
 TESTS = Path(__file__).parents[1]
@@ -95,3 +97,22 @@ async def test_an_application_that_forgets_to_close_leaves_nothing(temporary: Pa
         app.wait(60)
         await gone(worker)
         assert content(temporary) == []
+
+
+@pytest.mark.slow
+async def test_what_python_does_not_look_at_in_its_import_path_stops_no_worker(temporary: Path) -> None:
+    run = "import pathlib\nsys.path[:0] = [pathlib.Path('no text'), '']\nasyncio.run(main())"
+    with application(run=run) as (app, worker):
+        app.kill()
+        await gone(worker)
+        assert content(temporary) == []
+
+
+def test_a_working_directory_that_is_gone_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", ["", Path("no text"), "here", b"bytes"])
+    here = tmp_path / "folder"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert _import_path() == [str(here), "here"]
+    here.rmdir()
+    assert _import_path() == ["here"]

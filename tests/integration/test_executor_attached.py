@@ -132,6 +132,50 @@ async def test_the_worker_outlives_an_engine_that_is_killed_in_a_tick(
         assert (await other.execute_step(SchedulerOutput(1))).tick == 1
 
 
+async def test_a_killed_engines_socket_goes_with_it(
+    address: Path, worker: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    code = (
+        "import asyncio, os, signal\nfrom steploom.config import EngineConfig\n"
+        "from steploom.executor import AttachedExecutor\n"
+        "async def main():\n"
+        f"    executor = AttachedExecutor.at({str(address)!r})(EngineConfig())\n"
+        "    await executor.start()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "asyncio.run(main())"
+    )
+    beside = tmp_path / "steploom-of-somebody-else"
+    beside.mkdir()
+    killed = [sys.executable, "-c", code]
+    await anyio.run_process(killed, env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
+    async with attached(address):  # one at a time: the worker is through with the one before
+        assert content(tmp_path) == [beside]
+
+
+async def test_a_living_engine_that_hangs_up_keeps_its_folder(address: Path, worker: subprocess.Popen[str]) -> None:
+    async with attached(address) as executor:
+        folder = Path(executor._folder)
+        for _ in range(2):
+            assert executor.discard(WorkerDied(0, 1))
+            await executor.recover()
+            await executor.check_health()
+            assert len(content(folder)) == 1
+
+
+async def test_only_a_private_folders_socket_is_removed(address: Path, worker: subprocess.Popen[str]) -> None:
+    code = (
+        "import os, signal, socket, sys\n"
+        "own = socket.socket(socket.AF_UNIX)\nown.bind(sys.argv[2])\n"
+        "to = socket.socket(socket.AF_UNIX)\nto.connect(sys.argv[1])\n"
+        "to.sendall(sys.argv[2].encode() + b'\\n')\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    mine = address.parent / "socket-of-mine"
+    await anyio.run_process([sys.executable, "-c", code, address, mine], check=False)
+    async with attached(address):
+        assert mine.is_socket()
+
+
 async def test_a_second_engine_waits_for_its_turn(address: Path, worker: subprocess.Popen[str]) -> None:
     with pytest.raises(EngineDead, match=r"start_timeout_s=0\.3"):
         async with attached(address), attached(address, start_timeout_s=0.3):

@@ -192,3 +192,25 @@ async def test_what_cannot_be_told_is_told_as_far_as_it_can(fault: Exception, sa
         assert codec.decode(codec.encode(told), ErrorInfo) == told
         assert codec.size(codec.encode(told)) < 2**18
         await engine.generate("a", seed=1, num_inference_steps=2, **SMALL)
+
+
+class Leaving:
+    """A worker's extension."""
+
+    def leave(self) -> None:
+        raise SystemExit(3)
+
+    def interrupt(self) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["mp", "inproc"])
+async def test_an_extension_that_exits_fails_its_call_alone(backend: str) -> None:
+    own = {"distributed_executor_backend": backend, "worker_extension": f"{__name__}.Leaving", "costs_file": None}
+    async with AsyncDiffusionEngine(model="demo", torch_threads=1, **own) as engine:
+        for method, said in (("leave", "SystemExit: 3"), ("interrupt", "KeyboardInterrupt")):
+            with pytest.raises(GenerationFailed, match=said):
+                await engine.collective_rpc(method)
+        assert engine.recovering is None
+        assert len((await engine.generate("a", num_inference_steps=1)).images) == 1

@@ -11,7 +11,6 @@ from typing import Any, Self, cast
 from steploom.config import EngineConfig
 from steploom.engine.core import EngineCore
 from steploom.engine.costs_file import CostsFile, keep, learned, recall
-from steploom.engine.mailbox import fresh
 from steploom.engine.observer import Observers
 from steploom.engine.operated import OperatedEngine
 from steploom.engine.operations import Operations
@@ -118,13 +117,11 @@ class AsyncDiffusionEngine(OperatedEngine):
                 self._costs_file = await recall(self.config, core.info, core.scheduler)
                 if self.config.profile is not None and not self.costs():
                     await profile(self.generate, self.costs, self.config, on_progress)
+            core.check_started()
         except BaseException:
             core.stop()
             await outlast(core.ended)
             raise
-        if core.failure is not None:
-            raise fresh(core.failure)
-        core.check_serving()
         return self
 
     def _launch(self, core: EngineCore) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import traceback
 from collections.abc import Awaitable, Callable, Generator
 from typing import TypeVar
 
@@ -12,6 +11,7 @@ import anyio
 import anyio.lowlevel
 
 from steploom.config import EngineConfig
+from steploom.engine.asked import answered, asked
 from steploom.engine.clock import Clock
 from steploom.engine.generators import Borrowed
 from steploom.engine.lanes import Lanes
@@ -19,6 +19,7 @@ from steploom.engine.live import LiveRequests
 from steploom.engine.mailbox import Mailbox, fresh
 from steploom.engine.observer import Observers
 from steploom.engine.operations import Operations, Residents
+from steploom.engine.recovery import failure
 from steploom.engine.validation import check_arguments, validate
 from steploom.errors import (
     DeadlineExceeded,
@@ -109,7 +110,7 @@ class EngineCore:
                 self.operations.gone(self)
 
     async def _serve(self) -> None:
-        self.info = await self.executor.start(self._on_progress)
+        self.info = await answered(PipelineInfo, self.executor.start, self._on_progress)
         self.observers.on_start(self.info)
         async with self._group:
             self.lanes.open()
@@ -233,7 +234,7 @@ class EngineCore:
     @property
     def serves(self) -> bool:
         """Whether it has started, and neither ended nor failed."""
-        return self.info is not None and self.failure is None and not self._stopping
+        return self.info is not None and self.failure is None and not (self._stopping or self.ended.is_set())
 
     def check_serving(self) -> None:
         """Raises:
@@ -246,6 +247,14 @@ class EngineCore:
             raise EngineNotRunning("the engine is closed; start it again, or make a new one")
         if self.info is None:
             raise EngineNotRunning("the engine is still starting; await start() first, or use `async with`")
+
+    def check_started(self) -> None:
+        """Raises:
+        SteploomError: It was to start, and has not: the fault.
+        """
+        if self.failure is not None:
+            raise fresh(self.failure)
+        self.check_serving()
 
     async def idled(self) -> None:
         """Returns when no worker has anything to do, and all are there."""
@@ -279,7 +288,7 @@ class EngineCore:
         with anyio.CancelScope() as scope:
             self._calls.add(scope)
             try:
-                return await call()
+                return await asked(call)
             finally:
                 self._calls.discard(scope)
         self.check_serving()
@@ -317,18 +326,14 @@ class EngineCore:
         The boundary of the engine's own tasks: whatever they raise ends here.
         """
         try:
-            await part()
+            await asked(part)
         except Exception as error:  # noqa: BLE001 - recorded: every waiter and every later call raises it
             (on_fault or self.die)(error)
 
     def die(self, error: Exception) -> None:
         """A fault ends the engine: all who wait for it are told, and all who will."""
         if self.failure is None:
-            if isinstance(error, SteploomError):
-                self.failure = fresh(error)  # Without its traceback, whose frames may hold tensors.
-            else:
-                self.failure = EngineDead(f"{type(error).__name__}: {error}")
-                self.failure.add_note("".join(traceback.format_exception(error)))
+            self.failure = failure(error)
         self._end_all(self.failure)
         self._scope.cancel()
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from steploom.engine.asked import asked
 from steploom.engine.outlast import outlast
 from steploom.engine.recovery import Recovery, cause
 from steploom.engine.ticking import Ticking
@@ -92,7 +93,7 @@ class Lane:
 
     async def _watch(self) -> None:
         failed: Callable[..., Awaitable[EngineError]] = self._core.executor.wait_failed
-        raise await (failed(self.worker) if self.worker else failed())
+        raise await asked(failed, *([self.worker] if self.worker else []))
 
     def _struck(self, error: Exception) -> None:
         """A fault has ended a loop: what the worker held is replayed by others, if there can be others."""

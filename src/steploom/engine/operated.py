@@ -10,7 +10,6 @@ from steploom.config import EngineConfig
 from steploom.config.values import is_seconds
 from steploom.engine.core import EngineCore
 from steploom.engine.costs_file import CostsFile, keep, learned, recall
-from steploom.engine.mailbox import fresh
 from steploom.engine.observer import Observers
 from steploom.engine.operations import Operations
 from steploom.engine.outlast import outlast
@@ -186,9 +185,7 @@ class OperatedEngine:
         self._launch(heir)
         try:
             await heir.started.wait()
-            if heir.failure is not None:
-                raise fresh(heir.failure)
-            heir.check_serving()
+            heir.check_started()
             assert heir.info is not None
             file = await recall(heir.config, heir.info, heir.scheduler)
             for core in (old, heir):

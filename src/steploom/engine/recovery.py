@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 
 import anyio
 
 from steploom.config import EngineConfig
+from steploom.engine.mailbox import fresh
 from steploom.engine.observer import Observers
 from steploom.errors import EngineDead, EngineError, SteploomError, WorkerDied
 from steploom.executor.abstract import DiffusionExecutor
@@ -124,3 +126,14 @@ def cause(fault: EngineError) -> str:
     if isinstance(fault, WorkerDied):
         return f"worker {fault.rank} died with exit code {fault.exitcode}"
     return str(fault).partition("\n")[0][:300]
+
+
+def failure(error: Exception) -> SteploomError:
+    """What an engine is dead of that ``error`` ends; one that says nothing is told by where it was raised."""
+    if isinstance(error, SteploomError):
+        return fresh(error)  # Without its traceback, whose frames may hold tensors.
+    where = traceback.extract_tb(error.__traceback__)[-1:]
+    said = str(error) or " ".join(f"raised at {frame.filename}:{frame.lineno}, in {frame.name}" for frame in where)
+    dead = EngineDead(f"{type(error).__name__}: {said}")
+    dead.add_note("".join(traceback.format_exception(error)))
+    return dead

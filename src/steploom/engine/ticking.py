@@ -8,11 +8,13 @@ from collections.abc import Awaitable, Callable
 import anyio
 import anyio.lowlevel
 
+from steploom.engine.asked import answered
 from steploom.engine.flights import Flights
 from steploom.engine.observer import Observers
 from steploom.engine.operations import Operations
 from steploom.engine.whole import WholeRequests
 from steploom.executor.abstract import DiffusionExecutor
+from steploom.protocol import RunnerOutput
 from steploom.requests import Event
 from steploom.sched import Member, SchedulerInterface
 
@@ -105,7 +107,7 @@ class Ticking:
             await self._wait_for_work()
             flight = self._flights.depart(self.scheduler.schedule())
             self._observers.on_schedule(flight.output, flight.sent)
-            flight.result = await self._executor.execute_step(flight.output)
+            flight.result = await answered(RunnerOutput, self._executor.execute_step, flight.output)
             self._take_note()
 
     def _take_note(self) -> None:

@@ -13,6 +13,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
+from steploom.engine.asked import asked
 from steploom.errors import EngineError
 from steploom.executor.abstract import DiffusionExecutor
 from steploom.protocol import ErrorInfo, NewRequest, RequestReport, RunnerOutput, SchedulerOutput
@@ -91,7 +92,7 @@ class WholeRequests:
         with scope:
             report = RequestReport(run_id=new.run_id, phase="done", finished=True)
             try:
-                (answer,) = await self._executor.execute_model([new.request])
+                (answer,) = await asked(self._executor.execute_model, [new.request])
                 for name in _TOLD:
                     setattr(report, name, getattr(answer, name))
                 report.error = None if answer.error is None else ErrorInfo.of(answer.error)

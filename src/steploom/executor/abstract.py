@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import anyio
 
 from steploom.config import EngineConfig
-from steploom.errors import EngineError
+from steploom.errors import EngineDead, EngineError
 from steploom.protocol import PipelineInfo, RunnerOutput, SchedulerOutput
 from steploom.requests import DiffusionOutput, DiffusionRequest
 
@@ -63,11 +63,14 @@ class DiffusionExecutor(ABC):
             ConfigError: A setting is wrong.
             EngineError: The model cannot be loaded, or not within ``start_timeout_s``. Nothing is left running.
         """
-        return await self._init_executor(on_progress or _ignore)
+        limit_s = self.config.start_timeout_s
+        with anyio.move_on_after(limit_s):
+            return await self._init_executor(on_progress or _ignore)
+        raise EngineDead(f"start_timeout_s={limit_s}: model={self.config.model!r} was not loaded in time")
 
     @abstractmethod
     async def _init_executor(self, on_progress: ProgressCallback) -> PipelineInfo:
-        """What :meth:`start` does; cleans up after itself if it raises."""
+        """What :meth:`start` does; cleans up after itself if it raises, or is cancelled since it takes too long."""
 
     @property
     def workers(self) -> int:

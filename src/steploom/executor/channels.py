@@ -36,13 +36,7 @@ class ChannelExecutor(DiffusionExecutor):
     async def start(self, on_progress: ProgressCallback | None = None) -> PipelineInfo:
         """Starts; see :meth:`DiffusionExecutor.start`."""
         try:
-            with anyio.fail_after(self.config.start_timeout_s):
-                return await super().start(on_progress)
-        except TimeoutError:
-            await self.shutdown()
-            raise EngineDead(
-                f"start_timeout_s={self.config.start_timeout_s}: model={self.config.model!r} was not loaded in time"
-            ) from None
+            return await super().start(on_progress)
         except BaseException:
             await self.shutdown()  # shields itself: also when it is a cancellation that ends the start
             raise

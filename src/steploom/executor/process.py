@@ -76,7 +76,7 @@ class WorkerProcess:
         if not sys.executable:
             raise ConfigError("distributed_executor_backend='mp': sys.executable is empty; use 'inproc'")
         environment = worker_environment()
-        environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
+        environment["PYTHONPATH"] = os.pathsep.join(_import_path())
         command = [sys.executable, "-P", "-m", "steploom.worker", self._address, "--runner", self._runner]
         command += ["--max-message-bytes", str(self.max_message_bytes)]
         with self._spawning:
@@ -208,3 +208,13 @@ class WorkerProcess:
                 return
             self._signal(number)
         await self.exited.wait()
+
+
+def _import_path() -> list[str]:
+    """What Python looks at of ``sys.path``: texts. An empty one is the working directory, if there is one."""
+    try:
+        here = [str(Path.cwd())]
+    except FileNotFoundError:
+        here = []
+    given: list[object] = list(sys.path)
+    return [text for path in given if isinstance(path, str) for text in ([path] if path else here)]

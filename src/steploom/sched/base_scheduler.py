@@ -49,6 +49,20 @@ class BaseScheduler(Books):
         """Asks the policy who else takes part in the tick that was chosen last, with these residents."""
         raise NotImplementedError
 
+    def _allowed(self, batch: Batch, members: int, free: int) -> Batch:
+        """``batch``, if it has no more members than there is room for, and no more join than there are places.
+
+        Raises:
+            ValueError: The policy has not kept to what it was told.
+        """
+        cached, joining = len(batch.cached), len(batch.joining)
+        if (cached + joining > members and cached + joining) or (joining > free and joining):
+            raise ValueError(
+                f"policy {type(self.policy).__name__} chose more than it may: {cached} residents and {joining} that "
+                f"join, where there was room for {max(0, members)} in the batch and for {max(0, free)} to join"
+            )
+        return batch
+
     @property
     def runs_ahead(self) -> bool:
         """Whether scheduler and policy are both made for it."""

@@ -19,7 +19,8 @@ class RequestScheduler(BaseScheduler):
         return places, places
 
     def _choose(self) -> Batch:
-        return self.policy.choose(1, 1 - self._held)
+        return self._allowed(self.policy.choose(1, 1 - self._held), 1, 1 - self._held)
 
     def _extend(self, members: list[str]) -> Batch:
-        return self.policy.extend(members, 1, 1 - self._held)
+        batch = self.policy.extend(members, 1, 1 - self._held)
+        return self._allowed(batch, 1 - len(members), 1 - self._held)

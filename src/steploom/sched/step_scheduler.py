@@ -13,7 +13,9 @@ class StepScheduler(BaseScheduler):
     """
 
     def _choose(self) -> Batch:
-        return self.policy.choose(self.config.batch_limit, self.config.resident_limit - self._held)
+        max_batch, free = self.config.batch_limit, self.config.resident_limit - self._held
+        return self._allowed(self.policy.choose(max_batch, free), max_batch, free)
 
     def _extend(self, members: list[str]) -> Batch:
-        return self.policy.extend(members, self.config.batch_limit, self.config.resident_limit - self._held)
+        max_batch, free = self.config.batch_limit, self.config.resident_limit - self._held
+        return self._allowed(self.policy.extend(members, max_batch, free), max_batch - len(members), free)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
+import select
 import socket
 import struct
 from collections.abc import Generator
@@ -21,7 +23,7 @@ from steploom.errors import ConfigError, ProtocolError
 from steploom.worker.agenda import Agenda
 from steploom.worker.memory import still
 from steploom.worker.messages import Progress
-from steploom.worker.process import EngineGone, EngineLink, greet, obey_all
+from steploom.worker.process import EngineGone, EngineLink, greet, obey_all, remove
 from steploom.worker.serving import RunnerLike, fatal, runner_factory
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,9 @@ LIMITS = range(2**20, 2**63)
 """What a message may come to: from the least that an engine's settings take to the most that a socket takes."""
 WAITING = 64
 """Engines that may wait for their turn."""
+LAST_BREATH_S = 1.0
+"""Seconds that a killed engine's process may take to end after its connection has."""
+_PRIVATE = re.compile(r"/steploom-[^/]*/worker-\d+$")
 FATAL = b"!"
 """Said on the connection before its end, if the worker has said over the socket why it does not serve."""
 
@@ -127,19 +132,50 @@ def _serve(connection: socket.socket, keeper: Keeper) -> None:
         return
     address, limit = said
     link = EngineLink(address, connection.fileno(), limit)
-    refused = False
+    engine: int | None = None
+    refused = gone = False
     try:
+        engine = _process(connection)
         keeper.serve(link)
     except EngineGone:
-        pass
+        gone = True
     except Exception as error:  # noqa: BLE001 - it hears of it
         refused = True
         link.send(fatal(error))
     finally:
         link.close()
+        if gone and _ends(engine, address):
+            remove(address)
+        if engine is not None:
+            os.close(engine)
     if refused:
         with contextlib.suppress(OSError):
             connection.send(FATAL)
+
+
+def _process(connection: socket.socket) -> int | None:
+    """A descriptor of the process at the other side, readable when it has ended; None where nobody can tell."""
+    option: int | None = getattr(socket, "SO_PEERCRED", None)
+    if option is None or not hasattr(os, "pidfd_open"):
+        return None
+    process, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("3i")))
+    try:
+        return os.pidfd_open(process)
+    except (OSError, ValueError):  # it is gone already; or in another container, with numbers of its own
+        return None
+
+
+def _ends(engine: int | None, address: str) -> bool:
+    """Whether an engine that has hung up was killed, and left its socket in a private folder of its own.
+
+    One that lives has taken its socket away, or is about to, and needs the folder for the next.
+    """
+    path = Path(address)
+    if engine is None or not (path.is_socket() and _PRIVATE.search(address)):
+        return False
+    end = select.poll()
+    end.register(engine, select.POLLIN)
+    return bool(end.poll(1000 * LAST_BREATH_S))
 
 
 def _hear(connection: socket.socket) -> tuple[str, int] | None:

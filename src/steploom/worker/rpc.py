@@ -6,7 +6,8 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from steploom.errors import ConfigError, InvalidRequest
+from steploom.errors import ConfigError, GenerationFailed, InvalidRequest
+from steploom.weave import exits
 
 if TYPE_CHECKING:
     from steploom.worker.runner import Runner
@@ -37,18 +38,33 @@ class Extensions:
 
         Raises:
             InvalidRequest: There is no public method of that name.
+            GenerationFailed: The extension's raised what is no ``Exception``, and no signal's.
         """
         if method == "ping":
             return "pong"
         if not method.startswith("_") and callable(getattr(self._extension, method, None)):
             try:
                 return getattr(self._extension, method)(*args, **kwargs)
+            except BaseException as fault:
+                if not exits.is_strangers(fault):
+                    raise
+                raise GenerationFailed(exits.words_of(fault)) from fault
             finally:
                 self._runner.forget_weights()  # it may have changed them
         if method in OWN:
             return getattr(self._runner, method)(*args, **kwargs)
-        offered = sorted({*OWN, "ping", *(n for n in dir(self._extension) if not n.startswith("_"))} - {"runner"})
+        offered = sorted({*OWN, "ping", *_methods(self._extension)})
         raise InvalidRequest(f"method={method!r}: this worker offers {', '.join(offered)}", field="method")
+
+
+def _methods(extension: Any) -> list[str]:
+    """What can be called of it by name. Its properties are not asked."""
+    own: dict[str, Any] = getattr(extension, "__dict__", {})
+    return [
+        name
+        for name in dir(extension)
+        if not name.startswith("_") and callable(own.get(name) or getattr(type(extension), name, None))
+    ]
 
 
 def _load(name: str) -> Any:

@@ -1,0 +1,55 @@
+"""asked, answered: calls of other people's code, whose cancellations may be nobody's, and whose answers no answers."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import anyio
+
+T = TypeVar("T")
+
+
+async def asked(call: Callable[..., Awaitable[T]], *args: Any) -> T:
+    """What ``call`` answers. It is cancelled only if this task is.
+
+    A future that a library has cancelled raises ``CancelledError`` in whoever awaits it. Nobody wants the task to end
+    then, and task groups, which cannot tell, would end with it in silence.
+
+    Raises:
+        RuntimeError: It raised ``CancelledError``, and nobody had cancelled this task.
+    """
+    try:
+        return await call(*args)
+    except asyncio.CancelledError as error:
+        if _cancelled():
+            raise
+        said = f": {error}" if str(error) else ""
+        raise RuntimeError(f"{_name(call)}() raised CancelledError{said}, though nobody had cancelled it") from error
+
+
+async def answered(kind: type[T], call: Callable[..., Awaitable[object]], *args: Any) -> T:
+    """What ``call`` answers, as :func:`asked`, if it is of this kind.
+
+    Raises:
+        RuntimeError: It raised ``CancelledError``, and nobody had cancelled this task.
+        TypeError: It answers something else.
+    """
+    answer = await asked(call, *args)
+    if not isinstance(answer, kind):
+        raise TypeError(f"{_name(call)}() returned {type(answer).__name__}: must be a {kind.__name__}")
+    return answer
+
+
+def _name(call: Callable[..., object]) -> str:
+    """``Class.method``, where it is a method of an object."""
+    whose, name = getattr(call, "__self__", None), getattr(call, "__name__", "a call")
+    return name if whose is None else f"{type(whose).__name__}.{name}"
+
+
+def _cancelled() -> bool:
+    """Whether somebody wants this task to end: by itself, or with a scope that it is in."""
+    task = asyncio.current_task()
+    return (task is not None and task.cancelling() > 0) or anyio.current_effective_deadline() == -math.inf
