@@ -12,7 +12,7 @@ import anyio
 from steploom.config import EngineConfig
 from steploom.engine.mailbox import fresh
 from steploom.engine.observer import Observers
-from steploom.errors import EngineDead, EngineError, SteploomError, WorkerDied
+from steploom.errors import EngineDead, EngineError, SteploomError, WorkerDied, words_of
 from steploom.executor.abstract import DiffusionExecutor
 
 log = logging.getLogger("steploom.engine")
@@ -133,7 +133,7 @@ def failure(error: Exception) -> SteploomError:
     if isinstance(error, SteploomError):
         return fresh(error)  # Without its traceback, whose frames may hold tensors.
     where = traceback.extract_tb(error.__traceback__)[-1:]
-    said = str(error) or " ".join(f"raised at {frame.filename}:{frame.lineno}, in {frame.name}" for frame in where)
+    said = words_of(error) or " ".join(f"raised at {frame.filename}:{frame.lineno}, in {frame.name}" for frame in where)
     dead = EngineDead(f"{type(error).__name__}: {said}")
     dead.add_note("".join(traceback.format_exception(error)))
     return dead
