@@ -47,15 +47,11 @@ class GrpcExecutor(DiffusionExecutor):
     async def _init_executor(self, on_progress: ProgressCallback) -> PipelineInfo:
         on_progress(f"waiting for {self.config.model}")
         self._channel = grpc.aio.insecure_channel(self.config.model, options=OPTIONS)
-        limit_s = self.config.start_timeout_s
         try:
-            with anyio.fail_after(limit_s):
-                return unpack(await self._ask("Info", b"", wait=True), PipelineInfo)
-        except TimeoutError:
-            await self.shutdown()
-            raise EngineError(f"{self.config.model} did not answer within start_timeout_s={limit_s}") from None
+            return unpack(await self._ask("Info", b"", wait=True), PipelineInfo)  # start_timeout_s bounds it
         except BaseException:
-            await self.shutdown()
+            with anyio.CancelScope(shield=True):
+                await self.shutdown()
             raise
 
     async def execute_model(self, requests: list[DiffusionRequest]) -> list[DiffusionOutput]:
