@@ -157,6 +157,12 @@ def words_of(error: BaseException) -> str:
     return told(said)
 
 
+def raised(error: BaseException) -> str:
+    """What was raised, in one line: its type, and what it says, which of ``SystemExit`` and the like is mostly nothing."""
+    said = " ".join(words_of(error).split())
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
 def told(text: str) -> str:
     """``text`` in UTF-8, and not longer than :data:`LONGEST`: of more its beginning and its end."""
     if len(text) > LONGEST:

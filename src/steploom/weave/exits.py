@@ -7,8 +7,6 @@ import threading
 
 import greenlet
 
-from steploom import errors
-
 
 class Ended(BaseException):
     """A signal ends this worker, whatever runs.
@@ -34,9 +32,3 @@ def is_strangers(fault: BaseException) -> bool:
     interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     main = threading.current_thread() is threading.main_thread()
     return not (isinstance(fault, KeyboardInterrupt) and interrupts and main)
-
-
-def words_of(fault: BaseException) -> str:
-    """What was raised, in words: ``SystemExit`` and the like mostly have none of their own."""
-    said = " ".join(errors.words_of(fault).split())
-    return f"{type(fault).__name__}: {said}" if said else type(fault).__name__

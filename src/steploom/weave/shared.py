@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from steploom.errors import raised
 from steploom.weave import exits
 from steploom.weave.compiled import is_compiled
 from steploom.weave.kept import CONTAINERS, DEEPEST, unclonable
@@ -84,7 +85,7 @@ class Target:
         except BaseException as fault:
             if not exits.is_strangers(fault):
                 raise
-            raise RuntimeError(f"{self.method} of {self.name} raised {exits.words_of(fault)}") from fault
+            raise RuntimeError(f"{self.method} of {self.name} raised {raised(fault)}") from fault
 
 
 class SharedModule:

@@ -9,7 +9,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 from steploom.config import EngineConfig
-from steploom.errors import ConfigError
+from steploom.errors import ConfigError, raised
 from steploom.weave import exits
 from steploom.weave.machine_faults import is_of_machine
 from steploom.worker import indexes, sources
@@ -77,7 +77,7 @@ def own_factory(config: EngineConfig) -> Generator[None]:
         if of_machine or not (isinstance(error, Exception) or exits.is_strangers(error)):
             raise
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        words = exits.words_of(error)
+        words = raised(error)
         raise ConfigError(f"model={config.model!r}: raised {words} ({frame.filename}, line {frame.lineno})") from error
 
 

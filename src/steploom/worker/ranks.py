@@ -20,7 +20,7 @@ import msgspec
 
 from steploom import codec
 from steploom.config import LONGEST_S
-from steploom.errors import EngineError
+from steploom.errors import EngineError, raised
 from steploom.protocol import ErrorInfo
 from steploom.worker.messages import Call, Close, Configure, Tick
 
@@ -199,7 +199,7 @@ class First:
 
     def fault(self, error: Exception) -> None:
         """See :meth:`Rank.fault`."""
-        mine = words_of(error)
+        mine = raised(error)
         for index, link in enumerate(self._links, 1):
             word = self._hear(index, link, self._agree_s)
             if word != Faulted(mine):
@@ -262,7 +262,7 @@ class Other:
 
     def fault(self, error: Exception) -> None:
         """See :meth:`Rank.fault`."""
-        mine = words_of(error)
+        mine = raised(error)
         self._link.say(Faulted(mine))
         try:
             word = self._link.hear(self._agree_s)
@@ -270,11 +270,6 @@ class Other:
             lose(f"rank {self.index} raised {mine}, and rank 0 did not")
         if not isinstance(word, Go):
             lose(f"rank {self.index} raised {mine}, and heard {str(word)[:300]}")
-
-
-def words_of(error: BaseException) -> str:
-    """What ranks have to agree in of an exception."""
-    return f"{type(error).__name__}: {error}"
 
 
 def lose(why: str) -> NoReturn:

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from steploom.errors import ConfigError, GenerationFailed, InvalidRequest
+from steploom.errors import ConfigError, GenerationFailed, InvalidRequest, raised
 from steploom.weave import exits
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Extensions:
             except BaseException as fault:
                 if not exits.is_strangers(fault):
                     raise
-                raise GenerationFailed(exits.words_of(fault)) from fault
+                raise GenerationFailed(raised(fault)) from fault
             finally:
                 self._runner.forget_weights()  # it may have changed them
         if method in OWN:
