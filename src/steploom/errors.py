@@ -158,7 +158,7 @@ def words_of(error: BaseException) -> str:
 
 
 def raised(error: BaseException) -> str:
-    """What was raised, in one line: its type, and what it says, which of ``SystemExit`` and the like is mostly nothing."""
+    """What was raised, in one line: its type, and what it says, if anything: ``SystemExit`` mostly does not."""
     said = " ".join(words_of(error).split())
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 

@@ -211,15 +211,22 @@ def _weights_fault(folder: pathlib.Path) -> str | None:
 def _absence(name: str, *, tried: bool) -> str | None:
     """Why a package of an optional part cannot be used: "" if it is not there, else the reason; None if it can be."""
     module = MODULES.get(name, name)
+    there, fault = checks.attempt(lambda: _is_there(module))
+    if fault is not None:  # what it is a part of does not import
+        return fault
+    if not there:
+        return ""
+    return checks.attempt(lambda: importlib.import_module(module))[1] if tried else None
+
+
+def _is_there(module: str) -> bool:
+    """Whether there is such a module; what it is a part of is imported, and raises what it raises."""
     try:
-        if importlib.util.find_spec(module) is None:
-            return ""
+        return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError as error:  # not even what it is a part of
         if error.name is not None and module.startswith(error.name):
-            return ""
-    except Exception:  # noqa: BLE001 - what it is a part of does not import: said below, by importing it
-        pass
-    return checks.attempt(lambda: importlib.import_module(module))[1] if tried else None
+            return False
+        raise
 
 
 def extras(*, tried: bool = True) -> Iterator[Finding]:
