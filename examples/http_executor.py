@@ -47,6 +47,10 @@ OWN = ("seed", "lora", "cache", "priority", "timeout", "deadline", "user")
 """Fields of a request that the server takes too, beside the pipeline's arguments."""
 REFUSED = ("task", "noise_scheduler", "output_type", "return_trajectory", "preview_every", "latents_every")
 """Those that it does not take, or whose answers are no images."""
+SAMPLES = "num_images_per_prompt"
+"""What the server calls ``n``, as OpenAI does."""
+OTHERWISE = {"n": f"give {SAMPLES}", "stream": "use engine.stream()", "response_format": "images come as they are"}
+"""What the server takes and a request to an engine has other ways for."""
 KEPT_ALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 40_000}
 """A machine that has vanished is noticed after 40 s, on systems that have these options."""
 
@@ -74,18 +78,15 @@ class HttpExecutor(DiffusionExecutor):
             connector=aiohttp.TCPConnector(limit=0, socket_factory=kept_alive),  # its max_batch bounds how many run
         )
         try:
-            with anyio.fail_after(self.config.start_timeout_s):
-                await self._ask("GET", "/ready")
-                (model, *_) = (await self._ask("GET", "/v1/models"))["data"]
+            await self._ask("GET", "/ready")  # start_timeout_s bounds it
+            (model, *_) = (await self._ask("GET", "/v1/models"))["data"]
             return PipelineInfo(pipeline_class=model["id"], makes=["images"])  # no parameters: the server checks them
         except BaseException as error:
-            await self.shutdown()
+            with anyio.CancelScope(shield=True):
+                await self.shutdown()
             if isinstance(error, (LookupError, TypeError, ValueError)):
                 told = f"{self.config.model} answered nonsense: {type(error).__name__}: {error}"
                 raise EngineError(told) from None
-            if isinstance(error, TimeoutError):
-                limit_s = self.config.start_timeout_s
-                raise EngineError(f"{self.config.model} did not answer within start_timeout_s={limit_s}") from None
             raise
 
     async def execute_model(self, requests: list[DiffusionRequest]) -> list[DiffusionOutput]:
@@ -146,7 +147,7 @@ class HttpExecutor(DiffusionExecutor):
 def images_of(answer: Any, request: DiffusionRequest) -> list[Image.Image]:
     """The images in an answer: as many as were asked for."""
     files = [base64.b64decode(entry["b64_json"], validate=True) for entry in answer["data"]]
-    asked = request.params.get("num_images_per_prompt") or 1
+    asked = request.params.get(SAMPLES) or 1
     if len(files) != asked:
         raise ValueError(f"{len(files)} images, and not {asked}")
     return [Image.open(io.BytesIO(file)).copy() for file in files]
@@ -170,10 +171,13 @@ def body_of(request: DiffusionRequest) -> dict[str, Any]:
         if getattr(request, name) != getattr(DiffusionRequest(), name):
             raise InvalidRequest(f"{name}={getattr(request, name)!r}: does not travel to the server", field=name)
     for name, value in request.params.items():
+        if name in OTHERWISE:
+            raise InvalidRequest(f"{name}: does not travel to the server; {OTHERWISE[name]}", field=name)
         if not isinstance(value, (str, int, float, bool, type(None))):
             raise InvalidRequest(f"{name}: a {type(value).__name__} does not travel to the server", field=name)
     own = {name: getattr(request, name) for name in OWN}
-    return {"prompt": request.prompt, **{name: value for name, value in own.items() if value}, **request.params,
+    params = {"n" if name == SAMPLES else name: value for name, value in request.params.items()}
+    return {"prompt": request.prompt, **{name: value for name, value in own.items() if value}, **params,
             "seed": request.seed}  # fmt: skip
 
 

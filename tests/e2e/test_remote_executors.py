@@ -115,6 +115,9 @@ async def test_http(server: str, alone: Any) -> None:
         assert same((await engine.generate(PROMPT, **ASKED)).images[0], alone)
         with pytest.raises(InvalidRequest, match="guidance_scale"):
             await engine.generate(PROMPT, guidance_scale=10_000.0)
+        assert len((await engine.generate(PROMPT, num_images_per_prompt=2, **ASKED)).images) == 2
+        with pytest.raises(InvalidRequest, match="n: does not travel to the server; give num_images_per_prompt"):
+            await engine.generate(PROMPT, n=2)
     await check_executor(HttpExecutor, ask(HttpExecutor, server), num_inference_steps=4)
 
 
