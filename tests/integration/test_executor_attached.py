@@ -110,19 +110,24 @@ async def test_what_an_engine_leaves_behind_is_unwound(address: Path, tmp_path: 
             assert await second.collective_rpc("resident", unique_reply_rank=0) == []
 
 
-async def test_the_worker_outlives_an_engine_that_is_killed_in_a_tick(
-    address: Path, worker: subprocess.Popen[str], gate: Gate
-) -> None:
-    code = (
-        "import asyncio\nfrom steploom.config import EngineConfig\nfrom steploom.executor import AttachedExecutor\n"
-        "from steploom.protocol import SchedulerOutput\n"
+def engine_code(address: Path, then: str) -> str:
+    """A program that attaches to the worker, and does something with its ``executor`` then."""
+    return (
+        "import asyncio, os, signal\nfrom steploom.config import EngineConfig\n"
+        "from steploom.executor import AttachedExecutor\nfrom steploom.protocol import SchedulerOutput\n"
         "async def main():\n"
         f"    executor = AttachedExecutor.at({str(address)!r})(EngineConfig())\n"
         "    await executor.start()\n"
-        f"    await executor.execute_step(SchedulerOutput(1, batch_key='hold {gate.path}'))\n"
+        f"    {then}\n"
         "asyncio.run(main())"
     )
-    engine = await anyio.to_thread.run_sync(subprocess.Popen, [sys.executable, "-c", code])
+
+
+async def test_the_worker_outlives_an_engine_that_is_killed_in_a_tick(
+    address: Path, worker: subprocess.Popen[str], gate: Gate
+) -> None:
+    held = f"await executor.execute_step(SchedulerOutput(1, batch_key='hold {gate.path}'))"
+    engine = await anyio.to_thread.run_sync(subprocess.Popen, [sys.executable, "-c", engine_code(address, held)])
     with engine:
         await gate.reached()
         engine.kill()
@@ -135,18 +140,9 @@ async def test_the_worker_outlives_an_engine_that_is_killed_in_a_tick(
 async def test_a_killed_engines_socket_goes_with_it(
     address: Path, worker: subprocess.Popen[str], tmp_path: Path
 ) -> None:
-    code = (
-        "import asyncio, os, signal\nfrom steploom.config import EngineConfig\n"
-        "from steploom.executor import AttachedExecutor\n"
-        "async def main():\n"
-        f"    executor = AttachedExecutor.at({str(address)!r})(EngineConfig())\n"
-        "    await executor.start()\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "asyncio.run(main())"
-    )
     beside = tmp_path / "steploom-of-somebody-else"
     beside.mkdir()
-    killed = [sys.executable, "-c", code]
+    killed = [sys.executable, "-c", engine_code(address, "os.kill(os.getpid(), signal.SIGKILL)")]
     await anyio.run_process(killed, env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
     async with attached(address):  # one at a time: the worker is through with the one before
         assert content(tmp_path) == [beside]

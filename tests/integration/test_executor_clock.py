@@ -58,34 +58,34 @@ async def test_a_tick_that_takes_too_long_raises(kind: type[DiffusionExecutor], 
         gate.open()
 
 
+@contextlib.asynccontextmanager
+async def answered(executor: DiffusionExecutor, script: str) -> AsyncIterator[None]:
+    """A tick that is under way within, and is answered after that."""
+    results: list[int] = []
+
+    async def execute() -> None:
+        results.append((await executor.execute_step(tick(1, script))).tick)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(execute)
+        yield
+    assert results == [1]
+
+
 async def test_a_loop_that_stood_still_gives_the_tick_its_time_anew(kind: type[DiffusionExecutor], gate: Gate) -> None:
     """Stopped, or blocked by the application, for longer than a tick may take: the worker is not to blame."""
-    async with running(kind, tick_timeout_s=1.0) as executor, anyio.create_task_group() as group:
-        results: list[int] = []
-
-        async def execute() -> None:
-            results.append((await executor.execute_step(tick(1, f"hold {gate.path}"))).tick)
-
-        group.start_soon(execute)
+    async with running(kind, tick_timeout_s=1.0) as executor, answered(executor, f"hold {gate.path}"):
         await gate.reached()
         threading.Event().wait(2.0)  # the loop stands still
         await anyio.wait_all_tasks_blocked()
         gate.open()
-    assert results == [1]
 
 
 async def test_warming_up_stops_the_clock_of_a_tick(kind: type[DiffusionExecutor], gate: Gate) -> None:
-    async with running(kind, tick_timeout_s=1.0) as executor, anyio.create_task_group() as group:
-        results: list[int] = []
-
-        async def execute() -> None:
-            results.append((await executor.execute_step(tick(1, f"warm {gate.path}"))).tick)
-
-        group.start_soon(execute)
+    async with running(kind, tick_timeout_s=1.0) as executor, answered(executor, f"warm {gate.path}"):
         await gate.reached()
         await longer_than_a_tick_may_take()
         gate.open()
-    assert results == [1]
 
 
 @pytest.mark.parametrize("ahead", [pytest.param(False, marks=pytest.mark.slow), True])
