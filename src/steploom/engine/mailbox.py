@@ -23,13 +23,9 @@ class Mailbox:
     latents and previews were asked for and paid for, so the newest event with latents and the newest one with a
     preview stay, each as it was, in order of their steps. Of text, commits are joined, and the newest draft stays if no
     commit has followed it. The outcome is never dropped.
-
-    Attributes:
-        settled: Whether the outcome is there; whatever is put later is ignored.
     """
 
     def __init__(self) -> None:
-        self.settled = False
         self._unread: deque[Event] = deque()
         self._changed: anyio.Event | None = None
         self._settled = anyio.Event()
@@ -39,6 +35,11 @@ class Mailbox:
     def __len__(self) -> int:
         """Unread events."""
         return len(self._unread)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the outcome is there; whatever is put later is ignored."""
+        return self._output is not None or self._error is not None
 
     def put(self, event: Event) -> None:
         """Adds ``event`` and drops the unread ones that it makes superfluous."""
@@ -58,12 +59,8 @@ class Mailbox:
             self._unread = _with(event, unread)
             if isinstance(event, Finished):
                 self._output = event.output
-                self._settle()
+                self._settled.set()
         self._tell()
-
-    def _settle(self) -> None:
-        self.settled = True
-        self._settled.set()
 
     def _tell(self) -> None:
         if self._changed is not None:
@@ -74,7 +71,7 @@ class Mailbox:
         if self.settled:
             return
         self._error = error
-        self._settle()
+        self._settled.set()
         self._tell()
 
     async def next(self) -> Event | None:
