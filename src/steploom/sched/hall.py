@@ -33,6 +33,7 @@ class Hall:
         self._order = order
         self._find = find
         self._classes: dict[int, Turns[list[Entry]]] = {}
+        self._newest: dict[str, tuple[int, Entry]] = {}  # Of each request: its class, and its entry there.
         self._size = 0
 
     def __len__(self) -> int:
@@ -41,6 +42,10 @@ class Hall:
 
     def enter(self, state: RequestState, number: int, now: float) -> None:
         """``state``, of that class, waits in a group without residents."""
+        entry = (self._late(state, now), self._order.rank(state), state.arrival, state.run_id)
+        if self._newest.get(state.run_id) == (number, entry):
+            return
+        self._newest[state.run_id] = (number, entry)
         turns = self._classes.get(number)
         if turns is None:
             turns = self._classes[number] = Turns(self._order.ledger)
@@ -48,7 +53,7 @@ class Hall:
         entries = turns.get(user)
         if entries is None:
             entries = turns.add(user, [])
-        heappush(entries, (self._late(state, now), self._order.rank(state), state.arrival, state.run_id))
+        heappush(entries, entry)
         self._size += 1
 
     def first(self, now: float) -> str | None:
@@ -66,7 +71,7 @@ class Hall:
     def _waits(self, number: int, now: float, entries: list[Entry]) -> bool:
         """Whether a request of that class waits here; it comes up."""
         while entries:
-            late, rank, _, run = entries[0]
+            late, rank, _, run = entry = entries[0]
             found = self._find(run)
             if found is not None:
                 state, current = found
@@ -74,6 +79,8 @@ class Hall:
                     return True
             heappop(entries)
             self._size -= 1
+            if self._newest.get(run) == (number, entry):
+                del self._newest[run]
             if found is not None:
                 self.enter(*found, now)
         return False
@@ -96,6 +103,7 @@ class Hall:
     def clear(self) -> None:
         """Nobody waits."""
         self._classes.clear()
+        self._newest.clear()
         self._size = 0
 
     def _late(self, state: RequestState, now: float) -> bool:
