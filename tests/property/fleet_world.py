@@ -251,7 +251,7 @@ class FleetWorld:
         for worker in self.workers:
             running = {one.run for one in self.live.values() if one.home is worker}
             assert worker.member.scheduler.num_running == len(running), "it lives where it was admitted"
-            waiting = [state for _, state in worker.member.share._waiting.values()]
+            waiting = [one.state for one in worker.member.share._waiting.values()]
             assert abs(worker.member.share.queued_s - sum(state.standalone_s for state in waiting)) < 1e-6
             others = {one.run for one in self.live.values() if one.home is not worker}
             assert not others & worker.runner.done.keys()

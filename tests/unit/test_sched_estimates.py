@@ -9,7 +9,6 @@ from test_sched_costs import tick
 from test_sched_policies import Costly, every_policy
 
 from steploom.errors import QueueFull, RequestCancelled
-from steploom.sched.ascending import Ascending
 from steploom.sched.cost_model import CostModel
 from steploom.sched.curve import AGAIN, SAMPLES, SURE, Curve
 from steploom.sched.intake import DUE
@@ -216,28 +215,6 @@ def test_the_batch_key_that_is_measured_all_the_time_is_not_forgotten() -> None:
         tick(model, 4, 0.2)
         tick(model, 4, 0.2, key=f"other:{number}#1")
     assert len(model.state()["curves"]["transformer:64"]["seconds"]["4"]) == SAMPLES
-
-
-@every_policy
-@pytest.mark.parametrize("own", [{}, {"deadline": 600.0}], ids=["implicit", "deadline"])
-def test_to_estimate_all_anew_takes_no_longer_for_each_where_more_wait(
-    policy: str, own: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A rank that has not changed adds nothing: else each further one would sift through all of them."""
-    sifted = 0
-    keep = Ascending.keep
-
-    def counting(self: Ascending[Any], which: Any) -> None:
-        nonlocal sifted
-        sifted += len(self)
-        keep(self, which)
-
-    monkeypatch.setattr(Ascending, "keep", counting)
-    h = Costly(policy=policy, max_batch=4, max_resident=4, max_waiting=2000)
-    h.add(*(f"r{n}" for n in range(1500)), steps=9, **own)
-    for _ in range(SURE + 1):
-        h.tick()
-    assert sifted < 5 * 1500
 
 
 @every_policy

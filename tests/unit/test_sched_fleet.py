@@ -116,8 +116,8 @@ def test_what_was_learned_with_one_worker_counts_for_those_that_wait_with_others
     after = {name: one._find(name).standalone_s for name in "cdef"}
     assert all(after[name] > before[name] for name in "cdef"), "a second for each step, not what was guessed"
     for member in one.members:
-        waiting = [state for _, state in member.share._waiting.values()]
+        waiting = [one.state for one in member.share._waiting.values()]
         assert member.share.queued_s == pytest.approx(sum(state.standalone_s for state in waiting))
-        assert all(place[2] == (state.standalone_s,) for place, state in member.share._waiting.values())
+        assert all(place[2] == (state.standalone_s,) for place, state, _ in member.share._waiting.values())
     assert one.whole.queued_s == pytest.approx(sum(member.share.queued_s for member in one.members))
     assert one.wait_s(one._find("c")) >= 0

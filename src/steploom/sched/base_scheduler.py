@@ -188,7 +188,7 @@ class BaseScheduler(Books):
         if near or self._ending:
             self._expect_ends()
         self.costs.observe(output.batch_key, result, rows)
-        if self.demands.fresh:
+        if self._intake.stale:
             self.policy.revalue(self._intake.learned(self._alive.get))
         return events + self._replay_lost(output, result)
 

@@ -159,7 +159,7 @@ class Fleet:
         """Has a worker take over who cannot be let in elsewhere, and goes before who would have the place here."""
         stuck = [m for m in self.members if m is not to and not (m.open and m.scheduler.room[0])]
         own: list[Place] | None = None
-        while fronts := [(found[0], member) for member in stuck if (found := member.share.first()) is not None]:
+        while fronts := [(found.place, member) for member in stuck if (found := member.share.first()) is not None]:
             own = to.share.best(places) if own is None else own
             place, source = min(fronts, key=lambda front: front[0])
             if not places or (len(own) == places and own[-1] < place):
@@ -179,7 +179,7 @@ class Fleet:
     def _move(self, source: Member, to: Member) -> None:
         found = source.share.first()
         assert found is not None
-        transfer(source, to, found[1])
+        transfer(source, to, found.state)
 
     def spread(self, source: Member) -> None:
         """Those that wait with a worker, and are not tried there, wait with others from now on."""

@@ -267,7 +267,7 @@ class Groups:
         """Notes that ``state`` waits in a pending group."""
         found = group.line.find(state.run_id)
         self._hall.enter(state, state.priority if found is None else found[1], now)
-        self._hall.tidy(len(self.home), now)
+        self._hall.tidy(len(self.home))
 
     def _emptied(self, group: Group, now: float) -> None:
         """A group without residents is pending, or forgotten."""

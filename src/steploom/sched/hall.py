@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from steploom.sched.lines import Order, Rank
 from steploom.sched.state import RequestState
@@ -85,15 +85,18 @@ class Hall:
                 self.enter(*found, now)
         return False
 
-    def tidy(self, waiting: int, now: float) -> None:
+    def tidy(self, waiting: int) -> None:
         """Drops what is not needed, if it is the majority. ``waiting``: how many wait."""
         if self._size <= 2 * waiting + SLACK:
             return
-        runs = {entry[3] for turns in self._classes.values() for entries in turns for entry in entries}
-        self.clear()
-        for found in map(self._find, runs):
-            if found is not None:
-                self.enter(*found, now)
+        newest, find = self._newest, self._find
+        self._newest = {run: place for run, place in newest.items() if find(run) is not None}
+        self._size = 0
+        for number, turns in self._classes.items():
+            for entries in turns:
+                entries[:] = {entry for entry in entries if self._newest.get(entry[3]) == (number, entry)}
+                heapify(entries)
+                self._size += len(entries)
 
     def reorder(self) -> None:
         """What users have had is counted anew."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+from collections import deque
 from collections.abc import Callable, Container, Generator
 from typing import Protocol
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 from steploom.config import EngineConfig
 from steploom.errors import DeadlineExceeded, InvalidRequest, QueueFull
@@ -15,6 +17,9 @@ from steploom.sched.state import RequestState
 
 MANY = 1024
 """Kinds of which little is known, before those are dropped of which nobody is alive."""
+
+SOME = 64
+"""Requests that are estimated anew after one tick: the others have their turn after the next ones."""
 
 DUE = 5.0
 """A request without a deadline is due after so many times the seconds that it takes by itself."""
@@ -51,6 +56,7 @@ class Intake:
         self.queued_s = 0.0
         self._bounded = True
         self._unsure: dict[Kind, WeakSet[RequestState]] = {}  # Those of a kind of which little is known.
+        self._stale: deque[ref[RequestState]] = deque()  # Of their kind more is known than when they were estimated.
         self._many = MANY
 
     def check(self, request: DiffusionRequest, alive: Container[str]) -> None:
@@ -128,8 +134,13 @@ class Intake:
         due = DUE * state.standalone_s if request.deadline is None else request.deadline
         state.deadline = state.submitted + (due if request.timeout is None else min(due, request.timeout))
 
+    @property
+    def stale(self) -> bool:
+        """Whether :meth:`learned` has somebody to estimate anew."""
+        return self._demands.fresh or bool(self._stale)
+
     def learned(self, alive: Callable[[str], RequestState | None]) -> list[RequestState]:
-        """Estimates those anew of whose kind something was measured for the first time.
+        """Estimates some of those anew of whose kind something was measured for the first time, in order of arrival.
 
         When nothing at all was known before, these are all: what is not of a kind that was measured is estimated by
         the nearest one. A request is so estimated four times at most.
@@ -138,26 +149,35 @@ class Intake:
             alive: The request of an id, if it waits or runs.
 
         Returns:
-            These, in order of arrival.
+            These, ``SOME`` at most.
         """
-        first, kinds = self._demands.news()
-        groups = (
-            list(self._unsure.values()) if first else [self._unsure[kind] for kind in kinds if kind in self._unsure]
-        )
-        states = [state for group in groups for state in group if alive(state.request_id) is state]
-        for kind in filter(self._demands.sure, kinds):
-            self._unsure.pop(kind, None)
-        states.sort(key=lambda state: state.arrival)
-        waiting = [state for state in states if not state.resident]
-        self.queued_s -= sum(state.standalone_s for state in waiting)
+        if self._demands.fresh:
+            self._stale.extend(self._outdated())
+        states: list[RequestState] = []
+        while self._stale and len(states) < SOME:
+            state = self._stale.popleft()()
+            if state is not None and alive(state.request_id) is state:
+                states.append(state)
         for state in states:
+            before_s = state.standalone_s
             self._estimate(state)
-        self.queued_s += sum(state.standalone_s for state in waiting)
+            if not state.resident:
+                self.queued_s += state.standalone_s - before_s
         return states
+
+    def _outdated(self) -> list[ref[RequestState]]:
+        """Those of whose kind more was measured since they were estimated, in order of arrival."""
+        first, kinds = self._demands.news()
+        unsure = self._unsure
+        groups = list(unsure.values()) if first else [unsure[kind] for kind in kinds if kind in unsure]
+        for kind in filter(self._demands.sure, kinds):
+            unsure.pop(kind, None)
+        return [ref(state) for state in sorted(itertools.chain(*groups), key=lambda state: state.arrival)]
 
     def inherit(self, other: Intake) -> None:
         """Takes the place of another one, of whose requests it knows as much from now on."""
         self._unsure.update(other._unsure)
+        self._stale.extend(other._stale)
 
     @property
     def gain(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable
@@ -17,6 +18,9 @@ SLACK = 64
 
 RESERVE = 16
 """Every so many of a user's requests the one that has waited longest is next, whatever its rank."""
+
+RISING = 64
+"""Requests that rise to the next class at one time: where more have waited for long, the others do at later ones."""
 
 Rank = tuple[float, ...]
 """A policy's order of waiting requests: the lowest is next."""
@@ -113,6 +117,7 @@ class Line:
         self._classes: dict[int, Turns[Waiting]] = {}
         self._numbers: list[int] = []
         self._ages: deque[tuple[float, str]] = deque()
+        self._aged = -math.inf
         self._where: dict[str, tuple[int, str]] = {}
 
     def __len__(self) -> int:
@@ -184,7 +189,8 @@ class Line:
         return state
 
     def _next(self, now: float) -> Waiting:
-        if len(self._classes) > 1:
+        if len(self._classes) > 1 and now > self._aged:
+            self._aged = now
             self._age(now)
         waiting = self._classes[self._numbers[0]].first()
         assert waiting is not None, "nobody waits"
@@ -218,13 +224,16 @@ class Line:
         return sorted(states, key=lambda state: state.arrival)
 
     def _age(self, now: float) -> None:
-        """Those that have waited for long in their class rise to the next one."""
-        ages, numbers = self._ages, self._numbers
+        """Those that have waited for long in their class rise to the next one, ``RISING`` of them at most."""
+        ages, numbers, risen = self._ages, self._numbers, 0
         while ages and (now - ages[0][0] >= self._order.ageing_s or ages[0][1] not in self._where):
+            if risen == RISING:
+                return
             _, run = ages.popleft()
             found = self.find(run)
             if found is None:
                 continue
+            risen += 1
             state, number = found
             if number == numbers[0]:
                 ages.append((now, run))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from steploom.requests import DiffusionRequest
 from steploom.sched.books import Books
@@ -16,6 +16,14 @@ SLACK = 64
 
 Place = tuple[int, bool, Rank, int]
 """Where a request stands among those that wait: class, replays first, the policy's rank, arrival."""
+
+
+class Waiter(NamedTuple):
+    """Who waits, where, and what that counts for: its standalone seconds as estimated last."""
+
+    place: Place
+    state: RequestState
+    seconds: float
 
 
 class Sharers(Waits, Protocol):
@@ -56,7 +64,7 @@ class Share(Intake):
         self._fleet = fleet
         self._whole = whole
         self._scheduler = scheduler
-        self._waiting: dict[str, tuple[Place, RequestState]] = {}
+        self._waiting: dict[str, Waiter] = {}
         self._heap: list[tuple[Place, str]] = []
 
     def __len__(self) -> int:
@@ -74,19 +82,24 @@ class Share(Intake):
         """What ``other`` knows, the whole knows."""
         self._whole.inherit(other)
 
+    @property
+    def stale(self) -> bool:
+        """As :attr:`Intake.stale`, of the whole."""
+        return self._whole.stale
+
     def learned(self, alive: object) -> list[RequestState]:
-        """Has all estimated anew, wherever they wait; nobody is left for the scheduler to tell its policy of."""
+        """Has some estimated anew, wherever they wait; nobody is left for the scheduler to tell its policy of."""
         self._fleet.revalue()
         return []
 
     def revalue(self, states: list[RequestState]) -> None:
         """Gives those of ``states`` new places that wait here, and tells the policy."""
         self._scheduler.policy.revalue(states)
-        own = [state for state in states if state.run_id in self._waiting]
-        if own:
-            for state in own:
+        for state in states:
+            found = self._waiting.get(state.run_id)
+            if found is not None:
+                self.queued_s += state.standalone_s - found.seconds
                 self._place(state)
-            self.queued_s = sum(state.standalone_s for _, state in self._waiting.values())
 
     def enters(self, state: RequestState) -> None:
         """``state`` waits from now on."""
@@ -96,7 +109,7 @@ class Share(Intake):
 
     def _place(self, state: RequestState) -> None:
         place = state.priority, not state.attempt, self._scheduler.policy.rank(state), state.arrival
-        self._waiting[state.run_id] = place, state
+        self._waiting[state.run_id] = Waiter(place, state, state.standalone_s)
         heappush(self._heap, (place, state.run_id))
 
     def leaves(self, state: RequestState, waiting: int) -> None:
@@ -108,10 +121,10 @@ class Share(Intake):
             self._heap = [entry for entry in self._heap if self._holds(entry)]
             heapify(self._heap)
 
-    def first(self) -> tuple[Place, RequestState] | None:
-        """The first of those that may wait elsewhere, and its place; None if there is none."""
+    def first(self) -> Waiter | None:
+        """The first of those that may wait elsewhere; None if there is none."""
         if self._scheduler.tries:
-            return min((found for found in self._waiting.values() if self._may_move(found[1])), default=None)
+            return min((found for found in self._waiting.values() if self._may_move(found.state)), default=None)
         heap = self._heap
         while heap and not self._holds(heap[0]):
             heappop(heap)
@@ -120,7 +133,7 @@ class Share(Intake):
     def _holds(self, entry: tuple[Place, str]) -> bool:
         """Whether it waits, and at that place."""
         found = self._waiting.get(entry[1])
-        return found is not None and found[0] == entry[0]
+        return found is not None and found.place == entry[0]
 
     def best(self, most: int) -> list[Place]:
         """The places of the first ones."""
@@ -135,7 +148,7 @@ class Share(Intake):
 
     def movable(self) -> list[RequestState]:
         """All that may wait elsewhere, in order."""
-        return [state for _, state in sorted(found for found in self._waiting.values() if self._may_move(found[1]))]
+        return [one.state for one in sorted(self._waiting.values()) if self._may_move(one.state)]
 
     def _may_move(self, state: RequestState) -> bool:
         return not self._scheduler.confines(state.request_id)
