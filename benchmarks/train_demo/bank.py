@@ -15,6 +15,7 @@ from steploom.demo import scene
 
 COUNTS = {64: 49152, 32: 2048, 48: 2048, 96: 1536}
 CHUNK = 64
+AT_ONCE = 16  # pictures encoded together: what they need fits the cache
 
 
 @dataclasses.dataclass
@@ -72,7 +73,8 @@ def build(folder: pathlib.Path, vae: AutoencoderKL, shift: float, factor: float)
         for chunk in range(len(scenes) // CHUNK, count // CHUNK):
             drawn, pictures = draw_batch(np.random.default_rng((2, pixels, chunk)), CHUNK, pixels)
             target = to_tensor(pictures).contiguous(memory_format=torch.channels_last)
-            latents = (vae.encode(target).latent_dist.mean - shift) * factor
+            means = [vae.encode(part).latent_dist.mean for part in target.split(AT_ONCE)]
+            latents = (torch.cat(means) - shift) * factor
             scenes += drawn
             shapes.append(where_shapes_are(target))
             parts.append(latents.half().contiguous())
