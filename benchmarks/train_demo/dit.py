@@ -169,8 +169,8 @@ class Trainer:
             optimizer.step()
         self.step += 1
         keep = min(EMA, (1 + self.step) / (10 + self.step))
-        for name, value in self.model.state_dict().items():
-            self.averages[name].lerp_(value, 1 - keep) if value.is_floating_point() else None
+        state = self.model.state_dict()
+        torch._foreach_lerp_([self.averages[name] for name in state], list(state.values()), 1 - keep)
         now = float(loss.detach())
         self.mean = now if math.isnan(self.mean) else 0.98 * self.mean + 0.02 * now
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
+from collections.abc import Callable
 
 import torch
 import wording
@@ -12,6 +15,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE, WordLevel
 from tokenizers.processors import RobertaProcessing, TemplateProcessing
 from torch import nn
+from torch._inductor import list_options
 from torch.nn import functional
 from transformers import (
     CLIPTextConfig,
@@ -22,6 +26,8 @@ from transformers import (
 )
 
 from steploom.demo import scene
+
+Velocity = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 TEXT_TOKENS = 20  # the longest prompt of the grammar has 18, its two end marks included
 TEXT_WIDTH = 64
@@ -168,14 +174,16 @@ class OneZeroToken:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Attend from both streams to both; ``log_count`` (1, 1, 1, tokens) is added to all logits."""
 
-        def heads(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.unflatten(2, (attn.heads, -1)).transpose(1, 2)
+        def heads(stream: torch.Tensor, *layers: nn.Linear) -> tuple[torch.Tensor, ...]:
+            weight = torch.cat([layer.weight for layer in layers])
+            bias = torch.cat([layer.bias for layer in layers])
+            return functional.linear(stream, weight, bias).unflatten(2, (len(layers), attn.heads, -1)).unbind(2)
 
-        query = attn.norm_q(heads(attn.to_q(hidden_states)))
-        key = attn.norm_k(heads(attn.to_k(hidden_states)))
-        query = torch.cat([query, attn.norm_added_q(heads(attn.add_q_proj(encoder_hidden_states)))], dim=2)
-        key = torch.cat([key, attn.norm_added_k(heads(attn.add_k_proj(encoder_hidden_states)))], dim=2)
-        value = torch.cat([heads(attn.to_v(hidden_states)), heads(attn.add_v_proj(encoder_hidden_states))], dim=2)
+        query, key, value = heads(hidden_states, attn.to_q, attn.to_k, attn.to_v)
+        more = heads(encoder_hidden_states, attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+        query = torch.cat([attn.norm_q(query), attn.norm_added_q(more[0])], dim=1).transpose(1, 2)
+        key = torch.cat([attn.norm_k(key), attn.norm_added_k(more[1])], dim=1).transpose(1, 2)
+        value = torch.cat([value, more[2]], dim=1).transpose(1, 2)
         out = functional.scaled_dot_product_attention(query, key, value, attn_mask=log_count)
         image, text = out.transpose(1, 2).flatten(2).split([hidden_states.shape[1], encoder_hidden_states.shape[1]], 1)
         if not attn.context_pre_only:
@@ -190,6 +198,15 @@ def zero_token_bias(image_tokens: int, count: int) -> torch.Tensor:
     return bias
 
 
+def compiled(function: Velocity) -> Velocity:
+    """Compile ``function`` for one shape, or say in a line that there is no C++ compiler and return it as it is."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        print("no C++ compiler (g++, or what CXX names): training goes without torch.compile, which is slower")
+        return function
+    quick = "cpp.use_decompose_tanh"  # the GELUs' tanh from one exponential; new in torch 2.7
+    return torch.compile(function, dynamic=False, options={quick: True} if quick in list_options() else {})
+
+
 class Trained(nn.Module):
     """The jointly trained parts: two text encoders and the denoiser."""
 
@@ -198,21 +215,39 @@ class Trained(nn.Module):
         self.text_encoder = build_text_encoder(tokenizer)
         self.text_encoder_2 = build_text_encoder(tokenizer)
         self.transformer = build_transformer()
-        self._compiled = torch.compile(self.transformer.forward, dynamic=False)
+        self._compiled = compiled(self._velocity)
 
     def forward(
         self, latents: torch.Tensor, sigmas: torch.Tensor, ids: torch.Tensor, log_count: torch.Tensor
     ) -> torch.Tensor:
         """Return the velocity (n, 8, h, w) at noise levels (n,) in 0..1 under token ids (n, TEXT_TOKENS)."""
-        outs = [one(ids, output_hidden_states=True) for one in (self.text_encoder, self.text_encoder_2)]
-        context = torch.cat([out.hidden_states[-2] for out in outs], dim=-1)
-        pooled = torch.cat([out.text_embeds for out in outs], dim=-1)
         common = latents.shape[-1] == COMPILED_SIDE
-        return (self._compiled if common else self.transformer)(
+        return (self._compiled if common else self._velocity)(latents, sigmas, ids, log_count)
+
+    def _velocity(
+        self, latents: torch.Tensor, sigmas: torch.Tensor, ids: torch.Tensor, log_count: torch.Tensor
+    ) -> torch.Tensor:
+        contexts, pooled = zip(*(read(one, ids) for one in (self.text_encoder, self.text_encoder_2)), strict=True)
+        return self.transformer(
             latents,
-            encoder_hidden_states=functional.pad(context, (0, 0, 0, 1)),
-            pooled_projections=pooled,
+            encoder_hidden_states=functional.pad(torch.cat(contexts, dim=-1), (0, 0, 0, 1)),
+            pooled_projections=torch.cat(pooled, dim=-1),
             timestep=sigmas * 1000,
             joint_attention_kwargs={"log_count": log_count},
             return_dict=False,
         )[0]
+
+
+def read(encoder: CLIPTextModelWithProjection, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what the pipeline takes from a text encoder: the last layer's input (n, tokens, width), ``text_embeds``.
+
+    It runs the encoder's own layers in turn, without the hooks by which its ``forward`` collects hidden states.
+    """
+    model = encoder.text_model
+    hidden = before = model.embeddings(input_ids=ids)
+    for layer in model.encoder.layers:
+        before = hidden
+        hidden = layer(hidden, None, is_causal=True)
+    ends = (ids == model.eos_token_id).int().argmax(dim=-1)
+    pooled = model.final_layer_norm(hidden)[torch.arange(len(ids)), ends]
+    return before, encoder.text_projection(pooled)

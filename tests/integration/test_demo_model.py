@@ -131,6 +131,44 @@ def test_training_is_not_resumed_for_another_number_of_steps(
     vae.train(tmp_path, 1)
 
 
+def test_training_reads_prompts_as_the_text_encoders_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TRAINING))
+    import models
+
+    encoder = pipeline().text_encoder
+    ids = pipeline().tokenizer(["", "a star", demo.EXAMPLE_PROMPT], padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        stock = encoder(ids, output_hidden_states=True)
+        before, pooled = models.read(encoder, ids)
+    assert torch.equal(before, stock.hidden_states[-2])
+    assert torch.equal(pooled, stock.text_embeds)
+
+
+def test_training_without_a_compiler_says_so_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(TRAINING))
+    import models
+
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert models.compiled(torch.add) is torch.add
+    assert "no C++ compiler" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("columns", [96, 16, 8])
+def test_matrices_are_made_orthogonal_in_five_rounds(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long matrices go through all rounds at once; that equals the rounds one by one."""
+    monkeypatch.syspath_prepend(str(TRAINING))
+    import optim
+
+    update = torch.randn(3, 8, columns, generator=torch.Generator().manual_seed(0))
+    x = update.double() / update.double().norm(dim=(1, 2), keepdim=True)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    torch.testing.assert_close(optim.orthogonal(update).double(), x, rtol=0, atol=1e-5)
+
+
 def test_the_default_size_is_64_pixels() -> None:
     image = pipeline()(demo.EXAMPLE_PROMPT, num_inference_steps=1, max_sequence_length=8).images[0]
     assert image.size == (64, 64)
