@@ -91,6 +91,38 @@ def ticks(running: int, waiting: int, shapes: int, repeat: int) -> Iterator[floa
         assert all(isinstance(event, StepEvent) for event in events)
 
 
+def mixed(running: int, shapes: int, waiting: int, repeat: int) -> Iterator[float]:
+    """Seconds of ticks of one group after the other: residents are of so many shapes, and so are those that wait."""
+    now = [0.0]
+    config = EngineConfig(max_batch=running, max_resident=running, max_waiting=WAITING + running)
+    built = build_scheduler(config, lambda: now[0])
+
+    def tick() -> float:
+        start = time.perf_counter()
+        output = built.schedule()
+        decided = time.perf_counter()
+        result = answer(output.tick, output.run_ids)
+        key = int(output.run_ids[0].partition("#")[0]) % shapes
+        result.seconds = 0.02
+        for report in result.reports:
+            report.batch_key, report.total_steps = f"transformer {key}", 1000
+        now[0] += 0.02
+        answered = time.perf_counter()
+        built.update_from_output(output, result)
+        return time.perf_counter() - answered + decided - start
+
+    for index in range(running + waiting):
+        size = 512 + index % shapes
+        built.add_request(
+            DiffusionRequest(request_id=str(index), seed=1, height=size, width=512, num_inference_steps=1000)
+        )
+        if index == running - 1:
+            for _ in range(10 * shapes):
+                tick()
+    for _ in range(repeat):
+        yield tick()
+
+
 def joins(running: int, guesses: int, distinct: bool, repeat: int) -> Iterator[float]:
     """Seconds of ticks in which one request joins and one ends; another arrives, so that 10,000 wait each time.
 
@@ -198,6 +230,10 @@ def cases(repeat: int) -> Iterator[Callable[[], Row]]:
         for guesses, distinct, text in ((1, False, ""), (4000, False, " of 4,000 guesses"), (1, True, " priorities")):
             what = f"join, {running} running, waiting: 10,000{text}"
             yield lambda r=running, g=guesses, d=distinct, t=what, x=limit: row(t, x, joins(r, g, d, repeat))
+    for running, shapes, limit in ((8, 3, 10.0), (8, 8, 10.0), (64, 3, 60.0)):
+        for waiting, text in ((0, "none"), (WAITING, "10,000")):
+            what = f"tick, {running} running of {shapes} shapes, waiting: {text}"
+            yield lambda r=running, n=shapes, w=waiting, t=what, x=limit: row(t, x, mixed(r, n, w, repeat))
     for own, text in (({}, ""), ({"deadline": 600.0}, " deadlines")):
         yield lambda o=own, t=text: row(f"first ticks, waiting: 10,000{t}", None, firsts(o, min(repeat, 500)))
     yield lambda: row("abort, waiting: 10,000", 10.0, aborts(1, False, repeat))

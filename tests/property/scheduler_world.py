@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import pytest
 from programs import Flight, Known, Program, begin, true_key
+from remembered import check_remembered
 from suspicions import Suspicions
 
 from steploom.config import EngineConfig
@@ -318,6 +319,7 @@ class World:
         assert self.scheduler.num_waiting == len(self.waiting)
         assert self.scheduler.num_running == len(self.resident) <= self.limit
         assert self.scheduler.has_work == bool(self.live or self.owed)
+        check_remembered(self.scheduler.policy)
         if not self.flights and not self.owed:
             assert set(self.held) <= set(self.resident)
 

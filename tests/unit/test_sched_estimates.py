@@ -229,3 +229,27 @@ def test_those_of_a_guess_follow_to_its_key_in_their_order(policy: str) -> None:
     h.scheduler.finish_requests(["r4"], RequestCancelled("left"))
     h.drain()
     assert list(h.joined) == ["r0", "r1", "r2", "r3", "r5", "r6"]
+
+
+def test_residents_are_in_another_order_once_more_is_known_of_them() -> None:
+    h = Costly(max_batch=2, max_resident=4)
+    h.cost = {512: 0.01, 768: 0.01}
+    h.add("guessed", steps=40)
+    h.add("asked", steps=40, deadline=60.0)
+    h.add("other", "another", steps=40, height=768)
+    policy: Any = h.scheduler.policy  # type: ignore[attr-defined]
+
+    def orders() -> list[list[str]]:
+        found = [policy._by_deadline(group, h.now) for group in policy._groups.active.values()]
+        assert all(states == sorted(states, key=lambda state: state.deadline) for states in found)
+        return [[state.request_id for state in states] for states in found]
+
+    output = h.scheduler.schedule()
+    assert orders() == [["guessed", "asked"]]
+    h.answer(output)
+    assert orders() == [["guessed", "asked"]]
+    h.cost = {512: 10.0, 768: 0.01}
+    for _ in range(12):
+        h.tick()
+        found = orders()
+    assert ["asked", "guessed"] in found

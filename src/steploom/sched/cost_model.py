@@ -39,6 +39,7 @@ class CostModel:
         busy_s: Seconds that they took.
         limited: Whether any batch key has run out of memory.
         room_bytes: Memory that there is for requests, as a worker said last; 0 while nobody can say.
+        version: Another number whenever a cost may have changed.
         fresh: Of batch keys that were measured for the first time, or often enough, the part that says what they cost.
     """
 
@@ -50,6 +51,7 @@ class CostModel:
         self._ticks = 0
         self.limited = False
         self.room_bytes = 0
+        self.version = 0
         self.fresh: list[str] = []
 
     def curve(self, batch_key: str) -> Curve:
@@ -121,6 +123,7 @@ class CostModel:
             return
         curve = self._names.get(batch_key) or self.curve(batch_key)
         curve.observe(rows, seconds)
+        self.version += curve.changed
         if curve.measured in (1, SURE):
             self.fresh.append(cost_key(batch_key))
         curve.footprint.observe_tick(result, rows)
@@ -170,6 +173,7 @@ class CostModel:
         except (KeyError, TypeError, ValueError, AttributeError):
             return False
         self._names.clear()
+        self.version += 1
         for key, curve in curves.items():
             self._curves.setdefault(key, curve)
         self.alone_s, self.busy_s = self.alone_s + alone_s, self.busy_s + busy_s

@@ -146,6 +146,11 @@ class Curve:
         self.chores_s = self._chores / max(self._ended, 1.0)
 
     @property
+    def changed(self) -> bool:
+        """Whether the medians are to be taken anew."""
+        return self._points is None
+
+    @property
     def points(self) -> list[tuple[int, float]]:
         """Rows and seconds, as measured, but never less for more rows."""
         if self._points is None:

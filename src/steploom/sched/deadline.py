@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from bisect import insort
+from collections.abc import Sequence
+from operator import attrgetter
+
+from steploom.sched.groups import Group
 from steploom.sched.lines import Rank
 from steploom.sched.ranked import PREEMPT_GAIN, Ranked
 from steploom.sched.state import RequestState
+
+LAST: Rank = (True, math.inf)
+"""Too late, and due last."""
 
 
 class Deadline(Ranked):
@@ -25,7 +34,43 @@ class Deadline(Ranked):
 
     def urgency(self, state: RequestState, now: float, group_s: float) -> Rank:
         """By deadline; those that are too late come last."""
-        return (now + self.demands.remaining_s(state, group_s) > state.deadline, state.deadline)
+        due = state.deadline
+        return (now > due or now + self.demands.remaining_s(state, group_s) > due, due)
+
+    def _foremost(self, groups: Sequence[Group], now: float) -> Group | None:
+        """As :meth:`Ranked._foremost`. Of those that are due later than the best that was found nothing is asked."""
+        if len(groups) <= 1:
+            return groups[0] if groups else None
+        best, found = LAST, groups[0]
+        steps = [self._by_deadline(group, now) for group in groups]
+        for due, number in sorted((states[0].deadline, number) for number, states in enumerate(steps)):
+            if not best[0] and due >= best[1]:
+                break
+            group = groups[number]
+            urgency = self._earliest(steps[number], now, self._tick_s(group))
+            if urgency < best:
+                best, found = urgency, group
+        return found
+
+    def _earliest(self, states: Sequence[RequestState], now: float, seconds: float) -> Rank:
+        """The first deadline that can still be kept, of states in that order, else the first one."""
+        best = LAST
+        for state in states:
+            urgency = self.urgency(state, now, seconds)
+            best = min(best, urgency)
+            if not urgency[0]:
+                break
+        return best
+
+    def _by_deadline(self, group: Group, now: float) -> list[RequestState]:
+        """Its residents, and who is the next one of those that wait for their places."""
+        if group.order is None:
+            group.order = sorted(group.steps, key=attrgetter("deadline"))
+        if not len(group.line):
+            return group.order
+        states = group.order.copy()
+        insort(states, group.line.first(now), key=attrgetter("deadline"))
+        return states
 
     def lost(self, state: RequestState, now: float, group_s: float) -> bool:
         """Whether the resident ``state`` is too late."""

@@ -96,6 +96,12 @@ class Demands:
         )  # Or not often enough, by the key of their ticks.
         self._measured: list[Kind] = []  # Kinds of whose ticks something was measured since somebody asked.
         self.knows = self._settled = False
+        self._learned = 0
+
+    @property
+    def version(self) -> int:
+        """Another number whenever :meth:`step_s` or :meth:`rows` may say something else of the same request."""
+        return self.costs.version + self._learned
 
     def sure(self, kind: Kind) -> bool:
         """Whether ticks of that kind were measured often enough."""
@@ -145,12 +151,14 @@ class Demands:
         kind, each = kind_of(state), report.rows / images(state.request)
         known = self._shapes.get(kind)
         if known is not None and known.batch_key == report.batch_key and known.rows == each:
+            self._learned += known is not self._last
             self._last = known
             return
         size = pixels(state.request.params)
         steps = report.total_steps or DEFAULT_STEPS
         shape = Shape(report.batch_key, each, steps, size)
         self._shapes[kind] = self._last = shape
+        self._learned += 1
         self._note(kind, report.batch_key)
         self._shapes.move_to_end(kind)
         if len(self._shapes) > MAX_SHAPES:
@@ -270,6 +278,7 @@ class Demands:
             except (TypeError, ValueError):
                 continue
             self._shapes.setdefault((str(guess), bool(guided)), shape)
+            self._learned += 1
             self.knows = self._settled = True
 
 

@@ -99,7 +99,7 @@ class Fcfs(Ranked):
         aged = self._aged(now) if opens and self._kept(now) else None
         if aged is not None:
             return self._owed(aged, now, max_batch, free, math.inf) or aged
-        overdue = self._overdue(now, {key: self._tick_s(group) for key, group in active.items()})
+        overdue = self._overdue(now)
         if overdue is not None:
             return overdue
         groups = list(active.values())

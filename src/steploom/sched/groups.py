@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import chain
@@ -25,12 +26,17 @@ class Group:
         residents: Those that a worker holds, by run id, oldest first.
         paused: Of these, those that are left out of the group's ticks.
         line: Those that wait.
+        seconds: Of a tick of its residents as they are, by the costs that were known as of ``version``.
+        version: That of the costs; -1 if its residents have changed since (:meth:`touch`).
+        order: Its residents in an order of the policy's, if it has asked since.
         since: When it had its last turn, or came into being.
         turn: The number of the policy's choice then.
         joined: Likewise when somebody was let in last.
     """
 
-    __slots__ = ("joined", "key", "line", "paused", "residents", "since", "turn")
+    __slots__ = (
+        "_best", "joined", "key", "line", "order", "paused", "residents", "seconds", "since", "turn", "version",
+    )  # fmt: skip
 
     def __init__(self, key: str, order: Order, now: float, turn: int) -> None:
         self.key = key
@@ -39,6 +45,14 @@ class Group:
         self.line = Line(order)
         self.since = now
         self.turn = self.joined = turn
+        self.seconds = 0.0
+        self.touch()
+
+    def touch(self) -> None:
+        """Who is resident or paused has changed, or what is known of one: it is asked anew when it is needed."""
+        self.version = -1
+        self.order: list[RequestState] | None = None
+        self._best: float | None = None
 
     @property
     def batch_key(self) -> str | None:
@@ -46,15 +60,23 @@ class Group:
         return None if self.key.startswith("?") else self.key
 
     @property
-    def priority(self) -> int:
+    def priority(self) -> float:
         """The best class of its residents and of those that wait: who waits for their places lends them its own."""
-        best = [state.priority for state in self.residents.values()]
-        return min([*best, self.line.priority]) if len(self.line) else min(best)
+        best = self._best
+        if best is None:
+            best = self._best = min((state.priority for state in self.residents.values()), default=math.inf)
+        return min(best, self.line.priority) if len(self.line) else best
 
     @property
     def stepping(self) -> int:
         """Residents that are not paused."""
         return len(self.residents) - len(self.paused)
+
+    @property
+    def steps(self) -> list[RequestState]:
+        """Residents that are not paused, the oldest first; all of them, if all are."""
+        paused = self.paused
+        return [state for run, state in self.residents.items() if run not in paused] or list(self.residents.values())
 
 
 class Groups:
@@ -100,6 +122,17 @@ class Groups:
     def all(self) -> Iterator[Group]:
         """All groups."""
         return chain(self.active.values(), self.pending.values())
+
+    def best(self) -> tuple[float, list[Group]]:
+        """The best class of the groups with residents, and those that are of it."""
+        best, found = math.inf, list[Group]()
+        for group in self.active.values():
+            priority = group.priority
+            if priority < best:
+                best, found = priority, [group]
+            elif priority == best:
+                found.append(group)
+        return best, found
 
     @property
     def taken(self) -> int:
@@ -155,6 +188,7 @@ class Groups:
         """More is known of ``state``: if it waits its rank has changed, if it is resident what is charged for it."""
         group = self.home[state.run_id]
         if state.run_id in group.residents:
+            group.touch()
             more_s = self._order.charge(state) - state.charged_s
             if more_s > 0:
                 state.charged_s += more_s
@@ -179,6 +213,7 @@ class Groups:
         else:
             residents[state.run_id] = state
         self.home[state.run_id] = group
+        group.touch()
         if self.pending.pop(group.key, None) is not None:
             self.active[group.key] = group
 
@@ -194,6 +229,7 @@ class Groups:
         group = self.home.pop(state.run_id)
         del group.residents[state.run_id]
         group.paused.pop(state.run_id, None)
+        group.touch()
         self._emptied(group, now)
 
     def observed(self, state: RequestState, now: float) -> None:
@@ -202,6 +238,7 @@ class Groups:
         old, group = self.home[state.run_id], self.of(state.batch_key, now)
         if old is not group:
             self._move(state, old, group, now)
+        group.touch()  # its rows are known
         linked = self._links.get(state.guess)
         # A link holds while its group lives, or a guess that covers several keys were moved about by every report.
         if linked != group.key and linked not in self.active:
@@ -210,9 +247,11 @@ class Groups:
     def _move(self, state: RequestState, old: Group, group: Group, now: float) -> None:
         del old.residents[state.run_id]
         paused = old.paused.pop(state.run_id, None)
+        old.touch()
         self.settle(state, group)
         if paused is not None:
             group.paused[state.run_id] = state
+            group.touch()
         self._emptied(old, now)
 
     def _link(self, guess: str, group: Group, now: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 
 from steploom.config import EngineConfig
@@ -139,9 +139,10 @@ class Ranked(Policy):
         if places > 0:
             joining = self._join(group, max_batch, places, now)
             if overtaken:  # it would be passed over again, in its place
-                best = min(one.priority for one in self._groups.active.values())
+                best = int(min(one.priority for one in self._groups.active.values()))
                 for state in joining:
                     state.priority = best
+                group.touch()
             if len(joining) < places and len(group.line):
                 joining += self._preempt(group, cached, now)
                 cached = [run for run in cached if run not in group.paused][: max_batch - len(joining)]
@@ -186,26 +187,29 @@ class Ranked(Policy):
         active, pending = self._groups.active, self._groups.pending
         if len(active) <= 1 and not (pending and free > 0):
             return next(iter(active.values()), None)
-        seconds = {key: self._tick_s(group) for key, group in active.items()}
-        overdue = self._overdue(now, seconds)
+        overdue = self._overdue(now)
         if overdue is not None:
             return overdue
-        best = min((group.priority for group in active.values()), default=math.inf)
+        best, foremost = self._groups.best()
         newcomer = self._newcomer(now, max_batch, free, best)
         if newcomer is not None:
             return newcomer
-        return min(active.values(), key=lambda group: self._urgency(group, now, seconds[group.key]), default=None)
+        return self._foremost(foremost, now)
 
-    def _overdue(self, now: float, seconds: Mapping[str, float]) -> Group | None:
+    def _overdue(self, now: float) -> Group | None:
         """The group with residents that was passed over for too long, if there is one."""
-        active = self._groups.active
-        if not active:
-            return None
-        late = max(active.values(), key=lambda group: (now - group.since) / seconds[group.key])
-        if now - late.since > PATIENCE * seconds[late.key]:
-            return late
-        late = min(active.values(), key=lambda group: group.turn)
-        return late if self._groups.turns - late.turn > PASSES else None
+        late, oldest, most, version = None, None, PATIENCE, self.demands.version
+        for group in self._groups.active.values():
+            if group.version != version:
+                self._tick_s(group)
+            passed = (now - group.since) / group.seconds
+            if passed > most:
+                late, most = group, passed
+            if oldest is None or group.turn < oldest.turn:
+                oldest = group
+        if late is None and oldest is not None and self._groups.turns - oldest.turn > PASSES:
+            return oldest
+        return late
 
     def _newcomer(self, now: float, max_batch: int, free: int, best: float) -> Group | None:
         """The group that somebody can join now, of the best class; by user, and then one that has no residents."""
@@ -292,6 +296,7 @@ class Ranked(Policy):
             if group.stepping >= max_batch or (group.stepping and not self._room.fits(group, state)):
                 break
             del group.paused[state.run_id]
+            group.touch()
 
     def _preempt(self, group: Group, cached: list[str], now: float) -> list[RequestState]:
         """One resident of a full batch is paused for one that waits and is more urgent, if there are two such."""
@@ -304,6 +309,7 @@ class Ranked(Policy):
         if not self._before(first, victim, now, seconds):
             return []
         group.paused[victim.run_id] = victim
+        group.touch()
         self._paused_before.add(victim.run_id)
         return [self._groups.admit(group, now)]
 
@@ -320,13 +326,22 @@ class Ranked(Policy):
 
     def _tick_s(self, group: Group) -> float:
         """Seconds of a tick of the group as it is."""
-        any_one = next(iter(group.residents.values()))
-        return max(1e-6, self.demands.step_s(any_one, self._room.rows(group) - self.demands.rows(any_one)))
+        version = self.demands.version
+        if group.version != version:
+            any_one = next(iter(group.residents.values()))
+            company = self._room.rows(group) - self.demands.rows(any_one)
+            group.seconds, group.version = max(1e-6, self.demands.step_s(any_one, company)), version
+        return group.seconds
 
-    def _urgency(self, group: Group, now: float, seconds: float) -> tuple[float, Rank]:
-        """The best class in the group, and that of its most urgent resident."""
-        states = [state for run, state in group.residents.items() if run not in group.paused]
-        states = states or list(group.residents.values())
+    def _foremost(self, groups: Sequence[Group], now: float) -> Group | None:
+        """Of groups with residents the one that has the most urgent one, also of those that wait for their places."""
+        if len(groups) <= 1:
+            return groups[0] if groups else None
+        return min(groups, key=lambda group: self._urgency(group, now))
+
+    def _urgency(self, group: Group, now: float) -> Rank:
+        """That of its most urgent resident, or of who is the next one."""
+        seconds, states = self._tick_s(group), group.steps
         if len(group.line):
             states.append(group.line.first(now))
-        return group.priority, min(self.urgency(state, now, seconds) for state in states)
+        return min(self.urgency(state, now, seconds) for state in states)
