@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import pathlib
 import tomllib
@@ -119,6 +120,52 @@ def test_a_field_of_the_engine_has_one_value_however_it_is_called(monkeypatch: p
     assert waiting("--max-queue", "8", file=file, STEPLOOM_MAX_QUEUE="6") == 8
     monkeypatch.setenv("STEPLOOM_COMPILE", "0")
     assert not serve.engine_config(read(env=dict(os.environ), file="[engine]\ncompile = true")).compile
+
+
+@pytest.mark.parametrize(
+    ("option", "field", "given"),
+    [("--max-queue-seconds", "max_waiting_s", "30"), ("--variant", "variant", "fp16"), ("--revision", "revision", "v")],
+)
+def test_none_is_a_value_that_counts_more_than_a_weaker_one(
+    option: str, field: str, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def value(*words: str, file: str = "") -> Any:
+        return getattr(serve.engine_config(read(*words, env=dict(os.environ), file=file)), field)
+
+    name = option[2:].replace("-", "_")
+    text = given if given.isdecimal() else f'"{given}"'
+    for file in (f"{name} = {text}", f"[engine]\n{field} = {text}"):
+        assert value(file=file) is not None
+        assert value(option, "none", file=file) is None
+    monkeypatch.setenv(f"{PREFIX}{field.upper()}", given)
+    assert value() is not None
+    assert value(option, "none") is None
+    monkeypatch.setenv(f"{PREFIX}{field.upper()}", "none")
+    assert value() is None
+    assert value(file=f"{name} = {text}") is None
+    monkeypatch.delenv(f"{PREFIX}{field.upper()}")
+    assert value(file=f'{name} = "none"') is None
+
+
+def test_a_number_of_the_engine_may_be_none_in_each_way(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert serve.engine_config(read("--engine", "memory_share=none")).memory_share is None
+    file = '[engine]\nmemory_share = "none"\ncosts_file = "none"'
+    config = serve.engine_config(read(file=file))
+    assert (config.memory_share, config.costs_file) == (None, None)
+    monkeypatch.setenv("STEPLOOM_MEMORY_SHARE", "none")
+    pathlib.Path("shown.toml").write_text(shown(capsys, "--engine", "costs_file=none"))
+    monkeypatch.delenv("STEPLOOM_MEMORY_SHARE")
+    assert serve.engine_config(read("--config", "shown.toml")) == config, "what is shown says the same"
+    assert read("--timeout", "none", file="timeout = 30").timeout is None
+    for words, said in (
+        (["--timeout", "soon"], "argument --timeout: 'soon': must be a finite number, for example 4.0, or none"),
+        (["--engine", "memory_share=a"], "memory_share='a': must be a share greater than 0 and at most 1 or None"),
+    ):
+        with contextlib.suppress(SystemExit):
+            assert main.main(["config", "show", *words]) != 0
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

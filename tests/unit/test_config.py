@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steploom import ConfigError, EngineConfig
-from steploom.cli import main
+from steploom.cli import arguments, main
 from steploom.server import ServerSettings
 from steploom.worker.messages import Configure
 
@@ -218,6 +218,13 @@ def test_variables_are_read_by_the_type_of_their_field() -> None:
     assert EngineConfig.from_env(env, device="cuda") == expected
 
 
+@pytest.mark.parametrize("name", [name for name, field in FIELDS.items() if "None" in str(field.type)])
+def test_a_variable_can_say_none_where_there_may_be_none(name: str) -> None:
+    for word in ("none", "None"):
+        assert getattr(EngineConfig.from_env({f"STEPLOOM_{name.upper()}": word}), name) is None
+        assert arguments.engine_setting(f"{name}={word}") == (name, None)
+
+
 @pytest.mark.parametrize(
     ("variable", "raw", "words"),
     [
@@ -228,10 +235,12 @@ def test_variables_are_read_by_the_type_of_their_field() -> None:
         ),
         ("STEPLOOM_COMPILE", "maybe", "STEPLOOM_COMPILE='maybe': must be true or false; unset it"),
         ("STEPLOOM_TICK_TIMEOUT_S", "soon", "STEPLOOM_TICK_TIMEOUT_S='soon': must be a number"),
-        ("STEPLOOM_MEMORY_SHARE", "most", "STEPLOOM_MEMORY_SHARE='most': must be a number"),
+        ("STEPLOOM_MEMORY_SHARE", "most", "STEPLOOM_MEMORY_SHARE='most': must be a number or none; unset it"),
+        ("STEPLOOM_TORCH_THREADS", "all", "STEPLOOM_TORCH_THREADS='all': must be an integer or none; unset it"),
+        ("STEPLOOM_MAX_STEPS", "none", "STEPLOOM_MAX_STEPS='none': must be an integer; unset it"),
         ("STEPLOOM_TICK_TIMEOUT_S", "nan", "tick_timeout_s=nan: must be a number of seconds greater than 0"),
         ("STEPLOOM_TORCH_THREADS", "0", "torch_threads=0: must be an integer of at least 1"),
-        ("STEPLOOM_LORAS", "ink", "STEPLOOM_LORAS='ink': must be name=path,name=path; unset it"),
+        ("STEPLOOM_LORAS", "ink", "STEPLOOM_LORAS='ink': must be name=path,name=path or none; unset it"),
         ("STEPLOOM_MODEL", "", "model='': must be a str that is not empty"),
     ],
 )

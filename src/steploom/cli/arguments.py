@@ -10,13 +10,15 @@ import math
 import pathlib
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from steploom import step_caches
 from steploom.config import EngineConfig
+from steploom.config.values import is_none
 from steploom.errors import ConfigError, InvalidRequest
 from steploom.requests import OWN_FIELDS
 
+T = TypeVar("T")
 EXIT_USAGE = 2
 _ENGINES = "is the engine's, not the pipeline's; give it to engine.generate(...) in Python"
 _OUTPUTS = "cannot be chosen here, since the outcome becomes a file; leave it out"
@@ -130,6 +132,20 @@ def patience(text: str) -> float:
     return 0.0 if finite(text) == 0 else rate(text)
 
 
+def or_none(kind: Callable[[str], T]) -> Callable[[str], T | None]:
+    """Values of this kind; or ``none``, which is to do without."""
+
+    def read(text: str) -> T | None:
+        if text.lower() == "none":
+            return None
+        try:
+            return kind(text)
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"{error}, or none") from None
+
+    return read
+
+
 def setting(text: str) -> tuple[str, Any]:
     """``KEY=VALUE``: the value is read as JSON where it is JSON, and is text otherwise."""
     key, equals, value = text.partition("=")
@@ -209,13 +225,13 @@ def _in_a_repository(text: str) -> bool:
 def engine_setting(text: str) -> tuple[str, Any]:
     """``NAME=VALUE`` of a field of ``EngineConfig``."""
     name, value = setting(text)
-    fields = [field.name for field in dataclasses.fields(EngineConfig)]
+    fields = {field.name: field for field in dataclasses.fields(EngineConfig)}
     if name not in fields:
         nearest = difflib.get_close_matches(name, fields, n=3, cutoff=0.5) or fields
         raise argparse.ArgumentTypeError(
             f"{text!r}: EngineConfig has no such field; did you mean {' or '.join(nearest)}?"
         )
-    return name, value
+    return name, None if is_none(fields[name], value) else value
 
 
 def add_command(commands: Commands, name: str, run: Command, *, summary: str, examples: str) -> Parser:
@@ -247,8 +263,10 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
 
 def add_loading_options(group: argparse._ActionsContainer) -> None:  # pyright: ignore[reportPrivateUsage]
     """Adds the options of :func:`engine_config` about which weights are loaded and how."""
-    group.add_argument("--variant", metavar="NAME", help="which weights, by the middle of their file names: fp16")
-    group.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
+    group.add_argument(
+        "--variant", type=or_none(str), metavar="NAME", help="which weights, by the middle of their file names: fp16"
+    )
+    group.add_argument("--revision", type=or_none(str), metavar="NAME", help="branch, tag or commit of a hub id")
     group.add_argument("--offline", action="store_const", const=True, help="take only what is in the hub's cache")
     group.add_argument(
         "--engine",
@@ -260,6 +278,11 @@ def add_loading_options(group: argparse._ActionsContainer) -> None:  # pyright: 
     )
 
 
+def is_given(arguments: argparse.Namespace, name: str) -> bool:
+    """Whether an option has a value that somebody gave, be it none."""
+    return getattr(arguments, name) is not None or getattr(arguments, "sources", {}).get(name, "default") != "default"
+
+
 def engine_config(arguments: argparse.Namespace, **settings: Any) -> EngineConfig:
     """The engine's settings: options, then ``STEPLOOM_*`` variables, then defaults.
 
@@ -268,9 +291,8 @@ def engine_config(arguments: argparse.Namespace, **settings: Any) -> EngineConfi
     """
     names = {"model": "model", "device": "device", "dtype": "dtype", "backend": "distributed_executor_backend",
              "variant": "variant", "revision": "revision", "offline": "local_files_only"}  # fmt: skip
-    given = {field: getattr(arguments, option) for option, field in names.items()}
     settings.update(arguments.engine)
-    settings.update({field: value for field, value in given.items() if value is not None})
+    settings.update({field: getattr(arguments, name) for name, field in names.items() if is_given(arguments, name)})
     config = EngineConfig.from_env(**settings)
     try:
         return dataclasses.replace(config, model=model(config.model))

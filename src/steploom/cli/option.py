@@ -21,8 +21,8 @@ FILE = "config"
 ENGINE = "engine"
 """The option, and the table of the file, with any other field of ``EngineConfig``; each field is a setting."""
 
-FIELDS = {"max_queue": "max_waiting", "backend": "distributed_executor_backend", "offline": "local_files_only",
-          "lora_model": "loras"}  # fmt: skip
+FIELDS = {"max_queue": "max_waiting", "max_queue_seconds": "max_waiting_s", "backend": "distributed_executor_backend",
+          "offline": "local_files_only", "lora_model": "loras"}  # fmt: skip
 """Options that are called otherwise than the field of ``EngineConfig`` that they set."""
 
 MASK = "********"

@@ -145,9 +145,10 @@ def engine_config(options: argparse.Namespace) -> EngineConfig:
     names |= {name: name for name in ("max_batch", "data_parallel_size", "ulysses_degree", "ring_degree",
                                       "tensor_parallel_size", "policy", "max_steps", "max_pixels",
                                       "max_tokens")}  # fmt: skip
-    given = {field: getattr(options, name) for name, field in names.items()}
-    given["preview_vae"] = options.preview if options.preview not in PREVIEWS else None
-    config = arguments.engine_config(options, **{name: value for name, value in given.items() if value is not None})
+    given = {field: getattr(options, name) for name, field in names.items() if arguments.is_given(options, name)}
+    if options.preview not in PREVIEWS:
+        given["preview_vae"] = options.preview
+    config = arguments.engine_config(options, **given)
     if options.lora_model:
         config = dataclasses.replace(config, loras={**(config.loras or {}), **dict(options.lora_model)})
     return config

@@ -80,7 +80,7 @@ def _add_clients(group: arguments.Options) -> None:
 
 def _add_work(group: arguments.Options) -> None:
     group.add_argument("--max-queue", type=arguments.count, metavar="N", help="requests that wait, at most")
-    group.add_argument("--max-queue-seconds", type=arguments.rate, metavar="S",
+    group.add_argument("--max-queue-seconds", type=arguments.or_none(arguments.rate), metavar="S",
                        help="seconds of work that waits, at most, as estimated")  # fmt: skip
     group.add_argument("--max-batch", type=arguments.count_or_auto, default=MAX_BATCH, metavar="N",
                        help="requests that share a forward, at most; auto: up to where one more only makes everybody "
@@ -94,7 +94,8 @@ def _add_work(group: arguments.Options) -> None:
     group.add_argument("--policy", metavar="NAME",
                        help="who runs next: deadline (the earliest that can be kept), srpt (the shortest rest), fcfs, "
                        "or pkg.module.Class (default: deadline)")  # fmt: skip
-    group.add_argument("--timeout", type=arguments.rate, metavar="S", help="for requests that give none")
+    group.add_argument("--timeout", type=arguments.or_none(arguments.rate), metavar="S",
+                       help="for requests that give none")  # fmt: skip
     group.add_argument("--keep-abandoned", action="store_true",
                        help="finish requests whose client hung up, instead of cancelling them")  # fmt: skip
 

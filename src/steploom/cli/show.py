@@ -37,6 +37,7 @@ says counts more than the environment, that more than the file, and that more th
 
     [engine]                                           # any other field of EngineConfig
     vae_tiling = true
+    costs_file = "none"                                # where there may be none, of numbers too
 
 STEPLOOM_CONFIG names a file too. Paths are relative to the working directory. Whatever is unknown or of the wrong kind
 in the file ends the command with a message that names it.
@@ -112,7 +113,8 @@ def _engine(options: argparse.Namespace, config: EngineConfig) -> Iterator[str]:
         value = given.get(name, getattr(config, name))
         set_there = f"{PREFIX}{name.upper()}" in os.environ
         source = options.sources.get(f"{ENGINE}.{name}") or ("environment" if set_there else "default")
-        line = _line(name, None if value is None else toml(value), _whence(source))
+        text = toml(value) if value is not None else None if field.default is None else toml("none")
+        line = _line(name, text, _whence(source))
         yield line if source != "default" or line.startswith("#") else f"# {line}"
 
 

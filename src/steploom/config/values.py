@@ -166,8 +166,15 @@ def sizes(text: str) -> list[tuple[int, int]]:
     return found
 
 
+def is_none(field: dataclasses.Field[Any], raw: object) -> bool:
+    """Whether it is the word for None, of a field that may be None."""
+    return isinstance(raw, str) and raw.lower() == "none" and "None" in str(field.type).split(" | ")
+
+
 def parse(field: dataclasses.Field[Any], raw: str) -> Any:
     """``raw`` as the type of its field: what may be a mapping is one if it is written as JSON."""
+    if is_none(field, raw):
+        return None
     names, default = str(field.type).split(" | "), field.default
     kinds: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "Share": float}
     meanings = {"bool": "true or false", "int": "an integer", "float": "a number", "Share": "a number"}
@@ -177,6 +184,8 @@ def parse(field: dataclasses.Field[Any], raw: str) -> Any:
         meaning = "name=number,name=number"
     if names == ["int", "Auto"]:
         meaning = "an integer or auto"
+    if "None" in names:
+        meaning += " or none"
     try:
         if names[-1] == "bool":
             return json.loads(raw) if raw.startswith("{") else _flag(raw)
