@@ -5,8 +5,10 @@ python examples/grpc_executor.py unix:/tmp/mine/steploom [FOLDER]
 """
 
 import asyncio
+import itertools
 import os
 import sys
+import uuid
 from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ class GrpcExecutor(DiffusionExecutor):
     def __init__(self, config: EngineConfig, pipeline: Any = None) -> None:
         super().__init__(config, pipeline)
         self._channel: grpc.aio.Channel | None = None
+        self._name, self._count = uuid.uuid4().hex, itertools.count()  # others ask the service too, by ids of their own
 
     async def _init_executor(self, on_progress: ProgressCallback) -> PipelineInfo:
         on_progress(f"waiting for {self.config.model}")
@@ -63,7 +66,8 @@ class GrpcExecutor(DiffusionExecutor):
             for name in ("preview_every", "latents_every"):  # one request, one answer
                 if getattr(request, name):
                     raise InvalidRequest(f"{name}: the service answers when all is done, give 0", field=name)
-            data = await anyio.to_thread.run_sync(pack, request)  # pictures to start from may be large
+            there = request.with_id(f"{self._name}-{next(self._count)}-{request.request_id}")
+            data = await anyio.to_thread.run_sync(pack, there)  # pictures to start from may be large
             answer = await anyio.to_thread.run_sync(unpack, await self._ask("Generate", data), Answer)
             error = None if answer.error is None else answer.error.exception()
         except RequestError as refusal:

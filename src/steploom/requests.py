@@ -181,6 +181,17 @@ class DiffusionRequest:
         object.__setattr__(other, "params", {**self.params, **changes})
         return other
 
+    def with_id(self, request_id: str) -> DiffusionRequest:
+        """A copy under another id, as for a system that has requests of others, too.
+
+        Raises:
+            InvalidRequest: It cannot be one.
+        """
+        other = copy.copy(self)
+        object.__setattr__(other, "request_id", request_id)
+        other._validate()
+        return other
+
     def _validate(self) -> None:
         for name, (kinds, meaning) in _KINDS.items():
             value = getattr(self, name)  # whatever the caller gave, not what the annotation says

@@ -215,6 +215,25 @@ async def test_grpc_calls_that_are_late(lasting: str) -> None:
     assert late > 20
 
 
+async def test_grpc_engines_that_share_a_service_have_ids_of_their_own(lasting: str) -> None:
+    """Each names its requests as it likes, and may ask anew under a name whose request it has just given up."""
+    outputs: list[Any] = []
+    asked = {"num_inference_steps": 30, "seed": 3, "request_id": "first"}
+
+    async def one(engine: AsyncDiffusionEngine) -> None:
+        outputs.append(await engine.generate(PROMPT, **asked))
+
+    async with (
+        AsyncDiffusionEngine(ask(GrpcExecutor, lasting)) as here,
+        AsyncDiffusionEngine(ask(GrpcExecutor, lasting)) as there,
+        anyio.create_task_group() as group,
+    ):
+        for engine in (here, there):
+            group.start_soon(one, engine)
+    assert [out.request_id for out in outputs] == ["first", "first"]
+    assert same(outputs[0].images[0], outputs[1].images[0])
+
+
 async def test_grpc_whoever_waits_may_leave(lasting: str) -> None:
     long = DiffusionRequest(PROMPT, num_inference_steps=900)
     async with AsyncDiffusionEngine(ask(GrpcExecutor, lasting)) as engine:
