@@ -271,7 +271,7 @@ def test_only_a_limit_that_messages_can_have_is_taken(address: Path, limit: obje
     with here, there, socket.socket(socket.AF_UNIX) as engine:
         engine.bind(str(address))
         there.sendall(f"{address}\t{limit}\n".encode())
-        assert _hear(here) == ((str(address), limit) if taken else None)
+        assert _hear(here, 60.0) == ((str(address), limit) if taken else None)
 
 
 async def test_whatever_goes_wrong_with_one_engine_the_model_stays(address: Path, tmp_path: Path) -> None:

@@ -267,6 +267,25 @@ def test_a_worker_that_would_wait_for_nobody_does_not_start(folder: Path, given:
     assert "--greet-timeout" in done.stderr
 
 
+def test_who_dawdles_over_its_greeting_is_let_go_all_the_same(folder: Path) -> None:
+    """A byte now and then is no greeting: the next engine waits meanwhile."""
+    command = [*COMMAND[:-1], "--greet-timeout", str(2 * HASTY_S), "--listen"]
+    with started(folder / "w", *command), socket.socket(socket.AF_UNIX) as stranger:
+        stranger.connect(str(folder / "w"))
+        stranger.settimeout(HASTY_S)
+
+        def let_go() -> bool:
+            try:
+                stranger.send(b"x")
+                return stranger.recv(1) == b""
+            except TimeoutError:
+                return False
+            except ConnectionError:
+                return True
+
+        assert any(let_go() for _ in range(200))
+
+
 @pytest.mark.parametrize("over_channel", [False, True])
 async def test_a_silent_stream_says_that_it_lives_when_it_is_set(over_channel: bool) -> None:
     body = {"prompt": "a", "stream": True, "partial_images": 1}

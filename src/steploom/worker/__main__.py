@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("--runner", default=DEFAULT_RUNNER, help="factory of the runner, as pkg.module:name")
     largest = EngineConfig.max_message_bytes
     parser.add_argument("--max-message-bytes", type=int, default=largest, help="what one message may come to")
-    greeting = "seconds for which an engine may be silent that has connected to --listen"
+    greeting = "seconds in which an engine that has connected to --listen must have said who it is"
     parser.add_argument("--greet-timeout", type=_seconds, default=GREET_S, metavar="S", help=greeting)
     parser.add_argument("--alive-fd", type=int, help="a pipe whose end tells the engine that this process has ended")
     arguments = parser.parse_args()

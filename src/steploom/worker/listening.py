@@ -14,6 +14,7 @@ import re
 import select
 import socket
 import struct
+import time
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from steploom.worker.serving import RunnerLike, fatal, runner_factory
 log = logging.getLogger(__name__)
 
 GREET_S = 5.0
-"""Seconds for which an engine that has connected may be silent, before it has said where its socket is."""
+"""Seconds in which an engine that has connected must have said where its socket is."""
 LONGEST = 4096
 """Bytes of that, and of what a message may come to, at most."""
 LIMITS = range(2**20, 2**63)
@@ -49,7 +50,7 @@ def listen(address: str, runner: str, greet_s: float = GREET_S) -> None:
     Args:
         address: Path of the socket to listen at.
         runner: Name of the factory of the runner.
-        greet_s: Seconds for which an engine that has connected may be silent, before it has said where its socket is.
+        greet_s: Seconds in which an engine that has connected must have said where its socket is.
 
     Raises:
         ConfigError: It cannot listen there.
@@ -61,8 +62,7 @@ def listen(address: str, runner: str, greet_s: float = GREET_S) -> None:
             while True:
                 connection, _ = listener.accept()
                 with connection:
-                    connection.settimeout(min(greet_s, LONGEST_S))
-                    _attend(connection, keeper)
+                    _attend(connection, keeper, min(greet_s, LONGEST_S))
         finally:
             keeper.close()
 
@@ -115,19 +115,19 @@ def same_user(connection: socket.socket) -> bool:
     return user == os.getuid()
 
 
-def _attend(connection: socket.socket, keeper: Keeper) -> None:
+def _attend(connection: socket.socket, keeper: Keeper, greet_s: float) -> None:
     """Serves the engine that has connected; one that says nothing sensible, or has left, is let go.
 
     Whatever goes wrong with one engine ends here: the model that is loaded is the next one's, too.
     """
     try:
-        _serve(connection, keeper)
+        _serve(connection, keeper, greet_s)
     except Exception:
         log.exception("an engine that has connected is let go")
 
 
-def _serve(connection: socket.socket, keeper: Keeper) -> None:
-    said = _hear(connection)
+def _serve(connection: socket.socket, keeper: Keeper, greet_s: float) -> None:
+    said = _hear(connection, greet_s)
     if said is None or not same_user(connection):
         return
     address, limit = said
@@ -178,11 +178,14 @@ def _ends(engine: int | None, address: str) -> bool:
     return bool(end.poll(1000 * LAST_BREATH_S))
 
 
-def _hear(connection: socket.socket) -> tuple[str, int] | None:
-    """Where the engine's socket is, and how many bytes a message may have."""
-    said = b""
+def _hear(connection: socket.socket, greet_s: float) -> tuple[str, int] | None:
+    """Where the engine's socket is, and how many bytes a message may have; None if it is too late, or nonsense."""
+    said, until = b"", time.monotonic() + greet_s
     try:
         while not said.endswith(b"\n") and len(said) < LONGEST:
+            if (left_s := until - time.monotonic()) <= 0:  # of all of it: others wait meanwhile
+                return None
+            connection.settimeout(left_s)
             part = connection.recv(LONGEST - len(said))
             if not part:
                 return None
