@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import psutil
 import pytest
 import zmq
 
@@ -133,6 +134,31 @@ async def test_who_does_not_have_the_key_neither_gets_in_nor_takes_the_place() -
                     await engine.connect(door)
                     assert await engine.until(Hello) == Hello()
                 assert not plain.poll(0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shuts a socket that somebody else listens at")
+async def test_who_comes_after_the_engine_is_nobody_to_the_worker() -> None:
+    """Strangers without a key must not use up its descriptors for as long as it serves."""
+    with listening() as (worker, door):
+        host, _, port = door.url.removeprefix("tcp://").rpartition(":")
+        async with engines() as (engine,):
+            await engine.connect(door)
+            engine.socket.send(Configure.of(EngineConfig()))
+            await engine.until(Ready)
+            before = psutil.Process(worker.pid).num_fds()
+            with contextlib.ExitStack() as strangers:
+                for _ in range(50):
+                    stranger = strangers.enter_context(socket.socket())
+                    stranger.setblocking(False)
+                    stranger.connect_ex((host, int(port)))
+                with pytest.raises(TimeoutError):
+                    socket.create_connection((host, int(port)), 0.5)
+                engine.socket.send(Call(1, "pid", [], {}))
+                assert await engine.until(Returned) == Returned(1, worker.pid)
+                assert psutil.Process(worker.pid).num_fds() <= before
+            engine.socket.send(Close())
+            await engine.lost.wait()
+        assert worker.wait(60) == 0
 
 
 async def test_nobody_listens() -> None:

@@ -7,15 +7,23 @@ speak to it without that key, and it is never sent over the connection.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import faulthandler
 import os
+import socket
+import struct
 from typing import NamedTuple
 
 import zmq
 
 from steploom.config import EngineConfig
 from steploom.worker.memory import keep_freed
+from steploom.worker.messages import Command
 from steploom.worker.process import EngineLink, attend
+
+_SO_ATTACH_FILTER = 26
+"""Linux's; Python has no name for it."""
 
 
 class Door(NamedTuple):
@@ -44,11 +52,41 @@ class SecretLink(EngineLink):
         key, secret = zmq.curve_keypair()
         self._socket.curve_server = True
         self._socket.curve_publickey, self._socket.curve_secretkey = key, secret
-        self._socket.ipv6 = ":" in address
-        self._socket.bind(f"tcp://[{address}]:*" if ":" in address else f"tcp://{address}:*")
-        url = self._socket.getsockopt(zmq.LAST_ENDPOINT)
-        assert isinstance(url, bytes)
-        self.door = Door(url.rstrip(b"\0").decode(), key, os.getpid())
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._listener: socket.socket | None = socket.create_server((address, 0), family=family)
+        self._listener.setblocking(False)
+        self._socket.setsockopt(zmq.USE_FD, os.dup(self._listener.fileno()))  # which it closes
+        self._socket.ipv6 = family == socket.AF_INET6
+        host = f"[{address}]" if self._socket.ipv6 else address
+        url = f"tcp://{host}:{self._listener.getsockname()[1]}"
+        self._socket.bind(url)
+        self.door = Door(url, key, os.getpid())
+
+    def receive(self, *, wait: bool) -> Command | None:
+        """The next command; see :meth:`EngineLink.receive`. Whoever sends one is the engine: nobody else is to come."""
+        command = super().receive(wait=wait)
+        if command is not None and self._listener is not None:
+            with self._listener:
+                _shut(self._listener)
+            self._listener = None
+        return command
+
+    def close(self) -> None:
+        """Delivers what was sent, then closes."""
+        if self._listener is not None:
+            self._listener.close()
+        super().close()
+
+
+def _shut(listener: socket.socket) -> None:
+    """Has the system drop whatever comes to a socket that listens. What was accepted before goes on.
+
+    It cannot be closed: ZMQ listens at it too, and ends its connections when it is told to stop that.
+    """
+    nothing = struct.pack("HBBI", 6, 0, 0, 0)  # of every packet keep no byte: BPF's RET
+    code = ctypes.create_string_buffer(nothing, len(nothing))
+    with contextlib.suppress(OSError):  # no Linux: ZMQ ends within half a minute who has no key
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(code)))
 
 
 class RemoteWorker:
