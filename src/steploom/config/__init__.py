@@ -66,7 +66,8 @@ class EngineConfig:
         ray_placement_timeout_s: Seconds that a worker may wait for a node with that.
         ray_reach_timeout_s: Seconds that connecting to ``ray_address`` may take, or to a worker on another machine.
         ray_silence_timeout_s: Seconds for which the machine of a worker may be silent; then the worker is lost. Five
-            times as often it is asked whether it is there.
+            times as often it is asked whether it is there. It cannot answer while a message of its own is on its way,
+            so the largest one must arrive sooner: in 15 s, 187 MB over 100 Mbit/s.
         ray_gone_timeout_s: Seconds that Ray may take to say that a worker is gone which it was told to end.
         scheduler: ``"step"`` (requests join between denoising steps), ``"request"`` (one request to completion), or a
             subclass of :class:`steploom.sched.SchedulerInterface`, or its name.
