@@ -62,6 +62,12 @@ class Nodes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 
+    def kill_all(self) -> None:
+        """The whole cluster is gone, its head too."""
+        for process in psutil.Process(self._process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
 
 @contextlib.contextmanager
 def cluster(nodes: int) -> Iterator[Nodes]:

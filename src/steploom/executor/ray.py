@@ -11,14 +11,13 @@ from functools import partial
 from typing import Any
 
 import anyio
-import anyio.to_thread
 
 from steploom.config import EngineConfig
 from steploom.errors import EngineDead, EngineError, EngineNotRunning, ProtocolError
 from steploom.executor.abstract import ProgressCallback
 from steploom.executor.multiproc import MultiprocExecutor
 from steploom.executor.process import WorkerProcess
-from steploom.executor.ray_cluster import Cluster
+from steploom.executor.ray_cluster import Cluster, apart
 from steploom.executor.remote import RemoteSocket
 from steploom.executor.worker import Worker
 from steploom.worker.messages import Answer
@@ -40,8 +39,8 @@ class RayExecutor(MultiprocExecutor):
 
     async def _prepare(self, on_progress: ProgressCallback) -> None:
         on_progress("joining the Ray cluster")
-        await anyio.to_thread.run_sync(self._cluster.join, abandon_on_cancel=True)
-        self._needs = await anyio.to_thread.run_sync(self._cluster.needs, abandon_on_cancel=True)
+        await asyncio.wrap_future(apart(self._cluster.join))
+        self._needs = await asyncio.wrap_future(apart(self._cluster.needs))
         self._tell = on_progress
 
     def _make(self, rank: int) -> Worker:
@@ -57,7 +56,8 @@ class RayExecutor(MultiprocExecutor):
             try:
                 await super().shutdown()
             finally:
-                await anyio.to_thread.run_sync(self._cluster.leave)
+                with anyio.move_on_after(2 * self._cluster.gone_s):  # what it was told last may keep it for the first
+                    await asyncio.wrap_future(apart(self._cluster.leave))
 
 
 class _RayWorker(Worker):
@@ -100,11 +100,12 @@ class Actor(WorkerProcess):
         self._loop = asyncio.get_running_loop()
         self._on_exit: Callable[[], None] | None = None
         self._words = ""
-        self._lock = threading.Lock()  # held for milliseconds, in threads
+        self._lock = threading.Lock()  # held while Ray is asked, in threads of its own alone
         self._group: Any = None
         self._actor: Any = None
         self._waiting = threading.Event()
         self._waiting.set()
+        self._parting: Future[None] | None = None
 
     @property
     def last_lines(self) -> str:
@@ -118,13 +119,10 @@ class Actor(WorkerProcess):
             EngineDead: There is no place for it, or it does not start.
         """
         self._on_exit = on_exit
-        await anyio.to_thread.run_sync(self._ask)
-        own = anyio.CapacityLimiter(1)  # however many wait, others' calls find a thread
-        placed = await anyio.to_thread.run_sync(self._wait, abandon_on_cancel=True, limiter=own)
-        if not placed:
-            shortage = partial(self._cluster.shortage, self.rank, self._needs)
-            raise EngineDead(await anyio.to_thread.run_sync(shortage, abandon_on_cancel=True))
-        host, door = await anyio.to_thread.run_sync(self._start)
+        await asyncio.wrap_future(apart(self._ask))
+        if not await asyncio.wrap_future(apart(self._wait)):
+            raise EngineDead(await asyncio.wrap_future(apart(self._cluster.shortage, self.rank, self._needs)))
+        host, door = await asyncio.wrap_future(apart(self._start))
         try:
             return Door(*await asyncio.wrap_future(door))
         except Exception as error:  # noqa: BLE001 - what Ray raises has no common base
@@ -190,7 +188,7 @@ class Actor(WorkerProcess):
             on_exit()
 
     def _let_go(self) -> None:
-        """Ends it, and gives its place back. Idempotent."""
+        """Ends it, and gives its place back."""
         with self._lock:
             self._unwanted = True
             group, self._group = self._group, None
@@ -200,20 +198,28 @@ class Actor(WorkerProcess):
                 self._cluster.asked(self._cluster.ray.util.remove_placement_group, group)  # with the actor in it
             self._waiting.wait(self._cluster.gone_s)
 
+    def _part(self) -> Future[None]:
+        """Has Ray end it, once; the future of when it has been told."""
+        if self._parting is None:
+            self._parting = self._cluster.tell(self._let_go)
+        return self._parting
+
     def kill(self) -> None:
         """Ends it at once; Ray is told in a thread."""
-        self._loop.run_in_executor(None, self._let_go)
+        self._part()
 
     def abandon(self) -> None:
-        """Ends it at once, and leaves nothing of it behind."""
-        self._let_go()
+        """Ends it at once, and leaves nothing of it behind; Ray is told in a thread."""
+        self._part()
 
     async def end(self, grace_s: float) -> None:
-        """Returns when it is gone: by itself within ``grace_s``, else ended by Ray."""
-        for seconds in (grace_s, self._cluster.gone_s):
-            with anyio.move_on_after(seconds if self._actor is not None else 0):
+        """Returns when it is gone: by itself within ``grace_s``, else ended by Ray; or when Ray does not answer."""
+        with anyio.move_on_after(grace_s if self._actor is not None else 0):
+            await self.exited.wait()
+        with anyio.move_on_after(self._cluster.gone_s):
+            await asyncio.wrap_future(self._part())
+            if self._actor is not None:
                 await self.exited.wait()
-            await anyio.to_thread.run_sync(self._let_go)
 
 
 def _nothing(line: str) -> None:

@@ -1,4 +1,4 @@
-"""The Ray cluster of an engine: joined and left, asked for places. Everything here blocks, and runs in threads."""
+"""The Ray cluster of an engine: joined and left, asked for places. What blocks runs in threads (:func:`apart`)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,34 @@ import importlib
 import math
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 from steploom.config import LONGEST_S, EngineConfig
 from steploom.errors import ConfigError, EngineDead, EngineNotRunning, unusable
 
 T = TypeVar("T")
+
+
+def apart(question: Callable[..., T], *args: Any) -> Future[T]:
+    """Asks in a thread of its own; the future of the answer. Whoever does not wait for it leaves the thread to itself.
+
+    When a cluster is gone, Ray keeps whoever asks it for a minute. Neither the event loop, nor a pool that others need,
+    nor the end of the interpreter is to wait for that.
+    """
+    answer: Future[T] = Future()
+    answer.set_running_or_notify_cancel()
+
+    def ask() -> None:
+        try:
+            answer.set_result(question(*args))
+        except BaseException as error:  # noqa: BLE001 - it is the answer
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, name="steploom-ray", daemon=True).start()
+    return answer
 
 
 def import_ray() -> Any:
@@ -115,6 +136,8 @@ class Cluster:
         self._lock = threading.Lock()
         self._joined = False
         self._left = False
+        self._told: set[Future[None]] = set()
+        self._until = 0.0
 
     def join(self) -> None:
         """Connects this process to it, if it is not connected yet.
@@ -133,8 +156,19 @@ class Cluster:
         if not self._joined:  # whoever waited for this was cancelled meanwhile
             _session.leave(ray)
 
+    def tell(self, news: Callable[[], None]) -> Future[None]:
+        """Has Ray told something, in a thread; it is not left before it knows, or has not answered in time."""
+        told = apart(news)
+        self._told.add(told)
+        self._until = time.monotonic() + self.gone_s
+        return told
+
     def leave(self) -> None:
-        """Ends the connection, if no other engine needs it and the application has not made it. Idempotent."""
+        """Ends the connection, if no other engine needs it and the application has not made it. Idempotent.
+
+        Ray takes five seconds for it when the cluster is gone; else it would soon end this process.
+        """
+        wait(self._told, max(self._until - time.monotonic(), 0.0))
         with self._lock:
             joined, self._joined, self._left = self._joined, False, True
         if joined:
