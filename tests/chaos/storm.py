@@ -10,6 +10,7 @@ much of a storm there is depends on no clock.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import tempfile
@@ -27,7 +28,8 @@ import psutil
 import storm_model
 import torch
 from processes import content
-from storm_model import VICTIM_STEPS, called_for, taken
+from storm_model import VICTIM_STEPS, called_for
+from storm_wire import AGAIN, Stormy, Undead
 
 from steploom import (
     AsyncDiffusionEngine,
@@ -37,25 +39,23 @@ from steploom import (
     GenerationFailed,
     RequestCancelled,
     StepEvent,
-    codec,
 )
 from steploom.engine.observer import EngineObserver
 from steploom.errors import EngineError, SteploomError
 from steploom.executor import multiproc
-from steploom.executor.transport import WorkerSocket
-from steploom.worker.messages import Command, Tick, Ticked, ToWorker
 
 KINDS = 12
 CLIENTS = 10
 AFTERWARDS = 5
 """Requests that are done after an accident, before the next."""
-LATE_S = 0.3
-"""How long a message is held back."""
+TRIES = 20
+"""How often an id is used again, until that comes in time: where memory was short, batches have no room for a while."""
 HANG_S = 100.0
 """Only what hangs takes longer for one accident."""
 
 SIGNS = {
-    "kill": "WorkerDied", "stop": "TickTimeout", "cut answer": "ProtocolError", "cut command": "ProtocolError",
+    "kill": "WorkerDied", "stop": "TickTimeout", "revive": "stale answer",
+    "cut answer": "ProtocolError", "cut command": "ProtocolError", "again": "kept",
     "memory": "", "nan": "failed (check_finite=True)", "fault": "failed (pretended)", "clock": "",
     "late answer": "late answer", "late command": "late command", "abort": "aborted", "leave": "left",
     "time out": "timed out",
@@ -64,51 +64,6 @@ SIGNS = {
 
 Those that a worker does not outlive come first, so that the last worker has met with all others.
 """
-
-
-class Stormy(WorkerSocket):
-    """The engine's end of a socket whose messages come late, or cut off."""
-
-    storm: Storm
-    _held: list[Command] | None = None
-
-    def send(self, command: Command) -> None:
-        if self._held is not None:
-            self._held.append(command)
-        elif isinstance(command, Tick) and taken("late command"):
-            self._held = [command]
-            self._loop.call_later(LATE_S, self._send_late)
-        elif isinstance(command, Tick) and taken("cut command"):
-            header, *rest = codec.encode(ToWorker(command), packages=self.packages)
-            self._socket.send_multipart([header[: len(header) // 2], *rest])
-        else:
-            super().send(command)
-
-    def _send_late(self) -> None:
-        held, self._held = self._held or [], None
-        if not self._socket.closed:
-            for command in held:
-                super().send(command)
-            self.storm.note("late command")
-
-    def _decode(self, buffers: list[memoryview]) -> Any:
-        if taken("cut answer"):
-            buffers = [buffers[0][: len(buffers[0]) // 2], *buffers[1:]]
-        return super()._decode(buffers)
-
-    def _deliver(self, answer: Any) -> None:
-        if isinstance(answer, Ticked) and taken("late answer"):
-            self._decoding = True  # what comes after it waits, as behind any other that takes its time
-            self._loop.call_later(LATE_S, self._deliver_late, answer)
-        else:
-            super()._deliver(answer)
-
-    def _deliver_late(self, answer: Any) -> None:
-        self._decoding = False
-        if not self._socket.closed:
-            super()._deliver(answer)
-            self.storm.note("late answer")
-            self._drain()
 
 
 def arguments(kind: int) -> dict[str, Any]:
@@ -137,6 +92,8 @@ class Storm(EngineObserver):
         met: How often each accident has happened.
         wrong: What must not have happened.
         open: For each request that was accepted how often, less how often it had an outcome.
+        now: The accident that happens.
+        kept: Set when the answer that ends the request ``AGAIN`` is held back.
     """
 
     def __init__(self, seed: int) -> None:
@@ -146,6 +103,8 @@ class Storm(EngineObserver):
         self.met: Counter[str] = Counter()
         self.wrong: list[str] = []
         self.open: Counter[str] = Counter()
+        self.now = ""
+        self.kept = anyio.Event()
         self._changed = anyio.Event()
         self._over = False
         self._real_time = time.time
@@ -184,7 +143,7 @@ class Storm(EngineObserver):
     async def accident(self, engine: AsyncDiffusionEngine, name: str) -> None:
         """Has it happen, and returns when that is over."""
         sign = SIGNS[name]
-        before = self.seen[sign]
+        self.now, before = name, self.seen[sign]
         try:
             with anyio.fail_after(HANG_S):
                 called_for(name).touch()
@@ -194,6 +153,11 @@ class Storm(EngineObserver):
                 elif name in ("abort", "leave", "time out"):
                     await self.leaver(engine, f"{name}-{before}", name)
                     called_for(name).unlink()
+                elif name == "again":
+                    again = self.seen[AGAIN]
+                    for _ in range(TRIES):
+                        if self.seen[AGAIN] == again and not self.wrong:
+                            await self.again(engine)
                 elif name == "clock":
                     jump = self.luck.uniform(-1e5, 1e5)
                     time.time = lambda: self._real_time() + jump
@@ -205,10 +169,8 @@ class Storm(EngineObserver):
             self.wrong.append(f"{name}: nothing came of it, or nothing was done afterwards: {dict(self.seen)}")
 
     async def client(self, engine: AsyncDiffusionEngine, number: int) -> None:
-        count = 0
-        while not (self._over or self.wrong):
-            count += 1
-            await self.request(engine, f"c{number}-{count}", self.luck.randrange(KINDS))
+        while not (self._over or self.wrong):  # under its one id, also when the worker has its last one still
+            await self.request(engine, f"c{number}", self.luck.randrange(KINDS))
 
     async def request(self, engine: AsyncDiffusionEngine, name: str, kind: int, meant: str = "") -> None:
         """One request; of those that no accident is meant for some are left, aborted, or late."""
@@ -225,8 +187,7 @@ class Storm(EngineObserver):
                 if meant:
                     self.end("done", False, f"{name}: was meant to end as: {meant}")
                     return
-                far = (out.images[0] - self.expected[kind][0]).abs().max().item() * 255
-                self.end("done", far <= 1, f"{name}, kind {kind}: differs by {far:.1f} grey levels")
+                self.judge(name, kind, out)
                 return
             self.end("left", True, name)
         except* DeadlineExceeded:
@@ -237,6 +198,25 @@ class Storm(EngineObserver):
             told = str(errors.exceptions)
             word = next((word for word in ("check_finite=True", "pretended") if word in told), None)
             self.end(f"failed ({word})", meant == f"failed ({word})", f"{name}: {told}")
+
+    def judge(self, name: str, kind: int, out: DiffusionOutput) -> None:
+        far = (out.images[0] - self.expected[kind][0]).abs().max().item() * 255
+        self.end("done", far <= 1, f"{name}, kind {kind}: differs by {far:.1f} grey levels")
+
+    async def again(self, engine: AsyncDiffusionEngine) -> None:
+        """An id is used again before the answer that ends its first request has come, which is for another kind."""
+        self.kept = anyio.Event()
+        called_for("again").touch()
+
+        async def first() -> None:
+            with contextlib.suppress(RequestCancelled):
+                await self.generate(engine, AGAIN, 0, 10 * HANG_S)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(first)
+            await self.kept.wait()
+            await engine.abort(AGAIN)
+            self.judge(AGAIN, 1, await self.generate(engine, AGAIN, 1, 10 * HANG_S))
 
     @staticmethod
     async def generate(engine: AsyncDiffusionEngine, name: str, kind: int, timeout: float) -> Any:
@@ -289,9 +269,10 @@ async def storm(seconds: float, seed: int) -> Storm:
             mock.patch.dict(os.environ, own),
             mock.patch.object(tempfile, "tempdir", str(temporary)),
             mock.patch.object(multiproc, "WorkerSocket", Stormy),
+            mock.patch.object(multiproc, "WorkerProcess", Undead),
             mock.patch.object(time, "time", time.time),
         ):
-            found = Stormy.storm = Storm(seed)
+            found = Stormy.storm = Undead.storm = Storm(seed)
             before = left()
             await _weathered(found, seconds)
             with anyio.move_on_after(20):

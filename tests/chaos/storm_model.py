@@ -63,7 +63,7 @@ class Accidents:
     def before(self, module: Any, args: Any, kwargs: Any) -> None:
         if taken("kill"):
             os.kill(os.getpid(), signal.SIGKILL)
-        if taken("stop"):
+        if taken("stop") or taken("revive"):
             os.kill(os.getpid(), signal.SIGSTOP)
         if taken("clock"):
             real = time.time

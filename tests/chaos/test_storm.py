@@ -5,6 +5,7 @@ import random
 
 import pytest
 from storm import HANG_S, SIGNS, storm
+from storm_wire import AGAIN
 
 SECONDS = float(os.environ.get("STORM_SECONDS", "0"))
 """For how long it goes on once each accident has happened in its turn."""
@@ -19,3 +20,4 @@ async def test_each_request_has_one_outcome_and_nothing_is_left() -> None:
     print(f"STORM_SEED={SEED}: {dict(found.seen)}; accidents: {dict(found.met)}")
     assert not found.wrong, f"STORM_SEED={SEED}: {found.wrong}"
     assert set(found.met) == set(SIGNS)
+    assert found.seen[AGAIN]
