@@ -222,7 +222,7 @@ async def test_settings_that_do_not_do(site: RaySite, config: Any, error: type[E
 
 
 @contextlib.asynccontextmanager
-async def served(nodes: Nodes, port: int) -> AsyncIterator[Any]:
+async def served(nodes: Nodes, port: int, **options: Any) -> AsyncIterator[Any]:
     """Two replicas of a server behind one address, and what Ray Serve says of them."""
     from ray import serve
 
@@ -232,7 +232,7 @@ async def served(nodes: Nodes, port: int) -> AsyncIterator[Any]:
         ray.init(nodes.address, configure_logging=False, log_to_driver=False)
         serve.start(proxy_location="HeadOnly", http_options={"port": port})
         config = EngineConfig(distributed_executor_backend="inproc", torch_threads=1)
-        serve.run(application(config, num_replicas=2, ray_actor_options={"num_cpus": 0.5}))
+        serve.run(application(config, num_replicas=2, ray_actor_options={"num_cpus": 0.5}, **options))
 
     try:
         await anyio.to_thread.run_sync(run)
