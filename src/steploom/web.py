@@ -23,12 +23,12 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Muta
 from typing import Any, TypeVar, cast
 
 import anyio
-from anyio import to_thread
 from PIL import Image
 
 from steploom.engine.stream import RequestStream
 from steploom.errors import ConfigError, QueueFull, RequestCancelled, SteploomError
 from steploom.requests import Commit, DiffusionOutput, Draft, Event, Finished, Queued, Restarted, StepEvent
+from steploom.threads import SERVING
 
 T = TypeVar("T")
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -156,7 +156,7 @@ def http_error(error: Exception) -> tuple[dict[str, Any], int, dict[str, str]]:
 
 async def png(image: Image.Image) -> bytes:
     """``image`` as a PNG file, made in a thread."""
-    return await to_thread.run_sync(_png, image)
+    return await SERVING.run(_png, image)
 
 
 async def sse(run: RequestStream) -> AsyncGenerator[bytes]:
@@ -199,10 +199,10 @@ async def _messages(run: RequestStream) -> AsyncGenerator[bytes]:
 async def _message(event: Event) -> bytes:
     match event:
         case StepEvent(step=step, total_steps=total, preview=preview):
-            shown = await to_thread.run_sync(_data_url, preview) if preview is not None else None
+            shown = await SERVING.run(_data_url, preview) if preview is not None else None
             return _line("step", {"step": step, "total_steps": total, "preview": shown})
         case Finished(output=output):
-            return await to_thread.run_sync(_finished, output)
+            return await SERVING.run(_finished, output)
         case Queued(position=position):
             return _line("queued", {"position": position})
         case Draft(text=text) | Commit(text=text):

@@ -64,6 +64,22 @@ def test_diffusers_and_transformers_are_imported_in_one_module() -> None:
     assert importing == {"steploom/weave/untyped.py"}
 
 
+def test_no_thread_is_taken_from_a_pool_of_the_application() -> None:
+    """Whoever fills it may wait for just this. (The command line is its own application.)"""
+    taken = set()
+    for source in SOURCES:
+        for node in ast.walk(ast.parse(source.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            whole, last = ast.unparse(node.func), node.func.attr
+            lent = last == "run_in_executor" and ast.unparse(node.args[0]) == "None"
+            lent |= whole.endswith("to_thread.run_sync") and not any(word.arg == "limiter" for word in node.keywords)
+            if lent or whole == "asyncio.to_thread" or last in ("run_in_threadpool", "getaddrinfo", "open_file"):
+                taken.add(name_of(source))
+    asks_ray = {"steploom/executor/ray.py"}
+    assert {name for name in taken if not name.startswith("steploom/cli/")} - asks_ray == set()
+
+
 def test_every_dependency_is_pinned_and_explained() -> None:
     pinned = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
     explained = (ROOT / "docs" / "dependencies.md").read_text()

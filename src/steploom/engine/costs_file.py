@@ -13,11 +13,11 @@ import tempfile
 from typing import Any
 
 import anyio
-import anyio.to_thread
 
 from steploom.config import EngineConfig, state_folder
 from steploom.protocol import PipelineInfo
 from steploom.sched import BaseScheduler, Fleet, SchedulerInterface
+from steploom.threads import at_once
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ async def recall(config: EngineConfig, info: PipelineInfo, scheduler: SchedulerI
         scheduler.costs.room_bytes = info.room_bytes
     file = CostsFile.of(config, info)
     if file is not None:
-        teach(scheduler, await anyio.to_thread.run_sync(file.read))
+        teach(scheduler, await at_once(file.read))
     return file
 
 
@@ -111,4 +111,4 @@ async def keep(file: CostsFile | None, state: dict[str, Any] | None) -> None:
     """Writes what was learned, if anything, also if cancelled."""
     if file is not None and state is not None:
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(file.write, state)
+            await at_once(file.write, state)

@@ -15,14 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from anyio import to_thread
-
 from steploom.engine.picture_checks import GIVE, check_finite, check_size, to_encoder
 from steploom.errors import InvalidRequest
 from steploom.media.pictures import brief, kind_of, leaves, lost_in_8_bits, shape_of
 from steploom.protocol import PipelineInfo
 from steploom.protocol.pictures import is_video, pictures_among
 from steploom.requests import DiffusionRequest
+from steploom.threads import PICTURES
 
 _ADDRESS = re.compile(r"^([a-z][a-z0-9+.-]*):", re.IGNORECASE)
 _LONGEST_PATH = 4096
@@ -48,13 +47,13 @@ async def load_pictures(request: DiffusionRequest, info: PipelineInfo, max_pixel
     for name, value in request.params.items():
         found = list(leaves(name, value))
         if any(_reader(name, leaf, pictures) for leaf in found):
-            changes[name] = await to_thread.run_sync(_read, name, value, pictures, max_pixels)
+            changes[name] = await PICTURES.run(_read, name, value, pictures, max_pixels)
         if (name in pictures or name in tensors) and any(map(shape_of, found)):
             doubtful[name] = value
     if _is_little(doubtful):
         _check_all_finite(doubtful)
     else:
-        await to_thread.run_sync(_check_all_finite, doubtful)
+        await PICTURES.run(_check_all_finite, doubtful)
     return request.with_params(**changes) if changes else request
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import anyio
-import anyio.to_thread
 import msgspec
 import zmq
 
@@ -36,6 +35,7 @@ from steploom.executor.process import WorkerProcess
 from steploom.executor.transport import WorkerSocket
 from steploom.executor.worker import Worker
 from steploom.protocol import ErrorInfo, NewRequest, PipelineInfo, RequestReport, RunnerOutput, SchedulerOutput
+from steploom.threads import at_once
 from steploom.worker.messages import Configure
 from steploom.worker.serving import DEFAULT_RUNNER
 
@@ -264,7 +264,7 @@ async def _import_what_answers_hold() -> None:
     """
     for name in ("numpy", "PIL.Image", "torch"):
         if name not in sys.modules:
-            await anyio.to_thread.run_sync(importlib.import_module, name, abandon_on_cancel=True)
+            await at_once(importlib.import_module, name, abandon_on_cancel=True)
 
 
 def _private_folder() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import zmq
@@ -17,10 +18,11 @@ from steploom.worker.process import rendezvous
 
 
 class WorkerSocket:
-    """A ZMQ socket served by the event loop's readers: no task, no thread of ours.
+    """A ZMQ socket served by the event loop's readers: no task.
 
-    Messages without payload are decoded in the loop. Those with tensors or images are decoded in a thread of the loop's
-    pool, one at a time and in order: the first image imports PIL, and a video takes tens of milliseconds.
+    Messages without payload are decoded in the loop. Those with tensors or images are decoded in a thread of its own,
+    one at a time and in order: the first image imports PIL, and a video takes tens of milliseconds. The
+    loop's pool may be full of who waits for just these messages.
 
     Args:
         context: ZMQ's.
@@ -43,6 +45,7 @@ class WorkerSocket:
         self._on_answer = on_answer
         self._on_damage = on_damage
         self._decoding = False
+        self._decoder = ThreadPoolExecutor(1, "steploom-decode")  # the thread begins with the first such message
         self._monitor: zmq.Socket[bytes] | None = None
         self._address = address
         self._loop = asyncio.get_running_loop()
@@ -112,7 +115,7 @@ class WorkerSocket:
                 self._deliver(self._decode(buffers))
             else:
                 self._decoding = True
-                self._loop.run_in_executor(None, self._decode, buffers).add_done_callback(self._resume)
+                self._loop.run_in_executor(self._decoder, self._decode, buffers).add_done_callback(self._resume)
 
     def _decode(self, buffers: list[memoryview]) -> Answer | ProtocolError:
         try:
@@ -138,6 +141,7 @@ class WorkerSocket:
             self._unwatch()
             self._loop.remove_reader(self._fd)
             self._socket.close()
+            self._decoder.shutdown(wait=not self._decoding)  # what is being decoded holds nobody up
             if self._address:
                 for path in (Path(self._address), rendezvous(str(self._address))):
                     path.unlink(missing_ok=True)

@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-import anyio.to_thread
-
 from steploom.config import EngineConfig
 from steploom.errors import EngineDead, EngineError, EngineNotRunning, ProtocolError, WorkerDied
 from steploom.executor.channel import Channel
 from steploom.executor.process import WorkerProcess
 from steploom.executor.transport import WorkerSocket
 from steploom.protocol import RequestReport
+from steploom.threads import at_once
 from steploom.worker.messages import Answer, Close, Command
 from steploom.worker.process import LAST_WORDS
 
@@ -55,7 +54,7 @@ class Worker:
     async def start(self) -> None:
         """Starts the process, which will connect to the socket."""
         self.socket.watch(self._cut)
-        await anyio.to_thread.run_sync(self.process.spawn)
+        await at_once(self.process.spawn)
         self.process.watch(self._exited)
 
     def welcome(self, packages: tuple[str, ...]) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import anyio
-from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -22,6 +21,7 @@ from steploom.server.errors import ApiError, error_object, response_of
 from steploom.server.generation import Generation
 from steploom.server.running import Running
 from steploom.server.settings import ServerSettings
+from steploom.threads import SERVING
 from steploom.web import watch_disconnect
 
 MOST_KEYS = 256
@@ -172,7 +172,7 @@ class Answer(Response):
         elif begins:
             await self._stream(send)
         else:
-            answer = await to_thread.run_sync(lambda: JSONResponse(self._whole()))  # megabytes of text
+            answer = await SERVING.run(lambda: JSONResponse(self._whole()))  # megabytes of text
             await answer(scope, receive, send)
 
     async def _stream(self, send: Send) -> None:
@@ -186,7 +186,7 @@ class Answer(Response):
                 entry = generation.log[told]
                 told += 1
                 if entry is not None:
-                    await _send(send, await to_thread.run_sync(self._event, entry))
+                    await _send(send, await SERVING.run(self._event, entry))
             if generation.ended:
                 break
             with anyio.move_on_after(self._settings.stream_silence_s) as silence:

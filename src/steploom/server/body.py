@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable
 from typing import Any, cast
 
-from anyio import to_thread
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
@@ -18,6 +17,7 @@ from steploom.given import is_whole
 from steploom.server.errors import ApiError, invalid
 from steploom.server.kinds import FormText
 from steploom.server.settings import ServerSettings
+from steploom.threads import SERVING
 
 MAX_IMAGES = 16
 """Pictures of one request, as OpenAI has it."""
@@ -97,7 +97,7 @@ async def read_json(request: Request) -> dict[str, Any]:
     if kind not in _JSON:
         raise ApiError(415, f"Content-Type={kind!r:.80}: must be application/json")
     body = await request.body()
-    return _object(body) if len(body) < LARGE else await to_thread.run_sync(_object, body)
+    return _object(body) if len(body) < LARGE else await SERVING.run(_object, body)
 
 
 def _kind(request: Request) -> str:

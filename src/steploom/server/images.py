@@ -7,7 +7,6 @@ import uuid
 from functools import partial
 from typing import Any
 
-from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -26,6 +25,7 @@ from steploom.server.picture_files import check_files
 from steploom.server.pictures import mask_of, size_of, text_of
 from steploom.server.state import ServerState
 from steploom.server.usage import usage_of
+from steploom.threads import SERVING
 
 _QUALITIES = ("low", "medium", "high", "xhigh", "max", "auto")
 _SEEDS = 2**64
@@ -59,11 +59,11 @@ async def edits(request: Request) -> Response:
 async def _answer(request: Request, state: ServerState, body: dict[str, Any], kind: str) -> Response:
     channel = request.headers.get(HEADER)
     key = key_of(request, kind) if channel is None else None  # a channel runs what it is given, for itself
-    digest = await to_thread.run_sync(fingerprint, body) if key else ""
+    digest = await SERVING.run(fingerprint, body) if key else ""
     known = state.joins.find(key, digest) if key else None
     if known is not None:
         return _respond(request, state, known, kind, leads=False, lingers=False)
-    pictures, masks = await to_thread.run_sync(_take_pictures, body) if kind == "image_edit" else ([], [])
+    pictures, masks = await SERVING.run(_take_pictures, body) if kind == "image_edit" else ([], [])
     fields = read_fields(body, state.settings)
     if len(masks) > 1:
         raise invalid(f"mask: {len(masks)} pictures; give one", "mask")
@@ -119,7 +119,7 @@ async def _sizes(fields: ImageFields, info: PipelineInfo) -> list[tuple[int, int
     width, height = (given or default for given, default in zip(asked, info.default_size or (0, 0), strict=True))
     sizes = [(width, height)] if width and height else []
     if fields.images and not any(asked):
-        picture = await to_thread.run_sync(size_of, fields.images[0])
+        picture = await SERVING.run(size_of, fields.images[0])
         sizes += [picture] if picture is not None else []
     return sizes
 
@@ -129,7 +129,7 @@ async def _pictures(state: ServerState, fields: ImageFields, info: PipelineInfo)
     if not fields.images:
         raise invalid("image: must be given", "image", "missing_required_parameter")
     most = state.engine.config.max_pixels
-    await to_thread.run_sync(check_files, "image", fields.images, most)
+    await SERVING.run(check_files, "image", fields.images, most)
     given: dict[str, Any] = {"image": fields.images[0] if len(fields.images) == 1 else fields.images}
     if fields.mask is not None:
         given["mask_image"] = await mask_of(fields.mask, most, fields.images[0])

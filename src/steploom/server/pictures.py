@@ -7,13 +7,13 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
-from anyio import to_thread
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from steploom.server import picture_files
 from steploom.server.errors import invalid
 from steploom.server.fields import ImageFields
+from steploom.threads import SERVING
 
 _QUALITY = 100
 """Of OpenAI, where ``output_compression`` is not given."""
@@ -33,13 +33,13 @@ async def encode(
 
     ``notes`` are texts by keyword that a PNG carries.
     """
-    return await to_thread.run_sync(_encode, picture, fields.output_format, fields.output_compression, size, notes)
+    return await SERVING.run(_encode, picture, fields.output_format, fields.output_compression, size, notes)
 
 
 async def encode_small(picture: Image.Image) -> tuple[bytes, str]:
     """``picture`` as a file that is quickly made, and its format; in a thread."""
     kind = "png" if picture.width * picture.height <= _SMALL else "jpeg"
-    return await to_thread.run_sync(_encode, picture, kind, None, None, None), kind
+    return await SERVING.run(_encode, picture, kind, None, None, None), kind
 
 
 def _encode(
@@ -74,7 +74,7 @@ async def mask_of(data: bytes, max_pixels: int, image: bytes | None = None) -> I
     Raises:
         ApiError: 400: it cannot be read, is too large, or not as large as ``image``.
     """
-    return await to_thread.run_sync(_mask, data, max_pixels, image)
+    return await SERVING.run(_mask, data, max_pixels, image)
 
 
 def _mask(data: bytes, max_pixels: int, image: bytes | None) -> Image.Image:

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple, NoReturn
 
 import anyio
 import anyio.lowlevel
-import anyio.to_thread
 
 from steploom.config import EngineConfig
 from steploom.executor.abstract import DiffusionExecutor
 from steploom.protocol import NewRequest, PipelineInfo, RequestReport, RunnerOutput, SchedulerOutput, run_id
 from steploom.requests import DiffusionRequest
+from steploom.threads import at_once
 
 Call = Callable[[], Awaitable[Any]]
 
@@ -285,4 +285,4 @@ def _children() -> frozenset[str]:
 async def ended(threads: frozenset[threading.Thread]) -> None:
     """Returns when these threads have ended, or could have."""
     for thread in threads:
-        await anyio.to_thread.run_sync(partial(thread.join, JOIN_S))
+        await at_once(partial(thread.join, JOIN_S))

@@ -10,7 +10,6 @@ import json
 from typing import Any
 
 import anyio
-from anyio import to_thread
 from anyio.abc import TaskGroup
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -22,6 +21,7 @@ from steploom.server.generation import Generation
 from steploom.server.page.ticks import TickFeed
 from steploom.server.running import Running
 from steploom.server.settings import ServerSettings
+from steploom.threads import SERVING
 from steploom.web import watch_disconnect
 
 HEADER = "steploom-channel"
@@ -219,7 +219,7 @@ class Channel(Response):
                 entry = generation.log[one.told]
                 one.told += 1
                 if entry is not None:
-                    await _send(send, await to_thread.run_sync(one.text, entry))
+                    await _send(send, await SERVING.run(one.text, entry))
                     wrote = True
             if ended:
                 self._followed.remove(one)

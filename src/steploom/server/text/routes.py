@@ -6,7 +6,6 @@ import uuid
 from functools import partial
 from typing import Any
 
-from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -21,6 +20,7 @@ from steploom.server.state import ServerState
 from steploom.server.text.fields import NEUTRAL, TextFields, read_fields
 from steploom.server.text.generation import TextGeneration
 from steploom.server.text.wire import CLOSING, chunk, whole
+from steploom.threads import SERVING
 
 _SEEDS = 2**64
 
@@ -42,7 +42,7 @@ async def _answer(request: Request, *, chat: bool) -> Response:
     state.check_serving()
     body = await read_json(request)
     key = key_of(request, "chat" if chat else "completion")
-    digest = await to_thread.run_sync(fingerprint, body) if key else ""
+    digest = await SERVING.run(fingerprint, body) if key else ""
     known: TextGeneration | None = state.joins.find(key, digest) if key else None
     generation = known or _generation(
         state, read_fields(body, state.settings, state.engine.config.max_tokens, chat=chat)

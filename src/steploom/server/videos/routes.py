@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, MalformedRangeHeader, RangeNotSatisfiable, Response
 from starlette.routing import Route
@@ -25,6 +24,7 @@ from steploom.server.state import ServerState
 from steploom.server.videos.fields import VideoFields, length_of, param_of, read_fields
 from steploom.server.videos.job import Job
 from steploom.server.videos.store import VARIANTS
+from steploom.threads import SERVING
 
 POLL_AFTER_MS = 500
 """What the SDK's ``poll`` is told to wait between two looks at a job."""
@@ -97,7 +97,7 @@ async def _once(request: Request, body: dict[str, Any], source: Job | None) -> R
     if not key:
         return JSONResponse(videos.shown(await _make(request, body, source, Job(owner=owner))))
     told = {"source": source.id if source else None, **body}
-    digest = await to_thread.run_sync(fingerprint, told)
+    digest = await SERVING.run(fingerprint, told)
     name = hashlib.sha256(f"{owner}\n{key}".encode()).hexdigest()
     blank = Job(owner=owner, key=name, body=digest)
     return JSONResponse(videos.shown(await videos.once(name, digest, partial(_make, request, body, source, blank))))
@@ -107,10 +107,10 @@ async def _make(request: Request, body: dict[str, Any], source: Job | None, job:
     """Takes on a job for a body."""
     state = _state(request)
     given = body if source is None else _remixed(source, body)
-    pictures = await to_thread.run_sync(take_pictures, given, "input_reference")
+    pictures = await SERVING.run(take_pictures, given, "input_reference")
     if len(pictures) > 1:
         raise invalid(f"input_reference: {len(pictures)} images, one is taken", "input_reference")
-    await to_thread.run_sync(check_files, "input_reference", pictures, state.engine.config.max_pixels)
+    await SERVING.run(check_files, "input_reference", pictures, state.engine.config.max_pixels)
     picture = pictures[0] if pictures else await state.videos.picture_of(source)
     fields = read_fields(given, state.settings)
     try:
@@ -212,7 +212,7 @@ async def content(request: Request) -> Response:
                        code="video_failed" if job.finished else "video_not_ready")  # fmt: skip
     file = _state(request).videos.shelf.store.file(job, variant)
     try:
-        stat = await to_thread.run_sync(os.stat, file)
+        stat = await SERVING.run(os.stat, file)
     except FileNotFoundError:
         raise ApiError(404, f"the {variant} of video {job.id} is gone", code="not_found") from None
     return _File(
