@@ -16,13 +16,16 @@ from steploom.errors import EngineError, ProtocolError
 from steploom.worker.messages import Answer, Command, ToEngine, ToWorker
 from steploom.worker.process import rendezvous
 
+LARGE = 1 << 16
+"""Bytes of a message that take milliseconds to decode, if they are all numbers."""
+
 
 class WorkerSocket:
     """A ZMQ socket served by the event loop's readers: no task.
 
-    Messages without payload are decoded in the loop. Those with tensors or images are decoded in a thread of its own,
-    one at a time and in order: the first image imports PIL, and a video takes tens of milliseconds. The
-    loop's pool may be full of who waits for just these messages.
+    Messages that are small and without payload are decoded in the loop. Large ones, and those with tensors or images,
+    are decoded in a thread of its own, one at a time and in order: the first image imports PIL, and a video takes tens
+    of milliseconds. The loop's pool may be full of who waits for just these messages.
 
     Args:
         context: ZMQ's.
@@ -111,7 +114,7 @@ class WorkerSocket:
             except zmq.Again:
                 return
             buffers = [frame.buffer for frame in frames]
-            if len(buffers) == 1:
+            if len(buffers) == 1 and buffers[0].nbytes < LARGE:
                 self._deliver(self._decode(buffers))
             else:
                 self._decoding = True

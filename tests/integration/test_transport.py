@@ -1,0 +1,58 @@
+"""The engine's end of a socket: what takes long to decode is decoded beside the event loop, and in order."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import zmq
+
+from steploom import codec
+from steploom.executor.transport import LARGE, WorkerSocket
+from steploom.worker.messages import Answer, Progress, Returned, ToEngine
+
+
+@pytest.fixture
+def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
+    with zmq.Context() as context:
+        yield context
+
+
+async def test_large_messages_are_decoded_beside_the_loop_and_in_order(
+    context: zmq.Context[zmq.Socket[bytes]], temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where: list[bool] = []
+    decode = codec.decode
+
+    def seen(*args: Any, **kwargs: Any) -> Any:
+        where.append(threading.current_thread() is threading.main_thread())
+        return decode(*args, **kwargs)
+
+    monkeypatch.setattr(codec, "decode", seen)
+    arrived: list[Answer] = []
+    ended = anyio.Event()
+
+    def take(answer: Answer) -> None:
+        arrived.append(answer)
+        if len(arrived) == 7:
+            ended.set()
+
+    numbers = [float(number) for number in range(LARGE)]
+    said = [Progress("a"), Returned(1, numbers), Progress("b"), Progress("c"), Returned(2, b"payload" * LARGE)]
+    said += [Returned(3, numbers), Progress("d")]
+    socket = WorkerSocket(context, f"{temporary}/worker", take, pytest.fail)
+    try:
+        with context.socket(zmq.PAIR) as worker, anyio.fail_after(20):
+            worker.connect(f"ipc://{temporary}/worker")
+            for answer in said:
+                worker.send_multipart(codec.encode(ToEngine(answer)))
+            await ended.wait()
+    finally:
+        socket.close()
+    assert where == [True, False, True, True, False, False, True]
+    assert arrived == said
+    assert not any(thread.name.startswith("steploom-decode") for thread in threading.enumerate())
