@@ -6,17 +6,20 @@ import contextlib
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
 import pytest
+from anyio import to_thread
 from mortal_site import Site, asking, expected
 from scripted_runner import Gate
 
-from steploom.errors import ConfigError, GenerationFailed, RequestCancelled
+from steploom.errors import ConfigError, EngineNotRunning, GenerationFailed, RequestCancelled
 from steploom.executor import DiffusionExecutor
 from steploom.executor.attached import AttachedExecutor
+from steploom.executor.process import WorkerProcess
 
 pytestmark = pytest.mark.usefixtures("temporary")
 
@@ -144,3 +147,33 @@ async def test_at_an_address_is_one_worker(site: Site) -> None:
     with pytest.raises(ConfigError, match="data_parallel_size=2"):
         async with site.engine(data_parallel_size=2, distributed_executor_backend=kind):
             raise AssertionError("it has started")
+
+
+@pytest.mark.parametrize("sooner", [True, False])
+async def test_an_engine_closes_while_a_worker_is_being_started(
+    site: Site, monkeypatch: pytest.MonkeyPatch, sooner: bool
+) -> None:
+    """Whoever asked for it is told, and no process is left, be it started before or not."""
+    spawn, begun, closed = WorkerProcess.spawn, threading.Event(), threading.Event()
+
+    def late(process: WorkerProcess) -> None:
+        if sooner:
+            spawn(process)
+        begun.set()
+        closed.wait(20)
+        if not sooner:
+            spawn(process)
+
+    async with site.engine() as engine:
+
+        async def close() -> None:
+            await to_thread.run_sync(begun.wait, 20)
+            await engine.close()
+            closed.set()
+
+        monkeypatch.setattr(WorkerProcess, "spawn", late)
+        async with anyio.create_task_group() as group:
+            group.start_soon(close)
+            with pytest.raises(EngineNotRunning):
+                await engine.scale(2)
+    assert site.workers() == []

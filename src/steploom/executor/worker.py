@@ -52,9 +52,16 @@ class Worker:
             asyncio.get_running_loop().call_later(self._last_words_s, self._died)
 
     async def start(self) -> None:
-        """Starts the process, which will connect to the socket."""
+        """Starts the process, which will connect to the socket.
+
+        Raises:
+            EngineError: It cannot be started; or it was stopped or given up meanwhile.
+        """
         self.socket.watch(self._cut)
         await at_once(self.process.spawn)
+        if self.channel.failure is not None:
+            self.process.abandon()
+            raise self.channel.failure()
         self.process.watch(self._exited)
 
     def welcome(self, packages: tuple[str, ...]) -> None:
