@@ -36,7 +36,7 @@ async def full_pools() -> AsyncIterator[None]:
                 group.start_soon(to_thread.run_sync, answered.wait)
                 await anyio.wait_all_tasks_blocked()
                 try:
-                    with anyio.fail_after(30):
+                    with anyio.fail_after(20):
                         yield
                 finally:
                     answered.set()
@@ -73,7 +73,7 @@ async def test_threads_that_wait_for_the_engine_outlive_its_worker(site: Site, g
         async def first(name: str, **params: str) -> None:
             outcomes.append((await engine.generate(name, seed=1, num_inference_steps=6, **params)).output)
 
-        with anyio.fail_after(30):
+        with anyio.fail_after(20):
             async with anyio.create_task_group() as group:
                 for name in "abcdef":
                     group.start_soon(
