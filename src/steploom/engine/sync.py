@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import weakref
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, cast
 
 import anyio
-import anyio.lowlevel
-from anyio.from_thread import BlockingPortal
 
 from steploom.config import EngineConfig
 from steploom.engine.async_engine import AsyncDiffusionEngine, Prompt
+from steploom.engine.loop_thread import Ending, LoopThread
 from steploom.errors import EngineError, EngineNotRunning, InvalidRequest, RequestError
 from steploom.protocol import PipelineInfo
 from steploom.requests import DiffusionOutput, DiffusionRequest
 from steploom.sched import Cost
-
-T = TypeVar("T")
 
 
 class DiffusionEngine:
@@ -59,9 +53,10 @@ class DiffusionEngine:
     def _start(self, engine: AsyncDiffusionEngine) -> None:
         self.config = engine.config
         self._engine = engine
-        self._thread = _LoopThread()
-        # Also runs when the engine is collected, or at the interpreter's end: a forgotten engine leaves no worker.
-        self._finalizer = weakref.finalize(self, _close, engine, self._thread)
+        self._thread = LoopThread()
+        self._ending = Ending(engine, self._thread)
+        # A forgotten engine leaves no worker, and whoever happens to collect it does not wait for that.
+        weakref.finalize(self, self._ending.soon).atexit = False  # at exit it is waited for
         try:
             self._limit = self._thread.call(self._start_in_loop)
         except BaseException:
@@ -73,8 +68,12 @@ class DiffusionEngine:
         return anyio.CapacityLimiter(self.config.max_waiting)
 
     def close(self) -> None:
-        """Ends the engine; returns when nothing of it is left. May be called twice, and from any thread."""
-        self._finalizer()
+        """Ends the engine; returns when nothing of it is left. May be called twice, and from any thread.
+
+        In the engine's own event loop (an observer's) it cannot wait, and returns at once. In a fork of the process
+        whose engine it is it does nothing.
+        """
+        self._ending.now()
 
     def __enter__(self) -> Self:
         return self
@@ -216,75 +215,3 @@ def _listed(requests: object) -> list[DiffusionRequest]:
         if not isinstance(request, DiffusionRequest):
             raise InvalidRequest(f"requests[{index}]={request!r}: {mend}", field="requests")
     return listed
-
-
-class _LoopThread:
-    """An event loop in a thread of its own.
-
-    Not ``start_blocking_portal``: its thread is waited for when the interpreter ends, before any clean-up may run, so
-    that a script that forgot ``close()`` would hang. This one is a daemon.
-    """
-
-    def __init__(self) -> None:
-        portal: Future[BlockingPortal] = Future()
-        self._thread = threading.Thread(target=anyio.run, args=(_serve, portal), name="steploom loop", daemon=True)
-        self._thread.start()
-        self._portal = portal.result()
-
-    def call(self, function: Callable[[], Awaitable[T]]) -> T:
-        """Runs ``function`` in the loop; an exception while waiting for it (Ctrl-C) cancels it first.
-
-        Raises:
-            EngineNotRunning: The loop has ended.
-        """
-        tasks: list[asyncio.Task[Any]] = []
-        done = threading.Event()
-
-        async def run() -> T:
-            tasks.append(cast("asyncio.Task[Any]", asyncio.current_task()))
-            try:
-                return await function()
-            finally:
-                done.set()
-
-        async def cancel() -> bool:
-            await anyio.lowlevel.checkpoint()  # Whatever was started before this has begun by now.
-            return any(task.cancel() for task in tasks)
-
-        future: Future[T] | None = None
-        try:
-            future = self._portal.start_task_soon(run)
-            # A plain lock: a Condition, as result() has one, was seen to hang after a signal handler had raised in it.
-            over = threading.Lock()
-            over.acquire()
-            future.add_done_callback(lambda _: over.release())
-            over.acquire()
-            return future.result()
-        except BaseException as error:  # Also one of a signal handler, which may come before there is a future.
-            if future is None and isinstance(error, RuntimeError):
-                raise EngineNotRunning("the engine is closed: make a new one") from None
-            if (future is None or not future.done()) and self._portal.call(cancel):
-                done.wait()  # The call was cancelled, and has ended before we go on.
-            raise
-
-    def stop(self) -> None:
-        """Ends the loop and its thread."""
-        try:
-            self._portal.call(self._portal.stop, True)
-        except RuntimeError:
-            return
-        self._thread.join()
-
-
-async def _serve(ready: Future[BlockingPortal]) -> None:
-    async with BlockingPortal() as portal:
-        ready.set_result(portal)
-        await portal.sleep_until_stopped()
-
-
-def _close(engine: AsyncDiffusionEngine, thread: _LoopThread) -> None:
-    """Ends engine and thread; holds no reference to the facade, which may be gone already."""
-    try:
-        thread.call(engine.close)
-    finally:
-        thread.stop()
