@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import weakref
@@ -79,7 +80,7 @@ class MultiprocExecutor(ChannelExecutor):
         self._context = zmq.Context()
         await self._prepare(on_progress)
         for rank in range(self.config.data_parallel_size):
-            worker = self._make(rank)
+            worker = self._made(rank)
             self._workers.append(worker)
             self._channels.append(worker.channel)
             worker.channel.on_progress = on_progress  # from its first line on: what follows takes seconds
@@ -113,13 +114,26 @@ class MultiprocExecutor(ChannelExecutor):
 
     async def _prepare(self, on_progress: ProgressCallback) -> None:
         """Makes ready for workers to be made."""
-        self._folder = _private_folder()
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # also if nobody calls shutdown
+
+    def _made(self, rank: int) -> Worker:
+        """A worker that was not started yet.
+
+        Raises:
+            EngineError: The system has no socket for it, or no place for one.
+        """
+        try:
+            return self._make(rank)
+        except (OSError, zmq.ZMQError) as error:
+            mend = f"look at the limit of open files (ulimit -n), and at TMPDIR ({tempfile.gettempdir()})"
+            raise EngineError(f"no socket can be made for worker {rank}: {error}; {mend}") from None
 
     def _make(self, rank: int) -> Worker:
         """A worker that was not started yet, with an address of its own: nothing for another one arrives here."""
         assert self._context is not None
         self._spawned += 1
+        if not _is_private(self._folder):  # there is none yet, or a cleaner of /tmp has removed it
+            self._folder = _private_folder()
+            weakref.finalize(self, _remove, self._folder, os.getpid())  # also if nobody calls shutdown
         address = f"{self._folder}/worker-{self._spawned}"
         process = self._process(rank, address, partial(logger.info, "worker %d: %s", rank))
         process.kill_timeout_s = self.config.kill_timeout_s
@@ -144,14 +158,14 @@ class MultiprocExecutor(ChannelExecutor):
             return
         await lost.process.end(0.0)
         lost.abandon()
-        self._workers[worker] = replacement = self._make(worker)
+        self._workers[worker] = replacement = self._made(worker)
         await self._load(replacement)
         self._channels[worker] = replacement.channel
 
     async def add_worker(self) -> None:
         """Starts one more process; see :meth:`DiffusionExecutor.add_worker`."""
         self._running()
-        worker = self._make(len(self._workers))
+        worker = self._made(len(self._workers))
         self._workers.append(worker)
         try:
             await self._load(worker)
@@ -188,6 +202,9 @@ class MultiprocExecutor(ChannelExecutor):
             )
             worker.discard(late)
             raise late from None
+        except OSError as error:
+            worker.discard(EngineDead(str(error)))
+            raise EngineError(f"worker {worker.rank} could not be started: {error}") from None
         except BaseException as error:
             worker.discard(EngineDead(str(error)))
             raise
@@ -274,3 +291,18 @@ def _private_folder() -> str:
         return folder
     Path(folder).rmdir()
     return tempfile.mkdtemp(prefix="steploom-", dir="/tmp")
+
+
+def _is_private(folder: str) -> bool:
+    """Whether there is such a folder, which only this user can enter."""
+    try:
+        found = Path(folder).lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
+
+
+def _remove(folder: str, process: int) -> None:
+    """Removes a folder, but not in a fork of the process that needs it."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)

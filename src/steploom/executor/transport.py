@@ -87,7 +87,11 @@ class WorkerSocket:
             monitor.close()
 
     def _open(self) -> None:
-        self._socket.bind(f"ipc://{self._address}")
+        try:
+            self._socket.bind(f"ipc://{self._address}")
+        except zmq.ZMQError:
+            self._socket.close()
+            raise
 
     def send(self, command: Command) -> None:
         """Sends ``command`` without waiting.
