@@ -19,6 +19,7 @@ from scripted_runner import stand_before
 from steploom import codec
 from steploom.config import EngineConfig
 from steploom.protocol import (
+    ErrorInfo,
     PipelineInfo,
     RequestReport,
     RunnerOutput,
@@ -27,6 +28,7 @@ from steploom.protocol import (
     request_id_of,
 )
 from steploom.requests import DiffusionRequest
+from steploom.worker.messages import Answer, Fatal, Ticked, ToEngine
 
 
 class Sum:
@@ -41,7 +43,7 @@ class Sum:
     def advance(self) -> None:
         self.step += 1
         if self.step == self.params.get("at", 1):
-            for word in ("kill", "stop", "gate", "corrupt", "wrong", "boom"):
+            for word in ("kill", "stop", "gate", "corrupt", "wrong", "boom", "empty", "both", "settings", "fatal"):
                 if word in self.params:
                     getattr(self, f"do_{word}")(self.params[word])
         self.total = self.total * 31 + self.numbers.randrange(2**32)
@@ -77,10 +79,41 @@ class Sum:
 
             codec.encode = shifted
 
+    def do_empty(self, once: str) -> None:
+        """It answers its tick with nothing."""
+        says(once, lambda tick: Ticked(tick.tick))
+
+    def do_both(self, once: str) -> None:
+        """It answers its tick with an output, and with an error."""
+        says(once, lambda tick: Ticked(tick.tick, tick.output, ErrorInfo("RuntimeError", "odd")))
+
+    def do_settings(self, once: str) -> None:
+        """It finds fault with the settings, in a tick."""
+        says(once, lambda tick: Ticked(tick.tick, None, ErrorInfo("ConfigError", "odd settings")))
+
+    def do_fatal(self, once: str) -> None:
+        """The same, of itself."""
+        says(once, lambda tick: Fatal(ErrorInfo("ConfigError", "odd settings")))
+
     def do_boom(self, once: str) -> None:
         """The runner itself fails, and not the request."""
         if first(once):
             raise RuntimeError("the runner is broken")
+
+
+def says(once: str, what: Callable[[Ticked], Answer]) -> None:
+    """In the place of its next answer to a tick this worker says something else, the first time."""
+    if not first(once):
+        return
+    encode = codec.encode
+
+    def other(message: Any, **kwargs: Any) -> Any:
+        if isinstance(getattr(message, "answer", None), Ticked):
+            codec.encode = encode
+            message = ToEngine(what(message.answer))
+        return encode(message, **kwargs)
+
+    codec.encode = other
 
 
 def first(once: str) -> bool:

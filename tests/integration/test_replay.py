@@ -70,6 +70,10 @@ async def test_sixteen_run_while_the_only_worker_is_killed(site: Site, gate: Gat
         ("corrupt", ProtocolError, "a message cannot be decoded"),
         ("wrong", ProtocolError, "answers another tick"),
         ("boom", EngineDead, "RuntimeError: the runner is broken"),
+        ("empty", ProtocolError, "with neither an output nor an error"),
+        ("both", ProtocolError, "or with both"),
+        ("settings", EngineDead, "odd settings"),
+        ("fatal", EngineDead, "odd settings"),
     ],
 )
 async def test_whatever_is_wrong_with_a_worker_it_is_replaced(

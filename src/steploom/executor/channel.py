@@ -173,6 +173,12 @@ class Channel:
             message = f"worker {self.rank} answered tick {answer.tick}, which is not its turn"
             self.fail(lambda: ProtocolError(message))
             return
+        if (answer.output is None) == (answer.error is None):
+            message = (
+                f"worker {self.rank} answered tick {answer.tick} with neither an output nor an error, or with both"
+            )
+            self.fail(lambda: ProtocolError(message))
+            return
         _, future = self._ticks.popleft()
         self._next()
         _settle(future, answer.output, answer.error, _engine_error)
@@ -258,9 +264,12 @@ def _settle(
 
 
 def _engine_error(info: ErrorInfo, what: str = "") -> SteploomError:
-    """What the runner as a whole failed with: never the fault of one request."""
+    """What the runner as a whole failed with: never the fault of one request.
+
+    It is the settings' only while it loads, as ``what`` says then: one that has served is replaced.
+    """
     error = info.exception()
-    if isinstance(error, EngineError | ConfigError):
+    if isinstance(error, EngineError) or (what and isinstance(error, ConfigError)):
         return error
     dead = EngineDead(what + info.message)
     if info.traceback:
