@@ -14,7 +14,6 @@ from scripted_runner import Gate
 
 from steploom import (
     AsyncDiffusionEngine,
-    EngineDead,
     EngineError,
     EngineNotRunning,
     RequestCancelled,
@@ -144,9 +143,10 @@ async def test_a_model_that_cannot_be_loaded_changes_nothing(site: Site, gate: G
     broken = site.folder / "broken"
     broken.write_text(plan)
     async with one_each(site, gate) as (engine, _):
-        kind, words = (EngineDead, "no such weights") if plan == "fail" else (WorkerDied, "exit code -9")
-        with pytest.raises(kind, match=words):
+        kind, words = (EngineError, "no such weights") if plan == "fail" else (WorkerDied, "exit code -9")
+        with pytest.raises(kind, match=words) as caught:
             await engine.reload(model=str(broken))
+        assert type(caught.value) is kind, "EngineDead would say that this engine is"
         assert engine.config.model == str(site.model)
         gate.close()
         assert len(site.workers()) == 1
@@ -156,8 +156,9 @@ async def test_a_load_that_takes_too_long_changes_nothing(site: Site, gate: Gate
     slow, stuck = site.folder / "slow", Gate(tmp_path / "stuck")
     slow.write_text(f"gate {stuck.path}")
     async with one_each(site, gate) as (engine, _):
-        with pytest.raises(EngineError, match="was not loaded in time"):
+        with pytest.raises(EngineError, match="was not loaded in time") as caught:
             await engine.reload(model=str(slow), start_timeout_s=1.5)
+        assert type(caught.value) is EngineError
         stuck.close()
         gate.close()
 

@@ -13,7 +13,7 @@ from fake_fleet import FakeFleet, homes
 from fakes import fake_engine
 from operating import Outcomes
 
-from steploom import EngineConfig, EngineError, EngineNotRunning, RequestCancelled
+from steploom import EngineConfig, EngineDead, EngineError, EngineNotRunning, RequestCancelled
 
 
 @contextlib.asynccontextmanager
@@ -305,18 +305,20 @@ async def test_a_scaling_that_is_cancelled_at_any_moment_leaves_no_dead_worker(m
         assert asked.done == ["a", "b"]
 
 
-async def test_a_worker_that_cannot_be_added_leaves_those_that_were() -> None:
+@pytest.mark.parametrize("kind", [EngineError, EngineDead])
+async def test_a_worker_that_cannot_be_added_leaves_those_that_were(kind: type[EngineError]) -> None:
     async with fake_engine(FakeFleet) as (engine, executor):
         add = executor.add_worker
 
         async def with_room_for_three() -> None:
             if len(engine.workers) == 3:
-                raise EngineError("no room")
+                raise kind("no room")
             await add()
 
         executor.add_worker = with_room_for_three
-        with pytest.raises(EngineError, match="no room"):
+        with pytest.raises(EngineError, match="no room") as caught:
             await engine.scale(5)
+        assert type(caught.value) is EngineError, "the engine is not dead"
         assert engine.workers == ["serves"] * 3
         await engine.scale(2)
         await engine.generate("a cat")

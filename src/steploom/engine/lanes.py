@@ -9,7 +9,7 @@ import anyio.abc
 
 from steploom.engine.lane import Lane
 from steploom.engine.whole import WholeRequests
-from steploom.errors import EngineError
+from steploom.errors import EngineDead, EngineError
 from steploom.sched import Fleet, build_scheduler
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Lanes(list[Lane]):
         operations.scaling = True
         try:
             while len(self) < workers:
-                await core.while_alive(core.executor.add_worker)
+                await self._add()
                 core.check_serving()
                 self._open()
                 self.kick()
@@ -96,6 +96,19 @@ class Lanes(list[Lane]):
                 await core.while_alive(partial(self._close, drain_s))
         finally:
             operations.scaling = False
+
+    async def _add(self) -> None:
+        """Has the executor start one more worker.
+
+        Raises:
+            EngineError: It cannot; of this engine, which serves on, nobody is told that it is dead.
+        """
+        try:
+            await self._core.while_alive(self._core.executor.add_worker)
+        except EngineDead as error:
+            if self._core.serves:
+                raise EngineError(str(error)) from None
+            raise
 
     async def _close(self, drain_s: float | None) -> None:
         """The last worker leaves, and is ended."""

@@ -14,7 +14,7 @@ from steploom.engine.observer import Observers
 from steploom.engine.operations import Operations
 from steploom.engine.outlast import outlast
 from steploom.engine.validation import make_config
-from steploom.errors import ConfigError
+from steploom.errors import ConfigError, EngineDead, EngineError
 from steploom.executor import resolve_executor
 from steploom.executor.abstract import DiffusionExecutor, ProgressCallback
 
@@ -190,9 +190,11 @@ class OperatedEngine:
             file = await recall(heir.config, heir.info, heir.scheduler)
             for core in (old, heir):
                 core.check_serving()
-        except BaseException:
+        except BaseException as error:
             heir.stop()
             await outlast(heir.ended)
+            if isinstance(error, EngineDead) and old.serves:  # what is dead is the heir, and not this engine
+                raise EngineError(str(error)) from None
             raise
         self._operations.cores.append(self._operations.cores.pop(0))
         return file
