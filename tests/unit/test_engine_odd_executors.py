@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,15 @@ import anyio
 import pytest
 from fakes import FakeExecutor, WholeFake, assert_empty
 
-from steploom import AsyncDiffusionEngine, EngineDead, EngineError, EngineNotRunning, GenerationFailed
+from steploom import (
+    AsyncDiffusionEngine,
+    DiffusionOutput,
+    EngineDead,
+    EngineError,
+    EngineNotRunning,
+    GenerationFailed,
+    QueueFull,
+)
 from steploom.engine.asked import asked
 from steploom.executor.abstract import DiffusionExecutor
 
@@ -52,6 +61,100 @@ async def test_a_future_that_a_library_cancels_fails_the_request_whose_call_awai
     assert not others()
 
 
+def output(request: Any, **told: Any) -> DiffusionOutput:
+    return DiffusionOutput(request_id=request.request_id, **told)
+
+
+def raises(error: BaseException) -> Any:
+    def answer(request: Any) -> Any:
+        raise error
+
+    return answer
+
+
+class Odd(WholeFake):
+    """Answers ``"bad"`` as the test says, and others at once."""
+
+    answer: Any = None
+
+    async def execute_model(self, requests: Any) -> Any:
+        if requests[0].prompt == "bad":
+            return type(self).answer(requests[0])
+        return [output(requests[0], output="good")]
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "said"),
+    [
+        (lambda one: None, GenerationFailed, r"Odd\.execute_model\(\) answered a NoneType: must be a list of one"),
+        (lambda one: output(one, output=1), GenerationFailed, "answered a DiffusionOutput: must be a list of one"),
+        (lambda one: [], GenerationFailed, r"answered a list of \[\]: must be a list of one"),
+        (lambda one: ["x"], GenerationFailed, r"answered a list of \['str'\]: must be a list of one"),
+        (lambda one: [output(one, output=1)] * 2, GenerationFailed, "answered a list of .* for the one request"),
+        (lambda one: [output(one)], GenerationFailed, "answered neither an output nor an error"),
+        (lambda one: [DiffusionOutput(request_id="x", output=1)], GenerationFailed, "'x', where it was asked 'bad'"),
+        (lambda one: [output(one, error="boom")], GenerationFailed, "answered error='boom': must be an exception"),
+        (lambda one: [output(one, error=ValueError("v"))], GenerationFailed, "ValueError: v"),
+        (lambda one: [output(one, error=EngineError("busy"))], EngineError, "busy"),
+        (lambda one: [output(one, error=QueueFull("full", retry_after_s=3))], QueueFull, "full"),
+        (raises(QueueFull("full", retry_after_s=3)), QueueFull, "full"),
+        (raises(GeneratorExit()), GenerationFailed, r"Odd\.execute_model\(\) raised GeneratorExit"),
+        (raises(BaseExceptionGroup("g", [GeneratorExit()])), GenerationFailed, r"raised BaseExceptionGroup: g \(1 sub"),
+    ],
+)  # fmt: skip
+async def test_an_odd_answer_is_told_in_words_and_is_one_requests_failure(answer: Any, kind: Any, said: str) -> None:
+    Odd.answer = staticmethod(answer)
+    async with engine_of(Odd) as engine:
+        outcomes = asyncio.gather(
+            *(engine.generate(name, request_id=name) for name in ("good", "bad", "other")), return_exceptions=True
+        )
+        good, bad, other = await outcomes
+        assert (good.output, other.output) == ("good", "good")
+        assert type(bad) is kind
+        assert re.search(said, str(bad))
+        assert getattr(bad, "retry_after_s", 3) == 3
+        assert (await engine.generate("later")).output == "good"
+    assert not others()
+
+
+class Lost(Odd):
+    """Could be replaced, if it were lost."""
+
+    recovered = 0
+
+    def discard(self, fault: EngineError) -> bool:
+        return True
+
+    async def recover(self) -> None:
+        type(self).recovered += 1
+
+
+async def test_who_answers_an_engine_error_is_not_lost() -> None:
+    Odd.answer = staticmethod(lambda one: [output(one, error=EngineError("busy"))])
+    async with engine_of(Lost) as engine:
+        with pytest.raises(EngineError, match="busy"):
+            await engine.generate("bad")
+        assert Lost.recovered == 0
+
+
+class Exits(FakeExecutor):
+    async def execute_step(self, output: Any) -> Any:
+        raise BaseExceptionGroup("all of them", [GeneratorExit("gone")])
+
+
+def test_what_is_asked_when_the_loop_is_dropped_is_closed_in_silence() -> None:
+    part = asked(asyncio.sleep, 3600)
+    loop = asyncio.new_event_loop()
+    try:
+        task = loop.create_task(part)
+        loop.run_until_complete(asyncio.sleep(0))
+        part.close()
+        task.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
+    finally:
+        loop.close()
+
+
 class Cancels(FakeExecutor):
     async def execute_step(self, output: Any) -> Any:
         await cancelled_by_a_library()
@@ -76,6 +179,7 @@ class Watchless(FakeExecutor):
     ("kind", "said"),
     [
         (Cancels, r"Cancels\.execute_step\(\) raised CancelledError: connection closed, though nobody"),
+        (Exits, r"Exits\.execute_step\(\) raised BaseExceptionGroup: all of them"),
         (Nothing, r"Nothing\.execute_step\(\) returned NoneType: must be a RunnerOutput"),
         (Speechless, r"NotImplementedError: raised at .*odd_executors\.py:\d+, in execute_step"),
     ],

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import anyio
 
+from steploom.errors import raised
+
 T = TypeVar("T")
 
 
@@ -16,18 +18,27 @@ async def asked(call: Callable[..., Awaitable[T]], *args: Any) -> T:
     """What ``call`` answers. It is cancelled only if this task is.
 
     A future that a library has cancelled raises ``CancelledError`` in whoever awaits it. Nobody wants the task to end
-    then, and task groups, which cannot tell, would end with it in silence.
+    then, and task groups, which cannot tell, would end with it in silence; as they would with ``GeneratorExit``, and
+    with a group of such.
 
     Raises:
-        RuntimeError: It raised ``CancelledError``, and nobody had cancelled this task.
+        RuntimeError: It raised ``CancelledError``, and nobody had cancelled this task; or something else that is no
+            ``Exception``. ``SystemExit`` and ``KeyboardInterrupt`` are the process's, mostly a signal's, and go on.
     """
+    task = asyncio.current_task()
     try:
         return await call(*args)
+    except (Exception, SystemExit, KeyboardInterrupt):
+        raise
     except asyncio.CancelledError as error:
         if _cancelled():
             raise
         said = f": {error}" if str(error) else ""
         raise RuntimeError(f"{_name(call)}() raised CancelledError{said}, though nobody had cancelled it") from error
+    except BaseException as error:
+        if not _runs(task):  # it is being closed from outside, with the event loop
+            raise
+        raise RuntimeError(f"{_name(call)}() raised {raised(error)}") from error
 
 
 async def answered(kind: type[T], call: Callable[..., Awaitable[object]], *args: Any) -> T:
@@ -47,6 +58,14 @@ def _name(call: Callable[..., object]) -> str:
     """``Class.method``, where it is a method of an object."""
     whose, name = getattr(call, "__self__", None), getattr(call, "__name__", "a call")
     return name if whose is None else f"{type(whose).__name__}.{name}"
+
+
+def _runs(task: asyncio.Task[Any] | None) -> bool:
+    """Whether this is what the event loop is at."""
+    try:
+        return asyncio.current_task() is task
+    except RuntimeError:  # there is none
+        return False
 
 
 def _cancelled() -> bool:

@@ -2,12 +2,15 @@
 
 So there is one tick loop. A tick starts a call of ``execute_model`` for every request that joins, cancels the calls of
 those that the scheduler ended, and answers as soon as there is something to say. An ``EngineError`` out of such a call
-is the tick's, if the executor can be replaced: then all are replayed. If it cannot be, it is that request's.
+is the tick's, if the executor can be replaced: then all are replayed. If it cannot be, it is that request's, as one in
+an output's ``error`` is: who answers is not lost.
 """
 
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterable
+from typing import cast
 
 import anyio
 import anyio.abc
@@ -17,6 +20,7 @@ from steploom.engine.asked import asked
 from steploom.errors import EngineError
 from steploom.executor.abstract import DiffusionExecutor
 from steploom.protocol import ErrorInfo, NewRequest, RequestReport, RunnerOutput, SchedulerOutput
+from steploom.requests import DiffusionOutput, DiffusionRequest
 
 _TOLD = ("output", "frame_rate", "sampling_rate", "texts", "trajectory_latents", "trajectory_timesteps",
          "generator_states")  # fmt: skip
@@ -92,15 +96,48 @@ class WholeRequests:
         with scope:
             report = RequestReport(run_id=new.run_id, phase="done", finished=True)
             try:
-                (answer,) = await asked(self._executor.execute_model, [new.request])
-                for name in _TOLD:
-                    setattr(report, name, getattr(answer, name))
-                report.error = None if answer.error is None else ErrorInfo.of(answer.error)
+                answer = await self._ask(new.request)
             except Exception as error:  # noqa: BLE001 - the request's boundary: reported as its failure
-                report.error = ErrorInfo.of(error, "".join(traceback.format_exception(error)))
-                report.unserved = isinstance(error, EngineError)
+                _fail(report, error, "".join(traceback.format_exception(error)))
                 if isinstance(error, EngineError) and self._replaceable and new.run_id in self._calls:
                     self._fault = error
+            else:
+                for name in _TOLD:
+                    setattr(report, name, getattr(answer, name))
+                if answer.error is not None:
+                    _fail(report, answer.error)
             if self._calls.pop(new.run_id, None) is not None:
                 self._done[new.run_id] = report
                 self._changed.set()
+
+    async def _ask(self, request: DiffusionRequest) -> DiffusionOutput:
+        """What the executor makes of a request.
+
+        Raises:
+            TypeError: It answers something else than one output.
+            ValueError: It answers that of another request, or nothing.
+        """
+        call = f"{type(self._executor).__name__}.execute_model()"
+        given = cast("object", await asked(self._executor.execute_model, [request]))
+        kind = type(given).__name__
+        answers = list(cast("Iterable[object]", given)) if isinstance(given, Iterable) else None
+        answer = answers[0] if answers is not None and len(answers) == 1 else None
+        if not isinstance(answer, DiffusionOutput):
+            what = f" of {[type(one).__name__ for one in answers]}" if answers is not None else ""
+            mend = "must be a list of one DiffusionOutput for the one request"
+            raise TypeError(f"{call} answered a {kind}{what}: {mend}")
+        if answer.request_id != request.request_id:
+            raise ValueError(
+                f"{call} answered request {answer.request_id!r}, where it was asked {request.request_id!r}"
+            )
+        error = cast("object", answer.error)
+        if error is not None and not isinstance(error, Exception):
+            raise TypeError(f"{call} answered error={error!r}: must be an exception of steploom.errors, or None")
+        if error is None and answer.output is None:
+            raise ValueError(f"{call} answered neither an output nor an error")
+        return answer
+
+
+def _fail(report: RequestReport, error: Exception, told: str = "") -> None:
+    report.error = ErrorInfo.of(error, told)
+    report.unserved = isinstance(error, EngineError)

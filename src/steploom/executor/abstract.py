@@ -104,7 +104,8 @@ class DiffusionExecutor(ABC):
     async def execute_model(self, requests: list[DiffusionRequest]) -> list[DiffusionOutput]:
         """Executes whole requests; one output for each, in their order, ``error`` set where one failed.
 
-        Called concurrently as requests arrive. Cancelling it should cancel them.
+        An ``EngineError`` there says that this request is not served (503), and not that the executor is lost. It is
+        called concurrently as requests arrive. Cancelling it should cancel them.
 
         Raises:
             EngineError: The executor cannot serve. If it overrides :meth:`recover`, it is discarded and replaced, as if

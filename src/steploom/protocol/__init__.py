@@ -41,6 +41,7 @@ class ErrorInfo(msgspec.Struct, frozen=True):
     message: str
     traceback: str = ""
     field: str | None = None
+    retry_after_s: float | None = None
 
     @classmethod
     def of(cls, error: BaseException, traceback: str = "") -> ErrorInfo:
@@ -49,12 +50,16 @@ class ErrorInfo(msgspec.Struct, frozen=True):
         own = isinstance(error, errors.SteploomError)
         text = errors.words_of(error)
         message = text if own else f"{type(error).__name__}: {text}"
-        return cls(kind, message, errors.told(traceback), getattr(error, "field", None) if own else None)
+        field = getattr(error, "field", None) if own else None
+        after = error.retry_after_s if isinstance(error, errors.QueueFull) else None
+        return cls(kind, message, errors.told(traceback), field, None if after is None else float(after))
 
     def exception(self) -> errors.SteploomError:
         """The exception to raise on this side."""
         if self.kind == "InvalidRequest":
             return errors.InvalidRequest(self.message, field=self.field)
+        if self.kind == "QueueFull":
+            return errors.QueueFull(self.message, retry_after_s=self.retry_after_s)
         kind = getattr(errors, self.kind, None)
         if isinstance(kind, type) and issubclass(kind, errors.RequestError) and kind is not errors.GenerationFailed:
             return kind(self.message)
