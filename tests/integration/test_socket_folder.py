@@ -30,7 +30,10 @@ class Scripted(MultiprocExecutor):
 
 
 @pytest.mark.parametrize("how", ["removed", "replaced by another's"])
-async def test_a_socket_folder_that_a_cleaner_has_removed_is_made_anew(temporary: Path, how: str) -> None:
+async def test_a_socket_folder_that_a_cleaner_has_removed_is_made_anew(
+    temporary: Path, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # as private as a folder for sockets has to be (0700), and none
     executor = Scripted(EngineConfig())
     await executor.start()
     try:
@@ -97,6 +100,8 @@ def test_a_fork_that_ends_leaves_the_socket_folder_alone(temporary: Path) -> Non
             print(len(os.listdir(os.environ["TMPDIR"])))
             forgotten = Scripted(EngineConfig())
             await forgotten.start()
+            os.kill(*await forgotten.collective_rpc("pid"), 9)  # else it would remove what nobody needs any more
+            await forgotten.wait_failed()
 
         asyncio.run(main())
     """

@@ -131,7 +131,7 @@ class MultiprocExecutor(ChannelExecutor):
         """A worker that was not started yet, with an address of its own: nothing for another one arrives here."""
         assert self._context is not None
         self._spawned += 1
-        if not _is_private(self._folder):  # there is none yet, or a cleaner of /tmp has removed it
+        if not (self._folder and _is_private(self._folder)):  # there is none yet, or a cleaner of /tmp has removed it
             self._folder = _private_folder()
             weakref.finalize(self, _remove, self._folder, os.getpid())  # also if nobody calls shutdown
         address = f"{self._folder}/worker-{self._spawned}"
