@@ -11,6 +11,13 @@ from conformance.claims import CHECKS, LEAKS, NO_MASK
 from conformance.measure import measure
 from conformance.table import RECORDS, counted, markdown, page
 
+from steploom.config import EngineConfig
+from steploom.engine.validation import check_arguments
+from steploom.worker.family import Family
+
+ALWAYS = ("JoyImageEditPipeline", "JoyImageEditPipeline-drawn")
+"""Cases of a class that edits, and draws where it is given no picture."""
+
 ENOUGH_CLASSES, ENOUGH_FAMILIES, ENOUGH_BATCHED = 60, 30, 0.9
 
 
@@ -27,6 +34,16 @@ def test_a_pipeline_woven_equals_itself_alone(name: str):
     assert verdict.batched == (case.alone is None), (verdict.share, dict(verdict.reasons))
     if case.alone is not None:
         assert verdict.why_not[0][0].startswith(case.alone), verdict.why_not
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in ALWAYS)) for name in sorted(CASES)]
+)
+def test_the_engine_takes_what_the_case_asks_for(name: str):
+    case = CASES[name]
+    info = Family(case.build(), EngineConfig(), in_process=True).info
+    for i in range(3):
+        check_arguments(case.request(i), info, EngineConfig())
 
 
 def test_why_cases_are_not_batched_is_what_was_measured():

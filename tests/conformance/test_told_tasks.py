@@ -86,6 +86,7 @@ def test_every_task_that_is_told_is_done(name: str) -> None:
         ("Cosmos2VideoToWorldPipeline", {"image-to-video", "video-to-video"}),
         ("FluxFillPipeline", {"inpainting"}),
         ("I2VGenXLPipeline", {"image-to-video"}),
+        ("JoyImageEditPipeline", {"text-to-image", "image-to-image"}),  # which draws where there is nothing to edit
         ("KandinskyCombinedPipeline", {"text-to-image", "image-to-image"}),
         ("KandinskyV22CombinedPipeline", {"text-to-image", "image-to-image"}),
         ("KandinskyV22Pipeline", set()),  # from embeddings

@@ -11,7 +11,8 @@ import pytest
 from steploom import DiffusionRequest, EngineConfig, InvalidRequest
 from steploom.engine.validation import check_arguments
 from steploom.protocol import Parameter, PipelineInfo
-from steploom.worker.needs import needs
+from steploom.worker import tasks
+from steploom.worker.needs import does_without, needs
 
 
 class Asks:
@@ -55,6 +56,49 @@ def test_what_diffusers_asks_for() -> None:
     assert needs(diffusers.LLaDA2Pipeline) == [["prompt", "messages", "input_ids"]]
     assert ["image", "video"] in needs(diffusers.CosmosVideoToWorldPipeline)
     assert needs(diffusers.DDPMPipeline) == []
+
+
+class Goes:
+    """Asks for None in ways that are an answer, and in others."""
+
+    def __call__(
+        self, a: Any = None, b: Any = None, c: Any = None, d: Any = None, e: Any = None, f: Any = None, g: Any = None
+    ) -> Any:  # fmt: skip
+        size = c.size
+        if b is not None:
+            g.append(1 if a is None else 2)
+        else:
+            size = 3
+        if c is None:
+            return size
+        else:
+            size = 4
+        if d is not None:
+            size = 5
+        if e is None:
+            raise ValueError("needed")
+        else:
+            size = 6
+        return 1 if f is not None and size else 2
+
+
+def test_what_a_call_does_without() -> None:
+    assert [name for name in "abcdefg" if does_without(Goes, name)] == ["a", "b"]
+    assert not does_without(object(), "a")
+
+
+@pytest.mark.parametrize(
+    ("cls", "without"),
+    [
+        (diffusers.JoyImageEditPipeline, True),
+        (diffusers.BriaFiboEditPipeline, True),
+        (diffusers.LongCatImageEditPipeline, False),  # which has read its size by then
+        (diffusers.QwenImageEditPipeline, False),
+        (diffusers.StableDiffusionInstructPix2PixPipeline, False),
+    ],
+)
+def test_which_editing_is_drawing_too(cls: type, without: bool) -> None:
+    assert ("text-to-image" in tasks.own_tasks(cls)) == without
 
 
 @pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "FluxPipeline", "WanPipeline", "LLaDA2Pipeline"])

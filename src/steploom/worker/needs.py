@@ -1,9 +1,9 @@
-"""What a pipeline must be given: of some arguments, one at least, as its own check refuses to have none."""
+"""What a pipeline must be given, as its own check refuses to have none of some arguments, and what it does without."""
 
 from __future__ import annotations
 
 import ast
-from typing import Any
+from typing import Any, TypeGuard
 
 from steploom.weave import signatures, source_code
 
@@ -27,6 +27,46 @@ def needs(pipeline: Any) -> list[list[str]]:
     found = [_all_none(test) for test in _always_raising(check)]
     wanted = [names for names in found if names and names <= asked]
     return [sorted(names, key=list(parameters).index) for names in dict.fromkeys(wanted)]
+
+
+def does_without(pipeline: Any, name: str) -> bool:
+    """Whether ``__call__`` goes another way where ``name`` is None: ``1 if a is None else 2``, or ``if`` and ``else``.
+
+    One that reads a part of it before that (``a.size``) does not.
+
+    Args:
+        pipeline: Or its class. Its source is read; what cannot be read does not.
+        name: An argument.
+    """
+    call = source_code.function(pipeline, _CALL)
+    nodes = [] if call is None else list(ast.walk(call))
+    ways = [
+        node.lineno
+        for node in nodes
+        if isinstance(node, ast.IfExp) or (isinstance(node, ast.If) and node.orelse)
+        if _asks_for(node.test, name) and not _raises(node.body) and not _raises(node.orelse)
+    ]
+    read = [node.lineno for node in nodes if _is_part_of(node, name)]
+    return bool(ways) and all(line >= min(ways) for line in read)
+
+
+def _asks_for(test: ast.expr, name: str) -> bool:
+    """Whether ``test`` is ``name is None`` or its opposite, and nothing else."""
+    match test:
+        case ast.Compare(left=ast.Name(id=asked), ops=[ast.Is() | ast.IsNot()], comparators=[ast.Constant(value=None)]):
+            return asked == name
+        case _:
+            return False
+
+
+def _is_part_of(node: ast.AST, name: str) -> TypeGuard[ast.Attribute | ast.Subscript]:
+    """Whether ``node`` is ``name.something`` or ``name[something]``, which None has not."""
+    part = isinstance(node, ast.Attribute | ast.Subscript)
+    return part and isinstance(node.value, ast.Name) and node.value.id == name
+
+
+def _raises(branch: ast.expr | list[ast.stmt]) -> bool:
+    return isinstance(branch, list) and any(isinstance(one, ast.Raise) for one in branch)
 
 
 def _always_raising(body: source_code.Function) -> list[ast.expr]:

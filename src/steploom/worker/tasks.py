@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from inspect import Parameter
 from typing import Any
 
 from steploom.weave import signatures, untyped
+from steploom.worker.needs import does_without
 
 CONTROLNET = "controlnet"
 """The task of all pipelines that take an image for a ControlNet, whatever else they do."""
@@ -164,10 +166,15 @@ def own_tasks(cls: type) -> tuple[str, ...]:
     tasks = [f"{source.name}-to-{to}" for source in sources]
     needs = any(source.default is source.empty for source in sources)
     if sources or "images" in parameters:
-        needs = needs or any(word in name for word in _FROM_IMAGE)
+        needs = needs or (any(word in name for word in _FROM_IMAGE) and not _does_without(cls, sources))
     if "prompt" in parameters and not needs:
         tasks.insert(0, f"text-to-{to}")
     return tuple([task for task in tasks if task in _WORDS])
+
+
+def _does_without(cls: type, sources: Sequence[Parameter]) -> bool:
+    """Whether a class whose name says that it needs a picture has an answer to there being none."""
+    return bool(sources) and all(does_without(cls, source.name) for source in sources)
 
 
 def is_guided(name: str) -> bool:
