@@ -69,6 +69,12 @@ def test_a_picture_is_not_made_a_megapixel(monkeypatch, capsys) -> None:
     assert "asked for: 64x64, max_area=4096, _auto_resize=False" in report
 
 
+def test_a_picture_has_the_size_that_is_asked_for_where_a_pipeline_has_none_of_its_own(monkeypatch, capsys) -> None:
+    code, report = verify("MarigoldDepthPipeline", monkeypatch, capsys)
+    assert code == 0, report
+    assert "processing_resolution=" in report
+
+
 def test_a_pipelines_own_strength_may_leave_no_step(monkeypatch, capsys) -> None:
     code, report = verify("StableDiffusionXLImg2ImgPipeline", monkeypatch, capsys)
     assert_told(code, report)

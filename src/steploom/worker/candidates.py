@@ -199,7 +199,7 @@ class _Asking:
         steps = self._wishes.steps
         found: dict[str, Any] = {"width": self._size, "height": self._size}
         if self._size is not None:  # some choose a size of a megapixel for a picture
-            found |= {"max_area": self._size**2, "_auto_resize": False}
+            found |= {"max_area": self._size**2, "processing_resolution": self._size, "_auto_resize": False}
         found |= {name: steps for name in self._accepted if name.endswith("_num_inference_steps")}
         names = ("num_inference_steps", "decoder_num_inference_steps")
         found |= {name: steps + self._i for name in names if name in self._accepted}
