@@ -307,6 +307,8 @@ def test_folders_and_files_that_are_no_models_are_told_apart(tiny_model: Path, t
     (tmp_path / "notes.txt").write_text("no model")
     assert "is a file, but no checkpoint" in refusal(tmp_path / "notes.txt")
     assert "give a folder written by save_pretrained" in refusal(tmp_path)
+    (tmp_path / "modular_model_index.json").write_text("{}")
+    assert "is a modular pipeline (modular_model_index.json), and those are not served" in refusal(tmp_path)
     save_file({"weight": torch.zeros(1)}, tmp_path / "odd.safetensors")
     assert refusal(tmp_path / "odd.safetensors").startswith("base_model=None: it is not known which model")
 

@@ -208,6 +208,9 @@ def test_model_takes_hub_ids_and_folders(tmp_path: pathlib.Path, monkeypatch) ->
     (tmp_path / "empty").mkdir()
     with pytest.raises(argparse.ArgumentTypeError, match=r"'empty': no model_index\.json"):
         arguments.model("empty")
+    (tmp_path / "empty" / "modular_model_index.json").touch()
+    with pytest.raises(argparse.ArgumentTypeError, match="'empty': a modular pipeline, which is not served; give a"):
+        arguments.model("empty")
 
 
 def test_a_model_of_the_environment_is_checked_too(monkeypatch) -> None:

@@ -209,8 +209,10 @@ def model(text: str) -> str:
     if text == "demo" or (not path.exists() and (not looks_like_path or _in_a_repository(text))):
         return text
     if not path.is_file() and not (path / "model_index.json").is_file():
+        modular = (path / "modular_model_index.json").is_file()
+        why = "a modular pipeline, which is not served" if modular else "no model_index.json there"
         raise argparse.ArgumentTypeError(
-            f"{text!r}: no model_index.json there; give a folder written by save_pretrained, a single-file checkpoint, "
+            f"{text!r}: {why}; give a folder written by save_pretrained, a single-file checkpoint, "
             "a hub id, 'pkg.module:factory', or demo"
         )
     return str(path)

@@ -78,8 +78,10 @@ class AsyncDiffusionEngine(OperatedEngine):
             config: Fields of :class:`~steploom.EngineConfig`, but ``model`` and ``distributed_executor_backend``.
 
         Raises:
-            ConfigError: A setting is wrong.
+            ConfigError: A setting is wrong, or ``pipe`` is None; when it starts, also if ``pipe`` is no pipeline.
         """
+        if pipe is None:
+            raise ConfigError("from_pipeline: got None, which is no diffusers pipeline; give a DiffusionPipeline")
         for name in ("model", "distributed_executor_backend"):
             if name in config:
                 raise ConfigError(f"{name}={config[name]!r}: from_pipeline runs the given pipeline in this process")

@@ -67,6 +67,7 @@ class Channel:
         config: The engine's settings.
         send: Hands a command to the worker, without waiting.
         device: The number of its device among those that it sees; None: its rank.
+        unready: What it means, for messages, if the worker fails before it is ready.
 
     Attributes:
         ready: The worker's :class:`Ready`, or why there is none.
@@ -77,9 +78,15 @@ class Channel:
     """
 
     def __init__(
-        self, rank: int, config: EngineConfig, send: Callable[[Command], None], device: int | None = None
+        self,
+        rank: int,
+        config: EngineConfig,
+        send: Callable[[Command], None],
+        device: int | None = None,
+        unready: str | None = None,
     ) -> None:
         self.rank = rank
+        self._unready = unready or f"model={config.model!r} could not be loaded"
         self._device = rank if device is None else device
         self.on_progress: ProgressCallback = logger.info
         self.loaded = False
@@ -158,7 +165,7 @@ class Channel:
             case Hello():
                 self._greet(answer)
             case Fatal():
-                what = "" if self.loaded else f"model={self._config.model!r} could not be loaded: "
+                what = "" if self.loaded else f"{self._unready}: "
                 self.fail(lambda: _engine_error(answer.error, what))
 
     def _greet(self, hello: Hello) -> None:

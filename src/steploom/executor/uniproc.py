@@ -59,7 +59,8 @@ class InprocExecutor(ChannelExecutor):
     async def _init_executor(self, on_progress: ProgressCallback) -> PipelineInfo:
         if self._thread is not None:
             raise EngineNotRunning("an executor starts once; make a new one")
-        channel = Channel(0, self.config, self._inbox.put)
+        unready = None if self.pipeline is None else "the pipeline given to from_pipeline could not be served"
+        channel = Channel(0, self.config, self._inbox.put, unready=unready)
         self._channels = [channel]
         self._ended = anyio.Event()
         arguments = (asyncio.get_running_loop(), channel, self._ended)

@@ -7,6 +7,7 @@ import difflib
 import importlib
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +26,9 @@ from steploom.worker.sources import Source
 
 _WHOLE = ("first_stage_model.", "cond_stage_model.", "conditioner.", "vae.", "text_encoders.")
 """How the names of tensors begin that a file holds only if it holds more than a denoiser."""
+
+_MODULAR = "diffusers.modular_pipelines."
+"""Where diffusers has its modular pipelines and their blocks."""
 
 
 def assemble(config: EngineConfig, source: Source, dtype: Any, progress: Callable[[str], None]) -> Any:
@@ -73,30 +77,55 @@ def _made(config: EngineConfig, source: Source, dtype: Any) -> Any:
         factory = getattr(factory, part, None)
     if not callable(factory):
         raise ConfigError(f"model={config.model!r}: {module} has no function {path!r}")
-    needed = _needed(factory)
-    if len(needed) > 1:
-        raise ConfigError(
-            f"model={config.model!r}: asks for {' and '.join(needed)}; a factory takes nothing, or the EngineConfig"
-        )
-    made: Any = factory(config) if needed else factory()
+    positional, named = _arguments(factory, config)
+    made: Any = factory(*positional, **named)
     if not untyped.is_pipeline(made):
-        raise ConfigError(
-            f"model={config.model!r}: gave {type(made).__module__}.{type(made).__name__}, which is no diffusers "
-            "pipeline; return a DiffusionPipeline"
-        )
+        raise ConfigError(f"model={config.model!r}: gave {no_pipeline(made)}; return a DiffusionPipeline")
     if config.dtype != "auto":
         made = made.to(dtype)
     return untyped.for_task(made, config.task)
 
 
-def _needed(factory: Any) -> list[str]:
-    """The arguments of a factory that must be given: of one, that is the engine's settings."""
+def no_pipeline(value: Any) -> str:
+    """What ``value`` is, which is no diffusers pipeline: for messages."""
+    cls: type = value if isinstance(value, type) else type(value)
+    name = f"{'the class ' if cls is value else ''}{cls.__module__}.{cls.__qualname__}"
+    if any(f"{base.__module__}.".startswith(_MODULAR) for base in cls.__mro__):
+        return f"{name}, which belongs to a modular pipeline, and those are not served"
+    return f"{name}, which is no diffusers pipeline"
+
+
+def _arguments(factory: Any, config: EngineConfig) -> tuple[list[Any], dict[str, Any]]:
+    """What a factory is called with: the engine's settings, for the one argument that it asks for, or nothing.
+
+    Raises:
+        ConfigError: It asks for more.
+    """
     try:
         parameters = inspect.signature(factory).parameters.values()
     except (TypeError, ValueError):
-        return []
-    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [p.name for p in parameters if p.kind not in optional and p.default is p.empty]
+        return [], {}
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    takes = [parameter for parameter in parameters if parameter.kind not in variadic]
+    wanted = [parameter for parameter in takes if parameter.default is parameter.empty]
+    if len(wanted) > 1:
+        names = " and ".join(parameter.name for parameter in wanted)
+        raise ConfigError(f"model={config.model!r}: asks for {names}; a factory takes nothing, or the EngineConfig")
+    wanted = wanted or [parameter for parameter in takes if _is_for_config(parameter)]
+    for parameter in wanted:
+        if parameter.kind is not parameter.POSITIONAL_ONLY:
+            return [], {parameter.name: config}
+        if parameter is takes[0]:
+            return [config], {}
+    return [], {}
+
+
+def _is_for_config(parameter: inspect.Parameter) -> bool:
+    """Whether a parameter with a default is meant for the engine's settings, by its annotation, or else its name."""
+    kind: Any = parameter.annotation
+    if kind is parameter.empty:
+        return parameter.name == "config" and isinstance(parameter.default, EngineConfig | None)
+    return EngineConfig.__name__ in re.findall(r"\w+", kind.__name__ if isinstance(kind, type) else str(kind))
 
 
 def _base_of(config: EngineConfig, source: Source, progress: Callable[[str], None]) -> tuple[Source, bool]:

@@ -29,7 +29,7 @@ from steploom.worker import (
     sizes,
     sources,
 )
-from steploom.worker.assembly import assemble
+from steploom.worker.assembly import assemble, no_pipeline
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -152,6 +152,16 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device={name!r}: torch sees {torch.cuda.device_count()} CUDA devices; try 'cpu' or 'auto'")
     return device
+
+
+def refuse_other(given: Any) -> None:
+    """Refuses what is no pipeline of diffusers, where the application gives one.
+
+    Raises:
+        ConfigError: Says what it is.
+    """
+    if not untyped.is_pipeline(given):
+        raise ConfigError(f"from_pipeline: got {no_pipeline(given)}; give a DiffusionPipeline")
 
 
 def refuse(pipeline: Any) -> None:

@@ -96,6 +96,7 @@ class Runner:
     def from_pipeline(cls, pipeline: Any, config: EngineConfig) -> Runner:
         """Serves a pipeline that the application has; it is never modified. May be :class:`Given` with a ControlNet."""
         given = pipeline if isinstance(pipeline, Given) else Given(pipeline, None)
+        loading.refuse_other(given.pipeline)
         return cls(given.pipeline, config, in_process=True, controlnet=given.controlnet)
 
     def _adopt(self, pipeline: Any) -> None:

@@ -19,6 +19,9 @@ SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 INDEX = "model_index.json"
 """What a folder in diffusers layout holds."""
 
+MODULAR_INDEX = "modular_model_index.json"
+"""What the folder of a modular pipeline holds."""
+
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*(\.\w+)*")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _ADDRESS = re.compile(r"https?://(www\.)?(huggingface\.co|hf\.co)/[^/]+/[^/]+/.+")
@@ -105,6 +108,11 @@ def refuse(config: EngineConfig, source: Source) -> None:
 
 def _what_is_wrong_with(folder: Path) -> str:
     """Why a folder without an index is no pipeline."""
+    if (folder / MODULAR_INDEX).is_file():
+        return (
+            f"is a modular pipeline ({MODULAR_INDEX}), and those are not served; give a folder with a {INDEX}, which "
+            "save_pretrained of a DiffusionPipeline writes"
+        )
     if (folder / "config.json").is_file():
         return (
             f"holds one component (config.json), not a pipeline ({INDEX}); give the pipeline's folder as model=, and "
