@@ -97,6 +97,39 @@ def test_cogvideox_takes_the_noise_scheduler_that_it_calls_otherwise() -> None:
     assert distance(dpm, own) > 2e-3
 
 
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+
+
+@pytest.mark.parametrize("name", ["UniPCMultistepScheduler", "DPMSolverMultistepScheduler"])
+def test_a_class_for_either_kind_is_set_to_what_the_model_predicts(name: str) -> None:
+    """By the configuration of a flow matching one alone it would have the sigmas of noise, and make noise."""
+    pipe = tiny.sd3()
+    params = {"prompt": "a cat", "seed": 1, "output_type": "latent", **SMALL}
+    own = DiffusionRequest(request_id="own", **params)
+    other = DiffusionRequest(request_id="other", noise_scheduler=name, **params)
+    driver = Driver(Runner.from_pipeline(pipe, config()))
+    driver.drain([own, other])
+    made, expected = (driver.finished[one].output for one in ("other", "own"))
+    assert made[0].std() < 2 * expected[0].std()
+    pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **FLOW)
+    assert distance(made, alone(pipe, other)) <= 1e-4
+
+
+def test_whose_settings_say_which_kind_it_is_keeps_them() -> None:
+    def made(base: Any, **settings: Any) -> Any:
+        return noise_choice.replacement(base, {"class": "UniPCMultistepScheduler", **settings}).config
+
+    flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    assert FLOW.items() <= made(flow).items()
+    assert {**FLOW, "flow_shift": 5.0}.items() <= made(flow, flow_shift=5.0, use_flow_sigmas=True).items()
+    assert not made(flow, use_flow_sigmas=False).use_flow_sigmas
+    assert made(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)).flow_shift == 1.0
+    assert not made(diffusers.DDIMScheduler()).use_flow_sigmas
+    assert made(diffusers.DPMSolverMultistepScheduler(**FLOW)).flow_shift == 3.0
+    mixed = diffusers.DPMSolverMultistepScheduler(prediction_type="flow_prediction")
+    assert not made(mixed).use_flow_sigmas
+
+
 @pytest.mark.slow
 async def test_every_noise_scheduler_that_is_said_to_go_makes_a_picture() -> None:
     from conformance import parts_sd

@@ -120,6 +120,9 @@ def _kind_of(base: Any) -> frozenset[str]:
 def replacement(base: Any, override: str | Mapping[str, Any], pipeline: Any = None) -> Any:
     """The request's own noise scheduler, from the pipeline's configuration and the given settings.
 
+    A class for either kind of model is set to flows where the pipeline's own is for flows alone, whose configuration
+    does not say so: what it makes of that by itself are the sigmas of noise.
+
     Raises:
         InvalidRequest: There is no such class or setting.
     """
@@ -129,6 +132,19 @@ def replacement(base: Any, override: str | Mapping[str, Any], pipeline: Any = No
     name = settings.pop("class", type(base).__name__)
     cls: Any = type(base) if name == type(base).__name__ else untyped.noise_scheduler_classes()[name]
     try:
-        return cls.from_config(getattr(base, "config", {}), **settings)
+        return cls.from_config(getattr(base, "config", {}), **_flows(base, cls, settings), **settings)
     except (TypeError, ValueError, ArithmeticError, LookupError, ImportError, RuntimeError) as error:
         raise InvalidRequest(f"noise_scheduler={override!r}: {error}", field="noise_scheduler") from None
+
+
+def _flows(base: Any, cls: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What sets ``cls`` to flows, with the shift of ``base``, where neither that nor ``settings`` say which it is."""
+    own: Any = getattr(base, "config", {})
+    takes = signatures.parameters_of(cls.__init__)
+    said = "use_flow_sigmas" in own or not settings.get("use_flow_sigmas", True)
+    if said or "use_flow_sigmas" not in takes or _kind_of(base) != frozenset({"flow"}):
+        return {}
+    found: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    if isinstance(own.get("shift"), (int, float)) and not own.get("use_dynamic_shifting"):
+        found["flow_shift"] = own["shift"]
+    return {name: value for name, value in found.items() if name in takes and name not in settings}
