@@ -28,3 +28,13 @@ async def test_arrays_of_the_wrong_kind_are_refused_by_name() -> None:
             with pytest.raises(InvalidRequest, match=said) as caught:
                 await engine.generate(**{"prompt": "a cat", "num_inference_steps": 2, field: value})
             assert caught.value.field == field
+
+
+async def test_arrays_in_place_of_a_size_are_told_alone() -> None:
+    """``original_size or (height, width)`` asks an array for its truth; neither height nor width is at fault."""
+    given = {"num_inference_steps": 2, "height": 32, "width": 32}
+    async with AsyncDiffusionEngine.from_pipeline(tiny.sdxl()) as engine:
+        for field, value in (("original_size", torch.tensor([32, 32])), ("target_size", np.zeros(2))):
+            with pytest.raises(InvalidRequest, match=rf"^{field}=<\w+ \[2\] \w+>: ") as caught:
+                await engine.generate("a cat", **given, **{field: value})
+            assert caught.value.field == field

@@ -35,6 +35,8 @@ _KINDS = (ValueError, TypeError, IndexError, KeyError, AttributeError, Arithmeti
 _SHAPES = re.compile(
     r"shape|size|dimension|\b[2-5]D\b|channel|sequence length|unpack|out of (range|bounds)|broadcast", re.IGNORECASE
 )
+_TRUTH = re.compile(r"truth value of an array|boolean value of tensor", re.IGNORECASE)
+"""What arrays say where plain values are asked for: ``size or (height, width)``."""
 _DTYPE = "dtype"
 """What is said of a model whose parts are of several: no argument's fault."""
 _WORD = re.compile(r"[A-Za-z_]\w*")
@@ -123,12 +125,14 @@ def _of_arguments(
 ) -> ErrorInfo | None:
     """What to tell if an argument is at fault that the pipeline found out about before its first step."""
     spelled = _spelled(said, given)
+    if ambiguous := _TRUTH.search(said) is not None:
+        culprits = {name: value for name, value in culprits.items() if shape_of(value) is not None} or culprits
     if _is_template(error) or (not called and isinstance(error, (ValueError, TypeError))):
         return ErrorInfo("InvalidRequest", _told(culprits, said), field=_field(culprits, spelled))
     about_shapes = _SHAPES.search(said) is not None
     if is_of_machine(error) or _DTYPE in said.lower():
         return None
-    if not isinstance(error, _KINDS) and not (isinstance(error, RuntimeError) and about_shapes):
+    if not isinstance(error, _KINDS) and not (isinstance(error, RuntimeError) and (about_shapes or ambiguous)):
         return None
     if about_shapes and not culprits.keys() - _EVEN.keys():
         culprits = {name: value for name, value in given.items() if _has_shape(name, value)} or culprits
