@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -132,3 +133,28 @@ def test_doctor_draws_with_each_executor(tmp_path: pathlib.Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"executor mp .* drew an image", done.stdout)
     assert re.search(r"executor inproc .* drew an image", done.stdout)
+
+
+def test_a_closed_standard_input_is_no_fault(tmp_path: pathlib.Path) -> None:
+    """As a service manager may leave it. The first socket of the event loop took its number, and ended the process."""
+    command = [*STEPLOOM, "generate", PROMPT, "-o", "a.png", "--steps", "1", "--backend", "inproc", *QUICK]
+    done = subprocess.run(
+        ["sh", "-c", f"exec {shlex.join(command)} <&-"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "64x64" in done.stdout
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
+def test_nothing_takes_the_place_of_a_standard_stream_that_is_closed(tmp_path: pathlib.Path, closed: str) -> None:
+    look = (
+        "import os, pathlib, sys; from steploom.streams import open_those_that_are_closed as opened; opened();"
+        "print('said'); print('complained', file=sys.stderr); sys.stdin.read();"
+        "at = os.open('file', os.O_CREAT | os.O_RDWR);"
+        "said = [os.path.samestat(os.fstat(place), os.stat(os.devnull)) for place in range(3)];"
+        "pathlib.Path('seen').write_text(f'{at > 2} {said} {[os.get_inheritable(place) for place in range(3)]}')"
+    )
+    command = shlex.join([sys.executable, "-c", look])
+    subprocess.run(["sh", "-c", f"exec {command} {closed}"], cwd=tmp_path, input=b"", capture_output=True, check=True)
+    gone = ["<&-" in closed, closed != "<&-", "2>&-" in closed]
+    assert (tmp_path / "seen").read_text() == f"True {gone} {[True] * 3}"

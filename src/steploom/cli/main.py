@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from steploom import streams
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
@@ -75,7 +77,7 @@ def _interrupt_is_handled() -> None:
 
 def _run(argv: Sequence[str] | None) -> int:
     """:func:`main` without Ctrl-C."""
-    _have_somewhere_to_write()
+    streams.open_those_that_are_closed()
     try:
         import os
 
@@ -103,13 +105,6 @@ def _run(argv: Sequence[str] | None) -> int:
     except (SteploomError, OSError) as error:
         _complain(" ".join(str(error).split()))
         return EXIT_FAILED
-
-
-def _have_somewhere_to_write() -> None:
-    """Has what is said go nowhere if its stream was closed (``steploom doctor >&-``), where Python has none at all."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open("/dev/null" if sys.platform != "win32" else "nul", "w"))  # noqa: PTH123, SIM115 - for good, and cheaply
 
 
 def _read(argv: Sequence[str] | None) -> argparse.Namespace:

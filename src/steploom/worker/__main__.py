@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 
+from steploom import streams
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError
 from steploom.weave.exits import Ended
@@ -25,6 +26,7 @@ from steploom.worker.serving import DEFAULT_RUNNER
 
 def main() -> int:
     """Serves the engine that started this process, or those that attach to it; the exit code."""
+    streams.open_those_that_are_closed()
     parser = argparse.ArgumentParser(prog="python -m steploom.worker", description=__doc__)
     whom = parser.add_mutually_exclusive_group(required=True)
     whom.add_argument("address", nargs="?", help="path of the socket of the engine that started this process")
