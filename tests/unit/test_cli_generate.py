@@ -132,6 +132,14 @@ def test_save_steps_leaves_a_sheet_of_all_steps_and_the_result(engine: type[Scri
     assert "cat-steps.png  3 steps" in capsys.readouterr().out
 
 
+def test_a_prompt_of_several_lines_is_one_on_the_sheet(engine: type[ScriptedEngine], capsys) -> None:
+    assert main.main(["generate", "a red\ncircle", "-o", "broken.png", "--save-steps"]) == 0
+    assert main.main(["generate", "a red circle", "-o", "whole.png", "--save-steps", "--seed", "1"]) == 0
+    assert capsys.readouterr().err == ""
+    first, second = (Image.open(f"{name}-steps.png").crop((0, 0, 400, 60)) for name in ("broken", "whole"))
+    assert first.tobytes() == second.tobytes()
+
+
 def test_a_failed_request_does_not_cost_the_others_their_images(engine: type[ScriptedEngine], capsys) -> None:
     engine.failing = {6: GenerationFailed("the pipeline raised")}
     assert main.main(["generate", "a cat", "-o", "cat.png", "-n", "3", "--seed", "5"]) == 1

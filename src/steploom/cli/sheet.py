@@ -69,8 +69,8 @@ def _paste(page: Image.Image, image: Image.Image, left: int, upper: int, tile: i
 def _write(
     pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, size: int, ink: tuple[int, int, int], width: int
 ) -> None:
-    """Writes one line, cut with an ellipsis where it would be wider than ``width`` pixels."""
-    font = ImageFont.load_default(size)
+    """Writes one line, whatever breaks the text has, cut with an ellipsis if it is wider than ``width`` pixels."""
+    font, text = ImageFont.load_default(size), " ".join(text.split())
     if pen.textlength(text, font=font) > width:
         while text and pen.textlength(text + "…", font=font) > width:
             text = text[:-1]
