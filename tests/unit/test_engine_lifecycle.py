@@ -319,3 +319,10 @@ def test_an_engine_that_nobody_closed_ends_with_its_loop() -> None:
     assert engine._core.ended.is_set()
     assert engine._core.executor.shut == 1
     gc.collect()
+
+
+async def test_a_file_of_costs_in_nobodys_home_is_refused_before_anything_starts() -> None:
+    engine = unstarted(costs_file="~nosuch/costs.json")
+    with pytest.raises(ConfigError, match=r"^costs_file='~nosuch/costs\.json': nobody knows the home '~nosuch'; give"):
+        await engine.start()
+    assert not others()

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from steploom import step_caches
-from steploom.config import EngineConfig
+from steploom.config import EngineConfig, expanded
 from steploom.config.values import is_none
 from steploom.errors import ConfigError, InvalidRequest
 from steploom.requests import OWN_FIELDS
@@ -204,7 +204,10 @@ def settings_beside(**flags: str) -> Callable[[str], tuple[str, Any]]:
 
 def model(text: str) -> str:
     """What ``EngineConfig.model`` takes. What looks like a path has to be there: a folder's index, a file."""
-    path = pathlib.Path(text).expanduser()
+    try:
+        path = expanded(text, "model")
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("model=")) from None
     looks_like_path = path.is_absolute() or text.startswith((".", "~")) or (text.count("/") > 1 and "://" not in text)
     if text == "demo" or (not path.exists() and (not looks_like_path or _in_a_repository(text))):
         return text

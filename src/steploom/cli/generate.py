@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from steploom import lora, media
 from steploom.cli import arguments, outputs
+from steploom.config import expanded
 from steploom.errors import ConfigError, RequestError
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ def _check_pictures(parameters: Mapping[str, Any]) -> None:
         ConfigError: There is no such file.
     """
     for name, value in parameters.items():
-        if isinstance(value, pathlib.Path) and not value.expanduser().is_file():
+        if isinstance(value, pathlib.Path) and not expanded(value, _FLAGS[name]).is_file():
             raise ConfigError(f"{_FLAGS[name]} {value}: there is no such file")
 
 

@@ -14,6 +14,9 @@ from typing import Any
 
 from steploom import step_caches
 from steploom.config import parallel
+from steploom.config.places import cache_folder as cache_folder
+from steploom.config.places import expanded as expanded
+from steploom.config.places import state_folder as state_folder
 from steploom.config.values import (
     AUTO_BATCH,
     Auto,
@@ -314,17 +317,3 @@ def keep_compiled_in(folder: pathlib.Path, default: str, env: MutableMapping[str
     if env.get("TORCHINDUCTOR_CACHE_DIR") in (None, "", default):
         env["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
     return env["TORCHINDUCTOR_CACHE_DIR"] == str(folder)
-
-
-def cache_folder(env: Mapping[str, str] | None = None) -> pathlib.Path:
-    """Where this user's programs keep what can be made again: ``$XDG_CACHE_HOME/steploom``, or its default."""
-    env = os.environ if env is None else env
-    given = pathlib.Path(env.get("XDG_CACHE_HOME") or "")
-    return (given if given.is_absolute() else pathlib.Path.home() / ".cache") / "steploom"
-
-
-def state_folder(env: Mapping[str, str] | None = None) -> pathlib.Path:
-    """Where this user's programs keep what has to outlive them: ``$XDG_STATE_HOME/steploom``, or its default."""
-    env = os.environ if env is None else env
-    given = pathlib.Path(env.get("XDG_STATE_HOME") or "")
-    return (given if given.is_absolute() else pathlib.Path.home() / ".local" / "state") / "steploom"

@@ -13,6 +13,7 @@ import anyio.lowlevel
 from steploom.config import EngineConfig
 from steploom.engine.asked import answered, asked
 from steploom.engine.clock import Clock
+from steploom.engine.costs_file import CostsFile
 from steploom.engine.generators import Borrowed
 from steploom.engine.lanes import Lanes
 from steploom.engine.live import LiveRequests
@@ -71,6 +72,7 @@ class EngineCore:
         observers: Observers | None = None,
         operations: Operations | None = None,
     ) -> None:
+        CostsFile.check(config)
         whole = executor.granularity == "request"
         if whole:  # A whole request cannot pause: everything resident runs.
             config = dataclasses.replace(config, max_resident=config.batch_limit)

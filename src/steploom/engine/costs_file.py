@@ -14,7 +14,8 @@ from typing import Any
 
 import anyio
 
-from steploom.config import EngineConfig, state_folder
+from steploom.config import EngineConfig, expanded, state_folder
+from steploom.errors import ConfigError
 from steploom.protocol import PipelineInfo
 from steploom.sched import BaseScheduler, Fleet, SchedulerInterface
 from steploom.threads import at_once
@@ -50,10 +51,21 @@ class CostsFile:
         owner = {name: str(getattr(config, name)) for name in _DECIDES}
         owner |= {"pipeline": info.pipeline_class, "device": info.device_name or info.device, "dtype": info.dtype}
         if config.costs_file != "auto":
-            return cls(pathlib.Path(config.costs_file).expanduser(), owner)
+            return cls(expanded(config.costs_file, "costs_file"), owner)
         digest = hashlib.sha256(json.dumps(owner, sort_keys=True).encode()).hexdigest()[:16]
         name = re.sub(r"[^A-Za-z0-9]+", "-", pathlib.Path(config.model).name)[:40].strip("-")
-        return cls(state_folder() / "costs" / f"{name or 'model'}-{digest}.json", owner)
+        try:
+            return cls(state_folder() / "costs" / f"{name or 'model'}-{digest}.json", owner)
+        except ConfigError as error:
+            log.warning("costs of ticks are not kept: %s, or name a costs_file", error)
+            return None
+
+    @staticmethod
+    def check(config: EngineConfig) -> None:
+        """Raises:
+        ConfigError: The settings name a file that is nowhere.
+        """
+        expanded(config.costs_file or "", "costs_file")
 
     def read(self) -> Any:
         """What was kept; None if there is nothing that can be used."""

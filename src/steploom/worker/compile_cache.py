@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from steploom import config
+from steploom.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -19,12 +20,12 @@ _KEPT_SHARE = 0.75
 
 def prepare(limit_bytes: int) -> Path | None:
     """Has compiled code kept, in at most ``limit_bytes``; the folder, None if the user or torch says where."""
-    folder = config.cache_folder() / "compile"
     if not limit_bytes:
         return None
     try:
+        folder = config.cache_folder() / "compile"
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (ConfigError, OSError) as error:
         log.warning("compiled code is kept for this start only: %s", error)
         return None
     torch_s: Any = importlib.import_module("torch._inductor.runtime.runtime_utils")

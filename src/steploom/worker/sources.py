@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from steploom import demo
-from steploom.config import EngineConfig
+from steploom.config import EngineConfig, expanded
 from steploom.errors import ConfigError
 
 Kind = Literal["folder", "hub", "file", "factory"]
@@ -63,13 +63,13 @@ def find(model: str, field: str = "model") -> Source:
         field: Which setting, for messages.
 
     Raises:
-        ConfigError: Nothing of that name can be a model.
+        ConfigError: Nothing of that name can be a model, or its ``~`` is nobody's home.
     """
     if model == "demo":
         return Source("folder", str(demo.path()))
     if _ADDRESS.fullmatch(model):
         return Source("file", model)
-    path = Path(model).expanduser()
+    path = expanded(model, field)
     if path.is_dir():
         return Source("folder", str(path))
     if path.is_file():

@@ -171,9 +171,17 @@ class VideoStore:
 
 
 def folder_for(model: str) -> Path:
-    """Where the videos of a model are stored if nobody says."""
+    """Where the videos of a model are stored if nobody says.
+
+    Raises:
+        ConfigError: This user has no home.
+    """
     name = re.sub(r"[^\w.-]+", "-", Path(model).name).strip(".-")[:40]
-    return state_folder() / "videos" / f"{name or 'model'}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
+    try:
+        state = state_folder()
+    except ConfigError as error:
+        raise ConfigError(f"video_dir: {error}, or give the folder (--video-dir)") from None
+    return state / "videos" / f"{name or 'model'}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
 
 
 def _take(file: Path) -> IO[str]:
