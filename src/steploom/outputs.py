@@ -129,6 +129,7 @@ class DiffusionOutput(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ConfigError: The ending names no format or does not fit what there is, it is latents, nothing runs at such a
                 rate, or a package is missing.
+            OSError: A file cannot be written, as on a full disk; what was there under its name stays.
         """
         return media.save(self, path, frame_rate=frame_rate, sampling_rate=sampling_rate)
 

@@ -12,6 +12,7 @@ from PIL import Image
 import steploom
 from steploom.cli import main
 from steploom.errors import EngineDead, GenerationFailed, InvalidRequest
+from steploom.media import images
 from steploom.requests import Commit, DiffusionOutput, Draft, Queued, Restarted, StepEvent, Timings
 
 RED, BLUE = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
@@ -145,6 +146,22 @@ def test_a_failed_request_does_not_cost_the_others_their_images(engine: type[Scr
     assert main.main(["generate", "a cat", "-o", "cat.png", "-n", "3", "--seed", "5"]) == 1
     assert sorted(path.name for path in pathlib.Path().iterdir()) == ["cat-1.png", "cat-3.png"]
     assert capsys.readouterr().err == "steploom: the pipeline raised\n"
+
+
+def test_a_file_that_cannot_be_written_is_named_and_does_not_cost_the_others(
+    engine: type[ScriptedEngine], monkeypatch, capsys
+) -> None:
+    save = images._save
+
+    def filling_up(image: Any, path: pathlib.Path, **options: Any) -> None:
+        if path.name == "cat-1.png":
+            raise OSError(28, "No space left on device", str(path))
+        save(image, path, **options)
+
+    monkeypatch.setattr(images, "_save", filling_up)
+    assert main.main(["generate", "a cat", "-o", "cat.png", "-n", "2"]) == 1
+    assert [path.name for path in pathlib.Path().iterdir()] == ["cat-2.png"]
+    assert capsys.readouterr().err == "steploom: [Errno 28] No space left on device: 'cat-1.png'\n"
 
 
 @pytest.mark.parametrize("error", [InvalidRequest("steps=0: too few"), EngineDead("steps=0: too few")])

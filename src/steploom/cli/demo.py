@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from steploom import media
 from steploom.cli import arguments
 
 if TYPE_CHECKING:
@@ -135,17 +136,16 @@ def save(folder: pathlib.Path, shown: Sequence[Shown]) -> str:
 
     for place, one in enumerate(shown, start=1):
         words = one.job.prompt.partition(" on a ")[0].split()
-        one.image.save(folder / f"{place:02d}-{'-'.join(word for word in words if word != 'a')}.png")
+        media.write(one.image, folder / f"{place:02d}-{'-'.join(word for word in words if word != 'a')}.png")
     captions = [_caption(one.job) for one in shown]
     together = f"{len(shown)} requests in one engine, each with its own prompt, steps, guidance and seed"
-    contact_sheet([one.image for one in shown], captions, title="steploom", subtitle=together, tile=184).save(
-        folder / "all.png"
-    )
+    all_of_them = contact_sheet([one.image for one in shown], captions, title="steploom", subtitle=together, tile=184)
+    media.write(all_of_them, folder / "all.png")
     first = shown[0]
     captions, previews = zip(*first.previews, strict=True)
     developing = f"{first.job.steps} steps, the estimate of the finished image after each; seed {first.job.seed}"
     sheet = contact_sheet(previews, captions, title=first.job.prompt, subtitle=developing, columns=9, tile=112)
-    sheet.save(folder / "steps.png")
+    media.write(sheet, folder / "steps.png")
     return f"{folder}/*.png, {folder / 'all.png'}, {folder / 'steps.png'}"
 
 

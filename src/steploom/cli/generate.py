@@ -148,7 +148,7 @@ class Job:
     text: GrowingText | None = None
     previews: list[tuple[str, Image]] = dataclasses.field(default_factory=list[tuple[str, "Image"]])
     output: DiffusionOutput | None = None
-    error: RequestError | None = None
+    error: RequestError | OSError | None = None
 
     @property
     def sheet(self) -> pathlib.Path:
@@ -222,6 +222,7 @@ async def _generate(
 
     Raises:
         RequestError: A job failed; the others' images are saved all the same.
+        OSError: A file cannot be written; likewise.
         EngineError: The engine failed.
     """
     import anyio
@@ -256,7 +257,7 @@ async def _generate(
     for job in jobs:
         try:
             await anyio.to_thread.run_sync(functools.partial(_save, job, options))
-        except RequestError as error:
+        except (RequestError, OSError) as error:  # of a full disk: others may be smaller
             job.error = error
     failed = next((job.error for job in jobs if job.error is not None), None)
     if failed is not None:
@@ -335,7 +336,7 @@ def _save(job: Job, options: argparse.Namespace) -> None:
         captions, previews = zip(*job.previews, strict=True)
         subtitle = f"seed {job.seed}: the estimate of the finished image after each step, and the result"
         pictures, captions = [*previews, result], [*captions, "result"]
-        contact_sheet(pictures, captions, title=options.prompt, subtitle=subtitle).save(job.sheet)
+        media.write(contact_sheet(pictures, captions, title=options.prompt, subtitle=subtitle), job.sheet)
         _say(f"{job.sheet}  {len(previews)} steps")
 
 

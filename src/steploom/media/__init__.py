@@ -11,10 +11,12 @@ from typing import Any
 from steploom.errors import ConfigError
 from steploom.media import images, rates, sound, video
 from steploom.media.arrays import frames_of, pictures_of, waves_of
-from steploom.media.images import picture
+from steploom.media.images import picture, write
 from steploom.media.pictures import leaves, shape_of
+from steploom.media.whole import replaced
 
-__all__ = ["check", "endings_for", "frames_of", "kinds_of", "numbered", "picture", "pictures_of", "save", "waves_of"]
+__all__ = ["check", "endings_for", "frames_of", "kinds_of", "numbered", "picture", "pictures_of", "save", "waves_of",
+           "write"]  # fmt: skip
 
 KINDS = ("images", "videos", "audios", "text")
 """What pipelines make, as outputs call it."""
@@ -86,6 +88,7 @@ def save(
     Raises:
         ConfigError: The ending names no format or does not fit the output, the output is latents, a rate is none, or a
             package is missing.
+        OSError: A file cannot be written; what was there under its name stays.
     """
     path = Path(path)
     check(path)
@@ -109,7 +112,8 @@ def save(
         texts: list[Any] = output.text if isinstance(output.text, list) else [output.text]  # pyright: ignore
         files = numbered(path, len(texts))
         for file, text in zip(files, texts, strict=True):
-            file.write_text(f"{text}\n", encoding="utf-8")
+            with replaced(file) as part:
+                part.write_text(f"{text}\n", encoding="utf-8")
         return files
     pictures = pictures_of(output.images)
     files = numbered(path, len(pictures))

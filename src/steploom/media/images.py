@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from steploom.errors import ConfigError
+from steploom.media.whole import replaced
 
 _MEND = "use .png, .jpg, .webp or .gif"
 
@@ -46,11 +47,21 @@ def picture(frame: Any) -> Any:
 def write(image: Any, path: Path) -> None:
     """Saves a PIL image; where the format has no transparency, without."""
     try:
-        image.save(path)
-    except OSError:
-        if image.mode == "RGB":
+        _save(image, path)
+    except OSError as error:
+        if error.errno or image.mode == "RGB":
             raise
-        image.convert("RGB").save(path)  # as JPEG has no transparency
+        _save(image.convert("RGB"), path)  # as JPEG has no transparency
+
+
+def _save(image: Any, path: Path, **options: Any) -> None:
+    """As ``image.save``, which does not notice where a disk takes only the first part of what it writes at once."""
+    from PIL import Image
+
+    whole = io.BytesIO()
+    image.save(whole, Image.registered_extensions()[path.suffix.lower()], **options)
+    with replaced(path) as part:
+        part.write_bytes(whole.getbuffer())
 
 
 def animate(frames: Sequence[Any], path: Path, frame_rate: float) -> None:
@@ -65,5 +76,4 @@ def animate(frames: Sequence[Any], path: Path, frame_rate: float) -> None:
     if not rest:
         write(first, path)
         return
-    options: dict[str, Any] = {"format": "PNG"} if path.suffix.lower() == ".apng" else {}
-    first.save(path, save_all=True, append_images=rest, duration=round(1000 / frame_rate), loop=0, **options)
+    _save(first, path, save_all=True, append_images=rest, duration=round(1000 / frame_rate), loop=0)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from steploom.errors import ConfigError
+from steploom.media.whole import replaced
 
 CODECS = {".wav": "", ".flac": "flac", ".mp3": "libmp3lame", ".m4a": "aac", ".aac": "aac", ".ogg": "libopus",
           ".opus": "libopus"}  # fmt: skip
@@ -39,7 +40,7 @@ def write(
 
 def _write_wav(samples: Any, path: Path, sampling_rate: int) -> None:
     """16-bit PCM."""
-    with wave.open(str(path), "wb") as file:
+    with replaced(path) as part, wave.open(str(part), "wb") as file:
         file.setnchannels(samples.shape[0])
         file.setsampwidth(2)
         file.setframerate(int(sampling_rate))
@@ -51,11 +52,10 @@ def _write_coded(samples: Any, path: Path, sampling_rate: int) -> None:
 
     library = video.library()
     try:
-        with library.open(str(path), "w") as container:
+        with replaced(path) as part, library.open(str(part), "w") as container:
             stream = add_stream(container, CODECS[path.suffix.lower()], samples.shape[0], sampling_rate)
             encode(library, container, stream, samples, sampling_rate)
     except library.FFmpegError as error:
-        path.unlink(missing_ok=True)
         raise ConfigError(
             f"{path}: {path.suffix} cannot hold sound of {sampling_rate} samples per second ({error}); use .wav"
         ) from None

@@ -11,6 +11,7 @@ from typing import Any
 
 from steploom.errors import ConfigError
 from steploom.media import sound
+from steploom.media.whole import replaced
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def write(frames: Sequence[Any], path: Path, frame_rate: float, wave: Any = None
         log.info("%s: %dx%d became %dx%d, since H.264 takes even sides", path, width, height, width + width % 2,
                  height + height % 2)  # fmt: skip
     pictures, sounds = CODECS[path.suffix.lower()]
-    with av.open(str(path), "w") as container:
+    with replaced(path) as part, av.open(str(part), "w") as container:
         stream = container.add_stream(pictures, rate=Fraction(frame_rate).limit_denominator(_MOST_PARTS))
         stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
         stream.options = {"crf": _QUALITY, **({"b:v": "0"} if pictures == "libvpx-vp9" else {})}
