@@ -15,6 +15,9 @@ from steploom.demo import scene
 
 Checkpoint = dict[str, Any]
 
+RESTS_ON = {"vae.pt": ", and also latents.pt, bank.pt and dit.pt, which were made with it,"}
+"""What goes with a checkpoint; the others come out the same when they are made anew."""
+
 
 def save_atomically(state: Checkpoint, file: pathlib.Path) -> None:
     """Write a checkpoint so that a kill at any moment leaves the old one or the new one, whole."""
@@ -27,8 +30,16 @@ def save_atomically(state: Checkpoint, file: pathlib.Path) -> None:
 
 
 def load_if_there(file: pathlib.Path) -> Checkpoint | None:
-    """Read a checkpoint written by ``save_atomically``, or None if there is none."""
-    return torch.load(file, map_location="cpu", weights_only=False) if file.exists() else None
+    """Read a checkpoint written by ``save_atomically``, or None if there is none; end the program if it is damaged."""
+    if not file.exists():
+        return None
+    with file.open("rb") as stream:
+        try:
+            return torch.load(stream, map_location="cpu", weights_only=False)
+        except Exception as error:  # noqa: BLE001 - whatever unpickling makes of such bytes
+            said = (str(error) or type(error).__name__).splitlines()[0]
+            mend = f"delete it{RESTS_ON.get(file.name, '')} to have it made anew, or give another --folder"
+            raise SystemExit(f"{file}: is damaged, and cannot be read ({said}); {mend}") from None
 
 
 def log(folder: pathlib.Path, text: str) -> None:

@@ -198,10 +198,14 @@ def zero_token_bias(image_tokens: int, count: int) -> torch.Tensor:
     return bias
 
 
+def compiler_is_there() -> bool:
+    """Whether there is the C++ compiler that ``torch.compile`` needs: g++, or what CXX names."""
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
+
+
 def compiled(function: Velocity) -> Velocity:
-    """Compile ``function`` for one shape, or say in a line that there is no C++ compiler and return it as it is."""
-    if shutil.which(os.environ.get("CXX", "g++")) is None:
-        print("no C++ compiler (g++, or what CXX names): training goes without torch.compile, which is slower")
+    """Compile ``function`` for one shape, or return it as it is where there is no C++ compiler."""
+    if not compiler_is_there():
         return function
     quick = "cpp.use_decompose_tanh"  # the GELUs' tanh from one exponential; new in torch 2.7
     return torch.compile(function, dynamic=False, options={quick: True} if quick in list_options() else {})

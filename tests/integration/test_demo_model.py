@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
+import re
+import sys
 from typing import Any
 
 import numpy as np
@@ -145,14 +147,78 @@ def test_training_reads_prompts_as_the_text_encoders_do(monkeypatch: pytest.Monk
 
 
 def test_training_without_a_compiler_says_so_and_goes_on(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(TRAINING))
     import models
 
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert models.compiled(torch.add) is torch.add
-    assert "no C++ compiler" in capsys.readouterr().out
+    said = began(monkeypatch, tmp_path)
+    assert "no C++ compiler (g++, or what CXX names): training goes without" in capsys.readouterr().out
+    assert said == "the first stage"
+    monkeypatch.delenv("CXX")
+    began(monkeypatch, tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+def began(monkeypatch: pytest.MonkeyPatch, folder: pathlib.Path, *argv: str) -> str:
+    """Why the training script ended, at its first stage or before."""
+    monkeypatch.syspath_prepend(str(TRAINING))
+    import train
+
+    monkeypatch.setattr(sys, "argv", ["train.py", "--folder", str(folder), "--threads", "1", *argv])
+    monkeypatch.setattr(train.vae, "build", functools.partial(sys.exit, "the first stage"))
+    with pytest.raises(SystemExit) as ended:
+        train.main()
+    return str(ended.value)
+
+
+@pytest.mark.parametrize("argv", ["--threads 0", "--vae-steps -1", "--steps 0", "--steps many"])
+def test_training_refuses_numbers_that_make_no_sense(
+    argv: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    option, value = argv.split()
+    assert began(monkeypatch, tmp_path, option, value) == "2"
+    assert f"argument {option}: {value!r}: must be an integer of at least 1" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_says_its_defaults_and_an_example(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert began(monkeypatch, tmp_path, "--help") == "0"
+    said = capsys.readouterr().out
+    for default in (".train", "900", "14000", "2"):
+        assert f"(default: {default})" in said
+    assert "python benchmarks/train_demo/train.py --export" in said
+
+
+@pytest.mark.parametrize("name", ["vae.pt", "latents.pt", "bank.pt", "dit.pt"])
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+def test_a_damaged_checkpoint_of_training_is_named_with_the_mend(
+    name: str, share: float, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(TRAINING))
+    import bank
+    import common
+    import vae
+
+    file = tmp_path / name
+    common.save_atomically({"weights": torch.zeros(1000), "scenes": {}}, file)
+    assert common.load_if_there(file).keys() == {"weights", "scenes"}
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(share * len(whole))])
+    readers = {"vae.pt": lambda: vae.train(tmp_path, 1), "bank.pt": lambda: bank.build(tmp_path, None, 0.0, 1.0)}
+    if name in readers:
+        with pytest.raises(SystemExit) as ended:
+            readers[name]()
+        said = str(ended.value)
+    else:
+        said = began(monkeypatch, tmp_path)
+    assert said.startswith(f"{file}: is damaged, and cannot be read (")
+    assert re.search(r"; delete it.* to have it made anew, or give another --folder$", said)
+    assert ("bank.pt and dit.pt, which were made with it" in said) == (name == "vae.pt")
 
 
 @pytest.mark.parametrize("columns", [96, 16, 8])
