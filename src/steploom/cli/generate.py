@@ -29,7 +29,7 @@ _EXAMPLES = """
 examples:
   the built-in model
     steploom generate "a large red circle above a small blue square on a white background" -o out.png
-  four images that share every forward: out-1.png to out-4.png, with seeds 7, 8, 9 and 10
+  four images in shared forwards: out-1.png to out-4.png, with seeds 7, 8, 9 and 10
     steploom generate "a pink heart on a black background" -o out.png -n 4 --seed 7
   what it looked like after each step: out-steps.png
     steploom generate "a yellow star on a blue background" -o out.png --steps 28 --save-steps
