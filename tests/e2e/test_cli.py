@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import re
 import shlex
@@ -12,6 +13,8 @@ import sys
 import psutil
 import pytest
 from PIL import Image
+
+from steploom.worker import __main__ as worker
 
 STEPLOOM = [sys.executable, "-m", "steploom.cli.main"]
 PROMPT = "a large red circle above a small blue square on a white background"
@@ -158,3 +161,11 @@ def test_nothing_takes_the_place_of_a_standard_stream_that_is_closed(tmp_path: p
     subprocess.run(["sh", "-c", f"exec {command} {closed}"], cwd=tmp_path, input=b"", capture_output=True, check=True)
     gone = ["<&-" in closed, closed != "<&-", "2>&-" in closed]
     assert (tmp_path / "seen").read_text() == f"True {gone} {[True] * 3}"
+
+
+def test_a_worker_opens_them_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker.streams, "open_those_that_are_closed", functools.partial(sys.exit, "opened"))
+    monkeypatch.setattr(worker, "keep_freed", functools.partial(sys.exit, "too late"))
+    monkeypatch.setattr(sys, "argv", ["worker", "nowhere"])
+    with pytest.raises(SystemExit, match="opened"):
+        worker.main()

@@ -115,6 +115,10 @@ def test_what_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(FileNotFoundError) as missing, replaced(tmp_path / "no" / "a.png"):
         pass
     assert missing.value.filename == str(tmp_path / "no" / "a.png")
+    odd = OSError("what a library makes of it")
+    with pytest.raises(OSError, match="what a library") as told, replaced(tmp_path / "a.png"):
+        raise odd
+    assert told.value is odd
     monkeypatch.setattr(Path, "touch", _refuse)
     with pytest.raises(PermissionError) as refused, replaced(tmp_path / "a.png"):
         pass
