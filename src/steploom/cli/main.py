@@ -8,8 +8,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from steploom import streams
-
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
@@ -77,6 +75,8 @@ def _interrupt_is_handled() -> None:
 
 def _run(argv: Sequence[str] | None) -> int:
     """:func:`main` without Ctrl-C."""
+    from steploom import streams
+
     streams.open_those_that_are_closed()
     try:
         import os
