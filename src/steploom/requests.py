@@ -10,7 +10,7 @@ import operator
 import os
 import secrets
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import NoneType
 from typing import Any, ClassVar, cast
 
@@ -190,6 +190,14 @@ class DiffusionRequest:
         other = copy.copy(self)
         object.__setattr__(other, "request_id", request_id)
         other._validate()
+        return other
+
+    def mapped(self, change: Callable[[Any], Any]) -> DiffusionRequest:
+        """A copy with ``change`` of all that may hold something else; ``generator`` stays as it is."""
+        params = {name: value if name == "generator" else change(value) for name, value in self.params.items()}
+        other = self.with_params(**params)
+        for name in ("prompt", "lora", "noise_scheduler", "cache"):
+            object.__setattr__(other, name, change(getattr(self, name)))
         return other
 
     def _validate(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from steploom.engine.buffers import kept
 from steploom.engine.core import EngineCore
 from steploom.engine.mailbox import Mailbox
 from steploom.engine.pictures import load_pictures
@@ -53,6 +54,8 @@ class RequestStream:
         with core.refusals(self._request):
             info = core.check(self._request)
             request = await load_pictures(self._request, info, core.config.max_pixels)
+            if not info.in_process:  # where it is read again whenever it begins, by workers
+                request = await kept(request)
         self._core = self._serving()
         self._mailbox = self._core.submit(request)
         return self
