@@ -172,6 +172,7 @@ def test_what_says_the_same_in_another_type_is_taken() -> None:
         ({"dtype": {"vae": "auto"}}, r"dtype\['vae'\]='auto': must be one of 'float32'"),
         ({"components": {"vae": 3}}, r"components\['vae'\]=3: must be a folder, a hub id or a file"),
         ({"group_offload": "leaf_level", "compile": True}, "group_offload='leaf_level' with compile=True"),
+        ({"max_batch": "auto", "batch_invariant": True}, "max_batch='auto' with batch_invariant=True.*give max_batch"),
     ],
 )
 def test_entries_and_what_does_not_go_together_are_refused(given: dict[str, Any], words: str) -> None:

@@ -102,8 +102,8 @@ class EngineConfig:
         tensor_parallel_size: Ranks that make up one worker, each with a part of the transformer's weights.
         ranks_meet_timeout_s: Seconds that ranks which have loaded may take to find each other.
         ranks_agree_timeout_s: Seconds within which all ranks have to fail at a forward at which one has failed.
-        batch_invariant: Fill merged forwards up to ``max_batch`` requests, so that a request's bits do not depend on
-            its company. A request for whose forward of that size there is no memory fails.
+        batch_invariant: Fill merged forwards up to ``max_batch`` requests and more, so that a request's bits do not depend
+            on its company. A request for whose forward of that size there is no memory fails.
         check_finite: A request in whose latents NaN or Inf comes up fails at that step, alone. Without it the pipeline
             goes on, as diffusers' own does, and may give a black image.
         compile: Compile the denoisers' repeated blocks, or a denoiser that names none as a whole; or a mapping of
@@ -255,6 +255,11 @@ class EngineConfig:
             raise ConfigError(
                 f"max_resident={self.max_resident}: must be at least max_batch={self.max_batch}, "
                 "since every request of a batch is resident; raise it, or leave it None"
+            )
+        if self.batch_invariant and self.max_batch == "auto":
+            raise ConfigError(
+                "max_batch='auto' with batch_invariant=True: every forward would be filled up to the most that 'auto' "
+                "allows; give max_batch the number of requests that you expect at once"
             )
         parallel.refuse(self)
 
