@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pathlib
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
+import bits_by_place
 import lora_files
 import pytest
 import tiny
 import torch
+from conformance.families import flux_2
 from driving import Driver, alone, config, distance, request, tensor_of
 
 from steploom.requests import DiffusionRequest
@@ -218,3 +224,109 @@ def test_a_module_that_takes_one_request_at_a_time_serves_each_by_itself() -> No
     for one in asked:
         assert torch.equal(tensor_of(finished[one.request_id].output), tensor_of(alone(tiny.sd3(), one)))
     assert any("one request at a time" in reason for reason in driver.runner.stats().kinds.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("sd3", 2),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in (("sd3", 4), ("sdxl", 2), ("flux", 2), ("wan", 4))),
+    ],
+)
+def test_bits_do_not_depend_on_the_place_where_two_threads_compute(name: str, most: int) -> None:
+    """Of six rows of float32 a second thread rounds the last two otherwise."""
+    line = [sys.executable, bits_by_place.__file__, name, "2", str(most)]
+    paths = [path for path in sys.path if path]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    found = json.loads(subprocess.run(line, capture_output=True, text=True, check=True, env=env).stdout)
+    assert found["same"] == [True] * most
+    assert found["shared"] == most, "forwards are shared all the same"
+    assert found["kinds"] == ["verified"]
+
+
+class Uneven:
+    """A tiny SD3 whose transformer gives each row other last bits by where it stands, as ``by_place`` says.
+
+    ``by_place`` gets the number of rows and the texts, and returns what is added to the places, from 0 on.
+    """
+
+    def __init__(self, by_place: Callable[[int, torch.Tensor], float]) -> None:
+        self.pipe, self.by_place = tiny.sd3(), by_place
+        self.rows: list[int] = []
+        self.pipe.transformer.register_forward_hook(self._after, with_kwargs=True)
+        self.driver = Driver(Runner.from_pipeline(self.pipe, config(batch_invariant=True, max_batch=2)))
+
+    def _after(self, module: Any, args: Any, kwargs: Any, result: Any) -> Any:
+        texts, (made, *others) = kwargs["encoder_hidden_states"], result
+        self.rows.append(len(made))
+        if len(made) == 2:
+            return result
+        each = self.by_place(len(made), texts) * torch.arange(len(made))
+        return (made + each.view(-1, 1, 1, 1), *others)
+
+    def draw(self, **asked: dict[str, Any]) -> list[torch.Tensor]:
+        """What comes of requests that run together."""
+        made = [request(name, own.pop("prompt", "a cat"), 1, **{**GUIDED, **own}) for name, own in asked.items()]
+        finished = self.driver.drain(made)
+        assert not [report.error for report in finished.values() if report.error]
+        return [tensor_of(finished[name].output) for name in asked]
+
+
+def test_where_a_block_of_rows_is_needed_forwards_hold_one() -> None:
+    def ragged(rows: int, texts: torch.Tensor) -> float:
+        return 1e-3 if rows % 8 else 0.0
+
+    company, lonely = Uneven(ragged), Uneven(ragged)
+    _, second = company.draw(a={}, b={"guidance_scale": 3.0})
+    (expected,) = lonely.draw(b={"guidance_scale": 3.0})
+    assert torch.equal(second, expected)
+    assert company.rows[-3:] == lonely.rows[-3:] == [8] * 3
+    assert company.driver.sharing("b")[-1] == 2
+
+
+def test_where_no_number_of_rows_will_do_each_runs_by_itself() -> None:
+    company = Uneven(lambda rows, texts: 1e-3)
+    first, second = company.draw(a={}, b={"guidance_scale": 3.0})
+    for made, own in ((first, {}), (second, {"guidance_scale": 3.0})):
+        one = request("one", "a cat", 1, **GUIDED, **own)
+        assert torch.equal(made, tensor_of(alone(tiny.sd3(), one)))
+    assert company.rows[-2:] == [2, 2]
+    assert company.driver.runner.stats().alone_calls["the bits of a row depend on its place"] >= 6
+
+
+def test_zeros_of_the_first_request_do_not_hide_how_rows_are_added_up() -> None:
+    def by_text(rows: int, texts: torch.Tensor) -> float:
+        return 1e-3 * texts.abs().mean().item()
+
+    nothing: dict[str, Any] = {
+        "prompt": None,
+        "prompt_embeds": torch.zeros(1, 32, 64),
+        "negative_prompt_embeds": torch.zeros(1, 32, 64),
+        "pooled_prompt_embeds": torch.zeros(1, 64),
+        "negative_pooled_prompt_embeds": torch.zeros(1, 64),
+    }
+    company = Uneven(by_text)
+    company.draw(first=dict(nothing))
+    something = {**nothing, "prompt_embeds": torch.ones(1, 32, 64)}
+    _, second = company.draw(a=dict(nothing), b=dict(something))
+    (expected,) = Uneven(by_text).draw(b=dict(something))
+    assert torch.equal(second, expected)
+
+
+def test_who_comes_first_does_not_decide_what_is_learned() -> None:
+    """FLUX.2 reads one row's position ids for all: beside a portrait of its area a landscape taught another lesson."""
+
+    def asked(name: str, height: int, width: int) -> DiffusionRequest:
+        size = {"height": height, "width": width, "max_sequence_length": 32, "text_encoder_out_layers": (0, 1, 2)}
+        return request(name, "a red circle", 1, num_inference_steps=2, guidance_scale=3.0, **size)
+
+    def drawn(*others: DiffusionRequest) -> Driver:
+        driver = Driver(Runner.from_pipeline(flux_2._dev(), config(batch_invariant=True, max_batch=3)))
+        driver.drain([asked("landscape", 32, 128), *others])
+        return driver
+
+    lonely, company = drawn(), drawn(asked("portrait", 128, 32), asked("like it", 32, 128))
+    images = [tensor_of(driver.finished["landscape"].output) for driver in (lonely, company)]
+    assert torch.equal(*images)
+    assert set(lonely.runner.stats().kinds.values()) == set(company.runner.stats().kinds.values()) == {"verified"}
+    assert company.sharing("landscape")[-1] == 2

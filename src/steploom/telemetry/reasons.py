@@ -13,6 +13,7 @@ REASONS = {
     "the merged call raised": "merged_call_failed",
     "merged differs from alone": "verification_failed",
     "rows depend on their mates": "verification_failed",
+    "the bits of a row depend on its place": "verification_failed",
     "an adapter reaches rows": "verification_failed",
     "the check raised": "verification_failed",
     "verification failed": "verification_failed",

@@ -13,9 +13,9 @@ from typing import Any
 
 from steploom.weave.alike import common_key, completed
 from steploom.weave.axes import Axes, AxisBook, guess
-from steploom.weave.calls import ModuleCall, has_opaque
+from steploom.weave.calls import ModuleCall
 from steploom.weave.counters import Counters
-from steploom.weave.fixed import Group, filled_up, own, too_large, tries
+from steploom.weave.fixed import Group, own
 from steploom.weave.forms import Facts
 from steploom.weave.forwards import Forwards
 from steploom.weave.machine_faults import is_out_of_memory, make_room
@@ -41,8 +41,6 @@ class Batches:
         counters: What is done is counted there.
         tell: Hears of probing and verification, which make a tick longer than others.
         wholes: What was split in this tick and the last one.
-        fixed: If given, every merged call has as many calls, of one row count and length: copies of the first one make
-            up for those that are missing. So the bits of a call do not depend on its company. 1: nothing is merged.
 
     Attributes:
         forwards: How the real modules are run.
@@ -50,16 +48,16 @@ class Batches:
         settle: Makes one finding of those of several ranks.
     """
 
-    def __init__(
-        self, counters: Counters, tell: Callable[[str], None], wholes: Wholes, fixed: int | None = None
-    ) -> None:
+    answers_alone = True
+    """Whether a call that was run by itself to learn its axes is answered by that."""
+
+    def __init__(self, counters: Counters, tell: Callable[[str], None], wholes: Wholes) -> None:
         self.forwards = Forwards()
         self.verdicts = Verdicts()
         self.settle: Callable[[Any], Any] = lambda found: found
         self._counters = counters
         self._tell = tell
         self._wholes = wholes
-        self._fixed = fixed
         self._axes = AxisBook()
         self._merger = Merger()
         self._names = KeyNames()
@@ -131,7 +129,7 @@ class Batches:
         calls = [call for _, call in group]
         made: Group = []
         for program, call in group:
-            found = completed(call, calls) if len(group) > 1 and self._fixed is None else None
+            found = completed(call, calls) if len(group) > 1 else None
             axes = None if found is None else self._axes.find(found[1])
             made.append((program, call if found is None or axes is None or axes.reason is not None else found[0]))
         return made
@@ -182,21 +180,17 @@ class Batches:
             return self._axes.put(call, Axes(guess(call)))
         self.run_members([(program, call)], "the batch axes were being learned")
         if program.fault is None:
-            started = time.perf_counter()
             self._tell(f"learning the batch axes of {call.target.name}")
-            axes = self._axes.probe(call, program.answer, program.doubled())
-            self._counters.warmup_s += time.perf_counter() - started
+            with self._counters.warming():
+                axes = self._axes.probe(call, program.answer, program.doubled())
             if axes.reason is not None:
                 log.warning("calls of %s are not merged: %s", call.target.name, axes.reason)
             self._key(program, call, axes)
-            return None if self._fixed is None else axes  # the answer of a call by itself has other bits
+            return None if self.answers_alone else axes
         return None
 
     def run_members(self, members: Group, reason: str = ONLY_ONE, branches: int | None = None) -> None:
         """Runs calls that share a key as one forward, if their kind of merge holds: end to end, or by branch."""
-        if self._fixed is not None:
-            self._run_fixed(members, reason)
-            return
         if len(members) == 1:
             self._run_alone(members, reason)
             return
@@ -223,23 +217,6 @@ class Batches:
                 self.run_members([members[i] for i in alike], refusal)
         else:
             self._run_alone(members, refusal)
-
-    def _run_fixed(self, members: Group, reason: str, *, failed: int = 0) -> None:
-        """Runs calls that share a key in merged calls of a fixed size, each with those that are exactly alike."""
-        size, (_, call) = self._fixed or 1, members[0]
-        axes = self._axes.find(call)
-        if size == 1 or axes is None or axes.reason is not None or call.language or has_opaque(call.structure):
-            self._run_alone(members, reason)
-            return
-        for chunk, filled in filled_up(members, size):
-            merged = self._merged(filled)
-            refusal = "the calls could not be put together" if merged is None else self.verdicts.refusal(merged)
-            if merged is None or refusal is not None:
-                self._run_alone(chunk, refusal or reason)
-                continue
-            if self._draft is not None:
-                self._draft.append((merged, filled, ""))
-            self._run_merged(merged, filled, failed=failed)
 
     def _merged(self, members: Group, branches: int | None = None) -> MergedCall | None:
         """The members' calls as one; None if they cannot be put together, which is no reason for anybody to fail."""
@@ -271,19 +248,17 @@ class Batches:
     def _passes(self, merged: MergedCall, members: Group, results: list[Any], failed: int) -> bool:
         """Checks the first merge of a kind. If it does not pass, its calls are run otherwise, here."""
         self._draft = None
-        started = time.perf_counter()
         self._tell(f"verifying merged calls of {merged.target.name}")
         try:
-            reason = self.settle(checked(merged, results, self.forwards.failed))
-            pins_apply = reason is not None and not merged.axes.pinned
-            pinned = frozenset[int](self.settle(sorted(pins(merged, results))) if pins_apply else ())
+            with self._counters.warming():
+                reason = self.settle(checked(merged, results, self.forwards.failed))
+                pins_apply = reason is not None and not merged.axes.pinned
+                pinned = frozenset[int](self.settle(sorted(pins(merged, results))) if pins_apply else ())
         except Exception as fault:
             if not is_out_of_memory(fault):
                 raise
             self._run_apart(merged, members, fault, failed + 1)  # nothing was found out: a smaller one may be checked
             return False
-        finally:
-            self._counters.warmup_s += time.perf_counter() - started
         if not pinned:
             self.verdicts.record(merged, reason)
         if reason is None:
@@ -300,31 +275,12 @@ class Batches:
         """A merged call failed: halves, down to single calls, so that only the culprit's request fails."""
         self._draft = None
         make_room(fault)
-        if self._fixed is not None and failed >= tries(fault):
-            self._give_up(merged, members, fault)
-            return
-        if self._fixed is not None:  # halves would have other bits
-            log.warning("%s runs again call by call: %s: %s", merged.target.name, type(fault).__name__, fault)
-            for member in own(members):
-                self._run_fixed([member], "a merged call failed", failed=failed)
-            return
         if is_out_of_memory(fault) and is_denoiser(merged.target.name):
             self._counters.overflowed(merged.total_rows)
         middle = len(members) // 2
         for half in (members[:middle], members[middle:]):
             self.run_members(half, "a merged call failed")
         self._refuse_if_innocent(merged, members, fault)
-
-    def _give_up(self, merged: MergedCall, members: Group, fault: Exception) -> None:
-        """A call with its own copies for company fails again and again: no smaller forward has its bits."""
-        program = members[0][0]
-        oom = is_out_of_memory(fault)
-        if oom or self.verdicts.known(merged):
-            program.fault = too_large(self._fixed or 1, fault) if oom else fault
-            self._counters.alone(merged.target.name, "a merged call failed")
-        else:  # nobody has bits of this kind yet
-            self._run_alone(members[:1], "a merged call failed")
-            self._refuse_if_innocent(merged, members, fault)
 
     def _refuse_if_innocent(self, merged: MergedCall, members: Group, fault: Exception) -> None:
         """Never merges this kind again if none of its calls was at fault."""

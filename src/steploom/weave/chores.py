@@ -8,6 +8,7 @@ from steploom.weave.batches import Batches, Group
 from steploom.weave.calls import ModuleCall
 from steploom.weave.counters import Counters
 from steploom.weave.encode_cache import EncodeCache
+from steploom.weave.invariant import InvariantBatches
 from steploom.weave.program import Program
 from steploom.weave.wholes import Wholes
 
@@ -21,16 +22,18 @@ class Chores:
     Args:
         cache: Of text-encoder results.
         tell: Hears of verification; on the thread that answers.
-        fixed: As of :class:`~steploom.weave.batches.Batches`.
+        merging: Whether calls share forwards.
 
     Attributes:
         batches: What is known about merging them.
         counters: What was done since these were absorbed last.
     """
 
-    def __init__(self, cache: EncodeCache, tell: Callable[[str], None], fixed: int | None = None) -> None:
+    def __init__(self, cache: EncodeCache, tell: Callable[[str], None], *, merging: bool = True) -> None:
         self.counters = Counters()
-        self.batches = Batches(self.counters, tell, Wholes(), fixed)
+        self.batches = (
+            Batches(self.counters, tell, Wholes()) if merging else InvariantBatches(self.counters, tell, Wholes(), 1)
+        )
         self._cache = cache
 
     def answer(self, group: Group) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import time
+from collections.abc import Generator
 
 from steploom.protocol import RequestReport, RunnerOutput
 from steploom.weave.order import is_denoiser
@@ -43,6 +46,15 @@ class Counters:
         """A tick begins."""
         self.forward_s = self.chores_s = self.warmup_s = 0.0
         self.alone_this_tick, self.too_many_rows = {}, 0
+
+    @contextlib.contextmanager
+    def warming(self) -> Generator[None]:
+        """What is done within belongs to no request."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.warmup_s += time.perf_counter() - started
 
     def forward(self, name: str, requests: int) -> None:
         """A forward of the component ``name`` carried ``requests`` requests."""

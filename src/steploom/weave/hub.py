@@ -20,6 +20,7 @@ from steploom.weave.calls import ModuleCall
 from steploom.weave.chores import Chores
 from steploom.weave.counters import Counters
 from steploom.weave.encode_cache import EncodeCache
+from steploom.weave.invariant import InvariantBatches
 from steploom.weave.order import CallOrder, is_denoiser
 from steploom.weave.program import Program
 from steploom.weave.wholes import Wholes
@@ -61,10 +62,14 @@ class Hub:
         self.counters = Counters()
         self._wholes = Wholes()
         self._invariant = invariant
-        self.batches = Batches(self.counters, tell, self._wholes, most if invariant else None)
+        self.batches = (
+            InvariantBatches(self.counters, tell, self._wholes, most or 1)
+            if invariant
+            else Batches(self.counters, tell, self._wholes)
+        )
         self._news: list[str] = []
         self._tell = tell
-        self.chores = Chores(self.cache, self._news.append, 1 if invariant else None)
+        self.chores = Chores(self.cache, self._news.append, merging=not invariant)
         self.aside = aside(self.chores.answer)
         self._order = CallOrder()
         self._most = math.inf if most is None else most

@@ -230,6 +230,16 @@ def _in_other_company(merged: MergedCall, watched: int, kept: frozenset[int]) ->
     return merged.run(leaves)[watched]
 
 
+def other_numbers(merged: MergedCall) -> list[list[Leaf]]:
+    """Leaves for a merged call of copies of one call: copies again, with other numbers in place of zeros, too."""
+    noise = torch.Generator().manual_seed(0)
+    own = [
+        leaf if i in merged.axes.pinned or _holds_integers(leaf) else _replaced(leaf, axis, noise)
+        for i, (leaf, axis) in enumerate(zip(merged.leaves[0], merged.input_axes, strict=True))
+    ]
+    return [own] * len(merged.calls)
+
+
 def _holds_integers(leaf: Leaf) -> bool:
     tensors = leaf if isinstance(leaf, list) else [leaf]
     return bool(tensors) and not any(t.is_floating_point() or t.is_complex() for t in tensors)
