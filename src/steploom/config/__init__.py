@@ -102,7 +102,7 @@ class EngineConfig:
         tensor_parallel_size: Ranks that make up one worker, each with a part of the transformer's weights.
         ranks_meet_timeout_s: Seconds that ranks which have loaded may take to find each other.
         ranks_agree_timeout_s: Seconds within which all ranks have to fail at a forward at which one has failed.
-        batch_invariant: Fill merged forwards up to ``max_batch`` requests and more, so that a request's bits do not depend
+        batch_invariant: Fill merged forwards up, beyond ``max_batch`` requests, so that a request's bits do not depend
             on its company. A request for whose forward of that size there is no memory fails.
         check_finite: A request in whose latents NaN or Inf comes up fails at that step, alone. Without it the pipeline
             goes on, as diffusers' own does, and may give a black image.
