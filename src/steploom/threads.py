@@ -49,5 +49,7 @@ class Threads:
 
 PICTURES = Threads("pictures", 8)
 """Reads the pictures of requests. Of these some are the application's own objects, which may take their time."""
+BUFFERS = Threads("buffers", 2)
+"""Copies large arguments; more at a time would only share the memory's speed."""
 SERVING = Threads("serving", 16)
 """Reads what comes over HTTP, and writes the answers."""

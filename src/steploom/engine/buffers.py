@@ -10,19 +10,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, cast
 
-from anyio import CapacityLimiter, to_thread
-from anyio.lowlevel import RunVar
-
 from steploom.media.pictures import DEEPEST, is_image, is_tensor, shape_of
 from steploom.requests import DiffusionRequest
+from steploom.threads import BUFFERS
 
 LARGE = 1 << 20
 """Bytes that are sooner copied than handed to a thread."""
-
-
-_THREADS = 2
-"""That copy large ones at a time; more would only share the memory's speed."""
-_limiter: RunVar[CapacityLimiter] = RunVar("steploom buffers")
 
 
 async def kept(request: DiffusionRequest) -> DiffusionRequest:
@@ -36,11 +29,7 @@ async def kept(request: DiffusionRequest) -> DiffusionRequest:
     copy = partial(request.mapped, partial(_copied, made={}))
     if sum(map(_bytes, _buffers(dict(request.params)))) <= LARGE:
         return copy()
-    limiter = _limiter.get(None)
-    if limiter is None:
-        limiter = CapacityLimiter(_THREADS)
-        _limiter.set(limiter)
-    return await to_thread.run_sync(copy, limiter=limiter)
+    return await BUFFERS.run(copy)
 
 
 def _buffers(value: Any, depth: int = 0) -> Iterator[Any]:
