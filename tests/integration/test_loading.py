@@ -313,6 +313,24 @@ def test_folders_and_files_that_are_no_models_are_told_apart(tiny_model: Path, t
     assert refusal(tmp_path / "odd.safetensors").startswith("base_model=None: it is not known which model")
 
 
+def test_a_pipeline_of_one_s_own_has_no_other_tasks(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    shutil.copytree(tiny_model, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": ["own_pipeline", "OwnPipeline"]}))
+    (folder / "own_pipeline.py").write_text("raise SystemExit('nobody trusts this')")
+    for trusted in (False, True):
+        said = refusal(folder, task="text-to-image", trust_remote_code=trusted)
+        assert said.startswith("task='text-to-image': model=")
+        assert said.endswith("leave task out")
+
+
+def test_offline_a_single_file_asks_for_what_it_does_not_hold(single_file: Path) -> None:
+    said = refusal(single_file, local_files_only=True)
+    assert said.startswith("base_model=None: model=")
+    assert "is one file" in said
+
+
 def test_a_given_pipeline_is_never_modified() -> None:
     pipe = tiny.sd3()
     for settings in (

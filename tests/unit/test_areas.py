@@ -19,7 +19,7 @@ PICTURES = ("image", "mask_image", "ip_adapter_image", "video")
 PARAMETERS = [
     *(Parameter(name, kind="number") for name in NUMBERS),
     *(Parameter(name, kind="picture") for name in PICTURES),
-    *map(Parameter, ("prompt", "latents", "pyramid_num_inference_steps_list")),
+    *map(Parameter, ("prompt", "latents", "pyramid_num_inference_steps_list", "timesteps", "sigmas")),
 ]
 LIMITS = EngineConfig(max_pixels=64 * 64, max_steps=10, max_images=4, max_frames=9)
 SIZED = {"default_size": (128, 128)}
@@ -60,6 +60,8 @@ def check(info: dict[str, Any], **params: Any) -> None:
         ({}, {"video": np.zeros((2, 5, 8, 8, 3), np.float32)}, "video", "video: 10 pictures, at most 9 .*max_frames"),
         ({}, {"frames": 10}, "frames", "frames=10: at most 9 frames"),
         ({"default_frames": 10}, {}, "num_frames", "num_frames=10: at most 9 frames"),
+        ({"default_steps": 50}, {}, "num_inference_steps", "num_inference_steps=50: at most 10"),
+        ({"default_steps": 50}, {"timesteps": [*range(11)]}, "timesteps", "timesteps: 11 steps: at most 10"),
         ({}, {"layers": 5}, "layers", "layers=5: at most 4 images"),
         ({}, {"pyramid_num_inference_steps_list": [4, 4, 4]}, "pyramid_num_inference_steps_list", ": 12 steps: at"),
     ],
@@ -86,6 +88,8 @@ def test_more_pixels_than_allowed_are_refused(info: Any, params: Any, field: str
         ({"enlarges": 4.0}, {"video": [SMALL]}),  # which is brought to width and height
         ({}, {"image": [SMALL] * 4, "video": [SMALL] * 9, "frames": 9}),
         ({}, {"frames": 2, "layers": 4}),
+        ({"default_steps": 50}, {"timesteps": [999, 500, 1]}),
+        ({"default_steps": 50}, {"sigmas": np.linspace(1, 0.1, 10)}),
         ({}, {"pyramid_num_inference_steps_list": [3, 3, 4]}),
     ],
 )

@@ -152,7 +152,8 @@ def _length(value: Any) -> int:
 
 def _steps(request: DiffusionRequest, info: PipelineInfo) -> Iterator[tuple[str, int]]:
     """All that says how many steps there will be, and how many that is."""
-    yield STEPS, request.params.get(STEPS) or info.default_steps or 1
+    listed = any(isinstance(request.params.get(name), Sized) for name in STEP_LISTS)
+    yield STEPS, request.params.get(STEPS) or (not listed and info.default_steps) or 1
     for name, value in request.params.items():
         if (name.endswith(STEPS) or name == _MORE_STEPS) and isinstance(value, int):
             yield name, value

@@ -18,7 +18,9 @@ _TELLING = (OSError, ValueError, ImportError)
 """What is raised with a sentence."""
 
 _NO_LIBRARY = "is not one of the libraries"
-"""What diffusers says of an index that names a library of somebody's, without code in the folder."""
+_NO_TASK = "AutoPipeline can't find a pipeline linked to"
+"""What diffusers says of an index that names a library of somebody's, without code in the folder; and where a task is
+asked for of a pipeline of somebody's."""
 
 _NO_CLASS = re.compile(r"module diffusers has no attribute (\w+)")
 
@@ -102,6 +104,11 @@ def _mend(config: EngineConfig, error: BaseException, said: str) -> str:
             "HF_TOKEN), or give a folder"
         )
     if config.local_files_only and "LocalEntryNotFoundError" in kinds:
+        if config.base_model is None and sources.find(config.model).kind == "file":
+            return (
+                f"base_model=None: {model} is one file, and what it does not hold is not in the hub's cache; give the "
+                "folder, in diffusers layout, of a model of the same kind, or local_files_only=False"
+            )
         return (
             f"local_files_only=True: {model} is not, or not completely, in the hub's cache; load it once with "
             "local_files_only=False, or give a folder"
@@ -110,6 +117,10 @@ def _mend(config: EngineConfig, error: BaseException, said: str) -> str:
         return (
             f"{model}: is no folder here, is not in the hub's cache, and the hub cannot be reached; check the "
             f"spelling and the network (HF_ENDPOINT, proxies), or give a folder ({said})"
+        )
+    if config.task is not None and _NO_TASK in said:
+        return (
+            f"task={config.task!r}: {model} is a pipeline of its own, of which no other task is known; leave task out"
         )
     if isinstance(error, ImportError):
         return f"{model}: needs a package that is not installed or does not import: {said}"
