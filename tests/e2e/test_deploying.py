@@ -139,7 +139,10 @@ def test_the_page_knows_the_settings(tmp_path: pathlib.Path, monkeypatch: pytest
     others = {"--gpus", "--rm", "--help", "--save"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE)) - others <= words
     variables = {variable for option in options.values() for variable in option.variables}
-    assert set(re.findall(r"STEPLOOM_[A-Z_]+[A-Z]", PAGE)) <= variables | {"STEPLOOM_VAE_TILING"}
+    assert set(re.findall(r"STEPLOOM_[A-Z_]+[A-Z]", PAGE)) <= variables | {
+        "STEPLOOM_VAE_TILING",
+        "STEPLOOM_MEMORY_SHARE",
+    }
     (example,) = re.findall(r"```toml\n(.*?)```", PAGE, re.S)
     (tmp_path / "serve.toml").write_text(example.replace('"./my-sd3"', '"demo"'))
     monkeypatch.chdir(tmp_path)

@@ -104,15 +104,7 @@ def _mend(config: EngineConfig, error: BaseException, said: str) -> str:
             "HF_TOKEN), or give a folder"
         )
     if config.local_files_only and "LocalEntryNotFoundError" in kinds:
-        if config.base_model is None and sources.find(config.model).kind == "file":
-            return (
-                f"base_model=None: {model} is one file, and what it does not hold is not in the hub's cache; give the "
-                "folder, in diffusers layout, of a model of the same kind, or local_files_only=False"
-            )
-        return (
-            f"local_files_only=True: {model} is not, or not completely, in the hub's cache; load it once with "
-            "local_files_only=False, or give a folder"
-        )
+        return _not_cached(config, model)
     if kinds & set(_UNREACHABLE):
         return (
             f"{model}: is no folder here, is not in the hub's cache, and the hub cannot be reached; check the "
@@ -126,6 +118,11 @@ def _mend(config: EngineConfig, error: BaseException, said: str) -> str:
         return f"{model}: needs a package that is not installed or does not import: {said}"
     if found := _NO_CLASS.search(said):
         return f"{model}: {indexes.unknown_class(found[1])}"
+    return _unexplained(config, model, said)
+
+
+def _unexplained(config: EngineConfig, model: str, said: str) -> str:
+    """What was said, with what can be seen in the model's folder."""
     source = sources.find(config.model)
     folder = Path(source.name) if source.kind == "folder" else None
     if folder is not None and config.variant is None and (variants := indexes.variants(folder)):
@@ -133,6 +130,18 @@ def _mend(config: EngineConfig, error: BaseException, said: str) -> str:
     lacking = indexes.missing(folder) if folder is not None else []
     hint = f" (it has no folder {' nor '.join(lacking)}, which its {sources.INDEX} lists)" if lacking else ""
     return f"{model}: could not be loaded: {said}{hint}"
+
+
+def _not_cached(config: EngineConfig, model: str) -> str:
+    if config.base_model is None and sources.find(config.model).kind == "file":
+        return (
+            f"base_model=None: {model} is one file, and what it does not hold is not in the hub's cache; give the "
+            "folder, in diffusers layout, of a model of the same kind, or local_files_only=False"
+        )
+    return (
+        f"local_files_only=True: {model} is not, or not completely, in the hub's cache; load it once with "
+        "local_files_only=False, or give a folder"
+    )
 
 
 def _kinds(error: BaseException | None) -> set[str]:
