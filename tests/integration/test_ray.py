@@ -24,7 +24,7 @@ from processes import gone
 from scripted_runner import Gate
 
 from steploom import AsyncDiffusionEngine, EngineConfig, EngineObserver
-from steploom.errors import ConfigError, EngineDead, WorkerDied
+from steploom.errors import ConfigError, EngineDead, EngineError, WorkerDied
 
 ray = pytest.importorskip("ray")
 
@@ -171,7 +171,7 @@ async def test_workers_are_added_and_removed_and_nothing_is_left(site: RaySite, 
             two = await engine.collective_rpc("pid")
             assert {nodes.home(pid) for pid in two} <= set(nodes.raylets)
             assert await engine.collective_rpc("device") == ["auto", "auto"], "not the second one: it sees one only"
-            with pytest.raises(EngineDead, match=r"has found no place.*needs CPU 1, GPU 1; .*GPU 2 \(0 free\)"):
+            with pytest.raises(EngineError, match=r"has found no place.*needs CPU 1, GPU 1; .*GPU 2 \(0 free\)"):
                 await engine.scale(3)
             assert engine.workers == ["serves", "serves"]
             await engine.scale(1)
