@@ -138,6 +138,7 @@ def test_doctor_draws_with_each_executor(tmp_path: pathlib.Path) -> None:
     assert re.search(r"executor inproc .* drew an image", done.stdout)
 
 
+@pytest.mark.slow
 def test_a_closed_standard_input_is_no_fault(tmp_path: pathlib.Path) -> None:
     """As a service manager may leave it. The first socket of the event loop took its number, and ended the process."""
     command = [*STEPLOOM, "generate", PROMPT, "-o", "a.png", "--steps", "1", "--backend", "inproc", *QUICK]

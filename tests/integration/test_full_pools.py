@@ -53,6 +53,7 @@ async def test_workers_start_and_are_replaced(site: Site) -> None:
         assert (await engine.generate("b", seed=1, num_inference_steps=6)).output == expected("b")
 
 
+@pytest.mark.slow
 async def test_pictures_are_read_and_answers_decoded(tmp_path: Path) -> None:
     file, own = io.BytesIO(), {"costs_file": str(tmp_path / "costs"), "torch_threads": 1}
     Image.new("RGB", (32, 32), "red").save(file, "PNG")
