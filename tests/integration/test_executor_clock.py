@@ -26,7 +26,7 @@ class ScriptedThread(InprocExecutor):
     runner = "scripted_runner:make"
 
 
-@pytest.fixture(params=[ScriptedProcess, ScriptedThread], ids=["mp", "inproc"])
+@pytest.fixture(params=[ScriptedProcess, pytest.param(ScriptedThread, marks=pytest.mark.slow)], ids=["mp", "inproc"])
 def kind(request: pytest.FixtureRequest) -> type[DiffusionExecutor]:
     return request.param
 

@@ -147,6 +147,7 @@ def test_the_next_forward_has_the_memory_of_the_one_that_failed(most: int, caplo
     assert not any(short.left)
 
 
+@pytest.mark.slow
 def test_mates_have_the_memory_of_a_call_that_failed_by_itself() -> None:
     full: list[int] = []
 
@@ -160,7 +161,7 @@ def test_mates_have_the_memory_of_a_call_that_failed_by_itself() -> None:
     assert short.left == [False] * 4
 
 
-@pytest.mark.parametrize("invariant", [False, True])
+@pytest.mark.parametrize("invariant", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("part", [pytest.param("transformer", marks=pytest.mark.slow), "text_encoder", "vae.decoder"])
 def test_a_call_by_itself_is_tried_again(part: str, invariant: bool) -> None:
     pipe = tiny.sd3()
