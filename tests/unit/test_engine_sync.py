@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import sys
@@ -208,6 +209,16 @@ def _call(engine: DiffusionEngine, function: Any) -> None:
         function()
 
     engine._thread.call(run)
+
+
+def test_a_loop_that_cannot_be_made_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("asyncio.events.new_event_loop", full)
+    with pytest.raises(OSError, match="Too many open files"):
+        blocking()
+    assert "steploom loop" not in [thread.name for thread in threading.enumerate()]
 
 
 @pytest.mark.parametrize("ending", ["pass", "del engine", "raise SystemExit(3)"])

@@ -1,11 +1,16 @@
-"""asked, answered: calls of other people's code, whose cancellations may be nobody's, and whose answers no answers."""
+"""asked, answered, called: other people's code, whose cancellations may be nobody's, and whose answers no answers."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
+import threading
+import traceback
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from functools import partial
+from types import FrameType
+from typing import Any, TypeVar, cast
 
 import anyio
 
@@ -19,16 +24,16 @@ async def asked(call: Callable[..., Awaitable[T]], *args: Any) -> T:
 
     A future that a library has cancelled raises ``CancelledError`` in whoever awaits it. Nobody wants the task to end
     then, and task groups, which cannot tell, would end with it in silence; as they would with ``GeneratorExit``, and
-    with a group of such.
+    with a group of such; and the event loop, with all that it runs, with ``SystemExit``.
 
     Raises:
         RuntimeError: It raised ``CancelledError``, and nobody had cancelled this task; or something else that is no
-            ``Exception``. ``SystemExit`` and ``KeyboardInterrupt`` are the process's, mostly a signal's, and go on.
+            ``Exception``, and no signal's: that is meant for the process, and goes on.
     """
     task = asyncio.current_task()
     try:
         return await call(*args)
-    except (Exception, SystemExit, KeyboardInterrupt):
+    except Exception:
         raise
     except asyncio.CancelledError as error:
         if _cancelled():
@@ -36,9 +41,46 @@ async def asked(call: Callable[..., Awaitable[T]], *args: Any) -> T:
         said = f": {error}" if str(error) else ""
         raise RuntimeError(f"{_name(call)}() raised CancelledError{said}, though nobody had cancelled it") from error
     except BaseException as error:
-        if not _runs(task):  # it is being closed from outside, with the event loop
+        if is_signals(error) or not _runs(task):  # or it is being closed from outside, with the event loop
             raise
         raise RuntimeError(f"{_name(call)}() raised {raised(error)}") from error
+
+
+def called(call: Callable[..., T], *args: Any) -> T:
+    """What ``call`` returns, which nobody awaits.
+
+    Raises:
+        RuntimeError: It raised what is no ``Exception``, and no signal's.
+    """
+    try:
+        return call(*args)
+    except Exception:
+        raise
+    except BaseException as error:
+        if is_signals(error):
+            raise
+        raise RuntimeError(f"{_name(call)}() raised {raised(error)}") from error
+
+
+def is_signals(error: BaseException) -> bool:
+    """Whether a signal's handler has raised this, in whatever the main thread was at: it is to end the process.
+
+    So is every ``KeyboardInterrupt`` there. Anything else tells by its traceback: Python gives a handler the frame that
+    it has interrupted, from which it looks called.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    if isinstance(error, KeyboardInterrupt):
+        return True
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(_holds(handler, interrupted) for interrupted, handler in itertools.pairwise(frames))
+
+
+def _holds(frame: FrameType, other: FrameType) -> bool:
+    """Whether ``other`` is among what ``frame`` was given."""
+    values = list(frame.f_locals.values())
+    many = [cast("tuple[object, ...]", value) for value in values if type(value) is tuple]  # ``*args``
+    return any(value is other for value in itertools.chain(values, *many))
 
 
 async def answered(kind: type[T], call: Callable[..., Awaitable[object]], *args: Any) -> T:
@@ -56,6 +98,8 @@ async def answered(kind: type[T], call: Callable[..., Awaitable[object]], *args:
 
 def _name(call: Callable[..., object]) -> str:
     """``Class.method``, where it is a method of an object."""
+    while isinstance(call, partial):
+        call = call.func
     whose, name = getattr(call, "__self__", None), getattr(call, "__name__", "a call")
     return name if whose is None else f"{type(whose).__name__}.{name}"
 

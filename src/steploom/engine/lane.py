@@ -99,19 +99,23 @@ class Lane:
         """A fault has ended a loop: what the worker held is replayed by others, if there can be others."""
         if isinstance(error, EngineError) and self.recovery.fault is not None:
             return  # The other loops met it, too.
-        if not (isinstance(error, EngineError) and self.recovery.begin(error)):
+        try:
+            fault = error if isinstance(error, EngineError) and self.recovery.begin(error) else None
+        except Exception as another:  # noqa: BLE001 - the executor's boundary: it cannot even be told
+            fault, error = None, another
+        if fault is None:
             self._core.die(error)
             return
-        log.warning("worker %d is lost, and is being replaced: %s", self.worker, error)
+        log.warning("worker %d is lost, and is being replaced: %s", self.worker, fault)
         self._lost.set()
         self._loops.cancel()
         if self.ticking.forget():
             self.recovery.fruitful()
         scheduler = self.ticking.scheduler
         if isinstance(scheduler, Member):
-            self._tell(scheduler.die(cause(error)))
+            self._tell(scheduler.die(cause(fault)))
         else:
-            self._tell(scheduler.restart(None, cause(error)))
+            self._tell(scheduler.restart(None, cause(fault)))
 
     def _tell(self, events: list[Event]) -> None:
         for event in events:

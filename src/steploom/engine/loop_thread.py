@@ -26,6 +26,9 @@ class LoopThread:
 
     Not ``start_blocking_portal``: its thread is waited for when the interpreter ends, before any clean-up may run, so
     that a script that forgot ``close()`` would hang. This one is a daemon.
+
+    Raises:
+        OSError: The system has no event loop for it (no file descriptors are left); or whatever else prevents one.
     """
 
     def __init__(self) -> None:
@@ -33,10 +36,18 @@ class LoopThread:
         self._stopped = False
         self._last: Callable[[], Awaitable[object]] = anyio.lowlevel.checkpoint
         portal: Future[BlockingPortal] = Future()
-        target, name = anyio.run, "steploom loop"
-        self._thread = threading.Thread(target=target, args=(self._serve, portal), name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(portal,), name="steploom loop", daemon=True)
         self._thread.start()
         self._portal = portal.result()
+
+    def _run(self, ready: Future[BlockingPortal]) -> None:
+        """The thread: a loop that cannot be made is the failure of whoever waits for it, and no one else's."""
+        try:
+            anyio.run(self._serve, ready)
+        except BaseException as error:
+            if ready.done():
+                raise
+            ready.set_exception(error)
 
     async def _serve(self, ready: Future[BlockingPortal]) -> None:
         self._loop, self._leaving = asyncio.get_running_loop(), anyio.Event()
@@ -79,12 +90,15 @@ class LoopThread:
         """
         self._check()
         tasks: list[asyncio.Task[Any]] = []
+        exits: list[BaseException] = []
         done = threading.Event()
 
-        async def run() -> T:
+        async def run() -> T | None:
             tasks.append(cast("asyncio.Task[Any]", asyncio.current_task()))
             try:
                 return await function()
+            except (SystemExit, KeyboardInterrupt) as error:  # would end the loop, and everybody's calls with it
+                exits.append(error)
             finally:
                 done.set()
 
@@ -92,7 +106,7 @@ class LoopThread:
             await anyio.lowlevel.checkpoint()  # Whatever was started before this has begun by now.
             return any(task.cancel() for task in tasks)
 
-        future: Future[T] | None = None
+        future: Future[T | None] | None = None
         try:
             future = self._portal.start_task_soon(run)
             # A plain lock: a Condition, as result() has one, was seen to hang after a signal handler had raised in it.
@@ -100,7 +114,10 @@ class LoopThread:
             over.acquire()
             future.add_done_callback(lambda _: over.release())
             over.acquire()
-            return future.result()
+            answer = future.result()
+            for exit_ in exits:
+                raise exit_
+            return cast("T", answer)
         except BaseException as error:  # Also one of a signal handler, which may come before there is a future.
             if future is None and isinstance(error, RuntimeError) and self._over:
                 raise EngineNotRunning("the engine is closed: make a new one") from None

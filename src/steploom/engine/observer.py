@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from steploom.engine.asked import called
 from steploom.errors import EngineError, RequestError, SteploomError
 from steploom.protocol import PipelineInfo, RunnerOutput, SchedulerOutput
 from steploom.requests import DiffusionOutput, DiffusionRequest
@@ -97,7 +98,7 @@ class Observers(list[EngineObserver], EngineObserver):
     def _tell(self, method: str, *what: object) -> None:
         for observer in list(self):
             try:
-                getattr(observer, method)(*what)
+                called(getattr(observer, method), *what)
             except Exception:  # the observer's boundary: recorded, and no request is hurt
                 log.exception("observer %r raised, and is told nothing more", observer)
                 self.remove(observer)

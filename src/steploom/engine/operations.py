@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import anyio
 import msgspec
 
+from steploom.engine.asked import called
 from steploom.engine.observer import EngineObserver
 from steploom.errors import EngineError, EngineNotRunning, InvalidRequest, RequestCancelled, RequestError, SteploomError
 from steploom.protocol import SchedulerOutput
@@ -163,8 +164,12 @@ class Operations:
         for output in core.residents.take_lapsed():
             if output.worker >= len(core.lanes):
                 continue  # it has left
-            with contextlib.suppress(SteploomError):  # lost by its worker; or the next tick says so
-                core.executor.amend(output)
+            try:
+                called(core.executor.amend, output)
+            except SteploomError:  # lost by its worker; or the next tick says so
+                continue
+            except Exception as error:  # noqa: BLE001 - the executor's boundary: not the fault of whoever has left
+                core.die(error)
 
     def resume(self) -> None:
         """Lets ticks begin, and requests in. Who waits for a pause or a drain waits no longer."""

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 
 from steploom.config import EngineConfig
+from steploom.engine.asked import asked, called
 from steploom.engine.mailbox import fresh
 from steploom.engine.observer import Observers
 from steploom.errors import EngineDead, EngineError, SteploomError, WorkerDied, words_of
@@ -56,7 +57,7 @@ class Recovery:
 
     def begin(self, fault: EngineError) -> bool:
         """Gives up the worker that a fault has struck; whether it can be replaced."""
-        if not self._executor.discard(fault, *self._which):
+        if not called(self._executor.discard, fault, *self._which):
             return False
         self.fault = fault
         self._observers.on_fault(fault)
@@ -88,7 +89,7 @@ class Recovery:
             await anyio.sleep(self._backoff_s())
             self._starts += 1
             try:
-                await self._executor.recover(*self._which)
+                await asked(self._executor.recover, *self._which)
                 await resume()
                 break
             except (SteploomError, OSError) as error:
@@ -108,7 +109,7 @@ class Recovery:
     def _check(self, failures: int, error: Exception) -> None:
         """Gives up after too many failed starts."""
         if isinstance(error, EngineError):
-            self._executor.discard(error, *self._which)
+            called(self._executor.discard, error, *self._which)
         if failures > self._config.max_retries and not self.hopeless:
             self.hopeless = True
             self._on_hopeless()

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 import anyio.lowlevel
 
-from steploom.engine.asked import answered
+from steploom.engine.asked import answered, called
 from steploom.engine.flights import Flights
 from steploom.engine.observer import Observers
 from steploom.engine.operations import Operations
@@ -130,7 +130,7 @@ class Ticking:
             if (amendment := self.scheduler.amend()) is not None:
                 flight.amendments.append(amendment)
                 self._observers.on_schedule(amendment, time.monotonic())
-                self._executor.amend(amendment)
+                called(self._executor.amend, amendment)
 
     async def _wait_for_work(self) -> None:
         """Returns when there is something to schedule. The event loop gets a turn in every tick, whatever runs it."""
