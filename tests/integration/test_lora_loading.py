@@ -210,16 +210,6 @@ def test_a_compiled_denoiser_runs_requests_with_adapters_uncompiled(files: dict[
         assert distance(finished[r.request_id].output, lora_files.alone_with_lora(tiny.sd3, r)) <= 1e-4
 
 
-def test_offloaded_models_refuse_adapters(files: dict[str, str]):
-    pipe = tiny.sd3()
-    pipe.transformer.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
-    runner = Runner.from_pipeline(pipe, config())
-    assert "offloaded" in (runner.info.no_lora or "")
-    finished = Driver(runner).drain([request("a", "a cat", 1, lora=files["a"], **TEXT)])
-    assert finished["a"].error.kind == "InvalidRequest"
-    assert "transformer is offloaded, or has a forward that was set on an object" in finished["a"].error.message
-
-
 def test_weights_with_fused_adapters_are_left_alone(files: dict[str, str]):
     """PEFT takes fused adapters out of the weights, in place, when another is loaded beside them."""
     pipe = lora_files.adapted(tiny.sd3(), ((files["a"], 1.0),))

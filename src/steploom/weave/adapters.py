@@ -14,10 +14,10 @@ from typing import Any
 from torch import nn
 
 from steploom.errors import GenerationFailed, InvalidRequest
-from steploom.weave import untyped
+from steploom.weave import offloading, untyped
 from steploom.weave.blend import Adapted, Blend, Part, View, activate, graft
 from steploom.weave.compiled import is_compiled
-from steploom.weave.shared import SharedModule, clone_tree, pliable, twin
+from steploom.weave.shared import SharedModule, clone_tree, twin
 from steploom.weave.structure import Token
 
 
@@ -35,11 +35,6 @@ class Adapter:
     parts: dict[str, Part]
     whole: dict[str, nn.Module] = dataclasses.field(default_factory=dict[str, nn.Module])
 
-
-_UNCLONABLE = (
-    "is offloaded, or has a forward that was set on an object, so that adapters would not follow it; serve the model "
-    "without that"
-)
 
 Chosen = Sequence[tuple[Adapter, float]]
 """Adapters and their scales, in the order in which ``set_adapters`` is given them."""
@@ -75,7 +70,28 @@ def load(pipeline: Any, shared: Mapping[str, SharedModule], where: tuple[str, st
     if not parts and not changed:
         names = ", ".join(shared)
         raise InvalidRequest(f"has no weights for any of {type(pipeline).__name__}'s {names}", field="lora")
+    for component, part in parts.items():
+        _refuse_by_leaves(shared[component], part, odd=component in odd)
+        if component not in changed | odd:
+            _let_go(part)
     return Adapter(number, parts, {component: trees[component] for component in changed | odd})
+
+
+def _refuse_by_leaves(shared: SharedModule, part: Part, *, odd: bool) -> None:
+    """Refuses what reads a layer's weights before that layer brings them to the device, as for diffusers alone."""
+    embeds = any(getattr(layer, "lora_embedding_A", None) for layer in part.layers.values())
+    if offloading.by_leaves(shared.origin) and (odd or embeds or not part.plain):
+        raise InvalidRequest(
+            f"is for {shared.name} a DoRA, a LoKr or the like, which reads weights outside of their layer's call, and "
+            "with group_offload='leaf_level' they are on the device during that alone; serve with 'block_level'",
+            field="lora",
+        )
+
+
+def _let_go(part: Part) -> None:
+    """Forgets the layers that an adapter was loaded around: where they are offloaded, theirs become other tensors."""
+    for layer in part.layers.values():
+        layer._modules["base_layer"] = None
 
 
 def part_of(tree: nn.Module, name: str) -> Part:
@@ -91,8 +107,9 @@ def refusal(pipeline: Any) -> str | None:
     if not untyped.has_peft():
         return "LoRA needs the package peft; pip install 'steploom[lora]'"
     for component, module in untyped.modules_of(pipeline).items():
-        if not pliable(getattr(module, "_orig_mod", module)):
-            return f"{component} {_UNCLONABLE}"
+        why = _unclonable(getattr(module, "_orig_mod", module))
+        if why is not None:
+            return f"{component} {why}"
         if any(getattr(layer, "merged_adapters", None) for layer in untyped.tuner_layers(module).values()):
             # PEFT takes fused adapters out, in place, before it loads another: out of the application's own weights.
             return (
@@ -100,6 +117,17 @@ def refusal(pipeline: Any) -> str | None:
                 "pipe.unload_lora_weights() after pipe.fuse_lora(): the weights stay fused"
             )
     return None
+
+
+def _unclonable(module: nn.Module) -> str | None:
+    """Why adapters cannot be put on clones of a module; None if they can."""
+    odd = [part for part in module.modules() if "forward" in part.__dict__ and not offloading.only_offloaded(part)]
+    if odd:
+        return (
+            f"has a forward that was set on an object (its {type(odd[0]).__name__}), which a clone with adapters would "
+            "not follow; define it in a subclass, and set the object's __class__, instead"
+        )
+    return offloading.unfit(module)
 
 
 def own_names(modules: Mapping[str, nn.Module]) -> list[str]:
@@ -118,12 +146,10 @@ def _bare_copy(pipeline: Any, shared: Mapping[str, SharedModule], trees: Mapping
 
 def _scratch(shared: SharedModule) -> nn.Module:
     """A clone to load into: parameters of its own, and vectors in storage of their own (norms may be overwritten)."""
-    if not pliable(shared.origin):
-        raise InvalidRequest(
-            f"{shared.name} {_UNCLONABLE}",
-            field="lora",
-        )
-    tree = clone_tree(shared.origin)
+    why = _unclonable(shared.origin)
+    if why is not None:
+        raise InvalidRequest(f"{shared.name} {why}", field="lora")
+    tree = clone_tree(shared.origin, unhooked=True)
     for part in tree.modules():
         own: dict[str, Any] = part.__dict__["_parameters"]
         for name, parameter in own.items():
@@ -183,14 +209,16 @@ class Weaver:
         key = tuple((adapter.number, scale) for adapter, scale in chosen)
         if any(component in adapter.whole for adapter, _ in chosen):
             module, signature = _whole(component, chosen), None
+            offloading.follow(module, shared.origin)
             return View(shared, module, Adapted(module, key, _alias(chosen), signature, None))
         parts = [(adapter.parts[component], scale) for adapter, scale in chosen]
         blend = self._blend(component, shared, parts, _alias(chosen))
-        module = twin(shared.origin)
+        module = twin(shared.origin, unhooked=True)
         aliases = [_alias([one]) for one in chosen]
         for (part, scale), alias in zip(parts, aliases, strict=True):
             graft(module, part, alias, scale)
         activate(module, aliases)
+        offloading.follow(module, shared.origin)
         signature = parts[0][0].signature if parts else None
         return View(shared, module, Adapted(module, key, _alias(chosen), signature, blend))
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from steploom.weave import untyped
+from steploom.weave import offloading, untyped
 from steploom.weave.shared import SharedModule, Target, clone_tree, twin
 
 BASE = "__base__"
@@ -53,7 +53,10 @@ class Part:
 
 
 def graft(tree: nn.Module, part: Part, alias: str, scale: float) -> None:
-    """Adds an adapter to a module tree as ``alias``: its weights by reference, its scale as ``set_adapters`` does."""
+    """Adds an adapter to a module tree as ``alias``: its weights by reference, its scale as ``set_adapters`` does.
+
+    Its layers are copies over the same weights: where a tree is offloaded, it puts hooks on its own.
+    """
     for path, source in part.layers.items():
         parent_path, _, leaf = path.rpartition(".")
         parent: Any = tree.get_submodule(parent_path)
@@ -63,13 +66,14 @@ def graft(tree: nn.Module, part: Part, alias: str, scale: float) -> None:
         for table in untyped.lora_tables(source):
             theirs = getattr(source, table)
             if part.name in theirs:
-                getattr(layer, table)[alias] = theirs[part.name]
+                one = theirs[part.name]
+                getattr(layer, table)[alias] = clone_tree(one, unhooked=True) if isinstance(one, nn.Module) else one
         layer.set_scale(alias, scale)
 
 
 def _shell(source: Any, base: nn.Module) -> Any:
     """A layer like ``source`` around ``base``, without adapters."""
-    shell: Any = clone_tree(source)
+    shell: Any = clone_tree(source, unhooked=True)
     for table in untyped.lora_tables(source):
         empty = type(getattr(source, table))()
         if table in shell._modules:
@@ -149,7 +153,8 @@ class Blend:
     """
 
     def __init__(self, origin: nn.Module) -> None:
-        self._tree = twin(origin)
+        self._origin = origin
+        self._tree = twin(origin, unhooked=True)
         self._layers: dict[str, Any] = {}
         self._uses: Counter[str] = Counter()
         self._rows: Sequence[str] | None = None
@@ -164,6 +169,7 @@ class Blend:
             layer: Any = self._tree.get_submodule(path)
             layer.register_forward_pre_hook(self._tell_rows, with_kwargs=True)
             self._layers[path] = layer
+        offloading.follow(self._tree, self._origin)
 
     def remove(self, alias: str) -> None:
         """One view less needs an adapter; the last lets go of it."""
@@ -176,6 +182,7 @@ class Blend:
                 entries = getattr(layer, table)
                 if alias in entries:
                     del entries[alias]
+        offloading.follow(self._tree, self._origin)
 
     def invoke(self, method: str, rows: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs the module with the adapter named by ``rows`` for each row (:data:`BASE` for none).

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from steploom.errors import GenerationFailed
+from steploom.weave.offloading import is_offloaded
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
 TABLES = ("_modules", "_parameters", "_buffers", *HOOKS)
@@ -98,14 +99,9 @@ def unclonable(tree: nn.Module) -> GenerationFailed:
     """Why a program cannot change a module."""
     name, parts = type(tree).__name__, [part for part in tree.modules() if "forward" in part.__dict__]
     changes = "(attention processors, dtype, or something that its code or a callback sets on a part of it)"
-    if not parts or any(map(_is_offloaded, parts)):
+    if not parts or any(is_offloaded(part) or "_hf_hook" in part.__dict__ for part in parts):
         has, mend = "an offloading hook", "serve it without offloading"
     else:
         has = f"a forward that was set on an object (its {type(parts[0]).__name__}) and cannot be cloned"
         mend = "define it in a subclass, and set the object's __class__, instead"
     return GenerationFailed(f"{name} has {has}, but this pipeline changes the module while it runs {changes}; {mend}")
-
-
-def _is_offloaded(part: nn.Module) -> bool:
-    hooks = getattr(part.__dict__.get("_diffusers_hook"), "hooks", {})
-    return "_hf_hook" in part.__dict__ or "group_offloading" in hooks

@@ -15,6 +15,7 @@ from steploom.errors import raised
 from steploom.weave import exits
 from steploom.weave.compiled import is_compiled
 from steploom.weave.kept import CONTAINERS, DEEPEST, unclonable
+from steploom.weave.offloading import LEFT_OUT, only_offloaded
 from steploom.weave.ragged import Rule, rule_for
 from steploom.weave.ragged_language import LanguageRule
 from steploom.weave.structure import ModuleStructure, Token
@@ -201,9 +202,9 @@ def pliable(module: nn.Module) -> bool:
     return not any("forward" in part.__dict__ for part in module.modules())
 
 
-def twin(module: nn.Module) -> nn.Module:
+def twin(module: nn.Module, *, unhooked: bool = False) -> nn.Module:
     """A structural clone that shares parameters, and the tables of hooks unless the model installs hooks itself."""
-    clone = clone_tree(module)
+    clone = clone_tree(module, unhooked=unhooked)
     if not hasattr(module, "set_attn_processor"):  # transformers' models would install theirs once for each clone
         return clone
     for own, theirs in zip(clone.modules(), module.modules(), strict=True):
@@ -212,29 +213,38 @@ def twin(module: nn.Module) -> nn.Module:
 
 
 def clone_tree(
-    module: nn.Module, *, own_parameters: bool = False, memo: dict[int, nn.Module] | None = None
+    module: nn.Module,
+    *,
+    own_parameters: bool = False,
+    unhooked: bool = False,
+    memo: dict[int, nn.Module] | None = None,
 ) -> nn.Module:
     """A structural clone of a module tree: own submodule objects and tables, shared tensors.
 
     With ``own_parameters`` the parameter objects are new too (over the same storage), so that ``to`` leaves the
-    original alone. A clone runs uncompiled: compiled code does not look at the hooks that a program sets.
+    original alone. A clone runs uncompiled: compiled code does not look at the hooks that a program sets. With
+    ``unhooked`` a module with the hooks of group offloading is cloned too, without these.
     """
     memo = {} if memo is None else memo
     if id(module) in memo:
         return memo[id(module)]
+    left_out: tuple[str, ...] = ()
     if "forward" in module.__dict__:
-        raise unclonable(module)
+        if not (unhooked and only_offloaded(module)):
+            raise unclonable(module)
+        left_out = LEFT_OUT
     clone = object.__new__(type(module))
     memo[id(module)] = clone
     for name, value in module.__dict__.items():
-        clone.__dict__[name] = own_config(value) if name == "_internal_dict" else own_containers(value)
+        if name not in left_out:
+            clone.__dict__[name] = own_config(value) if name == "_internal_dict" else own_containers(value)
     if own_parameters:
         clone.__dict__["_parameters"] = {
             name: None if p is None else nn.Parameter(p.data, requires_grad=p.requires_grad)
             for name, p in module.__dict__["_parameters"].items()
         }
     clone.__dict__["_modules"] = {
-        name: None if child is None else clone_tree(child, own_parameters=own_parameters, memo=memo)
+        name: child if child is None else clone_tree(child, own_parameters=own_parameters, unhooked=unhooked, memo=memo)
         for name, child in module.__dict__["_modules"].items()
     }
     clone.__dict__["_compiled_call_impl"] = None

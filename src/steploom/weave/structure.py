@@ -88,7 +88,7 @@ class ModuleStructure:
         self._holders = list(found.values())
         self._were = [one.copy() for one in self._holders]
         self._tables: list[dict[str, Any]] = [part.__dict__["_parameters"] for part in self._parts]
-        if self._tensors:
+        if self._tensors and not self._patched:  # offloading replaces buffers whenever it moves them
             self._tables += [part.__dict__["_buffers"] for part in self._parts]
         self._seen = self._tensors_now()
 

@@ -160,6 +160,11 @@ def attention_backends() -> Any:
     return importlib.import_module("diffusers.models.attention_dispatch")
 
 
+def group_offload(module: Any, settings: Any) -> None:
+    """Puts the hooks of group offloading on a module, with the settings of another's."""
+    importlib.import_module("diffusers.hooks.group_offloading")._apply_group_offloading(module, settings)
+
+
 def repeated_blocks(module: Any) -> list[str]:
     """The classes of blocks of which a model says that it is made: what regional compilation compiles."""
     named = getattr(module, "_repeated_blocks", None) or []

@@ -14,6 +14,7 @@ from steploom.errors import ConfigError
 from steploom.protocol import Parameter, PipelineInfo
 from steploom.weave import adapters, signatures, untyped
 from steploom.weave.noise_choice import choices, lacking
+from steploom.weave.offloading import is_offloaded
 from steploom.worker import (
     annotations,
     attention,
@@ -189,8 +190,7 @@ def refuse(pipeline: Any) -> None:
 def is_group_offloaded(module: Any) -> bool:
     """Whether a module's weights come and go by diffusers' group offloading."""
     origin = getattr(module, "_orig_mod", module)
-    return any("group_offloading" in getattr(getattr(child, "_diffusers_hook", None), "hooks", {})
-               for child in origin.modules())  # fmt: skip
+    return any(map(is_offloaded, origin.modules()))
 
 
 def refuse_sleep(modules: Mapping[str, Any]) -> None:
