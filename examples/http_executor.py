@@ -55,6 +55,10 @@ KEPT_ALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4, "TCP_USE
 """A machine that has vanished is noticed after 40 s, on systems that have these options."""
 
 
+class Draining(EngineError):
+    """The server is being drained, or shut down: of what it is asked it does no more, and another one may."""
+
+
 class HttpExecutor(DiffusionExecutor):
     """Sends whole requests to the server at ``config.model``, which batches them by itself.
 
@@ -96,8 +100,9 @@ class HttpExecutor(DiffusionExecutor):
         """One request. Cancelling this closes the connection, and the server ends what nobody waits for."""
         try:
             answer = await self._ask("POST", "/v1/images/generations", body_of(request))
-        except RequestError as error:
-            return DiffusionOutput(request_id=request.request_id, seed=request.seed, error=error)
+        except (RequestError, Draining) as error:
+            told = RequestCancelled(str(error), drained=True) if isinstance(error, Draining) else error
+            return DiffusionOutput(request_id=request.request_id, seed=request.seed, error=told)
         try:
             images = await anyio.to_thread.run_sync(images_of, answer, request)
         except (LookupError, TypeError, ValueError, OSError, Image.DecompressionBombError) as error:
@@ -188,7 +193,8 @@ def error_of(status: int, answer: Any) -> Exception:
     if status in ERRORS:
         return ERRORS[status](message)
     if status == 503 or status in (401, 403, 404):
-        return EngineError(f"HTTP {status}: {message}")
+        draining = isinstance(told, dict) and told.get("code") == "draining"
+        return (Draining if draining else EngineError)(f"HTTP {status}: {message}")
     return InvalidRequest(message, field=field) if status < 500 else GenerationFailed(message)
 
 

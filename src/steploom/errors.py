@@ -74,7 +74,8 @@ class RequestCancelled(RequestError):
 
     Args:
         message: Says by which.
-        drained: Whether it was not done when an engine was drained: another one, or this one later, may do it.
+        drained: Whether it was not done when an engine was drained: another one, or this one later, may do it. Its
+            HTTP status is 503 then, which asks for that.
     """
 
     status = 499
@@ -82,6 +83,8 @@ class RequestCancelled(RequestError):
     def __init__(self, message: str, *, drained: bool = False) -> None:
         super().__init__(message)
         self.drained = drained
+        if drained:
+            self.status = EngineError.status
 
 
 class GenerationFailed(RequestError):

@@ -251,6 +251,8 @@ def test_errors_as_http_has_them() -> None:
     assert http_error(QueueFull("full", retry_after_s=2.4))[1:] == (429, {"Retry-After": "3"})
     assert http_error(QueueFull("full"))[1:] == (429, {"Retry-After": "1"})
     assert http_error(EngineDead("dead"))[1:] == (503, {"Retry-After": "1"})
+    assert http_error(RequestCancelled("drained", drained=True))[1:] == (503, {"Retry-After": "1"})
+    assert http_error(RequestCancelled("aborted"))[1:] == (499, {})
     assert http_error(ValueError("no JSON"))[:2] == (
         {"error": {"type": "ValueError", "message": "no JSON", "field": None}},
         400,

@@ -129,6 +129,27 @@ async def test_a_full_queue_there_is_a_full_queue_here() -> None:
         group.cancel_scope.cancel()
 
 
+async def test_whom_a_drain_ends_there_another_one_may_take_here() -> None:
+    async with remote() as (here, there), anyio.create_task_group() as group:
+        there.hold()
+
+        async def drawn() -> None:
+            with pytest.raises(RequestCancelled, match="was drained") as caught:
+                await here.generate("a cat")
+            assert caught.value.drained
+            assert caught.value.status == 503
+
+        group.start_soon(drawn)
+        await there.held()
+        assert await there.drain(timeout_s=0) == 1
+        there.release()
+        with pytest.raises(RequestCancelled, match="takes no new requests") as caught:
+            await here.generate("a cat")
+        assert caught.value.drained
+        await there.resume()
+        assert (await here.generate("a cat")).images
+
+
 async def test_who_leaves_here_leaves_there() -> None:
     async with remote() as (here, there):
         there.hold()

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from steploom import codec
-from steploom.errors import InvalidRequest, ProtocolError, QueueFull
+from steploom.errors import InvalidRequest, ProtocolError, QueueFull, RequestCancelled
 from steploom.protocol import (
     ErrorInfo,
     NewRequest,
@@ -195,9 +195,9 @@ def test_subclasses_of_plain_types_travel_as_the_plain_type() -> None:
 def test_structs_and_errors_travel_where_anything_may_stand() -> None:
     stats = WorkerStats(ticks=3, alone_calls={"only one": 2})
     assert travel([stats, (stats,)]) == [stats, (stats,)]
-    error = travel({"error": QueueFull("max_waiting=1: full")})["error"]
-    assert isinstance(error, QueueFull)
-    assert str(error) == "max_waiting=1: full"
+    error, *ended = travel([QueueFull("full"), RequestCancelled("late", drained=True), RequestCancelled("late")])
+    assert (type(error), str(error)) == (QueueFull, "full")
+    assert [(type(one), one.drained) for one in ended] == [(RequestCancelled, True), (RequestCancelled, False)]
     request = DiffusionRequest("a", seed=1, image=(1, 2))
     assert travel([request]) == [request]
 

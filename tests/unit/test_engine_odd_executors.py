@@ -19,6 +19,7 @@ from steploom import (
     EngineNotRunning,
     GenerationFailed,
     QueueFull,
+    RequestCancelled,
 )
 from steploom.engine.asked import asked
 from steploom.executor.abstract import DiffusionExecutor
@@ -98,6 +99,7 @@ class Odd(WholeFake):
         (lambda one: [output(one, error=EngineError("busy"))], EngineError, "busy"),
         (lambda one: [output(one, error=QueueFull("full", retry_after_s=3))], QueueFull, "full"),
         (raises(QueueFull("full", retry_after_s=3)), QueueFull, "full"),
+        (lambda one: [output(one, error=RequestCancelled("late", drained=True))], RequestCancelled, "late"),
         (raises(GeneratorExit()), GenerationFailed, r"Odd\.execute_model\(\) raised GeneratorExit"),
         (raises(BaseExceptionGroup("g", [GeneratorExit()])), GenerationFailed, r"raised BaseExceptionGroup: g \(1 sub"),
     ],
@@ -113,6 +115,7 @@ async def test_an_odd_answer_is_told_in_words_and_is_one_requests_failure(answer
         assert type(bad) is kind
         assert re.search(said, str(bad))
         assert getattr(bad, "retry_after_s", 3) == 3
+        assert getattr(bad, "drained", True)
         assert (await engine.generate("later")).output == "good"
     assert not others()
 

@@ -12,8 +12,10 @@ from steploom import config
 from steploom.cli import main
 from steploom.config import EngineConfig
 from steploom.engine.costs_file import CostsFile
-from steploom.errors import ConfigError
+from steploom.engine.pictures import load_pictures
+from steploom.errors import ConfigError, InvalidRequest
 from steploom.protocol import PipelineInfo
+from steploom.requests import DiffusionRequest
 from steploom.server.videos.store import folder_for
 from steploom.worker import compile_cache, sources
 
@@ -49,6 +51,16 @@ def test_the_command_line_says_it_in_one_line(argv: list[str], code: int, settin
     (line,) = capsys.readouterr().err.splitlines()
     assert ended == code
     assert f"{setting}: nobody knows the home '~nosuchuser'; give the path without ~" in line
+
+
+async def test_a_picture_in_nobodys_home_is_told_by_its_argument() -> None:
+    for name in ("image", "mask_image"):
+        request = DiffusionRequest("a", **{name: [Path("~nosuchuser/in.png")]})
+        with pytest.raises(InvalidRequest) as told:
+            await load_pictures(request, PipelineInfo(pipeline_class="Any"), 4096)
+        mend = "nobody knows the home '~nosuchuser'; give the path without ~"
+        assert str(told.value) == f"{name}='~nosuchuser/in.png': {mend}"
+        assert told.value.field == name
 
 
 def test_a_model_that_a_variable_names_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -15,8 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from steploom.config import expanded
 from steploom.engine.picture_checks import GIVE, check_finite, check_size, to_encoder
-from steploom.errors import InvalidRequest
+from steploom.errors import ConfigError, InvalidRequest
 from steploom.media.pictures import brief, kind_of, leaves, lost_in_8_bits, shape_of
 from steploom.protocol import PipelineInfo
 from steploom.protocol.pictures import is_video, pictures_among
@@ -131,7 +132,10 @@ def _from_file(name: str, given: str | Path, check: Callable[[tuple[int, int]], 
         raise InvalidRequest(f"{name}={brief(given)}: is no path of a file; {mend} and give its bytes", field=name)
     if not text:
         raise InvalidRequest(f"{name}='': is empty; {GIVE}", field=name)
-    path = Path(text[:_LONGEST_PATH]).expanduser()
+    try:
+        path = expanded(text[:_LONGEST_PATH], name)
+    except ConfigError as error:
+        raise InvalidRequest(str(error), field=name) from None
     if len(text) <= _LONGEST_PATH and path.is_dir():
         raise InvalidRequest(f"{name}={brief(text)}: is a folder; give the path of one file, or a list", field=name)
     if len(text) > _LONGEST_PATH or not path.is_file():

@@ -42,6 +42,7 @@ class ErrorInfo(msgspec.Struct, frozen=True):
     traceback: str = ""
     field: str | None = None
     retry_after_s: float | None = None
+    drained: bool = False
 
     @classmethod
     def of(cls, error: BaseException, traceback: str = "") -> ErrorInfo:
@@ -52,7 +53,8 @@ class ErrorInfo(msgspec.Struct, frozen=True):
         message = text if own else f"{type(error).__name__}: {text}"
         field = getattr(error, "field", None) if own else None
         after = error.retry_after_s if isinstance(error, errors.QueueFull) else None
-        return cls(kind, message, errors.told(traceback), field, None if after is None else float(after))
+        drained = isinstance(error, errors.RequestCancelled) and bool(error.drained)
+        return cls(kind, message, errors.told(traceback), field, None if after is None else float(after), drained)
 
     def exception(self) -> errors.SteploomError:
         """The exception to raise on this side."""
@@ -60,6 +62,8 @@ class ErrorInfo(msgspec.Struct, frozen=True):
             return errors.InvalidRequest(self.message, field=self.field)
         if self.kind == "QueueFull":
             return errors.QueueFull(self.message, retry_after_s=self.retry_after_s)
+        if self.kind == "RequestCancelled":
+            return errors.RequestCancelled(self.message, drained=self.drained)
         kind = getattr(errors, self.kind, None)
         if isinstance(kind, type) and issubclass(kind, errors.RequestError) and kind is not errors.GenerationFailed:
             return kind(self.message)
