@@ -75,6 +75,16 @@ async def test_a_killed_application_takes_its_worker_along(temporary: Path, gate
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process that is stopped stays until it is continued")
+async def test_so_it_does_with_one_that_is_stopped(temporary: Path) -> None:
+    with application() as (app, worker):
+        worker.suspend()
+        app.kill()
+        await gone(worker)
+        assert content(temporary) == []
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["asyncio.run(main())", "import uvloop; uvloop.run(main())"], ids=["asyncio", "uvloop"])
 async def test_ctrl_c_ends_everything_in_order(temporary: Path, run: str) -> None:
     with application(run=run) as (app, worker):

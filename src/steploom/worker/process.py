@@ -7,9 +7,11 @@ that the engine's process holds open and never writes to: its end is the end of 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -41,6 +43,10 @@ from steploom.worker.serving import Forget, Inbox, Obedience, RunnerLike, descri
 
 LAST_WORDS = 70
 """Exit code of a worker that has said why it ends."""
+
+
+PR_SET_PDEATHSIG = 1
+"""As in ``linux/prctl.h``: which signal the end of the parent sends."""
 
 
 class EngineGone(Exception):
@@ -249,6 +255,7 @@ def end_with_engine(address: str | None) -> None:
     if hasattr(os, "pidfd_open"):
         with contextlib.suppress(OSError):  # an old kernel; or the parent is gone already, which the pipe tells
             ends.register(os.pidfd_open(os.getppid()), select.POLLIN)
+    _continue_at_parents_end()
 
     def watch() -> None:
         ends.poll()
@@ -259,6 +266,16 @@ def end_with_engine(address: str | None) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="steploom-lifeline", daemon=True).start()
+
+
+def _continue_at_parents_end() -> None:
+    """Has the system continue this process when its parent ends: while it is stopped it would not see that, and stay.
+
+    Linux only. A process that runs is not disturbed: so it does not matter that the system does it as well when only
+    the thread ends that has started this one.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGCONT), 0, 0, 0)
 
 
 def rendezvous(address: str) -> Path:
