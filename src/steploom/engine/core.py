@@ -132,8 +132,8 @@ class EngineCore:
         assert self.info is not None
         return check_arguments(request, self.info, self.config)
 
-    def submit(self, request: DiffusionRequest) -> Mailbox:
-        """Queues ``request``; its events will be in the mailbox.
+    def submit(self, request: DiffusionRequest, member: PipelineInfo | None = None) -> Mailbox:
+        """Queues ``request``; its events will be in the mailbox. ``member``: what :meth:`check` said of it, if asked.
 
         Raises:
             InvalidRequest: It does not fit the pipeline or the limits.
@@ -145,7 +145,7 @@ class EngineCore:
         self.operations.check_open()
         with self.refusals(request):
             self.operations.check_id(request.request_id)
-            validate(request, self.info, self.config)
+            validate(request, self.info, self.config, member)
             borrowed = Borrowed(request)
             borrowed.request = borrowed.request.in_context()
             queued = self.scheduler.add_request(borrowed.request)

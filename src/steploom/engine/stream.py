@@ -54,10 +54,12 @@ class RequestStream:
         with core.refusals(self._request):
             info = core.check(self._request)
             request = await load_pictures(self._request, info, core.config.max_pixels)
+            checked = request is self._request
             if not info.in_process:  # where it is read again whenever it begins, by workers
                 request = await kept(request)
         self._core = self._serving()
-        self._mailbox = self._core.submit(request)
+        checked = checked and self._core is core  # else there are other arguments now, or another model
+        self._mailbox = self._core.submit(request, info if checked else None)
         return self
 
     async def __aexit__(

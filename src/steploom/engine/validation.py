@@ -58,13 +58,21 @@ def make_request(prompt: Any, keywords: dict[str, Any]) -> DiffusionRequest:
     return prompt
 
 
-def validate(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:
+def validate(
+    request: DiffusionRequest, info: PipelineInfo, config: EngineConfig, member: PipelineInfo | None = None
+) -> None:
     """Checks ``request``, its pictures read already, against the loaded pipeline and the engine's limits.
+
+    Args:
+        request: As it will be queued.
+        info: The loaded pipeline.
+        config: Settings of the engine.
+        member: What :func:`check_arguments` has said of this very request, if it was asked already.
 
     Raises:
         InvalidRequest: Names the field, its value and the mend.
     """
-    member = check_arguments(request, info, config)
+    member = member or check_arguments(request, info, config)
     check_pictures(request, member, config.max_pixels)
     check_made_of_pictures(request, member, config)
     _check_lora(request, info, config)

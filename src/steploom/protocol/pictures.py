@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from steploom.protocol import Parameter, PipelineInfo
@@ -19,6 +20,7 @@ _NOT_PICTURES = re.compile(r"attention_mask|embeds_mask|padding_mask|^(use|keep|
 _FRAMES = re.compile(r"video|frames")
 
 
+@lru_cache(maxsize=1024)  # each request asks for all arguments of its pipeline, several times
 def named_as_picture(name: str) -> bool:
     """Whether an argument takes pictures by its name in diffusers, as far as that tells."""
     return _NAMES.search(name) is not None and _NOT_PICTURES.search(name) is None
@@ -41,6 +43,8 @@ def pictures_among(params: Mapping[str, Any], info: PipelineInfo) -> dict[str, A
     """
     if info.makes == ["audios"]:
         return {}
-    others = {parameter.name for parameter in info.parameters if not takes_pictures(parameter)}
-    names = [name for name, value in params.items() if value is not None and named_as_picture(name)]
-    return {name: params[name] for name in names if name not in others}
+    found = {name: value for name, value in params.items() if value is not None and named_as_picture(name)}
+    for parameter in info.parameters if found else ():
+        if not takes_pictures(parameter):
+            found.pop(parameter.name, None)
+    return found
