@@ -7,11 +7,10 @@ another, and each takes its weights off the device again, so whichever runs find
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from torch import nn
-
-from steploom.weave import untyped
 
 LEFT_OUT = ("forward", "_diffusers_hook")
 """Where hooks are, on each part of a module."""
@@ -66,7 +65,7 @@ def follow(clone: nn.Module, original: nn.Module) -> None:
     for part in clone.modules():
         for name in LEFT_OUT:
             part.__dict__.pop(name, None)
-    untyped.group_offload(clone, settings)
+    importlib.import_module("diffusers.hooks.group_offloading")._apply_group_offloading(clone, settings)
 
 
 def _settings(module: nn.Module) -> Any:

@@ -71,9 +71,8 @@ def model_index(folder: str, **options: Any) -> dict[str, Any]:
 
 
 def component_class(library: str, name: str) -> Any:
-    """The class that an index names."""
-    owner: Any = getattr(diffusers.pipelines, library, None)
-    return getattr(importlib.import_module(library) if owner is None else owner, name)
+    """The class that an index names; of the libraries that diffusers imports, or one that is imported already."""
+    return importlib.import_module("diffusers.pipelines.pipeline_loading_utils").simple_get_class_obj(library, name)
 
 
 def quantization_configs(library: str) -> dict[str, Any]:
@@ -158,11 +157,6 @@ def is_guider(value: Any) -> bool:
 def attention_backends() -> Any:
     """Diffusers' module of attention backends."""
     return importlib.import_module("diffusers.models.attention_dispatch")
-
-
-def group_offload(module: Any, settings: Any) -> None:
-    """Puts the hooks of group offloading on a module, with the settings of another's."""
-    importlib.import_module("diffusers.hooks.group_offloading")._apply_group_offloading(module, settings)
 
 
 def repeated_blocks(module: Any) -> list[str]:

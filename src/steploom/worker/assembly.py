@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
-import inspect
-import json
-import re
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,15 +15,13 @@ from steploom.config import EngineConfig
 from steploom.errors import ConfigError
 from steploom.weave import untyped
 from steploom.weave.order import is_denoiser
-from steploom.worker import indexes, left_out, roles, sources
+from steploom.worker import component_classes, factories, indexes, left_out, roles, sources
+from steploom.worker.component_classes import Place
 from steploom.worker.quantization import Quantization
 from steploom.worker.sources import Source
 
 _WHOLE = ("first_stage_model.", "cond_stage_model.", "conditioner.", "vae.", "text_encoders.")
 """How the names of tensors begin that a file holds only if it holds more than a denoiser."""
-
-_MODULAR = "diffusers.modular_pipelines."
-"""Where diffusers has its modular pipelines and their blocks."""
 
 
 def assemble(config: EngineConfig, source: Source, dtype: Any, progress: Callable[[str], None]) -> Any:
@@ -44,7 +37,7 @@ def assemble(config: EngineConfig, source: Source, dtype: Any, progress: Callabl
         ConfigError: The parts do not go together.
     """
     if source.kind == "factory":
-        return _made(config, source, dtype)
+        return factories.call(config, source.name, dtype)
     parts = dict(config.components or {})
     if source.kind == "file":
         base, whole = _base_of(config, source, progress)
@@ -57,75 +50,6 @@ def assemble(config: EngineConfig, source: Source, dtype: Any, progress: Callabl
         parts[denoiser] = source.name
         return assembly.from_base()
     return _Assembly(config, source, dtype, parts).from_base()
-
-
-def _made(config: EngineConfig, source: Source, dtype: Any) -> Any:
-    """What the factory gives. A script's folder and the current one are where its module is looked for, too."""
-    module, _, path = source.name.partition(":")
-    if str(Path.cwd()) not in sys.path and "" not in sys.path:
-        sys.path.append(str(Path.cwd()))
-    try:
-        factory: Any = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise
-        raise ConfigError(
-            f"model={config.model!r}: there is no module {error.name!r} to import in the worker; run where it is, "
-            "install it, or put its folder into PYTHONPATH"
-        ) from None
-    for part in path.split("."):
-        factory = getattr(factory, part, None)
-    if not callable(factory):
-        raise ConfigError(f"model={config.model!r}: {module} has no function {path!r}")
-    positional, named = _arguments(factory, config)
-    made: Any = factory(*positional, **named)
-    if not untyped.is_pipeline(made):
-        raise ConfigError(f"model={config.model!r}: gave {no_pipeline(made)}; return a DiffusionPipeline")
-    if config.dtype != "auto":
-        made = made.to(dtype)
-    return untyped.for_task(made, config.task)
-
-
-def no_pipeline(value: Any) -> str:
-    """What ``value`` is, which is no diffusers pipeline: for messages."""
-    cls: type = value if isinstance(value, type) else type(value)
-    name = f"{'the class ' if cls is value else ''}{cls.__module__}.{cls.__qualname__}"
-    if any(f"{base.__module__}.".startswith(_MODULAR) for base in cls.__mro__):
-        return f"{name}, which belongs to a modular pipeline, and those are not served"
-    return f"{name}, which is no diffusers pipeline"
-
-
-def _arguments(factory: Any, config: EngineConfig) -> tuple[list[Any], dict[str, Any]]:
-    """What a factory is called with: the engine's settings, for the one argument that it asks for, or nothing.
-
-    Raises:
-        ConfigError: It asks for more.
-    """
-    try:
-        parameters = inspect.signature(factory).parameters.values()
-    except (TypeError, ValueError):
-        return [], {}
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    takes = [parameter for parameter in parameters if parameter.kind not in variadic]
-    wanted = [parameter for parameter in takes if parameter.default is parameter.empty]
-    if len(wanted) > 1:
-        names = " and ".join(parameter.name for parameter in wanted)
-        raise ConfigError(f"model={config.model!r}: asks for {names}; a factory takes nothing, or the EngineConfig")
-    wanted = wanted or [parameter for parameter in takes if _is_for_config(parameter)]
-    for parameter in wanted:
-        if parameter.kind is not parameter.POSITIONAL_ONLY:
-            return [], {parameter.name: config}
-        if parameter is takes[0]:
-            return [config], {}
-    return [], {}
-
-
-def _is_for_config(parameter: inspect.Parameter) -> bool:
-    """Whether a parameter with a default is meant for the engine's settings, by its annotation, or else its name."""
-    kind: Any = parameter.annotation
-    if kind is parameter.empty:
-        return parameter.name == "config" and isinstance(parameter.default, EngineConfig | None)
-    return EngineConfig.__name__ in re.findall(r"\w+", kind.__name__ if isinstance(kind, type) else str(kind))
 
 
 def _base_of(config: EngineConfig, source: Source, progress: Callable[[str], None]) -> tuple[Source, bool]:
@@ -161,12 +85,14 @@ class _Assembly:
             indexes.check(Path(base.name), f"{setting}={getattr(config, setting)!r}")
         self.config = config
         self.base = base
+        self._trusts = config.trust_remote_code
         self._dtype = dtype
         self._parts = parts
         self._hub = {"local_files_only": config.local_files_only}
         # A revision is one of the model; of another repository than that it means nothing.
         self._own = {**self._hub, **({"revision": config.revision} if config.base_model is None else {})}
         self._listed: dict[str, Any] | None = None
+        self._others: dict[str, tuple[Place, Any]] = {}
 
     def from_base(self) -> Any:
         """The base's pipeline, with replaced components."""
@@ -183,7 +109,13 @@ class _Assembly:
         remaining = {name: how for name, how in quantization.items() if name not in replaced}
         if remaining:
             options["quantization_config"] = untyped.pipeline_quantization(remaining)
-        return untyped.load_pipeline(self.base.name, config.task, **options, **replaced)
+        # Of a component that is code diffusers cannot tell whether another may stand for it: it is put in afterwards.
+        late = {name: one for name, one in replaced.items() if one is not None and self._is_code(name)}
+        given = {**replaced, **dict.fromkeys(late)}
+        pipeline = untyped.load_pipeline(self.base.name, config.task, **options, **given)
+        return (
+            untyped.sibling(type(pipeline), {**untyped.components_of(pipeline), **late}, pipeline) if late else pipeline
+        )
 
     def from_whole_file(self, source: Source) -> Any:
         """A pipeline whose weights are in one file; the base gives its configuration."""
@@ -222,11 +154,44 @@ class _Assembly:
         entry = self._index.get(name)
         return (entry[0], entry[1]) if isinstance(entry, (list, tuple)) and len(entry) == 2 and entry[0] else None
 
+    def _place(self, name: str) -> Place:
+        """Where the base has a component."""
+        setting = "model" if self.config.base_model is None else "base_model"
+        said = f"{setting}={getattr(self.config, setting)!r}"
+        return Place(self.base.name, name, said, self._own, self._trusts)
+
+    def _is_code(self, name: str) -> bool:
+        """Whether the base's component is of a class that it brings along."""
+        listing = self._listing(name)
+        return listing is not None and component_classes.brings_code(self._place(name), listing[0])
+
     def _class(self, name: str) -> Any:
-        self._refuse_unknown(name, f"components[{name!r}]")
+        """The class of the base's component."""
         listing = self._listing(name)
         assert listing is not None
-        return untyped.component_class(*listing)
+        return component_classes.of_index(self._place(name), *listing)
+
+    def _other(self, name: str, source: Source) -> tuple[Place, Any]:
+        """Where a folder or hub id has what replaces a component, and its class."""
+        if name in self._others:
+            return self._others[name]
+        place = Place(source.name, "", f"components[{name!r}]={self._parts[name]!r}", self._hub, self._trusts)
+        try:
+            index = untyped.model_index(source.name, **self._hub)
+            place = dataclasses.replace(place, inner=name)
+        except OSError:
+            index = {}
+        # Code of the base that is not trusted says nothing of what takes its place.
+        listed = None if self._is_code(name) and not self._trusts else self._class(name)
+        entry = index.get(name)
+        if isinstance(entry, (list, tuple)) and entry[0] and component_classes.brings_code(place, entry[0]):
+            found = component_classes.of_index(place, entry[0], entry[1])
+        else:
+            found = component_classes.of_own(place, listed) or self._class(name)
+        if listed is not None and roles.of(found) != roles.of(listed):
+            raise ConfigError(f"{place.setting}: {roles.told(found)}; the pipeline wants {roles.of(listed)}")
+        self._others[name] = (place, found)
+        return place, found
 
     def _refuse_unknown(self, name: str, setting: str, *others: str) -> None:
         """Refuses the name of a component that the base does not have, nor is one of ``others``."""
@@ -236,11 +201,8 @@ class _Assembly:
 
     def _quantization(self) -> Mapping[str, Any]:
         """The config of each component that is quantized; of each GGUF file, too."""
-        libraries: dict[str, str] = {}
-        for name in self._index:
-            listing = self._listing(name)
-            if listing is not None and listing[0] in ("diffusers", "transformers") and _has_weights(self._class(name)):
-                libraries[name] = listing[0]
+        classes = {name: self._served(name) for name in self._index if self._listing(name) is not None}
+        libraries = {name: library for name, cls in classes.items() if (library := component_classes.library_of(cls))}
         denoisers = [name for name in libraries if is_denoiser(name) and not name.startswith("controlnet")]
         configs = Quantization(self.config.quantization_config, libraries, denoisers).configs
         for name, how in configs.items():
@@ -262,28 +224,30 @@ class _Assembly:
                 _refuse_name(name, f"components[{name!r}]", self.base.name, known)
             left_out.refuse(name, self._parts, self._index)
             return None
-        cls = self._class(name)
+        self._refuse_unknown(name, f"components[{name!r}]")
         source = sources.find(where, f"components[{name!r}]")
-        options: dict[str, Any] = dict(self._hub)
+        if source.kind == "factory":
+            raise ConfigError(f"components[{name!r}]={where!r}: a factory makes a whole pipeline; give it as model=")
+        cls = self._served(name)
+        options: dict[str, Any] = {}
         if _has_weights(cls):
             options["dtype"] = _of(self._dtype, name)
             if name in quantization:
                 options["quantization_config"] = quantization[name]
         if source.kind == "file":
-            return self._from_file(name, cls, source, options)
-        if source.kind == "factory":
-            raise ConfigError(f"components[{name!r}]={where!r}: a factory makes a whole pipeline; give it as model=")
-        if source.kind == "hub":
-            return _from_hub(name, cls, source, options)
-        folder = Path(source.name)
-        if (folder / sources.INDEX).is_file():
-            folder = folder / name
-        found = _class_in(folder, cls)
-        if roles.of(found) != roles.of(cls):
-            raise ConfigError(
-                f"components[{name!r}]={where!r}: {roles.told(found)}; the pipeline wants {roles.of(cls)}"
-            )
-        return found.from_pretrained(str(folder), **options)
+            return self._from_file(name, cls, source, {**self._hub, **options})
+        place, _ = self._other(name, source)
+        return cls.from_pretrained(place.source, **place.where, **options)
+
+    def _served(self, name: str) -> Any:
+        """The class of a component as it will be served; None for one that is left out."""
+        if name in self._parts:
+            if (where := self._parts[name]) is None:
+                return None
+            source = sources.find(where, f"components[{name!r}]")
+            if source.kind in ("folder", "hub"):
+                return self._other(name, source)[1]
+        return self._class(name)
 
     def _from_file(self, name: str, cls: Any, source: Source, options: dict[str, Any]) -> Any:
         if not hasattr(cls, "from_single_file"):
@@ -301,27 +265,6 @@ def _refuse_name(name: str, setting: str, base: str, known: list[str]) -> NoRetu
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else f", but {', '.join(known)}"
     raise ConfigError(f"{setting}: {base} has no such component{hint}")
-
-
-def _from_hub(name: str, cls: Any, source: Source, options: dict[str, Any]) -> Any:
-    """A repository of one component, or the component of that name in a model's."""
-    try:
-        index = untyped.model_index(source.name, local_files_only=options["local_files_only"])
-    except OSError:  # it has no index
-        return cls.from_pretrained(source.name, **options)
-    entry = index.get(name)
-    if isinstance(entry, (list, tuple)) and entry[0] == "diffusers":
-        cls = untyped.component_class(entry[0], entry[1])
-    return cls.from_pretrained(source.name, subfolder=name, **options)
-
-
-def _class_in(folder: Path, listed: Any) -> Any:
-    """The class that a component's own configuration names, which may be another than the pipeline's (a tiny VAE)."""
-    for name in ("config.json", "scheduler_config.json"):
-        if (folder / name).is_file():
-            own = json.loads((folder / name).read_text()).get("_class_name")
-            return listed if own is None else untyped.component_class("diffusers", own)
-    return listed
 
 
 def _has_weights(cls: Any) -> bool:

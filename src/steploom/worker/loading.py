@@ -30,7 +30,8 @@ from steploom.worker import (
     sizes,
     sources,
 )
-from steploom.worker.assembly import assemble, no_pipeline
+from steploom.worker.assembly import assemble
+from steploom.worker.factories import no_pipeline
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -32,8 +32,8 @@ class Quantization:
         for name in wanted:
             if name not in libraries:
                 raise ConfigError(
-                    f"quantization_config: the model has no component {name!r} with weights; those that it has are "
-                    f"{', '.join(libraries)}"
+                    f"quantization_config: the model has no component {name!r} with weights that diffusers "
+                    f"or transformers can quantize; those that it has are {', '.join(libraries)}"
                 )
         self.configs: dict[str, Any] = {name: _make(name, libraries[name], how) for name, how in wanted.items()}
 
