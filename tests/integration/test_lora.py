@@ -72,8 +72,8 @@ def test_different_adapters_share_forwards(family, tmp_path: pathlib.Path, monke
     ]
     seen = spy(monkeypatch)
     driver = together(build, requests)
-    assert driver.sharing("b") == [3, 4, 4, 1], "the first call of all runs alone, for probing"
-    assert driver.sharing("none")[1:] == [4, 4]
+    assert driver.sharing("b") == [4, 4, 4, 1]
+    assert driver.sharing("none") == [4, 4, 4]
     assert driver.sharing("a and b") == [1, 1, 1], "a stack is a call of its own, in the same ticks"
     assert max(map(len, seen)) == 4, "A, A at another scale, B and none in one forward"
     assert {report.batch_key for n in ("none", "a and b") for report in driver.reports[n][1:2]} == {
@@ -93,8 +93,8 @@ def test_dora_and_equal_stacks_are_calls_of_their_own(files: dict[str, str]):
         request("a", "a cat", 1, lora=files["a"], **TEXT),
     ]
     driver = together(tiny.sd3, requests)
-    assert driver.sharing("dora")[1:] == [2, 2]
-    assert driver.sharing("stack")[1:] == [2, 2]
+    assert driver.sharing("dora") == [2, 2, 2]
+    assert driver.sharing("stack") == [2, 2, 2]
 
 
 def test_rows_of_guidance_and_of_several_images(files: dict[str, str]):
@@ -105,7 +105,7 @@ def test_rows_of_guidance_and_of_several_images(files: dict[str, str]):
         request("text", "a cat", 1, lora=[(files["text"], 0.6)], num_images_per_prompt=2, guidance_scale=1.0, **TEXT),
     ]
     driver = together(tiny.sd3, requests)
-    assert driver.sharing("b")[1:] == [4, 4]
+    assert driver.sharing("b") == [4, 4, 4]
 
 
 def test_layers_that_do_not_see_the_rows_keep_adapters_apart(files: dict[str, str], monkeypatch: pytest.MonkeyPatch):
@@ -156,7 +156,7 @@ def test_attention_scale_multiplies_the_scale_and_leaves_no_trace(files: dict[st
         request("after", "a cat", 1, lora=[(files["a"], 0.7)], **TEXT),
     ]
     driver = together(tiny.sd3, requests)
-    assert driver.sharing("b")[1:] == [2, 2]
+    assert driver.sharing("b") == [2, 2, 2]
     again = driver.drain([request("again", "a cat", 1, lora=[(files["a"], 0.7)], **TEXT)])["again"]
     assert (
         torch.equal(again.output[0], driver.finished["after"].output[0])
@@ -175,7 +175,7 @@ def test_requests_over_adapters_of_the_application_share_with_their_like(files: 
     driver = Driver(Runner.from_pipeline(build(), config()))
     finished = driver.drain(requests)
     for one in requests:
-        assert driver.sharing(one.request_id)[1:] == [3.0] * (SMALL["num_inference_steps"] - 1)
+        assert driver.sharing(one.request_id) == [3.0] * SMALL["num_inference_steps"]
         pipe = build()
         pipe.set_adapters(["ink"], [lora[0][1] if lora else 1.0])
         assert distance(finished[one.request_id].output, alone(pipe, one)) <= 1e-4

@@ -37,9 +37,25 @@ def mixed_requests(**common):
 )
 def test_mixed_requests_share_forwards(build, common):
     driver, _ = assert_equal_to_alone(build, mixed_requests(**common))
-    # The very first call of a pattern runs alone, for probing; from then on all four share every forward.
-    assert driver.sharing("a")[1:] == [4, 4, 4]
-    assert driver.sharing("b")[1:] == [4, 4, 4, 3, 1]
+    # Also the very first one: to be probed its call runs alone, but it is answered by the merged one.
+    assert driver.sharing("a") == [4, 4, 4, 4]
+    assert driver.sharing("b") == [4, 4, 4, 4, 3, 1]
+
+
+def test_what_probing_found_answers_a_call_with_nobody_to_share_with():
+    rows = []
+
+    def watched():
+        pipe = tiny.sd3()
+        pipe.transformer.register_forward_pre_hook(
+            lambda _, args, kwargs: rows.append(len(kwargs["hidden_states"])), with_kwargs=True
+        )
+        return pipe
+
+    driver = Driver(Runner.from_pipeline(watched(), config()))
+    driver.drain([request("a", "a cat", 1, num_inference_steps=4, guidance_scale=1.0, **TEXT)])
+    assert driver.sharing("a") == [1] * 4
+    assert rows.count(1) == 4, "others are probes, of two samples"
 
 
 def test_late_joiners():
@@ -54,7 +70,7 @@ def test_controlnet_before_unet():
         request("c", "x", 3, num_inference_steps=5, guidance_scale=1.0, image=picture(2), **SMALL),
     ]
     driver, _ = assert_equal_to_alone(tiny.controlnet, requests)
-    assert driver.sharing("b")[1:] == [3, 3, 3, 2, 1]
+    assert driver.sharing("b") == [3, 3, 3, 3, 2, 1]
 
 
 def test_a_finished_controlnet_does_not_split_the_batch():
@@ -81,7 +97,7 @@ def test_pag_branches_share_a_forward():
     ]
     driver, _ = assert_equal_to_alone(tiny.sdxl_pag, requests)
     assert driver.sharing("b")[1:5] == [2, 2, 2, 2]
-    assert driver.sharing("d")[1:] == [2] * 5
+    assert driver.sharing("d") == [2] * 6
 
 
 def test_cancelled_pag_leaves_no_processors_behind():
@@ -140,8 +156,8 @@ def test_wan_video():
     ]
     driver, _ = assert_equal_to_alone(tiny.wan, requests)
     # Two calls a step under guidance: the first shared by all three, the second by the two that have guidance.
-    assert driver.sharing("c")[1:] == [3, 3, 3, 2]
-    assert driver.sharing("a")[1:] == [2.5, 2.5, 2.5]
+    assert driver.sharing("c") == [3, 3, 3, 3, 2]
+    assert driver.sharing("a") == [2.5, 2.5, 2.5, 2.5]
 
 
 def test_24_requests_of_one_model():
@@ -183,8 +199,8 @@ def test_two_shapes_at_once_do_not_disturb_each_other():
         for i, (n, side) in enumerate([("a", 32), ("b", 48), ("c", 32), ("d", 48)])
     ]
     driver, _ = assert_equal_to_alone(tiny.sd3, requests)
-    assert driver.sharing("a")[1:] == [2] * 4
-    assert driver.sharing("b")[1:] == [2] * 4
+    assert driver.sharing("a") == [2] * 5
+    assert driver.sharing("b") == [2] * 5
 
 
 def test_cancelled_neighbours_change_nothing():
@@ -214,7 +230,7 @@ def test_compiled_transformer(compile_it):
         return pipe
 
     driver, pipe = assert_equal_to_alone(build, mixed_requests(**TEXT))
-    assert driver.sharing("a")[1:] == [4, 4, 4]
+    assert driver.sharing("a") == [4, 4, 4, 4]
     assert hasattr(pipe.transformer, "_orig_mod") == (compile_it == "wrapper")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 REASONS = {
     "nothing alike to share with": "unlike",
     "an argument is an object of its own": "own_object",
-    "the batch axes were being learned": "learning_axes",
     "no argument grows": "no_batch_axis",
     "the call changes its structure": "no_batch_axis",
     "the calls could not be put together": "not_joinable",

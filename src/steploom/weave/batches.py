@@ -48,9 +48,6 @@ class Batches:
         settle: Makes one finding of those of several ranks.
     """
 
-    answers_alone = True
-    """Whether a call that was run by itself to learn its axes is answered by that."""
-
     def __init__(self, counters: Counters, tell: Callable[[str], None], wholes: Wholes) -> None:
         self.forwards = Forwards()
         self.verdicts = Verdicts()
@@ -113,7 +110,7 @@ class Batches:
             facts = self._known(call)
             axes = self._find_axes(program, call) if facts is None else facts.axes
             if axes is None:
-                continue  # probing has answered it
+                continue  # it has failed
             key = self._key(program, call, axes) if facts is None else program.note(facts)
             by_key.setdefault(key, []).append((program, call))
             found[key] = axes
@@ -169,7 +166,10 @@ class Batches:
         return facts if facts is not None and facts.hold(self._epoch, call.leaves) else None
 
     def _find_axes(self, program: Program, call: ModuleCall) -> Axes | None:
-        """Axes of ``call``. The first call of a pattern is run here, alone, and probed: then None."""
+        """Axes of ``call``; None if it fails. The first call of a pattern is run by itself here, and probed.
+
+        It shares a forward with the others all the same. What it gave by itself counts only if nobody shares with it.
+        """
         axes = self._axes.find(call)
         if axes is not None:
             return axes
@@ -178,16 +178,16 @@ class Batches:
             return self._axes.put(call, Axes((0,) * len(call.leaves)))
         if not is_denoiser(call.target.name):
             return self._axes.put(call, Axes(guess(call)))
-        self.run_members([(program, call)], "the batch axes were being learned")
-        if program.fault is None:
-            self._tell(f"learning the batch axes of {call.target.name}")
-            with self._counters.warming():
-                axes = self._axes.probe(call, program.answer, program.doubled())
-            if axes.reason is not None:
-                log.warning("calls of %s are not merged: %s", call.target.name, axes.reason)
-            self._key(program, call, axes)
-            return None if self.answers_alone else axes
-        return None
+        self._answer(program, call)
+        if program.fault is not None:
+            self._count_alone(program, call, ONLY_ONE)
+            return None
+        self._tell(f"learning the batch axes of {call.target.name}")
+        with self._counters.warming():
+            axes = self._axes.probe(call, program.answer, program.doubled())
+        if axes.reason is not None:
+            log.warning("calls of %s are not merged: %s", call.target.name, axes.reason)
+        return axes
 
     def run_members(self, members: Group, reason: str = ONLY_ONE, branches: int | None = None) -> None:
         """Runs calls that share a key as one forward, if their kind of merge holds: end to end, or by branch."""
@@ -295,12 +295,20 @@ class Batches:
         if self._draft is not None:
             self._draft.append((None, members, reason))
         for program, call in members:
-            started = time.perf_counter()
-            try:
-                program.answer = self.forwards.alone(call)
-            except Exception as fault:  # noqa: BLE001 - thrown into the program, whose request it concerns
-                program.fault = fault
-                make_room(fault)
-            self.forwards.count(time.perf_counter() - started, self._counters)
-            self._counters.alone(call.target.name, reason)
-            program.shared(call.target.name, 1)
+            if program.answer is None:  # else it was run to learn its axes
+                self._answer(program, call)
+            self._count_alone(program, call, reason)
+
+    def _answer(self, program: Program, call: ModuleCall) -> None:
+        """Runs a call by itself."""
+        started = time.perf_counter()
+        try:
+            program.answer = self.forwards.alone(call)
+        except Exception as fault:  # noqa: BLE001 - thrown into the program, whose request it concerns
+            program.fault = fault
+            make_room(fault)
+        self.forwards.count(time.perf_counter() - started, self._counters)
+
+    def _count_alone(self, program: Program, call: ModuleCall, reason: str) -> None:
+        self._counters.alone(call.target.name, reason)
+        program.shared(call.target.name, 1)

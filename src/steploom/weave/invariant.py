@@ -29,8 +29,6 @@ class InvariantBatches(Batches):
             merged.
     """
 
-    answers_alone = False
-
     def __init__(self, counters: Counters, tell: Callable[[str], None], wholes: Wholes, size: int) -> None:
         super().__init__(counters, tell, wholes)
         self._size = size
