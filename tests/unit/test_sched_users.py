@@ -150,4 +150,4 @@ def test_those_that_come_and_go_behind_one_that_waits_leave_nothing() -> None:
         h.add(f"r{number}", height=768, user=f"u{number}")
         h.scheduler.finish_requests([f"r{number}"], RequestCancelled("enough"))
     assert len(h.scheduler.policy._groups._hall) < 100  # type: ignore[attr-defined]
-    assert len(h.scheduler.policy._groups.ledger) == 1  # type: ignore[attr-defined]
+    assert len(h.scheduler.policy._groups.ledger.accounts) == 1  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ This module is the only reader of environment variables.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
 import sys
@@ -273,14 +274,14 @@ class EngineConfig:
         """Seconds that a process which is told to end may take: ``stop_timeout_s``, else 5."""
         return 5.0 if self.stop_timeout_s is None else self.stop_timeout_s
 
-    @property
+    @functools.cached_property
     def batch_limit(self) -> int:
         """Requests of a tick at most, whatever its cost."""
         if self.max_batch != "auto":
             return self.max_batch
         return AUTO_BATCH if self.max_resident is None else min(AUTO_BATCH, self.max_resident)
 
-    @property
+    @functools.cached_property
     def resident_limit(self) -> int:
         """Requests held by a worker at most: ``max_resident``, else twice ``max_batch``."""
         return self.max_resident if self.max_resident is not None else 2 * self.batch_limit

@@ -42,13 +42,16 @@ class Ascending(Generic[E]):
             return heap[0]
         return run[0] if run else None
 
-    def drop(self) -> None:
-        """Takes out the least entry; there must be one."""
+    def drop(self) -> E | None:
+        """Takes out the least entry; there must be one. The next one, or None."""
         run, heap = self._run, self._heap
         if heap and (not run or heap[0] < run[0]):
             heappop(heap)
         else:
             run.popleft()
+        if heap:
+            return self.first()
+        return run[0] if run else None
 
     def keep(self, which: Callable[[E], bool]) -> None:
         """Takes out all others. O(n)."""

@@ -78,7 +78,8 @@ class BaseScheduler(Books):
     def schedule(self) -> SchedulerOutput:
         """Decides one tick."""
         self._tick += 1
-        self._let_in()
+        if self._outside or self._door.held_back or self._quarantine.trial:
+            self._let_in()
         output = self._decided(self._tick, self._choose())
         output.scheduled_cached_reqs.extend(self._aside)
         self._flights.append(output)
@@ -141,7 +142,7 @@ class BaseScheduler(Books):
         for state in joining:
             state.resident = True
             resident[state.run_id] = state
-            self._intake.leaves(state, self.num_waiting)
+            self._intake.leaves(state, len(self._alive) - len(resident))
             if state.queued_s is None:
                 state.queued_s = now - state.submitted
             new.append(NewRequest(state.run_id, state.request))
@@ -150,11 +151,13 @@ class BaseScheduler(Books):
         return new
 
     def update_from_output(self, output: SchedulerOutput, result: RunnerOutput) -> list[Event]:
-        """Takes a worker's answer to ``output``."""
+        """Takes a worker's answer to ``output``.
+
+        This has the hot loop of the host: what happens in every step of every request is inlined.
+        """
         self._landed(output, result)
         events: list[Event] = []
         resident, near, rows = self._resident, self._near, 0
-        # The hot loop of the host: what happens in every step of every request is inlined.
         for report in result.reports:
             state = resident.get(report.run_id)
             if state is None:
@@ -190,7 +193,8 @@ class BaseScheduler(Books):
         self.costs.observe(output.batch_key, result, rows)
         if self._intake.stale:
             self.policy.revalue(self._intake.learned(self._alive.get))
-        return events + self._replay_lost(output, result)
+        lost = len(result.reports) < len(output.scheduled_cached_reqs) + len(output.scheduled_new_reqs)
+        return events + self._replay_lost(output, result) if lost else events
 
     def _landed(self, output: SchedulerOutput, result: RunnerOutput) -> None:
         """The tick is in flight no more, nor is one before it."""
@@ -269,8 +273,6 @@ class BaseScheduler(Books):
 
     def _replay_lost(self, output: SchedulerOutput, result: RunnerOutput) -> list[Event]:
         """Replays the live members of a tick that the worker did not mention: it does not hold them."""
-        if len(result.reports) >= len(output.scheduled_cached_reqs) + len(output.scheduled_new_reqs):
-            return []
         mentioned = {report.run_id for report in result.reports}
         states = (self._resident.get(run) for run in output.run_ids if run not in mentioned)
         lost = sorted((state for state in states if state is not None), key=lambda state: state.arrival)

@@ -42,15 +42,19 @@ class Deadline(Ranked):
         if len(groups) <= 1:
             return groups[0] if groups else None
         best, found = LAST, groups[0]
-        steps = [self._by_deadline(group, now) for group in groups]
-        for due, number in sorted((states[0].deadline, number) for number, states in enumerate(steps)):
+        for due, number in sorted([(self._due_first(group, now), number) for number, group in enumerate(groups)]):
             if not best[0] and due >= best[1]:
                 break
             group = groups[number]
-            urgency = self._earliest(steps[number], now, self._tick_s(group))
+            urgency = self._earliest(self._by_deadline(group, now), now, self._tick_s(group))
             if urgency < best:
                 best, found = urgency, group
         return found
+
+    def _due_first(self, group: Group, now: float) -> float:
+        """The first deadline of its residents, and of who is the next one of those that wait for their places."""
+        due = (group.order or self._ordered(group))[0].deadline
+        return min(due, group.line.first(now).deadline) if len(group.line) else due
 
     def _earliest(self, states: Sequence[RequestState], now: float, seconds: float) -> Rank:
         """The first deadline that can still be kept, of states in that order, else the first one."""
@@ -64,13 +68,16 @@ class Deadline(Ranked):
 
     def _by_deadline(self, group: Group, now: float) -> list[RequestState]:
         """Its residents, and who is the next one of those that wait for their places."""
-        if group.order is None:
-            group.order = sorted(group.steps, key=attrgetter("deadline"))
+        order = group.order or self._ordered(group)
         if not len(group.line):
-            return group.order
-        states = group.order.copy()
+            return order
+        states = order.copy()
         insort(states, group.line.first(now), key=attrgetter("deadline"))
         return states
+
+    def _ordered(self, group: Group) -> list[RequestState]:
+        group.order = sorted(group.steps, key=attrgetter("deadline"))
+        return group.order
 
     def lost(self, state: RequestState, now: float, group_s: float) -> bool:
         """Whether the resident ``state`` is too late."""

@@ -74,6 +74,13 @@ def images(request: DiffusionRequest) -> int:
     return max(1, min(prompts * each, MOST_IMAGES)) if isinstance(each, int) else max(1, prompts)
 
 
+def images_of(state: RequestState) -> int:
+    """Likewise, counted once."""
+    if not state.images:
+        state.images = images(state.request)
+    return state.images
+
+
 def pixels(params: Any) -> float | None:
     """Width times height times frames, as far as the arguments say."""
     width, height = params.get("width"), params.get("height")
@@ -148,7 +155,7 @@ class Demands:
         if report.rows < 1:
             return
         state.rows = report.rows
-        kind, each = kind_of(state), report.rows / images(state.request)
+        kind, each = state.kind or kind_of(state), report.rows / (state.images or images_of(state))
         known = self._shapes.get(kind)
         if known is not None and known.batch_key == report.batch_key and known.rows == each:
             self._learned += known is not self._last
@@ -169,7 +176,7 @@ class Demands:
         if state.rows:
             return state.rows
         shape = self._shape(state)
-        return max(1, round((shape.rows if shape else 1.0) * images(state.request)))
+        return max(1, round((shape.rows if shape else 1.0) * images_of(state)))
 
     def steps(self, state: RequestState) -> int:
         """Steps that it takes in all."""

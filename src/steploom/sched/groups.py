@@ -23,6 +23,7 @@ class Group:
 
     Attributes:
         key: The observed key, or a guess.
+        batch_key: The observed key; None if it is only guessed.
         residents: Those that a worker holds, by run id, oldest first.
         paused: Of these, those that are left out of the group's ticks.
         line: Those that wait.
@@ -35,11 +36,13 @@ class Group:
     """
 
     __slots__ = (
-        "_best", "joined", "key", "line", "order", "paused", "residents", "seconds", "since", "turn", "version",
+        "_best", "batch_key", "joined", "key", "line", "order", "paused", "residents", "seconds", "since", "turn",
+        "version",
     )  # fmt: skip
 
     def __init__(self, key: str, order: Order, now: float, turn: int) -> None:
         self.key = key
+        self.batch_key = None if key.startswith("?") else key
         self.residents: dict[str, RequestState] = {}
         self.paused: dict[str, RequestState] = {}
         self.line = Line(order)
@@ -55,17 +58,12 @@ class Group:
         self._best: float | None = None
 
     @property
-    def batch_key(self) -> str | None:
-        """The observed key; None if it is only guessed."""
-        return None if self.key.startswith("?") else self.key
-
-    @property
     def priority(self) -> float:
         """The best class of its residents and of those that wait: who waits for their places lends them its own."""
-        best = self._best
+        best, waiting = self._best, self.line.priority
         if best is None:
             best = self._best = min((state.priority for state in self.residents.values()), default=math.inf)
-        return min(best, self.line.priority) if len(self.line) else best
+        return best if best <= waiting else waiting
 
     @property
     def stepping(self) -> int:
@@ -150,7 +148,7 @@ class Groups:
 
     def push(self, state: RequestState, now: float, front: bool = False) -> None:
         """``state`` waits from now on."""
-        self.ledger.came(state.request.user or "")
+        self.ledger.came(state.user)
         self._put(state, now, front)
 
     def _put(self, state: RequestState, now: float, front: bool) -> None:
@@ -164,7 +162,7 @@ class Groups:
         """``state`` waits no more."""
         group = self.home.pop(state.run_id)
         number = group.line.remove(state)
-        self.ledger.left(state.request.user or "")
+        self.ledger.left(state.user)
         if group.residents:
             return
         if not len(group.line):
@@ -177,9 +175,7 @@ class Groups:
     def admit(self, group: Group, now: float) -> RequestState:
         """The next of those that wait in the group is resident from now on."""
         state = group.line.pop(now)
-        user = state.request.user or ""
-        state.charged_s = self.ledger.let_in(user, self._order.charge(state), sure=state.sure)
-        self.ledger.left(user)
+        state.charged_s = self.ledger.let_in(state.user, state.standalone_s, sure=state.sure)
         group.joined = self.turns
         self.settle(state, group)
         return state
@@ -189,10 +185,10 @@ class Groups:
         group = self.home[state.run_id]
         if state.run_id in group.residents:
             group.touch()
-            more_s = self._order.charge(state) - state.charged_s
+            more_s = state.standalone_s - state.charged_s
             if more_s > 0:
                 state.charged_s += more_s
-                self.ledger.charge(state.request.user or "", more_s)
+                self.ledger.charge(state.user, more_s)
             return
         group.line.revalue(state)
         if not group.residents:
@@ -208,14 +204,14 @@ class Groups:
     def settle(self, state: RequestState, group: Group) -> None:
         """The resident ``state`` belongs to ``group``, before those that came later than it."""
         residents = group.residents
+        if not residents and self.pending.pop(group.key, None) is not None:
+            self.active[group.key] = group
         if residents and next(reversed(residents.values())).arrival > state.arrival:
             self._insert(state, residents)
         else:
             residents[state.run_id] = state
         self.home[state.run_id] = group
         group.touch()
-        if self.pending.pop(group.key, None) is not None:
-            self.active[group.key] = group
 
     def _insert(self, state: RequestState, residents: dict[str, RequestState]) -> None:
         later = [(run, other) for run, other in residents.items() if other.arrival > state.arrival]
@@ -230,12 +226,14 @@ class Groups:
         del group.residents[state.run_id]
         group.paused.pop(state.run_id, None)
         group.touch()
-        self._emptied(group, now)
+        if not group.residents:
+            self._emptied(group, now)
 
     def observed(self, state: RequestState, now: float) -> None:
         """The key of a resident is known, or has changed: it moves there, and those of its guess follow."""
         assert state.batch_key is not None
-        old, group = self.home[state.run_id], self.of(state.batch_key, now)
+        old = self.home[state.run_id]
+        group = old if old.key == state.batch_key else self.of(state.batch_key, now)
         if old is not group:
             self._move(state, old, group, now)
         group.touch()  # its rows are known
@@ -252,7 +250,8 @@ class Groups:
         if paused is not None:
             group.paused[state.run_id] = state
             group.touch()
-        self._emptied(old, now)
+        if not old.residents:
+            self._emptied(old, now)
 
     def _link(self, guess: str, group: Group, now: float) -> None:
         """Requests of this guess belong to ``group`` from now on."""
@@ -290,12 +289,12 @@ class Groups:
         found = None if run is None else self._in_hall(run)
         if run is None or found is None:
             return oldest
-        had = self.ledger[found[0].request.user or ""]
+        had = self.ledger[found[0].user]
         return self.home[run] if had < self.had(oldest, now) else oldest
 
     def had(self, group: Group, now: float) -> float:
         """Seconds that the user was let in for whose request is next in the group."""
-        return self.ledger[group.line.first(now).request.user or ""]
+        return self.ledger[group.line.first(now).user]
 
     def _in_hall(self, run_id: str) -> tuple[RequestState, int] | None:
         """The request and its class, if it waits in a pending group."""
@@ -310,8 +309,6 @@ class Groups:
 
     def _emptied(self, group: Group, now: float) -> None:
         """A group without residents is pending, or forgotten."""
-        if group.residents:
-            return
         self.active.pop(group.key, None)
         if len(group.line):
             group.since, group.turn = now, self.turns

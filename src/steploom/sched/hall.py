@@ -49,10 +49,9 @@ class Hall:
         turns = self._classes.get(number)
         if turns is None:
             turns = self._classes[number] = Turns(self._order.ledger)
-        user = state.request.user or ""
-        entries = turns.get(user)
+        entries = turns.get(state.user)
         if entries is None:
-            entries = turns.add(user, [])
+            entries = turns.add(state.user, [])
         heappush(entries, entry)
         self._size += 1
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 
 LEAST = 1e-3
 """Seconds that are usual, at least."""
+
+
+class Account:
+    """What a user has had, and how many of its requests wait."""
+
+    __slots__ = ("seconds", "waiting")
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.waiting = 0
 
 
 class Ledger:
@@ -18,51 +27,62 @@ class Ledger:
 
     Args:
         weights: Of users, where they differ.
+
+    Attributes:
+        accounts: Of users of whom somebody waits.
     """
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         self.weights = weights
-        self._waiting: Counter[str] = Counter()
-        self._seconds: dict[str, float] = {}
+        self.accounts: dict[str, Account] = {}
         self._now = 0.0
         self._usual = LEAST
 
     def __getitem__(self, user: str) -> float:
         """What the user has had; nothing more than the last one, if none of its requests waits."""
-        return self._seconds.get(user, self._now)
-
-    def __len__(self) -> int:
-        """Users of whom somebody waits."""
-        return len(self._seconds)
+        account = self.accounts.get(user)
+        return self._now if account is None else account.seconds
 
     def came(self, user: str) -> None:
         """A request of the user waits from now on."""
-        self._seconds.setdefault(user, self._now)
-        self._waiting[user] += 1
+        account = self.accounts.get(user)
+        if account is None:
+            account = self.accounts[user] = Account(self._now)
+        account.waiting += 1
 
     def left(self, user: str) -> None:
         """One waits no more."""
-        self._waiting[user] -= 1
-        if not self._waiting[user]:
-            del self._waiting[user], self._seconds[user]
+        account = self.accounts[user]
+        account.waiting -= 1
+        if not account.waiting:
+            del self.accounts[user]
 
     def let_in(self, user: str, seconds: float, *, sure: bool = True) -> float:
         """One of the user that waits is let in, and takes so long by itself: what is charged for it.
 
         If that is not ``sure`` it is no more than what is usual; the rest is charged once it is known.
         """
-        seconds = seconds if sure else min(seconds, self._usual)
-        self._usual = max(LEAST, 0.9 * self._usual + 0.1 * seconds)
-        self._now = max(self._now, self._seconds[user])
-        self._seconds[user] += seconds / self.weights.get(user, 1.0)
+        if not sure and seconds > self._usual:
+            seconds = self._usual
+        usual = 0.9 * self._usual + 0.1 * seconds
+        self._usual = usual if usual > LEAST else LEAST
+        account = self.accounts[user]
+        if account.seconds > self._now:
+            self._now = account.seconds
+        account.seconds += seconds / self.weights.get(user, 1.0)
+        account.waiting -= 1
+        if not account.waiting:
+            del self.accounts[user]
         return seconds
 
     def charge(self, user: str, seconds: float) -> None:
         """One that was let in takes so much longer than it was charged for."""
-        if user in self._seconds:
-            self._seconds[user] += seconds / self.weights.get(user, 1.0)
+        account = self.accounts.get(user)
+        if account is not None:
+            account.seconds += seconds / self.weights.get(user, 1.0)
 
     def forget(self) -> None:
         """What requests were thought to take was wrong: all are equal again."""
         self._now, self._usual = 0.0, LEAST
-        self._seconds = dict.fromkeys(self._seconds, 0.0)
+        for account in self.accounts.values():
+            account.seconds = 0.0

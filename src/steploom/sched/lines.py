@@ -36,27 +36,28 @@ class Order(NamedTuple):
     Attributes:
         rank: Of a request; it changes only when more is known of it (:meth:`Line.revalue`).
         late: Whether it cannot be done in time any more: then it goes behind those that can.
-        charge: Seconds that its user is charged for it.
         ledger: What users have had.
         ageing_s: Seconds after which a waiting request rises to the next class.
     """
 
     rank: Callable[[RequestState], Rank]
     late: Callable[[RequestState, float], bool]
-    charge: Callable[[RequestState], float]
     ledger: Ledger
     ageing_s: float
 
 
 class Waiting:
-    """A user's waiting requests of one class: by rank, and by age. An entry that is nobody's any more is skipped."""
+    """A user's waiting requests of one class: by rank, and by age. An entry that is nobody's any more is skipped.
 
-    __slots__ = ("ages", "places", "ranks", "states", "taken")
+    By rank, that is one that is not the ``place`` of its request.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("ages", "ranks", "states", "taken", "user")
+
+    def __init__(self, user: str) -> None:
+        self.user = user
         self.states: dict[str, RequestState] = {}
         self.ranks: Ascending[Place] = Ascending()
-        self.places: dict[str, Place] = {}  # The entries that count: those of who has a rank.
         self.ages: Ascending[tuple[int, str]] = Ascending()  # By arrival.
         self.taken = 0
 
@@ -68,40 +69,36 @@ class Waiting:
         if len(self.ages) > 2 * len(self.states) + SLACK:
             self.ages.keep(lambda age: age[1] in self.states)
 
-    def remove(self, run_id: str) -> None:
-        """That one waits no more."""
-        del self.states[run_id]
-        self.places.pop(run_id, None)
-
     def rank(self, state: RequestState, order: Order, front: bool) -> None:
         """Gives ``state`` its place by rank, or another one."""
         place = (not front, order.rank(state), state.arrival, state.run_id)
-        if self.places.get(state.run_id) == place:
+        if state.place == place:
             return
-        self.places[state.run_id] = place
+        state.place = place
         self.ranks.push(place)
         if len(self.ranks) > 2 * len(self.states) + SLACK:
-            self.ranks.keep(lambda one: self.places.get(one[3]) is one)
+            self.ranks.keep(lambda one: one[3] in self.states and self.states[one[3]].place is one)
 
     def first(self, order: Order, now: float) -> RequestState:
         """The next one; there must be one. Those that are late lose their rank: their turn comes by age."""
-        ranks, places = self.ranks, self.places
-        while (one := ranks.first()) is not None:
-            if places.get(one[3]) is one:
-                state = self.states[one[3]]
+        one = self.ranks.first()
+        while one is not None:
+            state = self.states.get(one[3])
+            if state is not None and state.place is one:
                 if not one[0] or not order.late(state, now):
                     if not one[0] or self.taken % RESERVE != RESERVE - 1:
                         return state
                     break
-                del places[one[3]]
-            ranks.drop()
+                state.place = None
+            one = self.ranks.drop()
         return self._oldest()
 
     def _oldest(self) -> RequestState:
-        while (age := self.ages.first()) is not None:
+        age = self.ages.first()
+        while age is not None:
             if (state := self.states.get(age[1])) is not None:
                 return state
-            self.ages.drop()
+            age = self.ages.drop()
         raise AssertionError("nobody waits")
 
 
@@ -110,15 +107,20 @@ class Line:
 
     Args:
         order: The policy's.
+
+    Attributes:
+        priority: The class that is next; above all if nobody waits.
     """
 
     def __init__(self, order: Order) -> None:
+        self.priority = math.inf
         self._order = order
         self._classes: dict[int, Turns[Waiting]] = {}
         self._numbers: list[int] = []
         self._ages: deque[tuple[float, str]] = deque()
         self._aged = -math.inf
-        self._where: dict[str, tuple[int, str]] = {}
+        self._where: dict[str, tuple[int, Waiting]] = {}
+        self._sole: Waiting | None = None
 
     def __len__(self) -> int:
         return len(self._where)
@@ -128,36 +130,50 @@ class Line:
         self._put(state, state.priority, state.submitted, front)
 
     def _put(self, state: RequestState, number: int, since: float, front: bool) -> None:
-        user = state.request.user or ""
         one = self._classes.get(number)
         if one is None:
             one = self._classes[number] = Turns(self._order.ledger)
             insort(self._numbers, number)
-        waiting = one.get(user) or one.add(user, Waiting())
+            self.priority = self._numbers[0]
+        waiting = one.get(state.user)
+        if waiting is None:
+            waiting = one.add(state.user, Waiting(state.user))
+            self._find_sole()
         waiting.push(state, self._order, front)
-        self._where[state.run_id] = (number, user)
+        self._where[state.run_id] = (number, waiting)
         self._ages.append((since, state.run_id))
         if len(self._ages) > 2 * len(self._where) + SLACK:
             self._ages = deque(age for age in self._ages if age[1] in self._where)
 
     def remove(self, state: RequestState) -> int:
         """``state`` waits no more. Its class. O(1) on average."""
-        number, user = self._where.pop(state.run_id)
-        one = self._classes[number]
-        waiting = one.get(user)
-        assert waiting is not None
-        waiting.remove(state.run_id)
+        run_id = state.run_id
+        number, waiting = self._where.pop(run_id)
+        del waiting.states[run_id]
+        state.place = None
         if not waiting.states:
-            one.remove(user)
-            if not len(one):
-                del self._classes[number]
-                del self._numbers[bisect_left(self._numbers, number)]
+            self._close(number, waiting.user)
         return number
+
+    def _close(self, number: int, user: str) -> None:
+        """Nobody of that class and user waits."""
+        one = self._classes[number]
+        one.remove(user)
+        if not len(one):
+            del self._classes[number]
+            del self._numbers[bisect_left(self._numbers, number)]
+            self.priority = self._numbers[0] if self._numbers else math.inf
+        self._find_sole()
+
+    def _find_sole(self) -> None:
+        """Notes whether there is but one queue, which is next whatever was had and how long anybody has waited."""
+        turns = next(iter(self._classes.values())) if len(self._classes) == 1 else ()
+        self._sole = next(iter(turns)) if len(turns) == 1 else None
 
     def heir(self, state: RequestState, number: int, now: float) -> RequestState | None:
         """The next one of that class and of the user of ``state``."""
         turns = self._classes.get(number)
-        waiting = None if turns is None else turns.get(state.request.user or "")
+        waiting = None if turns is None else turns.get(state.user)
         return None if waiting is None else waiting.first(self._order, now)
 
     def fronts(self, now: float) -> list[RequestState]:
@@ -166,10 +182,7 @@ class Line:
 
     def revalue(self, state: RequestState) -> None:
         """The rank of ``state`` has changed."""
-        number, user = self._where[state.run_id]
-        waiting = self._classes[number].get(user)
-        assert waiting is not None
-        waiting.rank(state, self._order, front=bool(state.attempt))
+        self._where[state.run_id][1].rank(state, self._order, front=bool(state.attempt))
 
     def reorder(self) -> None:
         """What users have had was counted anew."""
@@ -178,11 +191,11 @@ class Line:
 
     def first(self, now: float) -> RequestState:
         """The request that is next; there must be one. Asked again, it is the same one, until something changes."""
-        return self._next(now).first(self._order, now)
+        return (self._sole or self._next(now)).first(self._order, now)
 
     def pop(self, now: float) -> RequestState:
         """Takes out the request that is next."""
-        waiting = self._next(now)
+        waiting = self._sole or self._next(now)
         state = waiting.first(self._order, now)
         waiting.taken += 1
         self.remove(state)
@@ -199,16 +212,7 @@ class Line:
     def find(self, run_id: str) -> tuple[RequestState, int] | None:
         """The request of that run id and its class, if it waits here."""
         place = self._where.get(run_id)
-        if place is None:
-            return None
-        waiting = self._classes[place[0]].get(place[1])
-        assert waiting is not None
-        return waiting.states[run_id], place[0]
-
-    @property
-    def priority(self) -> int:
-        """The class that is next; something must wait."""
-        return self._numbers[0]
+        return None if place is None else (place[1].states[run_id], place[0])
 
     def states(self) -> list[RequestState]:
         """Everybody, in no order."""
@@ -221,6 +225,9 @@ class Line:
         self._numbers.clear()
         self._ages.clear()
         self._where.clear()
+        self.priority, self._sole = math.inf, None
+        for state in states:
+            state.place = None
         return sorted(states, key=lambda state: state.arrival)
 
     def _age(self, now: float) -> None:

@@ -108,21 +108,21 @@ def ahead(waiting: Iterable[RequestState], state: RequestState, order: Order, no
     least_s = math.inf
     own: list[tuple[Rank, int, RequestState]] = []
     others: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    mine, user = (order.rank(state), state.arrival), state.request.user or ""
+    mine, user = (order.rank(state), state.arrival), state.user
     for other in waiting:
-        cost = order.charge(other)
+        cost = other.standalone_s
         least_s = min(least_s, cost)
         if other.priority < state.priority:
             requests, seconds = requests + 1, seconds + cost
-        elif other.priority == state.priority and (other.request.user or "") != user:
-            share = others[other.request.user or ""]
+        elif other.priority == state.priority and other.user != user:
+            share = others[other.user]
             share[0] += 1
             share[1] += cost
         elif other.priority == state.priority and (order.rank(other), other.arrival) < mine:
             own.append((order.rank(other), other.arrival, other))
     in_time, own_s = _in_time(own, order, now, gain)
     ledger = order.ledger
-    turn = ledger[user] + (own_s + order.charge(state)) / ledger.weights.get(user, 1.0)
+    turn = ledger[user] + (own_s + state.standalone_s) / ledger.weights.get(user, 1.0)
     for name, (count, total) in others.items():
         before = max(0.0, turn - ledger[name]) * ledger.weights.get(name, 1.0)
         part = min(1.0, before / total) if total > 0 else 0.0
@@ -135,5 +135,5 @@ def _in_time(own: list[tuple[Rank, int, RequestState]], order: Order, now: float
     count, seconds = 0, 0.0
     for _, _, state in sorted(own, key=lambda one: one[:2]):
         if not order.late(state, now + seconds / gain):
-            count, seconds = count + 1, seconds + order.charge(state)
+            count, seconds = count + 1, seconds + state.standalone_s
     return count, seconds

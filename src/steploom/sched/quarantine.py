@@ -46,27 +46,25 @@ class Quarantine:
 
     Args:
         max_retries: Deaths after which a request is still replayed with everybody else; 0: nobody is replayed.
+
+    Attributes:
+        trial: The members of the cell that is tried now, as far as they are not done.
     """
 
     def __init__(self, max_retries: int) -> None:
         self._max_retries = max_retries
         self._suspects: dict[str, Suspect] = {}
         self._cells: deque[list[str]] = deque()
-        self._trial: dict[str, None] = {}
+        self.trial: dict[str, None] = {}
 
     @property
     def closed(self) -> bool:
         """Whether only members of one cell are let in."""
-        return bool(self._trial or self._cells)
-
-    @property
-    def trial(self) -> Collection[str]:
-        """The members of the cell that is tried now, as far as they are not done."""
-        return self._trial.keys()
+        return bool(self.trial or self._cells)
 
     def admits(self, request_id: str) -> bool:
         """Whether the request may join a tick."""
-        return not self.closed or request_id in self._trial
+        return not self.closed or request_id in self.trial
 
     def died(self, flying: Mapping[str, int], lost: Collection[str], why: str, *, alone: bool) -> list[str]:
         """A worker has died.
@@ -87,9 +85,9 @@ class Quarantine:
         spent = [request_id for request_id in flying if self._strike(request_id, why)]
         for request_id, past in flying.items():
             self._suspects[request_id].past = max(self._suspects[request_id].past, past)
-        if not self._trial.keys().isdisjoint(lost):
-            self._add([request_id for request_id in self._trial if request_id not in flying])
-            self._trial.clear()
+        if not self.trial.keys().isdisjoint(lost):
+            self._add([request_id for request_id in self.trial if request_id not in flying])
+            self.trial.clear()
         if alone:
             return spent
         half = (len(spent) + 1) // 2
@@ -127,9 +125,9 @@ class Quarantine:
         """
         if not self.closed:
             return True
-        if self._trial or busy:
+        if self.trial or busy:
             return False
-        self._trial = dict.fromkeys(self._cells.popleft())
+        self.trial = dict.fromkeys(self._cells.popleft())
         return True
 
     def judge(self, steps: Mapping[str, int]) -> None:
@@ -138,19 +136,19 @@ class Quarantine:
         Args:
             steps: What its members have done.
         """
-        suspects = [self._suspects[request_id] for request_id in self._trial]
+        suspects = [self._suspects[request_id] for request_id in self.trial]
         beyond = all(
             steps[request_id] >= suspect.past and not suspect.acquitted
-            for request_id, suspect in zip(self._trial, suspects, strict=True)
+            for request_id, suspect in zip(self.trial, suspects, strict=True)
         )
         if beyond and not self._cells:
-            self._trial.clear()
+            self.trial.clear()
             for suspect in suspects:
                 suspect.acquitted = True
 
     def confines(self, request_id: str) -> bool:
         """Whether the request is a member of a cell."""
-        return request_id in self._trial or any(request_id in cell for cell in self._cells)
+        return request_id in self.trial or any(request_id in cell for cell in self._cells)
 
     def hand_over(self, request_id: str) -> Suspect | None:
         """The request goes on elsewhere: what is held against it."""
@@ -165,8 +163,8 @@ class Quarantine:
 
     def surrender(self) -> list[list[str]]:
         """All cells, which are tried here no more; nobody of them may be resident."""
-        cells = [cell for cell in (list(self._trial), *self._cells) if cell]
-        self._trial.clear()
+        cells = [cell for cell in (list(self.trial), *self._cells) if cell]
+        self.trial.clear()
         self._cells.clear()
         return cells
 
@@ -188,7 +186,7 @@ class Quarantine:
         """The request is done, failed or ended from outside."""
         if self._suspects.pop(request_id, None) is None:
             return
-        self._trial.pop(request_id, None)
+        self.trial.pop(request_id, None)
         for cell in self._cells:
             if request_id in cell:
                 cell.remove(request_id)
@@ -201,23 +199,26 @@ class Door:
     Args:
         policy: Chooses among those that were let through.
         quarantine: Says who may.
+
+    Attributes:
+        held_back: Those that may not, by request id, and whether they go before the others.
     """
 
     def __init__(self, policy: Policy, quarantine: Quarantine) -> None:
         self._policy = policy
         self._quarantine = quarantine
-        self._held: dict[str, tuple[RequestState, bool]] = {}
+        self.held_back: dict[str, tuple[RequestState, bool]] = {}
 
     def enqueue(self, state: RequestState, *, front: bool = False) -> None:
         """``state`` waits from now on; with ``front`` before the others."""
         if self._quarantine.admits(state.request_id):
             self._policy.enqueue(state, front=front)
         else:
-            self._held[state.request_id] = (state, front)
+            self.held_back[state.request_id] = (state, front)
 
     def withdraw(self, state: RequestState) -> None:
         """The waiting ``state`` is gone."""
-        if self._held.pop(state.request_id, None) is None:
+        if self.held_back.pop(state.request_id, None) is None:
             self._policy.withdraw(state)
 
     def held(self, *, busy: bool) -> int:
@@ -226,9 +227,9 @@ class Door:
         Args:
             busy: Whether a worker holds anybody.
         """
-        if not self._held or not self._quarantine.closed:
+        if not self.held_back or not self._quarantine.closed:
             return 0
-        return len(self._held) if busy or self._quarantine.trial else 0
+        return len(self.held_back) if busy or self._quarantine.trial else 0
 
     def close(self, states: Iterable[RequestState]) -> None:
         """Takes back from the policy those of ``states`` that wait and are not admitted any more."""
@@ -236,9 +237,9 @@ class Door:
             return
         for state in states:
             request_id = state.request_id
-            if not (state.resident or request_id in self._held or self._quarantine.admits(request_id)):
+            if not (state.resident or request_id in self.held_back or self._quarantine.admits(request_id)):
                 self._policy.withdraw(state)
-                self._held[request_id] = (state, state.attempt > 0)
+                self.held_back[request_id] = (state, state.attempt > 0)
 
     def open(self, *, busy: bool) -> None:
         """Lets those through that are admitted by now.
@@ -246,12 +247,12 @@ class Door:
         Args:
             busy: Whether a worker holds anybody.
         """
-        if not self._held or not self._quarantine.advance(busy=busy):
+        if not self.held_back or not self._quarantine.advance(busy=busy):
             return
-        admitted = [entry for entry in self._held.values() if self._quarantine.admits(entry[0].request_id)]
+        admitted = [entry for entry in self.held_back.values() if self._quarantine.admits(entry[0].request_id)]
         admitted.sort(key=lambda entry: entry[0].arrival)
         for state, _ in admitted:
-            del self._held[state.request_id]
+            del self.held_back[state.request_id]
         for state in reversed([state for state, front in admitted if front]):
             self._policy.enqueue(state, front=True)
         for state in [state for state, front in admitted if not front]:

@@ -44,9 +44,7 @@ class Ranked(Policy):
 
     def __init__(self, config: EngineConfig, clock: Clock) -> None:
         super().__init__(config, clock)
-        self._order = Order(
-            self.rank, self.late, self._charge, Ledger(config.user_weights or {}), config.priority_ageing_s
-        )
+        self._order = Order(self.rank, self.late, Ledger(config.user_weights or {}), config.priority_ageing_s)
         self._groups = Groups(self._order)
         self._valued = False
         self._chosen: Group | None = None
@@ -74,9 +72,6 @@ class Ranked(Policy):
     def spares(self, victim: RequestState, other: RequestState, now: float, group_s: float) -> bool:
         """Whether ``victim`` can afford to be paused until ``other`` is done."""
         return False
-
-    def _charge(self, state: RequestState) -> float:
-        return state.standalone_s
 
     def enqueue(self, state: RequestState, *, front: bool = False) -> None:
         """``state`` waits in its group."""
@@ -129,7 +124,7 @@ class Ranked(Policy):
         if group is None:
             return Batch(None, [], [])
         places = self._claim(group, max_batch, free, now)
-        overtaken = group is self._groups.overtaken(now)
+        overtaken = not group.residents and group is self._groups.overtaken(now)
         self._groups.turns += 1
         self._chosen, group.since, group.turn = group, now, self._groups.turns
         if group.paused:
@@ -231,7 +226,7 @@ class Ranked(Policy):
         if free <= 0 or not len(group.line):
             return 0
         groups = self._groups
-        if group is self._due or not group.residents or len(groups.ledger) <= 1 or self._room.for_all(free):
+        if group is self._due or not group.residents or len(groups.ledger.accounts) <= 1 or self._room.for_all(free):
             return self._places(group, max_batch, free, now)
         first = groups.first(now) if self._opens() else None
         rivals = [one for one in (first, self._joinable(group.line.priority, now, max_batch, free)) if one is not None]
@@ -279,12 +274,13 @@ class Ranked(Policy):
         """How many of the free places the group may take."""
         if group is self._due:
             return 1
-        return free - self._kept(now) if group.residents else free
+        return free - self._kept(now) if group.residents and self._groups.pending else free
 
     def _join(self, group: Group, max_batch: int, free: int, now: float) -> list[RequestState]:
         """Makes waiting requests of the group resident, as far as there is room."""
         joining: list[RequestState] = []
-        while len(group.line) and self._room.for_one(group, max_batch, free - len(joining), now):
+        most = min(free, max_batch - len(group.residents) + len(group.paused), len(group.line))
+        while len(joining) < most and self._room.for_next(group, now):
             joining.append(self._groups.admit(group, now))
         return joining
 

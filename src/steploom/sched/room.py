@@ -30,12 +30,15 @@ class Room:
 
     def for_one(self, group: Group, max_batch: int, free: int, now: float) -> bool:
         """Whether the next of those that wait in the group may join it."""
-        if free <= 0 or group.stepping >= max_batch:
-            return False
-        bounded = (self._knees or self._policy.costs.limited) and (group.stepping or self._leaving_rows(group))
+        return free > 0 and group.stepping < max_batch and self.for_next(group, now)
+
+    def for_next(self, group: Group, now: float) -> bool:
+        """Likewise, if it has a place."""
+        costs = self._policy.costs
+        bounded = (self._knees or costs.limited) and (group.stepping or self._leaving_rows(group))
         if bounded and not self.fits(group, group.line.first(now)):
             return False
-        return self.in_memory(group, now)
+        return costs.room_bytes <= 0 or self.in_memory(group, now)
 
     def for_all(self, free: int) -> bool:
         """Whether there are places for all that wait, of all groups, and bytes do not count."""

@@ -79,12 +79,15 @@ class RequestState:
         held_bytes: Bytes that it keeps between steps, likewise.
         total_steps: Its steps in all, likewise; None until then, or if nobody knows.
         kind: Its guess, and whether it has guidance, once somebody has asked.
+        images: Images or videos that it asks for, likewise; 0 until then.
         priority: Its class: that of the request, or a better one that it has risen to.
         standalone_s: Seconds that it would take by itself, estimated when it came, and anew when more was known.
         sure: Whether ticks of its kind had been measured by then.
+        place: Where it stands among those that wait, if it has a rank there; of the policy's.
         charged_s: Seconds that its user was charged when it was let in.
         deadline: Clock reading by which it should be done.
         request_id: The request's id, at hand because every step needs it.
+        user: Whose it is; empty if nobody said.
     """
 
     request: DiffusionRequest
@@ -107,15 +110,19 @@ class RequestState:
     held_bytes: int = 0
     total_steps: int | None = None
     kind: tuple[str, bool] | None = None
+    images: int = 0
     standalone_s: float = 0.0
     sure: bool = False
+    place: tuple[Any, ...] | None = None
     charged_s: float = 0.0
     deadline: float = math.inf
     request_id: str = dataclasses.field(init=False)
+    user: str = dataclasses.field(init=False)
     priority: int = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        self.request_id, self.priority = self.request.request_id, self.request.priority
+        request = self.request
+        self.request_id, self.user, self.priority = request.request_id, request.user or "", request.priority
 
     def begin_attempt(self, run_id: str) -> None:
         """Back to waiting, as the next attempt: what the lost attempt measured is forgotten, the wait is not."""
