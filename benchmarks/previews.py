@@ -42,29 +42,38 @@ def demo_model() -> Any:
     return DiffusionPipeline.from_pretrained(demo.path())
 
 
-def tiny_wan() -> Any:
-    """Wan's video VAE and transformer with tiny random weights, as the tests build it."""
-    sys.path.append(str(HERE.parent / "tests"))
-    import tiny
+def built_by_tests(family: str) -> Callable[[], Any]:
+    """A family's own VAE and transformer with tiny random weights, as the tests build them."""
 
-    return tiny.wan()
+    def build() -> Any:
+        sys.path.append(str(HERE.parent / "tests"))
+        import tiny
+
+        return getattr(tiny, family)()
+
+    return build
 
 
 MODELS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "built-in model, 64x64": (demo_model, {"max_sequence_length": 16}),
     "built-in model, 96x96": (demo_model, {"max_sequence_length": 16, "height": 96, "width": 96}),
+    "tiny Flux, packed latents of 32x32": (
+        built_by_tests("flux"), {"max_sequence_length": 16, "height": 64, "width": 64},
+    ),
     "tiny Wan, 5 frames of 64x64": (
-        tiny_wan, {"max_sequence_length": 16, "height": 64, "width": 64, "num_frames": 5},
+        built_by_tests("wan"), {"max_sequence_length": 16, "height": 64, "width": 64, "num_frames": 5},
     ),
 }  # fmt: skip
 
 
-def previewers(pipe: Any, channels: int) -> dict[str, Any]:
+def previewers(pipe: Any) -> dict[str, Any]:
     """One for each way, whatever the size of the model's own VAE."""
     from diffusers import AutoencoderTiny
 
     own = preview.Previewer(pipe)
     own._maps.clear()
+    settings = pipe.vae.config
+    channels = settings.get("latent_channels") or settings["z_dim"]
     tiny = preview.Previewer(pipe, AutoencoderTiny(latent_channels=channels).eval())
     return {"linear map": linear(pipe), "tiny autoencoder": tiny, "the model's own VAE": own}
 
@@ -92,8 +101,7 @@ def measure(build: Callable[[], Any], arguments: dict[str, Any], repeats: int) -
     ticks = iter(range(1, 10**6))
     runner.execute(SchedulerOutput(tick=next(ticks), scheduled_new_reqs=[NewRequest("r", request)]))
     program = runner._residents["r"].program
-    channels = program.step_end.latents.shape[1]
-    ways = previewers(pipe, channels)
+    ways = previewers(pipe)
     for way in ways.values():
         way.picture(program)  # not counted: the first compiles the rest of the pipeline's code
     times: dict[str, list[float]] = {name: [] for name in (*ways, "one step without a preview")}
