@@ -15,7 +15,7 @@ from steploom.config import EngineConfig
 from steploom.errors import ConfigError
 from steploom.weave import untyped
 from steploom.weave.order import is_denoiser
-from steploom.worker import component_classes, factories, indexes, left_out, roles, sources
+from steploom.worker import component_classes, factories, indexes, left_out, mends, roles, sources
 from steploom.worker.component_classes import Place
 from steploom.worker.quantization import Quantization
 from steploom.worker.sources import Source
@@ -234,10 +234,11 @@ class _Assembly:
             options["dtype"] = _of(self._dtype, name)
             if name in quantization:
                 options["quantization_config"] = quantization[name]
-        if source.kind == "file":
-            return self._from_file(name, cls, source, {**self._hub, **options})
-        place, _ = self._other(name, source)
-        return cls.from_pretrained(place.source, **place.where, **options)
+        with mends.explained(self.config, name):
+            if source.kind == "file":
+                return self._from_file(name, cls, source, {**self._hub, **options})
+            place, _ = self._other(name, source)
+            return cls.from_pretrained(place.source, **place.where, **options)
 
     def _served(self, name: str) -> Any:
         """The class of a component as it will be served; None for one that is left out."""

@@ -69,6 +69,7 @@ def load(config: EngineConfig, progress: Callable[[str], None]) -> Any:
     explained = mends.own_factory if source.kind == "factory" else mends.explained
     with downloads.told(progress), explained(config):
         pipeline = assemble(config, source, dtype, progress)
+    refuse_incomplete(config, pipeline)
     refuse(pipeline)
     fitting.fit(pipeline, config, device, progress)
     return pipeline
@@ -164,6 +165,24 @@ def refuse_other(given: Any) -> None:
     """
     if not untyped.is_pipeline(given):
         raise ConfigError(f"from_pipeline: got {no_pipeline(given)}; give a DiffusionPipeline")
+
+
+def refuse_incomplete(config: EngineConfig, pipeline: Any) -> None:
+    """Refuses a model of which the files lack weights: diffusers leaves these without memory, and says nothing.
+
+    Raises:
+        ConfigError: Names the component and one of them.
+    """
+    for name, module in untyped.modules_of(pipeline).items():
+        lacking = [path for path, one in module.named_parameters() if one.is_meta]
+        if lacking:
+            where = (config.components or {}).get(name)
+            setting = f"model={config.model!r}" if where is None else f"components[{name!r}]={where!r}"
+            raise ConfigError(
+                f"{setting}: the weights of {name} lack {lacking[0]}"
+                f"{f' and {len(lacking) - 1} others' if len(lacking) > 1 else ''}; give the files that were saved "
+                "together with its configuration"
+            )
 
 
 def refuse(pipeline: Any) -> None:

@@ -7,12 +7,13 @@ import re
 import traceback
 from collections.abc import Generator
 from pathlib import Path
+from typing import NamedTuple
 
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError, raised
 from steploom.weave import exits
 from steploom.weave.machine_faults import is_of_machine
-from steploom.worker import indexes, sources
+from steploom.worker import broken_files, indexes, sources
 
 _TELLING = (OSError, ValueError, ImportError)
 """What is raised with a sentence."""
@@ -24,19 +25,34 @@ asked for of a pipeline of somebody's."""
 
 _NO_CLASS = re.compile(r"module diffusers has no attribute (\w+)")
 
+_UNFIT = ("size mismatch", "expected shape", "ignore_mismatched_sizes")
+"""What torch, diffusers and transformers say of weights of other shapes than the model's."""
+
+_QUANTIZERS = ("/quantizers/", "/torchao/")
+_CONVERTERS = ("/diffusers/loaders/single_file",)
+"""Where diffusers and transformers quantize, and where single files are converted."""
+
 _UNREACHABLE = ("ConnectError", "ConnectionError", "ConnectTimeout", "NetworkError", "ReadTimeout", "MaxRetryError",
                 "ProxyError", "LocalEntryNotFoundError", "OfflineModeIsEnabled")  # fmt: skip
 
 
 @contextlib.contextmanager
-def explained(config: EngineConfig) -> Generator[None]:
+def explained(config: EngineConfig, component: str | None = None) -> Generator[None]:
     """Turns what goes wrong with a model into a :class:`~steploom.errors.ConfigError` that says how to mend it.
 
     The device's own faults (out of memory) pass as they are.
 
+    Args:
+        config: The engine's settings.
+        component: That which is loaded, of ``config.components``; None for the whole model.
+
     Raises:
         ConfigError: The model cannot be loaded with these settings.
     """
+    where = (config.components or {}).get(component or "")  # a single file that is the model is a component, too
+    model = _Model(config, "model", config.model)
+    if where is not None:
+        model = _Model(config, f"components[{component!r}]", where)
     try:
         yield
     except ConfigError:
@@ -50,8 +66,7 @@ def explained(config: EngineConfig) -> Generator[None]:
             ) from error
         if is_of_machine(error):
             raise
-        unfit = "the weights do not fit the configuration" if "size mismatch" in said else "could not be loaded"
-        raise ConfigError(f"model={config.model!r}: {unfit}: {said}") from error
+        raise ConfigError(_unexplained(model, error, said)) from error
     except MemoryError:
         raise
     except BaseException as error:
@@ -60,7 +75,7 @@ def explained(config: EngineConfig) -> Generator[None]:
         said = " ".join(str(error).split())
         if not isinstance(error, _TELLING):  # which are no sentences: KeyError: 'vae'
             said = f"{type(error).__name__}: {said}"
-        raise ConfigError(_mend(config, error, said)) from error
+        raise ConfigError(_mend(model, error, said)) from error
 
 
 @contextlib.contextmanager
@@ -83,10 +98,29 @@ def own_factory(config: EngineConfig) -> Generator[None]:
         raise ConfigError(f"model={config.model!r}: raised {words} ({frame.filename}, line {frame.lineno})") from error
 
 
-def _mend(config: EngineConfig, error: BaseException, said: str) -> str:
+class _Model(NamedTuple):
+    """What was loaded: the whole model or a component, by its setting, and what that names."""
+
+    config: EngineConfig
+    setting: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.setting}={self.name!r}"
+
+    @property
+    def path(self) -> Path | None:
+        """The folder or file, if it is one here."""
+        source = sources.find(self.name, self.setting)
+        return Path(source.name) if source.kind in ("folder", "file") and not source.name.startswith("http") else None
+
+
+def _mend(model: _Model, error: BaseException, said: str) -> str:
     """The whole message."""
-    kinds = _kinds(error)
-    model = f"model={config.model!r}"
+    config, kinds = model.config, _kinds(error)
+    if config.quantization_config is not None and _raised_in(error, _QUANTIZERS):
+        what = "install what it asks for, or choose another backend" if isinstance(error, ImportError) else "change it"
+        return f"quantization_config={config.quantization_config!r}: {said}; {what}"
     if "trust_remote_code" in said and _NO_LIBRARY not in said:
         return (
             f"trust_remote_code=False: {model} brings Python code along, which would run here; read it, and set "
@@ -118,21 +152,37 @@ def _mend(config: EngineConfig, error: BaseException, said: str) -> str:
         return f"{model}: needs a package that is not installed or does not import: {said}"
     if found := _NO_CLASS.search(said):
         return f"{model}: {indexes.unknown_class(found[1])}"
-    return _unexplained(config, model, said)
+    return _unexplained(model, error, said)
 
 
-def _unexplained(config: EngineConfig, model: str, said: str) -> str:
+def _unexplained(model: _Model, error: BaseException, said: str) -> str:
     """What was said, with what can be seen in the model's folder."""
-    source = sources.find(config.model)
-    folder = Path(source.name) if source.kind == "folder" else None
-    if folder is not None and config.variant is None and (variants := indexes.variants(folder)):
+    path = model.path
+    named = [Path(name) for name in re.findall(r"'([^']+)'", said)]  # in the hub's cache, or of the base
+    for place in (path, *(file for file in named if file.is_file())):
+        if place is not None and (fault := broken_files.broken(place)) is not None:
+            return f"{model}: {fault}"
+    if any(words in said for words in _UNFIT):
+        advice = said.find(" If you want to instead")  # of what to pass to methods that nobody calls here
+        unfit = said if advice < 0 else said[:advice]
+        return f"{model}: the weights do not fit the configuration; give a folder as it was saved ({unfit})"
+    if path is not None and path.is_file() and _raised_in(error, _CONVERTERS):
+        return f"{model}: holds no weights of that kind, or under names that diffusers does not know ({said})"
+    folder = path if path is not None and path.is_dir() else None
+    if folder is not None and model.config.variant is None and (variants := indexes.variants(folder)):
         return f"{model}: has weights of variant={' or '.join(map(repr, variants))} alone; give that ({said})"
     lacking = indexes.missing(folder) if folder is not None else []
     hint = f" (it has no folder {' nor '.join(lacking)}, which its {sources.INDEX} lists)" if lacking else ""
     return f"{model}: could not be loaded: {said}{hint}"
 
 
-def _not_cached(config: EngineConfig, model: str) -> str:
+def _raised_in(error: BaseException, places: tuple[str, ...]) -> bool:
+    """Whether a file of diffusers' or transformers' whose path has one of ``places`` in it was at work."""
+    files = (frame.filename.replace("\\", "/") for frame in traceback.extract_tb(error.__traceback__))
+    return any(place in file for file in files for place in places)
+
+
+def _not_cached(config: EngineConfig, model: _Model) -> str:
     if config.base_model is None and sources.find(config.model).kind == "file":
         return (
             f"base_model=None: {model} is one file, and what it does not hold is not in the hub's cache; give the "

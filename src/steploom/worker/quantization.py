@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from steploom.errors import ConfigError
-from steploom.weave import untyped
+from steploom.weave import signatures, untyped
 from steploom.worker.portable import ARGUMENTS, FORM
 
 
@@ -51,18 +53,52 @@ def _make(name: str, library: str, how: Any) -> Any:
         )
     try:
         if backend == "torchao" and "quant_type" in arguments:
-            arguments["quant_type"] = untyped.torchao_config(arguments["quant_type"])
+            arguments["quant_type"] = _torchao(name, arguments["quant_type"])
         if backend == "gguf":
             compute = arguments.get("compute_dtype")
             return known[backend](getattr(torch, compute) if isinstance(compute, str) else compute)
-        return known[backend](**arguments)
-    except (TypeError, ValueError, AttributeError) as error:
+        made = known[backend](**arguments)
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
         raise ConfigError(f"quantization_config: {backend} for {name!r} with {arguments!r}: {error}") from None
     except ImportError as error:  # also of a package without its metadata
         mend = "; pip install " + {"bitsandbytes_4bit": "bitsandbytes", "bitsandbytes_8bit": "bitsandbytes"}.get(
             backend, backend
         )
         raise ConfigError(f"quantization_config: {backend} for {name!r}: {error}{mend}") from None
+    unknown = arguments.keys() - set(signatures.parameters_of(type(made).__init__)) - vars(made).keys()
+    if unknown:
+        raise ConfigError(
+            f"quantization_config: {backend} for {name!r}: {type(made).__name__} does not know "
+            f"{', '.join(sorted(unknown))}; it takes {', '.join(_takes(made))}"
+        )
+    return made
+
+
+def _torchao(name: str, given: Any) -> Any:
+    """Torchao's own description of a quantization."""
+    quantization = importlib.import_module("torchao.quantization")
+    try:
+        made = untyped.torchao_config(given)
+        if type(made).__module__.partition(".")[0] == "torchao":
+            return made
+        why = f"is a {type(made).__name__}"
+    except (AttributeError, TypeError, ValueError, LookupError) as error:
+        why = str(error)
+    known = [one for one in dir(quantization) if one.endswith("Config")]
+    wanted = str(given).replace("_", "").removesuffix("Config").lower()
+    nearest = difflib.get_close_matches(
+        wanted, by_letters := {one.removesuffix("Config").lower(): one for one in known}, 1
+    )
+    hint = f"; did you mean {by_letters[nearest[0]]!r}?" if nearest else f"; it has {', '.join(known)}"
+    raise ConfigError(
+        f"quantization_config: torchao for {name!r} with quant_type={given!r}: {why}; give the name of a config of "
+        f"torchao.quantization, or such a config{hint}"
+    )
+
+
+def _takes(config: Any) -> list[str]:
+    """What a config is made of."""
+    return [name for name in signatures.parameters_of(type(config).__init__) if name not in ("self", "kwargs")]
 
 
 def _by_component(given: Any, components: Sequence[str], denoisers: Sequence[str]) -> dict[str, Any]:
