@@ -48,6 +48,20 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 }
 """The types of our fields, and how a message says them. ``bool`` passes for an integer nowhere."""
 
+_STEPS, _STEP_LISTS = "num_inference_steps", ("timesteps", "sigmas")
+
+
+def _uncounted(params: dict[str, Any]) -> dict[str, Any]:
+    """Arguments without a number of steps that is None beside a list of them, as diffusers' documents have it."""
+    listed = {
+        name.removesuffix(kind)
+        for kind in _STEP_LISTS
+        for name, value in params.items()
+        if name.endswith(kind) and value is not None
+    }
+    left_out = {f"{stage}{_STEPS}" for stage in listed if params.get(f"{stage}{_STEPS}", 0) is None}
+    return {name: value for name, value in params.items() if name not in left_out}
+
 
 @dataclasses.dataclass(frozen=True, init=False)
 class DiffusionRequest:
@@ -143,7 +157,7 @@ class DiffusionRequest:
         if request_id is None:
             request_id = uuid.uuid4().hex[:16]
         lora = loras.listed(lora)
-        params = {name: given.plain(value) for name, value in params.items()}
+        params = _uncounted({name: given.plain(value) for name, value in params.items()})
         values = dict(locals())
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, given.plain(values[field.name]))

@@ -52,6 +52,22 @@ def test_a_list_of_prompts_is_one_request_beside_others() -> None:
     assert max(driver.sharing("one")) == 3
 
 
+async def test_a_list_of_steps_needs_no_number_of_them() -> None:
+    """It "must be None" beside a list by diffusers' documents, while it has a default everywhere."""
+    pipe = tiny.sd3()
+    pipe.set_progress_bar_config(disable=True)
+    params: dict[str, Any] = {"height": 32, "width": 32, "output_type": "latent", "num_inference_steps": None}
+    expected = pipe("a cat", sigmas=[1.0, 0.5, 0.2], generator=torch.Generator("cpu").manual_seed(1), **params)
+    async with AsyncDiffusionEngine.from_pipeline(pipe) as engine:
+        out = await engine.generate("a cat", seed=1, sigmas=[1.0, 0.5, 0.2], **params)
+        with pytest.raises(InvalidRequest, match="num_inference_steps=None: must be"):
+            await engine.generate("a cat", **params)
+    assert distance(out.output, expected) <= 1e-4
+    assert DiffusionRequest("x", prior_timesteps=[1.0], prior_num_inference_steps=None, sigmas=None).params.keys() == {
+        "prior_timesteps", "sigmas"
+    }  # fmt: skip
+
+
 @pytest.mark.slow
 async def test_a_list_of_generators_gives_each_image_its_own() -> None:
     pipe = tiny.sd3()
