@@ -146,6 +146,23 @@ async def test_blocked_loop(mp_engine: Any) -> None:
     assert min(worst) < 0.05, worst
 
 
+@pytest.mark.alone
+@pytest.mark.slow
+async def test_blocked_loop_by_the_arguments_of_a_call(mp_engine: Any) -> None:
+    """Likewise while a call with a million numbers in lists is sent, which would take a fifth of a second."""
+    numbers = [[float(index) for index in range(1000)] for _ in range(1000)]
+    worst: list[float] = []
+    while len(worst) < ROUNDS and (not worst or worst[-1] >= 0.05):
+        async with anyio.create_task_group() as probing:
+            lags: list[float] = []
+            probing.start_soon(_probe, lags, stop := anyio.Event())
+            await anyio.wait_all_tasks_blocked()
+            assert await mp_engine.collective_rpc("ping", args=(numbers,), unique_reply_rank=0) == "pong"
+            stop.set()
+        worst.append(max(lags))
+    assert min(worst) < 0.05, worst
+
+
 async def test_the_probe_of_blocked_loop_sees_a_block() -> None:
     async with anyio.create_task_group() as group:
         lags: list[float] = []

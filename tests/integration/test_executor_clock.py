@@ -214,7 +214,7 @@ async def test_a_call_that_may_have_crossed_with_a_tick_has_the_time_of_both(
         await anyio.wait_all_tasks_blocked()
         assert isinstance(executor, ScriptedProcess | ScriptedThread)
         channel = executor._channels[0]
-        channel.call("hold", [str(gate.path)], {}, 0.1)
+        channel.call(await channel.prepared("hold", [str(gate.path)], {}), 0.1)
         before = channel._clock
         gate.open()
         while len(channel._ticks) == 2:

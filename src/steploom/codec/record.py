@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Mapping
@@ -48,3 +49,12 @@ def stand_in(module: str, qualname: str) -> type[Record]:
 
     namespace = {"__module__": module, "__qualname__": qualname, "__class__": property(real_class)}
     return type(qualname.rpartition(".")[2], (Record,), namespace)
+
+
+def fields_of(value: Any) -> dict[str, Any] | None:
+    """The fields of a dataclass, or of what stands for one; None if ``value`` is neither."""
+    if Record in type(value).__mro__:  # its __class__ is another's
+        return value.__dict__
+    if not dataclasses.is_dataclass(value):
+        return None
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}

@@ -14,7 +14,8 @@ from typing import Any
 
 import msgspec
 
-from steploom.codec.record import Record
+from steploom.codec.pieces import LETTERS, PIECE, Long, Pieces
+from steploom.codec.record import fields_of
 from steploom.codec.rules import (
     INLINE_BYTES,
     MAX_DEPTH,
@@ -32,7 +33,6 @@ from steploom.protocol import ErrorInfo
 from steploom.requests import DiffusionRequest
 
 MEND = "cannot travel to a worker process; use distributed_executor_backend='inproc'"
-_pack = msgspec.msgpack.encode
 _type_of: Callable[[object], type] = type
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
 
@@ -80,6 +80,9 @@ class Writer:
         self._packages = packages
         self._integers = 0
         self._generators: dict[int, int] = {}  # places by id
+        self._pieces = Pieces()
+        self._tag = self._pieces.tagged
+        self._weight = 0  # values in lists and mappings that are complete
 
     def header(self, value: Any) -> bytes:
         """The header of ``value``.
@@ -89,7 +92,7 @@ class Writer:
         """
         try:
             known = isinstance(value, msgspec.Struct | DiffusionRequest)
-            return _pack(self._declared(value) if known else self.pack(value))
+            return self._pieces.whole(self._declared(value) if known else self.pack(value))
         except Unfit as unfit:
             path = unfit.path.lstrip(".") or type(value).__name__
             raise InvalidRequest(f"{path}: {unfit.reason}", field=path) from None
@@ -143,6 +146,7 @@ class Writer:
         if value is None or kind is bool or kind is float:
             return value
         if kind is str:
+            self._weight += len(value) // LETTERS
             return _text(value)
         if kind is int:
             return value if -(2**63) <= value < 2**64 else self._integer(value)
@@ -158,39 +162,50 @@ class Writer:
         self._integers += 1
         if self._integers > MAX_HASHED:
             raise Unfit(f"more than {MAX_HASHED} integers beyond 64 bits cannot travel; give an array or text")
-        return _tag(Code.INTEGER, hex(value))
+        return self._tag(Code.INTEGER, hex(value))
 
-    def _items(self, values: Iterable[Any], depth: int) -> list[Any]:
+    def _items(self, values: Iterable[Any], depth: int) -> Any:
         packed: list[Any] = []
+        long, weight = None, self._weight
         try:
             for value in values:
                 packed.append(self.pack(value, depth + 1))
+                if len(packed) + self._weight - weight >= PIECE:
+                    long = long or Long(self._pieces)
+                    long.add(packed)
+                    packed, weight = [], self._weight
         except Unfit as unfit:
-            raise unfit.under(f"[{len(packed)}]") from None
-        return packed
+            raise unfit.under(f"[{len(packed) + (long.number if long else 0)}]") from None
+        self._weight += len(packed)
+        return long.end(packed) if long else packed
 
-    def _entries(self, values: Mapping[Any, Any], depth: int) -> dict[Any, Any]:
+    def _entries(self, values: Mapping[Any, Any], depth: int) -> Any:
         packed: dict[Any, Any] = {}
-        key: Any = None
+        long, weight, key = None, self._weight, None
         try:
             for key, value in values.items():
                 if not (type(key) is str or (type(key) is int and -(2**63) <= key < 2**63)):
                     raise Unfit(f"{_name(key)} as a key {MEND}")
                 packed[_text(key) if type(key) is str else key] = self.pack(value, depth + 1)
+                if len(packed) + self._weight - weight >= PIECE:
+                    long = long or Long(self._pieces)
+                    long.add(packed)
+                    packed, weight = {}, self._weight
         except Unfit as unfit:
             raise unfit.under(f"[{key!r}]") from None
-        return packed
+        self._weight += len(packed)
+        return long.end(packed) if long else packed
 
     def _builtin(self, value: Any, kind: type, depth: int) -> Any:
         """Built-in types that msgpack does not have."""
         if kind is tuple:
-            return _tag(Code.TUPLE, self._items(value, depth))
+            return self._tag(Code.TUPLE, self._items(value, depth))
         if kind is set or kind is frozenset:
             if len(value) > MAX_HASHED:
                 raise Unfit(f"a set of more than {MAX_HASHED} items cannot travel; give a list")
-            return _tag(Code.SET if kind is set else Code.FROZENSET, self._items(value, depth))
+            return self._tag(Code.SET if kind is set else Code.FROZENSET, self._items(value, depth))
         if kind is complex:
-            return _tag(Code.COMPLEX, [value.real, value.imag])
+            return self._tag(Code.COMPLEX, [value.real, value.imag])
         if kind is bytes or kind is bytearray or kind is memoryview:
             return self._bytes(value)
         return self._library(value, kind, depth)
@@ -199,7 +214,7 @@ class Writer:
         flat = memoryview(value)
         if flat.nbytes <= INLINE_BYTES or not flat.contiguous:
             return bytes(flat)
-        return _tag(Code.BYTES, self._frame(lambda: flat.cast("B")))
+        return self._tag(Code.BYTES, self._frame(lambda: flat.cast("B")))
 
     def _library(self, value: Any, kind: type, depth: int) -> Any:
         """Types of torch, numpy and PIL: whoever holds such a value has imported its library."""
@@ -208,13 +223,13 @@ class Writer:
             if isinstance(value, torch.Tensor):
                 return self._tensor(value, torch)
             if isinstance(value, torch.Size):
-                return _tag(Code.TUPLE, list(value))
+                return self._tag(Code.TUPLE, list(value))
             if isinstance(value, torch.dtype):
-                return _tag(Code.TORCH_DTYPE, str(value).removeprefix("torch."))
+                return self._tag(Code.TORCH_DTYPE, str(value).removeprefix("torch."))
             if isinstance(value, torch.device):
-                return _tag(Code.TORCH_DEVICE, str(value))
+                return self._tag(Code.TORCH_DEVICE, str(value))
             if isinstance(value, torch.Generator):
-                return _tag(Code.GENERATOR, self._generator(value))
+                return self._tag(Code.GENERATOR, self._generator(value))
         if numpy is not None and isinstance(value, (numpy.ndarray, numpy.generic)):
             return self._array(value, numpy)
         if image is not None and isinstance(value, image.Image):
@@ -224,16 +239,16 @@ class Writer:
     def _own(self, value: Any, kind: type, depth: int) -> Any:
         """Types of this library, and dataclasses of the permitted packages."""
         if isinstance(value, DiffusionRequest):
-            return _tag(Code.REQUEST, self._request(value))
+            return self._tag(Code.REQUEST, self._request(value))
         if isinstance(value, msgspec.Struct) and STRUCTS.get(kind.__name__) is kind:
             fields = {name: getattr(value, name) for name in value.__struct_fields__}
-            return _tag(Code.STRUCT, [kind.__name__, self._fields(fields, depth)])
+            return self._tag(Code.STRUCT, [kind.__name__, self._fields(fields, depth)])
         if isinstance(value, SteploomError):
-            return _tag(Code.ERROR, ErrorInfo.of(value, "".join(traceback.format_exception(value))))
+            return self._tag(Code.ERROR, ErrorInfo.of(value, "".join(traceback.format_exception(value))))
         if dotted_root(kind.__module__) in self._packages and "<" not in kind.__qualname__:
-            fields = _dataclass_fields(value)
+            fields = fields_of(value)
             if fields is not None:
-                return _tag(Code.DATACLASS, [kind.__module__, kind.__qualname__, self._fields(fields, depth)])
+                return self._tag(Code.DATACLASS, [kind.__module__, kind.__qualname__, self._fields(fields, depth)])
         return self._subclass(value, depth)
 
     def _fields(self, values: Mapping[str, Any], depth: int) -> dict[str, Any]:
@@ -279,7 +294,7 @@ class Writer:
             return plain.reshape(-1).view(torch.uint8).numpy().data
 
         dtype = str(value.dtype).removeprefix("torch.")
-        return _tag(Code.TENSOR, [self._frame(payload), dtype, list(value.shape)])
+        return self._tag(Code.TENSOR, [self._frame(payload), dtype, list(value.shape)])
 
     def _generator(self, value: Any) -> Any:
         """What draws from one generator in several places does so on the other side."""
@@ -294,36 +309,23 @@ class Writer:
         if not NUMPY_DTYPE.fullmatch(dtype) or masked:
             raise Unfit(f"a numpy array of {'masked values' if masked else f'dtype {value.dtype}'} {MEND}")
         if isinstance(value, numpy.generic):
-            return _tag(Code.SCALAR, [dtype, value.tobytes()])
+            return self._tag(Code.SCALAR, [dtype, value.tobytes()])
 
         def payload() -> Buffer:
             return numpy.ascontiguousarray(value).reshape(-1).view(numpy.uint8).data
 
-        return _tag(Code.ARRAY, [self._frame(payload), dtype, list(value.shape)])
+        return self._tag(Code.ARRAY, [self._frame(payload), dtype, list(value.shape)])
 
     def _image(self, value: Any) -> Any:
         palette = value.getpalette() if value.mode in ("P", "PA") else None
         frame = self._frame(value.tobytes)
-        return _tag(Code.IMAGE, [frame, value.mode, list(value.size), None if palette is None else bytes(palette)])
-
-
-def _tag(code: Code, value: Any) -> msgspec.msgpack.Ext:
-    return msgspec.msgpack.Ext(code.value, _pack(value))
+        return self._tag(Code.IMAGE, [frame, value.mode, list(value.size), None if palette is None else bytes(palette)])
 
 
 def _loaded(name: str) -> Any:
     """A library, if something has imported all of it; another thread may be about to."""
     module = sys.modules.get(name)
     return None if getattr(getattr(module, "__spec__", None), "_initializing", False) else module
-
-
-def _dataclass_fields(value: Any) -> dict[str, Any] | None:
-    """The fields of a dataclass, or of what stands for one; None if ``value`` is neither."""
-    if Record in type(value).__mro__:  # its __class__ is another's
-        return value.__dict__
-    if not dataclasses.is_dataclass(value):
-        return None
-    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def _text(value: str) -> str:

@@ -281,8 +281,9 @@ class AsyncDiffusionEngine(OperatedEngine):
             method: ``"stats"``, ``"ping"``, or a method of ``EngineConfig.worker_extension``.
             timeout: Seconds, end to end. None: a worker may take ``call_timeout_s`` when its turn has come; then it is
                 replaced.
-            args: Positional arguments.
-            kwargs: Keyword arguments.
+            args: Positional arguments. Over worker processes long ones are written in a thread: leave them as they are
+                until the answer is here.
+            kwargs: Keyword arguments; likewise.
             unique_reply_rank: Of this worker only the answer is wanted.
 
         Returns:

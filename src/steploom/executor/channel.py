@@ -21,7 +21,9 @@ from steploom.errors import (
     TickTimeout,
 )
 from steploom.executor.abstract import ProgressCallback
+from steploom.executor.lengths import is_short
 from steploom.protocol import PROTOCOL_VERSION, ErrorInfo, RunnerOutput, SchedulerOutput
+from steploom.threads import at_once
 from steploom.worker.messages import (
     Amend,
     Answer,
@@ -36,6 +38,7 @@ from steploom.worker.messages import (
     Tick,
     Ticked,
     Withdraw,
+    Written,
 )
 
 MAX_TICKS = 2
@@ -56,6 +59,13 @@ class Asked(NamedTuple):
     answer: asyncio.Future[Any]
 
 
+class Prepared(NamedTuple):
+    """A call, and what is to be sent of it."""
+
+    call: Call
+    message: Call | Written
+
+
 class Channel:
     """One worker as the event loop sees it. Everything runs in the loop that made it.
 
@@ -65,7 +75,7 @@ class Channel:
     Args:
         rank: Which worker.
         config: The engine's settings.
-        send: Hands a command to the worker, without waiting.
+        send: Hands a command to the worker, or what ``write`` has made of it, without waiting.
         device: The number of its device among those that it sees; None: its rank.
         unready: What it means, for messages, if the worker fails before it is ready.
 
@@ -75,13 +85,14 @@ class Channel:
         failed: Set when the worker cannot go on.
         failure: Makes the error that says why; each waiter raises one of its own.
         slots: Places for ticks in flight.
+        write: Writes a command, for whom that is worth doing beforehand; may be called in a thread.
     """
 
     def __init__(
         self,
         rank: int,
         config: EngineConfig,
-        send: Callable[[Command], None],
+        send: Callable[[Any], None],
         device: int | None = None,
         unready: str | None = None,
     ) -> None:
@@ -94,6 +105,7 @@ class Channel:
         self.failure: Callable[[], SteploomError] | None = None
         self._config = config
         self._send = send
+        self.write: Callable[[Command], Written] | None = None
         self._loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[Ready] = self._loop.create_future()
         self._ticks: deque[tuple[int, asyncio.Future[RunnerOutput]]] = deque()
@@ -120,18 +132,25 @@ class Channel:
         self._check()
         self._send(Amend(output))
 
-    def call(
-        self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], limit_s: float | None
-    ) -> tuple[int, asyncio.Future[Any]]:
-        """Sends a call, which may take ``limit_s`` (see :class:`Asked`); its number and the future of its answer."""
+    async def prepared(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Prepared:
+        """A call that can be sent at once: one with long arguments is written, in a thread."""
         self._check()
         self._last_call += 1
-        self._send(Call(self._last_call, method, list(args), dict(kwargs)))
+        call = Call(self._last_call, method, list(args), dict(kwargs))
+        if self.write is None or is_short([call.args, call.kwargs]):
+            return Prepared(call, call)
+        return Prepared(call, await at_once(self.write, call, abandon_on_cancel=True))
+
+    def call(self, prepared: Prepared, limit_s: float | None) -> tuple[int, asyncio.Future[Any]]:
+        """Sends a call, which may take ``limit_s`` (see :class:`Asked`); its number and the future of its answer."""
+        self._check()
+        call = prepared.call
+        self._send(prepared.message)
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._calls[self._last_call] = Asked(method, limit_s, future)
+        self._calls[call.call] = Asked(call.method, limit_s, future)
         if len(self._calls) == 1 and not self._ticks:
             self._wind()
-        return self._last_call, future
+        return call.call, future
 
     def withdraw(self, call: int) -> None:
         """Nobody waits for ``call`` any more; does nothing if it was answered."""

@@ -94,8 +94,10 @@ class ChannelExecutor(DiffusionExecutor):
     ) -> list[Any]:
         """Calls a method of these workers; one that takes longer than ``limit_s`` when its turn has come is lost."""
         _check_call(method, args, kwargs)
+        channels = list(channels)  # others may come and go while long arguments are written
         async with self._call_slots:
-            calls = [(channel, *channel.call(method, args, kwargs or {}, limit_s)) for channel in channels]
+            prepared = [await channel.prepared(method, args, kwargs or {}) for channel in channels]
+            calls = [(one, *one.call(call, limit_s)) for one, call in zip(channels, prepared, strict=True)]
             try:
                 return [await future for _, _, future in calls]
             finally:

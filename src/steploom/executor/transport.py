@@ -13,7 +13,7 @@ import zmq
 from steploom import codec
 from steploom.config import EngineConfig
 from steploom.errors import EngineError, ProtocolError
-from steploom.worker.messages import Answer, Command, ToEngine, ToWorker
+from steploom.worker.messages import Answer, Command, ToEngine, ToWorker, Written
 from steploom.worker.process import rendezvous
 
 LARGE = 1 << 16
@@ -93,7 +93,15 @@ class WorkerSocket:
             self._socket.close()
             raise
 
-    def send(self, command: Command) -> None:
+    def write(self, command: Command) -> Written:
+        """``command`` as it travels.
+
+        Raises:
+            InvalidRequest: Something in it cannot travel.
+        """
+        return codec.encode(ToWorker(command), packages=self.packages, limit=self.limit)
+
+    def send(self, command: Command | Written) -> None:
         """Sends ``command`` without waiting.
 
         Raises:
@@ -101,9 +109,8 @@ class WorkerSocket:
             EngineError: The worker takes nothing any more.
         """
         try:
-            self._socket.send_multipart(
-                codec.encode(ToWorker(command), packages=self.packages, limit=self.limit), zmq.NOBLOCK, copy=False
-            )
+            written = command if isinstance(command, list) else self.write(command)
+            self._socket.send_multipart(written, zmq.NOBLOCK, copy=False)
         except zmq.Again:
             raise EngineError("the worker takes no messages any more") from None
         # ZMQ's descriptor tells of changes only, and sending may have swallowed the news of a message

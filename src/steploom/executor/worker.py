@@ -13,7 +13,7 @@ from steploom.executor.process import WorkerProcess
 from steploom.executor.transport import WorkerSocket
 from steploom.protocol import RequestReport
 from steploom.threads import at_once
-from steploom.worker.messages import Answer, Close, Command
+from steploom.worker.messages import Answer, Close, Command, Written
 from steploom.worker.process import LAST_WORDS
 
 
@@ -42,8 +42,9 @@ class Worker:
         self.channel = Channel(rank, config, self._send, device)
         self.process = process
         self.socket = open_socket(self.channel.receive, self._damaged)
+        self.channel.write = self.socket.write
 
-    def _send(self, command: Command) -> None:
+    def _send(self, command: Command | Written) -> None:
         try:
             self.socket.send(command)
         except EngineError:  # it hears nothing any more: most likely it is gone, which its exit is about to tell

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from steploom import codec
 from steploom.config import EngineConfig
 from steploom.protocol import PROTOCOL_VERSION, ErrorInfo, PipelineInfo, RunnerOutput, SchedulerOutput
 from steploom.worker.portable import travelling
@@ -128,6 +129,10 @@ Command = Configure | Tick | Amend | Call | Withdraw | Close
 """What a worker is told."""
 Answer = Hello | Progress | Ready | Ticked | Returned | Fatal
 """What a worker says."""
+
+
+Written = list[codec.Buffer]
+"""A message as it travels."""
 
 
 class ToWorker(msgspec.Struct, frozen=True):
