@@ -162,7 +162,7 @@ class Groups:
         """``state`` waits no more."""
         group = self.home.pop(state.run_id)
         number = group.line.remove(state)
-        self.ledger.left(state.user)
+        self.ledger.left(state.user, state.standalone_s)
         if group.residents:
             return
         if not len(group.line):

@@ -9,13 +9,14 @@ LEAST = 1e-3
 
 
 class Account:
-    """What a user has had, and how many of its requests wait."""
+    """What a user has had, how many of its requests wait, and what those that do not any more take by themselves."""
 
-    __slots__ = ("seconds", "waiting")
+    __slots__ = ("gone_s", "seconds", "waiting")
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.waiting = 0
+        self.gone_s = 0.0
 
 
 class Ledger:
@@ -30,11 +31,14 @@ class Ledger:
 
     Attributes:
         accounts: Of users of whom somebody waits.
+        gone: How many requests have waited and do not any more.
+        gone_s: What these take by themselves.
     """
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         self.weights = weights
         self.accounts: dict[str, Account] = {}
+        self.gone, self.gone_s = 0, 0.0
         self._now = 0.0
         self._usual = LEAST
 
@@ -50,9 +54,11 @@ class Ledger:
             account = self.accounts[user] = Account(self._now)
         account.waiting += 1
 
-    def left(self, user: str) -> None:
-        """One waits no more."""
+    def left(self, user: str, seconds: float) -> None:
+        """One that takes so long by itself waits no more."""
         account = self.accounts[user]
+        account.gone_s += seconds
+        self.gone, self.gone_s = self.gone + 1, self.gone_s + seconds
         account.waiting -= 1
         if not account.waiting:
             del self.accounts[user]
@@ -62,17 +68,15 @@ class Ledger:
 
         If that is not ``sure`` it is no more than what is usual; the rest is charged once it is known.
         """
+        account = self.accounts[user]
+        self.left(user, seconds)
         if not sure and seconds > self._usual:
             seconds = self._usual
         usual = 0.9 * self._usual + 0.1 * seconds
         self._usual = usual if usual > LEAST else LEAST
-        account = self.accounts[user]
         if account.seconds > self._now:
             self._now = account.seconds
         account.seconds += seconds / self.weights.get(user, 1.0)
-        account.waiting -= 1
-        if not account.waiting:
-            del self.accounts[user]
         return seconds
 
     def charge(self, user: str, seconds: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from steploom.sched.ascending import Ascending
@@ -214,13 +214,13 @@ class Line:
         place = self._where.get(run_id)
         return None if place is None else (place[1].states[run_id], place[0])
 
-    def states(self) -> list[RequestState]:
+    def states(self) -> Iterator[RequestState]:
         """Everybody, in no order."""
-        return [s for one in self._classes.values() for waiting in one for s in waiting.states.values()]
+        return (s for one in self._classes.values() for waiting in one for s in waiting.states.values())
 
     def drain(self) -> list[RequestState]:
         """Takes out everybody, in order of arrival."""
-        states = self.states()
+        states = list(self.states())
         self._classes.clear()
         self._numbers.clear()
         self._ages.clear()

@@ -97,6 +97,7 @@ class Ranked(Policy):
 
     def revalue(self, states: Sequence[RequestState]) -> None:
         """Gives them new places by their rank; one that a quarantine holds back has none."""
+        self._outlook.forget()
         if not self._valued:  # Before, nothing was known: users were charged by guesses.
             self._valued = True
             self._groups.forget()
