@@ -235,3 +235,54 @@ def test_request_that_the_worker_lost_is_replayed() -> None:
     assert events == [StepEvent(request_id="b", step=1, batch_requests=1), Restarted(request_id="a", attempt=1)]
     output = h.scheduler.schedule()
     assert sorted(request_id_of(run) for run in output.run_ids) == ["a", "b"]
+
+
+@pytest.mark.parametrize("how", ["restart", "recall"])
+def test_who_is_replayed_goes_first_whatever_the_policy_and_the_dead_are_told_nothing(how: str) -> None:
+    h = Harness(max_batch=2, max_resident=2, policy="srpt")
+    h.add("long", "aborted", steps=30, num_inference_steps=30)
+    h.tick()
+    h.scheduler.schedule()
+    h.add("short", "shorter", num_inference_steps=2)
+    h.scheduler.finish_requests(["aborted"], ENOUGH)
+    getattr(h.scheduler, how)()
+    assert h.scheduler.amend() is None, "of the ticks that were under way none is"
+    output = h.scheduler.schedule()
+    assert (names(output), output.finished_req_ids) == (["long", "short"], [])
+
+
+def test_what_was_held_against_a_request_that_failed_is_not_held_against_another_of_its_id() -> None:
+    h = Harness(max_retries=1)
+    for _ in range(2):
+        h.add("a")
+        h.scheduler.schedule()
+        assert isinstance(h.scheduler.restart()[0], Restarted)
+        h.scheduler.schedule()
+        assert isinstance(h.scheduler.restart()[0], Failed)
+
+
+def test_who_is_lost_again_and_again_by_a_worker_that_lives_fails() -> None:
+    h = Harness(max_retries=2)
+    h.add("a", "b", steps=9)
+    events = [h.tick(without=("a",))[1][-1] for _ in range(3)]
+    assert [type(event) for event in events] == [Restarted, Restarted, Failed]
+    assert "gave up after 3 attempts" in str(events[-1].error)
+    assert "its worker lost it (3 times)" in str(events[-1].error)
+    assert names(h.scheduler.schedule()) == ["b"]
+
+
+def test_who_is_replayed_in_a_tick_that_is_sent_ahead_has_waited_as_long_as_at_first() -> None:
+    h = Harness()
+    h.add("a", steps=1)
+    h.add("b", steps=1, height=64)
+    h.now = 2.0
+    for _ in range(2):
+        h.scheduler.schedule()
+    h.scheduler.restart()
+    first, second = (h.scheduler.schedule() for _ in range(2))
+    assert (len(first.scheduled_new_reqs), len(second.scheduled_new_reqs)) == (1, 1)
+    h.now = 7.0
+    h.answer(first)
+    outcome = h.answer(second)[-1]
+    assert isinstance(outcome, Finished)
+    assert outcome.output.timings.queued_s == 2.0

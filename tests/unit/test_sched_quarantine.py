@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from sched_harness import Harness, names
 
 from steploom.errors import GenerationFailed, RequestCancelled
-from steploom.requests import Event, Failed, Restarted
+from steploom.requests import DiffusionRequest, Event, Failed, Restarted
+from steploom.sched.policy import Policy
+from steploom.sched.quarantine import Door, Quarantine
+from steploom.sched.state import RequestState
 
 ENOUGH = RequestCancelled("enough")
 
@@ -262,3 +267,66 @@ def test_a_cell_whose_requests_the_worker_has_lost_is_still_on_trial() -> None:
     lost = h.answer(first, without=("a", "b"))
     assert [type(event) for event in lost] == [Restarted, Restarted], "which is not their fault"
     assert names(h.scheduler.schedule()) == ["a", "b"]
+
+
+def test_who_has_died_early_is_acquitted_only_beyond_where_it_has_died_late() -> None:
+    q = Quarantine(1)
+    for past in (6, 2):
+        assert q.died({"a": past, "b": past}, ["a", "b"], "it died", alone=False) == []
+    assert q.advance(busy=False)
+    q.judge({"a": 9})
+    assert list(q.trial) == ["a"], "while b waits to be tried"
+    q.leave("a")
+    assert q.advance(busy=False)
+    for steps, trial in ((5, ["b"]), (6, [])):
+        q.judge({"b": steps})
+        assert list(q.trial) == trial
+
+
+def test_members_of_a_cell_that_were_in_no_tick_when_the_worker_died_are_tried_after_those_that_were() -> None:
+    q = Quarantine(1)
+    for _ in range(2):
+        q.died(dict.fromkeys("abcd", 1), "abcd", "it died", alone=False)
+    assert q.advance(busy=False)
+    assert q.died({"a": 1}, ["a", "b"], "it died", alone=False) == []
+    assert q.surrender() == [["a"], ["b"], ["c", "d"]]
+
+
+class Noting(Policy):
+    """Notes who is let through, in order, and who is to be before the others."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, bool | None]] = []
+
+    def enqueue(self, state: Any, *, front: bool = False) -> None:
+        self.told.append((state.request_id, front))
+
+    def withdraw(self, state: Any) -> None:
+        self.told.append((state.request_id, None))
+
+    def choose(self, *args: Any) -> Any:
+        raise NotImplementedError
+
+    observe = retire = withdraw
+
+
+def test_those_that_were_held_back_are_let_through_by_arrival_and_replayed_ones_before_all() -> None:
+    q, policy = Quarantine(1), Noting()
+    door = Door(policy, q)
+
+    def state(arrival: int, *, front: bool) -> RequestState:
+        request = DiffusionRequest("a", seed=1, request_id=str(arrival))
+        return RequestState(request, arrival, 0.0, "?", f"{arrival}#1", attempt=int(front))
+
+    early = [state(5, front=True), state(6, front=False)]
+    for _ in range(2):
+        q.died({"x": 1, "y": 1}, ["x", "y"], "it died", alone=False)
+    door.close(early)
+    assert policy.told == [("5", None), ("6", None)]
+    for arrival, front in ((4, False), (2, True), (0, True), (3, False), (1, True)):
+        door.enqueue(state(arrival, front=front), front=front)
+    for name in ("x", "y"):
+        q.leave(name)
+    door.open(busy=True)
+    fronts = [("5", True), ("2", True), ("1", True), ("0", True)]
+    assert policy.told[2:] == [*fronts, ("3", False), ("4", False), ("6", False)]
