@@ -53,8 +53,10 @@ class Deadline(Ranked):
 
     def _due_first(self, group: Group, now: float) -> float:
         """The first deadline of its residents, and of who is the next one of those that wait for their places."""
-        due = (group.order or self._ordered(group))[0].deadline
-        return min(due, group.line.first(now).deadline) if len(group.line) else due
+        due, line = (group.order or self._ordered(group))[0].deadline, group.line
+        if line.waiting and (first_due := line.first(now).deadline) < due:
+            return first_due
+        return due
 
     def _earliest(self, states: Sequence[RequestState], now: float, seconds: float) -> Rank:
         """The first deadline that can still be kept, of states in that order, else the first one."""
@@ -69,7 +71,7 @@ class Deadline(Ranked):
     def _by_deadline(self, group: Group, now: float) -> list[RequestState]:
         """Its residents, and who is the next one of those that wait for their places."""
         order = group.order or self._ordered(group)
-        if not len(group.line):
+        if not group.line.waiting:
             return order
         states = order.copy()
         insort(states, group.line.first(now), key=attrgetter("deadline"))

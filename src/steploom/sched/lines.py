@@ -110,6 +110,7 @@ class Line:
 
     Attributes:
         priority: The class that is next; above all if nobody waits.
+        waiting: Of each that waits, by run id, its class and queue.
     """
 
     def __init__(self, order: Order) -> None:
@@ -119,11 +120,11 @@ class Line:
         self._numbers: list[int] = []
         self._ages: deque[tuple[float, str]] = deque()
         self._aged = -math.inf
-        self._where: dict[str, tuple[int, Waiting]] = {}
+        self.waiting: dict[str, tuple[int, Waiting]] = {}
         self._sole: Waiting | None = None
 
     def __len__(self) -> int:
-        return len(self._where)
+        return len(self.waiting)
 
     def push(self, state: RequestState, *, front: bool = False) -> None:
         """``state`` waits from now on; with ``front`` before all others of its user and class."""
@@ -140,15 +141,15 @@ class Line:
             waiting = one.add(state.user, Waiting(state.user))
             self._find_sole()
         waiting.push(state, self._order, front)
-        self._where[state.run_id] = (number, waiting)
+        self.waiting[state.run_id] = (number, waiting)
         self._ages.append((since, state.run_id))
-        if len(self._ages) > 2 * len(self._where) + SLACK:
-            self._ages = deque(age for age in self._ages if age[1] in self._where)
+        if len(self._ages) > 2 * len(self.waiting) + SLACK:
+            self._ages = deque(age for age in self._ages if age[1] in self.waiting)
 
     def remove(self, state: RequestState) -> int:
         """``state`` waits no more. Its class. O(1) on average."""
         run_id = state.run_id
-        number, waiting = self._where.pop(run_id)
+        number, waiting = self.waiting.pop(run_id)
         del waiting.states[run_id]
         state.place = None
         if not waiting.states:
@@ -182,7 +183,7 @@ class Line:
 
     def revalue(self, state: RequestState) -> None:
         """The rank of ``state`` has changed."""
-        self._where[state.run_id][1].rank(state, self._order, front=bool(state.attempt))
+        self.waiting[state.run_id][1].rank(state, self._order, front=bool(state.attempt))
 
     def reorder(self) -> None:
         """What users have had was counted anew."""
@@ -211,7 +212,7 @@ class Line:
 
     def find(self, run_id: str) -> tuple[RequestState, int] | None:
         """The request of that run id and its class, if it waits here."""
-        place = self._where.get(run_id)
+        place = self.waiting.get(run_id)
         return None if place is None else (place[1].states[run_id], place[0])
 
     def states(self) -> Iterator[RequestState]:
@@ -224,7 +225,7 @@ class Line:
         self._classes.clear()
         self._numbers.clear()
         self._ages.clear()
-        self._where.clear()
+        self.waiting.clear()
         self.priority, self._sole = math.inf, None
         for state in states:
             state.place = None
@@ -233,7 +234,7 @@ class Line:
     def _age(self, now: float) -> None:
         """Those that have waited for long in their class rise to the next one, ``RISING`` of them at most."""
         ages, numbers, risen = self._ages, self._numbers, 0
-        while ages and (now - ages[0][0] >= self._order.ageing_s or ages[0][1] not in self._where):
+        while ages and (now - ages[0][0] >= self._order.ageing_s or ages[0][1] not in self.waiting):
             if risen == RISING:
                 return
             _, run = ages.popleft()

@@ -224,7 +224,7 @@ class Ranked(Policy):
 
     def _claim(self, group: Group, max_batch: int, free: int, now: float) -> int:
         """How many of the free places the group takes: none if a user has had less that waits for one elsewhere."""
-        if free <= 0 or not len(group.line):
+        if free <= 0 or not group.line.waiting:
             return 0
         groups = self._groups
         if group is self._due or not group.residents or len(groups.ledger.accounts) <= 1 or self._room.for_all(free):
@@ -280,7 +280,7 @@ class Ranked(Policy):
     def _join(self, group: Group, max_batch: int, free: int, now: float) -> list[RequestState]:
         """Makes waiting requests of the group resident, as far as there is room."""
         joining: list[RequestState] = []
-        most = min(free, max_batch - len(group.residents) + len(group.paused), len(group.line))
+        most = min(free, max_batch - len(group.residents) + len(group.paused), len(group.line.waiting))
         while len(joining) < most and self._room.for_next(group, now):
             joining.append(self._groups.admit(group, now))
         return joining
