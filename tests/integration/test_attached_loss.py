@@ -29,7 +29,9 @@ from steploom.executor.ray_cluster import Cluster
 from steploom.executor.transport import WorkerSocket
 from steploom.executor.worker import Worker
 from steploom.protocol import SchedulerOutput
-from steploom.worker.process import LAST_WORDS
+from steploom.worker.listening import Keeper
+from steploom.worker.messages import Progress
+from steploom.worker.process import LAST_WORDS, EngineGone, EngineLink
 
 MORTAL = [*COMMAND[:-2], "mortal_runner:make", "--listen"]
 LOOKS = 8
@@ -74,6 +76,25 @@ async def test_a_loss_that_nobody_tells_is_told_all_the_same(folder: Path) -> No
         answer = worker.channel.tick(SchedulerOutput(1))
         with anyio.fail_after(20), pytest.raises(WorkerDied):
             await answer
+
+
+def test_a_worker_is_not_held_up_by_an_engine_that_is_gone_whatever_it_has_to_say(folder: Path) -> None:
+    mine, its = socket.socketpair()
+    with zmq.Context() as context, its:
+        there = context.socket(zmq.PAIR)
+        there.bind(f"ipc://{folder / 'e'}")
+        link = EngineLink(str(folder / "e"), its.fileno())
+        link.send(Progress("here"))
+        there.recv_multipart()
+        there.close(0)
+        mine.close()
+        keeper = Keeper("nothing:make")
+        keeper._link = link
+        for _ in range(5000):
+            keeper._tell("loading on")
+        with pytest.raises(EngineGone):
+            link.send(Progress("loaded"))
+        link.close()
 
 
 def unheard(worker: Worker) -> None:

@@ -23,6 +23,7 @@ from steploom.executor import MultiprocExecutor, multiproc, process
 pytestmark = pytest.mark.usefixtures("temporary")
 
 TESTS = Path(__file__).parents[1]
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="its file names are text")
 
 
 class Scripted(MultiprocExecutor):
@@ -52,6 +53,22 @@ async def test_a_socket_folder_that_a_cleaner_has_removed_is_made_anew(
     finally:
         await executor.shutdown()
     assert [path for path in content(temporary) if path != folder] == []
+
+
+@pytest.mark.parametrize("name", ["l" * 90, "tab\t", "line\nbreak", pytest.param("\udcff", marks=LINUX)], ids=ascii)
+def test_a_place_whose_path_no_socket_can_have_is_not_taken(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (temporary / name).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary / name))
+    folder = Path(multiproc._private_folder())
+    try:
+        assert folder.parent == Path("/tmp")
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert content(temporary / name) == []
+    finally:
+        folder.rmdir()
+        (temporary / name).rmdir()
 
 
 async def test_where_no_socket_can_be_made_that_is_an_engine_error(

@@ -285,9 +285,9 @@ async def _import_what_answers_hold() -> None:
 
 
 def _private_folder() -> str:
-    """A new folder that only this user can enter, with a path short enough for sockets."""
+    """A new folder that only this user can enter, with a path that is short enough for sockets, and plain text."""
     folder = tempfile.mkdtemp(prefix="steploom-")
-    if len(os.fsencode(folder)) + len("/worker-000000") <= LONGEST_ADDRESS:
+    if folder.isprintable() and len(os.fsencode(folder)) + len("/worker-000000") <= LONGEST_ADDRESS:
         return folder
     Path(folder).rmdir()
     return tempfile.mkdtemp(prefix="steploom-", dir="/tmp")

@@ -255,9 +255,10 @@ class Keeper:
         return self._runner
 
     def _tell(self, line: str) -> None:
-        """A line of progress, to the engine that is there now."""
+        """A line of progress, to the engine that is there now; if it is gone, what is loaded is the next one's."""
         if self._link is not None:
-            self._link.send(Progress(line))
+            with contextlib.suppress(EngineGone):
+                self._link.send(Progress(line))
 
     def _unwind(self, runner: RunnerLike, agenda: Agenda) -> None:
         """Ends all programs of an engine that has left; a runner that cannot is no use any more."""

@@ -93,9 +93,21 @@ class EngineLink:
 
         Raises:
             InvalidRequest: Something in it cannot travel; nothing was sent.
+            EngineGone: Nobody takes it, and nobody ever will.
         """
         frames = codec.encode(ToEngine(answer), packages=self.packages, limit=self.limit)
+        if self._lifeline is not None:
+            self._wait_for_room(self._lifeline)
         self._socket.send_multipart(frames, copy=False)
+
+    def _wait_for_room(self, lifeline: int) -> None:
+        """Returns when a message can be sent: ZMQ keeps so many for an engine that may come back, and then waits."""
+        room = zmq.Poller()
+        room.register(self._socket, zmq.POLLOUT)
+        room.register(lifeline, zmq.POLLIN)
+        if self._socket not in dict(room.poll()):
+            self._socket.linger = 0
+            raise EngineGone
 
     def receive(self, *, wait: bool) -> Command | None:
         """The next command; without ``wait`` None if none has arrived.
