@@ -210,6 +210,25 @@ def submissions(waiting: int, repeat: int) -> Iterator[float]:
         built.finish_requests((request.request_id,), ERROR)
 
 
+def timed(waiting: int, repeat: int) -> Iterator[float]:
+    """Seconds of accepting one request with a timeout, where the hopeless are refused; it is aborted then."""
+    config = EngineConfig(max_batch=8, max_resident=8, max_waiting=WAITING + 8, refuse_hopeless=True)
+    built = build_scheduler(config)
+    for index in range(8 + waiting):
+        built.add_request(DiffusionRequest(request_id=f"r{index}", seed=1, height=512, width=512))
+    for _ in range(5):  # Before anything is measured nobody is hopeless.
+        output = built.schedule()
+        result = answer(output.tick, output.run_ids)
+        result.seconds = 0.02
+        built.update_from_output(output, result)
+    for turn in range(repeat):
+        request = DiffusionRequest(request_id=f"new{turn}", seed=1, height=512, width=512, timeout=1e6)
+        start = time.perf_counter()
+        built.add_request(request)
+        yield time.perf_counter() - start
+        built.finish_requests((request.request_id,), ERROR)
+
+
 def row(what: str, limit_us: float | None, seconds: Iterator[float]) -> Row:
     figures = sorted(value * 1e6 for value in seconds)
     best, median, p99 = figures[0], statistics.median(figures), figures[int(len(figures) * 0.99)]
@@ -240,6 +259,7 @@ def cases(repeat: int) -> Iterator[Callable[[], Row]]:
     yield lambda: row("abort, waiting: 10,000 shapes", 10.0, aborts(WAITING, False, repeat))
     yield lambda: row("abort, waiting: 10,000 priorities", 10.0, aborts(1, True, repeat))
     yield lambda: row("add_request, waiting: 10,000", None, submissions(WAITING, repeat))
+    yield lambda: row("add_request, timeout, hopeless refused: 10,000", None, timed(WAITING - 1, repeat))
 
 
 def main() -> int:
