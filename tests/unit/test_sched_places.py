@@ -178,25 +178,27 @@ def test_replays_go_before_others_of_their_priority_only() -> None:
     assert [h.tick()[0] for _ in range(2)] == [["urgent", "a"], ["b", "c"]]
 
 
+@pytest.mark.parametrize("alike", [True, False], ids=["one group", "groups"])
 @pytest.mark.parametrize("shapes", [1, 40])
-def test_index_is_bounded_while_requests_come_and_go(shapes: int) -> None:
+def test_index_is_bounded_while_requests_come_and_go(shapes: int, alike: bool) -> None:
     """Behind a request that never gets its turn, others come and are aborted: what they leave behind is bounded."""
     h = Harness(max_batch=1, max_resident=1, max_waiting=1000)
-    linked(h, shapes)
+    if alike:
+        linked(h, shapes)
     h.keys |= {"runs": "one"}
     h.add("runs", height=0, steps=10_000)
     h.tick()
     for shape in range(shapes):
         h.add(f"waits{shape}", height=shape, priority=-9)
     for turn in range(2000):
-        h.add("brief", height=turn % shapes, priority=-turn if turn % 2 else turn)
+        h.add("brief", height=turn % shapes, priority=(-turn, turn, -9)[turn % 3])
         h.scheduler.finish_requests(["brief"], RequestCancelled("enough"))
     policy = h.scheduler.policy  # type: ignore[attr-defined]
     groups = policy._groups
-    for group in groups.pending.values():
-        waiting = group.line._classes[-9].queues[""]
-        assert len(waiting.heap) + len(waiting.ages) <= 2 * 70
-        assert len(group.line._classes) == 1
-        assert len(group.line) == 1, "no payload is kept"
-        assert len(group.line._ages) <= 70
+    lines = [group.line for group in groups.all() if len(group.line)]
+    assert sum(map(len, lines)) == shapes, "no payload is kept"
+    for line in lines:
+        (waiting,) = [user for turns in line._classes.values() for user in turns]
+        most = 2 * len(line) + 70
+        assert max(len(waiting.states), len(waiting.ranks), len(waiting.ages), len(line._ages)) <= most
     assert len(groups._hall) <= 2 * shapes + 70
