@@ -9,6 +9,8 @@ rounds, ratios are formed inside a round.
 ``share``        requests per second of the engine over those that the bare forward at the same batch would allow.
 ``outside_ms``   of a steady tick (nobody joins or leaves): seconds outside its forward; at most 0.5.
 ``around_ms``    set-up and tear-down of a request: what ticks with joins and ends take beyond steady ones; at most 1.
+``own_ms``       what ``pipe(...)`` takes for a request beside its forwards: measured with forwards that cost nothing.
+``bound``        the share that this leaves: one-at-a-time loops around merged forwards could not have more.
 ``two_sizes``    requests per second where two sizes alternate and 16 are resident, over those of one size.
 """
 
@@ -97,6 +99,28 @@ def bare(pipe: Any, rows: int, pixels: int, repeats: int) -> float:
     return statistics.median(times)
 
 
+def own_python(pipe: Any, steps: int, pixels: int, repeats: int = 5) -> float:
+    """Seconds of a request whose forwards cost nothing: the pipeline's own loop, and what is before and after it."""
+    given = arguments(0, steps, pixels)
+    seed, forward = given.pop("seed"), pipe.transformer.forward
+    answer: list[Any] = []
+
+    def first(*args: Any, **kwargs: Any) -> Any:
+        answer[:] = [answer[0] if answer else forward(*args, **kwargs)]
+        return answer[0]
+
+    times: list[float] = []
+    pipe.transformer.forward = first
+    try:
+        for _ in range(repeats + 1):
+            started = time.perf_counter()
+            pipe(generator=torch.Generator().manual_seed(seed), **given)
+            times.append(time.perf_counter() - started)
+    finally:
+        del pipe.transformer.forward
+    return statistics.median(times[1:])
+
+
 async def generate(engine: AsyncDiffusionEngine, options: argparse.Namespace, sizes: Callable[[int], int]) -> float:
     """Requests per second, all at once."""
     asked = [arguments(i, options.steps, sizes(i)) for i in range(options.requests)]
@@ -134,8 +158,9 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
             row = costs(ticks.seen)
             both = await generate(engine, options, lambda i: large if i % 2 else small)
             forward = statistics.mean([forward, bare(pipe, options.batch, small, 40)])
-            allowed = options.batch / (forward * options.steps)
-            row |= {"forward_ms": 1000 * forward, "per_s": rate, "share": rate / allowed, "two_sizes": both / rate}
+            own, allowed = own_python(pipe, options.steps, small), options.batch / (forward * options.steps)
+            row |= {"forward_ms": 1000 * forward, "own_ms": 1000 * own, "per_s": rate, "share": rate / allowed}
+            row |= {"bound": 1 / (1 + own * allowed), "two_sizes": both / rate}
             rounds.append(row)
             print("  ".join(f"{name} {value:.3f}" for name, value in row.items()), flush=True)
     return {
@@ -160,7 +185,8 @@ def main() -> None:
     torch.set_grad_enabled(False)
     result = asyncio.run(measure(options))
     m = result["medians"]
-    print(f"\nengine: {m['share']:.0%} of what the bare forward allows ({m['per_s']:.1f} requests per second)")
+    print(f"\nengine: {m['share']:.0%} of what the bare forward allows ({m['per_s']:.1f} requests per second); "
+          f"the pipeline's own {m['own_ms']:.2f} ms a request leave {m['bound']:.0%}")  # fmt: skip
     print(f"a steady tick: {m['forward_ms']:.2f} ms forward, {m['outside_ms']:.2f} ms outside; "
           f"a request's coming and going: {m['around_ms']:.2f} ms; two sizes: {m['two_sizes']:.2f} of one")  # fmt: skip
     if options.save:
