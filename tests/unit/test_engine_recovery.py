@@ -9,7 +9,7 @@ from fakes import FakeExecutor
 from steploom import EngineConfig, EngineDead, WorkerDied
 from steploom.engine.observer import Observers
 from steploom.engine.recovery import Recovery
-from steploom.errors import EngineError
+from steploom.errors import ConfigError, EngineError
 
 
 class Replaceable(FakeExecutor):
@@ -73,3 +73,44 @@ async def test_it_gives_up_after_so_many_failed_starts(waits: list[float], retri
     with pytest.raises(EngineDead, match=r"not this time; it was lost: worker 0 died with exit code -9"):
         await recovery.run(nothing)
     assert recovery.fault is not None
+
+
+class Told(Replaceable):
+    """Notes what it is told to discard a worker for; fails with ``errors``, one after the other."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        super().__init__(config)
+        self.faults: list[str] = []
+        self.errors: list[Exception] = []
+
+    def discard(self, fault: EngineError) -> bool:
+        self.faults.append(str(fault))
+        return True
+
+    async def recover(self) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+
+
+async def test_while_others_serve_it_is_tried_on_and_its_loss_is_said_once(waits: list[float]) -> None:
+    config, said = EngineConfig(max_retries=1), list[str]()
+    executor = Told(config)
+    recovery = Recovery(executor, config, Observers(), 0, lambda: said.append("hopeless"), lambda: True)
+    for number in range(1, 3):
+        executor.errors = [EngineError(f"not {place}") for place in range(4)]
+        recovery.begin(EngineError("lost"))
+        await recovery.run(nothing)
+        assert (recovery.fault, recovery.hopeless) == (None, False)
+        assert said == ["hopeless"] * number
+    assert executor.faults == ["lost", "not 0", "not 1", "not 2", "not 3"] * 2, "nothing of a start that failed is left"
+
+
+async def test_a_start_for_which_the_system_has_nothing_left_is_tried_again(waits: list[float]) -> None:
+    config = EngineConfig(max_retries=2)
+    executor = Told(config)
+    executor.errors = [OSError("too many open files"), ConfigError("a setting"), OSError("no memory")]
+    recovery = Recovery(executor, config, Observers())
+    recovery.begin(EngineError("lost"))
+    with pytest.raises(EngineDead, match=r"tried 3 times \(max_retries=2\): no memory; it was lost: lost"):
+        await recovery.run(nothing)
+    assert executor.faults == ["lost"], "no worker was started"
