@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import anyio
+import anyio.lowlevel
 import pytest
 from fakes import FakeExecutor
 
-from steploom import EngineConfig, EngineDead, WorkerDied
+from steploom import AsyncDiffusionEngine, EngineConfig, EngineDead, WorkerDied
 from steploom.engine.observer import Observers
 from steploom.engine.recovery import Recovery
 from steploom.errors import ConfigError, EngineError
+from steploom.protocol import RunnerOutput, SchedulerOutput
+from steploom.requests import Restarted
 
 
 class Replaceable(FakeExecutor):
@@ -114,3 +117,57 @@ async def test_a_start_for_which_the_system_has_nothing_left_is_tried_again(wait
     with pytest.raises(EngineDead, match=r"tried 3 times \(max_retries=2\): no memory; it was lost: lost"):
         await recovery.run(nothing)
     assert executor.faults == ["lost"], "no worker was started"
+
+
+class Struck(FakeExecutor):
+    """Its first tick, and whoever watches it, hear of its loss in the same turn of the loop."""
+
+    discarded = 0
+
+    async def execute_step(self, output: SchedulerOutput) -> RunnerOutput:
+        if not self.discarded:
+            raise await self.wait_failed()
+        return await super().execute_step(output)
+
+    def discard(self, fault: EngineError) -> bool:
+        self.discarded += 1
+        self._failed = anyio.Event()
+        return True
+
+    async def recover(self) -> None:
+        await anyio.lowlevel.checkpoint()
+
+
+async def test_a_loss_that_several_loops_hear_of_is_one_loss() -> None:
+    async with AsyncDiffusionEngine(distributed_executor_backend=Struck, costs_file=None) as engine:
+        executor = engine._core.executor
+        async with engine.stream("a cat") as run:
+            await anyio.wait_all_tasks_blocked()
+            executor.die(WorkerDied(0, -9))
+            assert [event.attempt async for event in run if isinstance(event, Restarted)] == [1]
+        assert executor.discarded == 1
+
+
+class Mortal(FakeExecutor):
+    """Each worker answers one tick."""
+
+    answered = True
+
+    async def execute_step(self, output: SchedulerOutput) -> RunnerOutput:
+        self.answered = not self.answered
+        if self.answered:
+            raise WorkerDied(0, -9)
+        return await super().execute_step(output)
+
+    def discard(self, fault: EngineError) -> bool:
+        return True
+
+    async def recover(self) -> None:
+        await anyio.lowlevel.checkpoint()
+
+
+async def test_a_worker_that_has_answered_a_tick_is_replaced_at_once(waits: list[float]) -> None:
+    async with AsyncDiffusionEngine(distributed_executor_backend=Mortal, costs_file=None) as engine:
+        for _ in range(4):
+            await engine.generate("a cat", num_inference_steps=1)
+    assert waits == [0.0] * 3
