@@ -12,7 +12,7 @@ from diffusers.utils import DummyObject
 from driving import Driver, alone, config, distance
 
 from steploom import AsyncDiffusionEngine, DiffusionRequest, InvalidRequest
-from steploom.weave import noise_choice, untyped
+from steploom.weave import loop_calls, noise_choice, untyped
 from steploom.worker.runner import Runner
 
 SMALL = {"num_inference_steps": 3, "height": 32, "width": 32}
@@ -175,5 +175,70 @@ async def test_a_noise_scheduler_that_lacks_a_package_says_so(monkeypatch: pytes
 
 
 def forget() -> None:
+    noise_choice._CHOICES.clear()
     noise_choice._known.cache_clear()
     noise_choice._lacking.cache_clear()
+
+
+TOLD_LESS = {"FlowMapEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "MiniMaxH3Scheduler"}
+"""Whose ``set_timesteps`` knows nothing of ``mu``."""
+
+
+@pytest.mark.parametrize("build", [tiny.flux, pytest.param(tiny.qwen_image, marks=pytest.mark.slow)])
+async def test_a_noise_scheduler_that_cannot_be_told_its_steps_is_refused_before_any_work(build: Any) -> None:
+    async with AsyncDiffusionEngine.from_pipeline(build()) as engine:
+        assert TOLD_LESS.isdisjoint(engine.info.noise_schedulers)
+        assert await refused(engine, "FlowMatchHeunDiscreteScheduler") == "noise_scheduler"
+        for name in engine.info.noise_schedulers:
+            out = await engine.generate("a cat", seed=1, noise_scheduler=name, output_type="latent", **SMALL)
+            assert out.output[0].isfinite().all(), name
+        assert len(engine.info.noise_schedulers) > 1
+        (stats,) = await engine.collective_rpc("stats")
+    assert stats.ticks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["HeliosPipeline", "ZImagePipeline", "StableDiffusion3Img2ImgPipeline", "ConsistencyModelPipeline"]
+)
+def test_what_is_listed_can_be_called_by_the_loop(name: str) -> None:
+    import conformance.families  # noqa: F401 - registers the cases
+    from conformance.case import CASES
+
+    case = CASES[name]
+    pipe = case.build()
+    pipe.set_progress_bar_config(disable=True)
+    base = pipe.scheduler
+    listed = noise_choice.choices(base, pipe)
+    assert type(base).__name__ in listed
+    assert len(noise_choice.choices(base)) > len(listed) > 1
+    inputs = {key: value for key, value in case.inputs(0).items() if key != "seed"}
+    for one in listed:
+        pipe.scheduler = noise_choice.replacement(base, one, pipe)
+        pipe(**inputs | {"num_inference_steps": 4})
+
+
+def test_a_loop_says_what_it_does_in_any_case_alone() -> None:
+    class Loop:
+        """Nothing within a branch, or behind an ``and``, counts."""
+
+        scheduler: Any = None
+
+        def __call__(self, sigmas: Any = None) -> None:
+            sigmas = [1.0] if sigmas is None else sigmas
+            self.scheduler.set_timesteps(4, sigmas=sigmas, mu=0.5)
+            if hasattr(self.scheduler, "order") and self.scheduler.order > 1:
+                self.scheduler.set_begin_index(0)
+            self.prepare(self.scheduler.config.sigma_max)
+
+        def prepare(self, most: float) -> None:
+            for t in self.scheduler.timesteps:
+                self.scheduler.step(most, t, most, generator=None).prev_sample + self.scheduler.scale_noise(1)
+
+    loop = loop_calls.loop_of(Loop)
+    assert loop is not None
+    assert loop.reads == {"set_timesteps", "config.sigma_max", "timesteps", "step", "scale_noise"}
+    assert [sorted(keywords) for keywords in loop.tells] == [["mu", "sigmas"]]
+    flow = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    assert loop_calls.fault(loop, flow) == "it has no config.sigma_max"
+    assert "cannot be told its steps" in (loop_calls.fault(loop, diffusers.DDIMScheduler()) or "")

@@ -12,9 +12,17 @@ from typing import Any, NamedTuple
 from steploom.errors import InvalidRequest
 from steploom.noise_schedulers import check_noise_scheduler
 from steploom.weave import signatures, untyped
+from steploom.weave.loop_calls import fault, loop_of
 
 _STEP = {"self", "model_output", "timestep", "sample"}
 """All that a pipeline's loop has for ``step``, whatever its noise scheduler."""
+
+_UNMADE = (TypeError, ValueError, ArithmeticError, LookupError, ImportError, RuntimeError)
+"""What is raised where a noise scheduler cannot be made."""
+
+_KEPT = 64
+_CHOICES: dict[tuple[type, type, str], dict[str, list[str]]] = {}
+"""What goes with a pipeline's class and its noise scheduler's settings: it takes a while to find out."""
 
 
 class _Known(NamedTuple):
@@ -45,6 +53,16 @@ def choices(base: Any, pipeline: Any = None) -> dict[str, list[str]]:
         base: The pipeline's own.
         pipeline: Classes that its code knows by name (CogVideoX calls one of two otherwise) go with it in any case.
     """
+    found: Any = getattr(base, "config", {})
+    key = (type(base), type(pipeline), repr(sorted(found.items(), key=str)))
+    if key not in _CHOICES:
+        if len(_CHOICES) >= _KEPT:
+            _CHOICES.clear()
+        _CHOICES[key] = _choices(base, pipeline)
+    return _CHOICES[key]
+
+
+def _choices(base: Any, pipeline: Any) -> dict[str, list[str]]:
     cls, wanted = type(base), _kind_of(base)
     own, foreign = _describe(cls), cls.__name__ not in _known()
     classes = [one for one in type(pipeline).__mro__ if "__call__" in vars(one)]
@@ -58,7 +76,19 @@ def choices(base: Any, pipeline: Any = None) -> dict[str, list[str]]:
             return False
         return bool(wanted & one.kinds) if wanted else foreign or (not one.kinds and own.told <= one.told)
 
-    return {name: one.settings for name, one in _known().items() if name in named or goes(one)}
+    loop = loop_of(type(pipeline))
+
+    def follows(name: str) -> bool:
+        """Whether the loop can call one that is made of the pipeline's configuration."""
+        if loop is None:
+            return True
+        try:
+            return fault(loop, _made(base, name, {})) is None
+        except _UNMADE:
+            return False
+
+    known = _known().items()
+    return {name: one.settings for name, one in known if name in named or (goes(one) and follows(name))}
 
 
 def lacking(base: Any) -> dict[str, str]:
@@ -130,11 +160,17 @@ def replacement(base: Any, override: str | Mapping[str, Any], pipeline: Any = No
     check_noise_scheduler(override, choices(base, pipeline), own, lacking(base))
     settings = {"class": override} if isinstance(override, str) else dict(override)
     name = settings.pop("class", type(base).__name__)
-    cls: Any = type(base) if name == type(base).__name__ else untyped.noise_scheduler_classes()[name]
     try:
-        return cls.from_config(getattr(base, "config", {}), **_flows(base, cls, settings), **settings)
-    except (TypeError, ValueError, ArithmeticError, LookupError, ImportError, RuntimeError) as error:
+        return _made(base, name, settings)
+    except _UNMADE as error:
         raise InvalidRequest(f"noise_scheduler={override!r}: {error}", field="noise_scheduler") from None
+
+
+def _made(base: Any, name: str, settings: Mapping[str, Any]) -> Any:
+    """One of the class ``name``, from the configuration of ``base``."""
+    cls: Any = type(base) if name == type(base).__name__ else untyped.noise_scheduler_classes()[name]
+    with untyped.quietly():  # of settings that the other class does not have
+        return cls.from_config(getattr(base, "config", {}), **_flows(base, cls, settings), **settings)
 
 
 def _flows(base: Any, cls: Any, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,8 @@ TASKS = {
 GaussianRows: type = DiagonalGaussianDistribution
 """What VAEs encode to: its ``parameters`` have rows."""
 
+PIPELINE: type = DiffusionPipeline
+"""What all pipelines derive from."""
 
 DOWNLOADS = (
     ("diffusers.pipelines.pipeline_utils", "snapshot_download"),
