@@ -98,6 +98,7 @@ def test_what_is_named_like_pictures_takes_them_by_its_annotation() -> None:
         ("max_sequence_length", 2.5, "an integer of at least 1"),
         ("prompt", [], "is empty"),
         ("prompt", 5, "a str, or a list of str"),
+        ("prompt", ("a", "b"), r"a str, or a list of str, no tuple; give list\(...\)"),
         ("prompt", ["a", None], "a str, or a list of str"),
         ("prompt", b"a", "a str, or a list of str"),
         ("negative_prompt", {}, "a str, or a list of str"),
