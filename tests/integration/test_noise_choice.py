@@ -144,6 +144,17 @@ async def test_every_noise_scheduler_that_is_said_to_go_makes_a_picture() -> Non
             assert await refused(engine, "RePaintScheduler") == "noise_scheduler"
 
 
+def test_a_setting_that_is_no_number_is_named() -> None:
+    flow = diffusers.FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(
+        InvalidRequest, match=r"noise_scheduler\['shift'\]='big': FlowMatchEulerDiscreteScheduler takes a"
+    ):
+        noise_choice.replacement(flow, {"shift": "big"})
+    assert noise_choice.replacement(flow, {"shift": 2, "use_dynamic_shifting": True}).config.shift == 2
+    unbounded = dict(diffusers.DPMSolverMultistepScheduler().config)  # of an object: lambda_min_clipped is -inf
+    noise_choice.replacement(diffusers.DDIMScheduler(), {"class": "DPMSolverMultistepScheduler", **unbounded})
+
+
 async def refused(engine: AsyncDiffusionEngine, name: str) -> str | None:
     with pytest.raises(InvalidRequest, match="goes with the model's") as caught:
         await engine.generate("a cat", noise_scheduler=name, **SMALL)

@@ -10,6 +10,8 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from steploom.errors import InvalidRequest
+from steploom.given import is_number
+from steploom.media.pictures import brief
 from steploom.noise_schedulers import check_noise_scheduler
 from steploom.weave import signatures, untyped
 from steploom.weave.loop_calls import fault, loop_of
@@ -160,10 +162,23 @@ def replacement(base: Any, override: str | Mapping[str, Any], pipeline: Any = No
     check_noise_scheduler(override, choices(base, pipeline), own, lacking(base))
     settings = {"class": override} if isinstance(override, str) else dict(override)
     name = settings.pop("class", type(base).__name__)
+    _check_numbers(type(base) if name == own else untyped.noise_scheduler_classes()[name], settings)
     try:
         return _made(base, name, settings)
     except _UNMADE as error:
         raise InvalidRequest(f"noise_scheduler={override!r}: {error}", field="noise_scheduler") from None
+
+
+def _check_numbers(cls: Any, settings: Mapping[str, Any]) -> None:
+    """Refuses what is no number where a class has one by default; it would fail somewhere in its arithmetic."""
+    parameters = inspect.signature(cls.__init__).parameters
+    for setting, value in settings.items():
+        default: Any = parameters[setting].default if setting in parameters else None
+        if type(default) in (int, float) and value not in (None, default) and not is_number(value):
+            raise InvalidRequest(
+                f"noise_scheduler[{setting!r}]={brief(value)}: {cls.__name__} takes a number, {default!r} by default",
+                field="noise_scheduler",
+            )
 
 
 def _made(base: Any, name: str, settings: Mapping[str, Any]) -> Any:
