@@ -11,7 +11,7 @@ import tiny
 from diffusers.utils import DummyObject
 from driving import Driver, alone, config, distance
 
-from steploom import AsyncDiffusionEngine, DiffusionRequest, InvalidRequest
+from steploom import AsyncDiffusionEngine, DiffusionRequest, InvalidRequest, noise_schedulers
 from steploom.weave import loop_calls, noise_choice, untyped
 from steploom.worker.runner import Runner
 
@@ -151,8 +151,8 @@ def test_a_setting_that_is_no_number_is_named() -> None:
     ):
         noise_choice.replacement(flow, {"shift": "big"})
     assert noise_choice.replacement(flow, {"shift": 2, "use_dynamic_shifting": True}).config.shift == 2
-    unbounded = dict(diffusers.DPMSolverMultistepScheduler().config)  # of an object: lambda_min_clipped is -inf
-    noise_choice.replacement(diffusers.DDIMScheduler(), {"class": "DPMSolverMultistepScheduler", **unbounded})
+    unbounded = noise_schedulers.by_name(diffusers.DPMSolverMultistepScheduler())  # lambda_min_clipped is -inf
+    noise_choice.replacement(diffusers.DDIMScheduler(), unbounded)
 
 
 async def refused(engine: AsyncDiffusionEngine, name: str) -> str | None:
