@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
+import torch
 from torch import nn
 
 from steploom.errors import GenerationFailed, InvalidRequest
@@ -56,6 +58,7 @@ def load(pipeline: Any, shared: Mapping[str, SharedModule], where: tuple[str, st
     for component, one in shared.items():
         trees[component] = _scratch(one)
     before = {component: _fingerprint(tree) for component, tree in trees.items()}
+    known = {id(tensor): tensor for tree in trees.values() for tensor in _tensors(tree)}
     name = f"steploom_{number}"
     try:
         untyped.load_lora(_bare_copy(pipeline, shared, trees), where[0], name, where[1])
@@ -67,6 +70,7 @@ def load(pipeline: Any, shared: Mapping[str, SharedModule], where: tuple[str, st
     parts = {component: part for component, tree in trees.items() if (part := part_of(tree, name)).layers}
     changed = {component for component in trees if _fingerprint(trees[component]) != before[component]}
     odd = {c for c, part in parts.items() if not all(map(untyped.lora_tables, part.layers.values()))}
+    _take_out_of_file(trees.values(), known)
     if not parts and not changed:
         names = ", ".join(shared)
         raise InvalidRequest(f"has no weights for any of {type(pipeline).__name__}'s {names}", field="lora")
@@ -75,6 +79,18 @@ def load(pipeline: Any, shared: Mapping[str, SharedModule], where: tuple[str, st
         if component not in changed | odd:
             _let_go(part)
     return Adapter(number, parts, {component: trees[component] for component in changed | odd})
+
+
+def _tensors(tree: nn.Module) -> Iterator[torch.Tensor]:
+    """Parameters and buffers of a module tree."""
+    return chain(tree.parameters(), tree.buffers())
+
+
+def _take_out_of_file(trees: Iterable[nn.Module], known: Mapping[int, torch.Tensor]) -> None:
+    """Gives loaded tensors memory of their own: safetensors' is the file's, in which anybody may write meanwhile."""
+    for tensor in chain.from_iterable(map(_tensors, trees)):
+        if id(tensor) not in known and tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
 
 
 def _refuse_by_leaves(shared: SharedModule, part: Part, *, odd: bool) -> None:
