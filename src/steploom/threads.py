@@ -6,7 +6,10 @@ with whoever waits for the engine; what the engine has to do for them must then 
 
 from __future__ import annotations
 
+import concurrent.futures.thread  # noqa: F401 # pyright: ignore[reportUnusedImport] - not to be had once the main thread has ended
+import threading
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
@@ -45,6 +48,45 @@ class Threads:
             limiter = CapacityLimiter(self._places)
             self._limiter.set(limiter)
         return await to_thread.run_sync(call, *args, limiter=limiter)
+
+
+class OneThread:
+    """A thread that runs calls one at a time, in order; it begins with the first of them.
+
+    The pools of :mod:`concurrent.futures` take no work any more once the main thread has ended, though other threads of
+    an application go on, and wait for the engine.
+
+    Args:
+        name: Of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def run(self, call: Callable[[], None]) -> None:
+        """Has ``call``, which raises nothing, run after those before it.
+
+        Raises:
+            RuntimeError: The system has no thread left, and this one has not begun.
+        """
+        if self._thread is None:
+            thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+            thread.start()
+            self._thread = thread
+        self._calls.put(call)
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
+            del call  # what it holds may be large
+
+    def end(self, *, wait: bool) -> None:
+        """The thread ends when all calls were run; with ``wait`` that is awaited here."""
+        self._calls.put(None)
+        if wait and self._thread is not None:
+            self._thread.join()
 
 
 PICTURES = Threads("pictures", 8)

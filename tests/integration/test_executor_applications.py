@@ -126,3 +126,26 @@ def test_a_working_directory_that_is_gone_is_not_looked_at(tmp_path: Path, monke
     assert _import_path() == [str(here), "here"]
     here.rmdir()
     assert _import_path() == ["here"]
+
+
+@pytest.mark.slow
+def test_threads_that_go_on_when_the_main_one_has_ended_are_served() -> None:
+    """Python joins them as it ends; pools of its own take no work any more by then."""
+    code = """
+import asyncio, threading
+from steploom import AsyncDiffusionEngine
+
+async def main():
+    async with AsyncDiffusionEngine(model="demo") as engine:
+        out = await engine.generate("a red circle", num_inference_steps=2)
+        print(out.images[0].size)
+
+def work():
+    main_thread.join()
+    asyncio.run(main())
+
+main_thread = threading.main_thread()
+threading.Thread(target=work).start()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    assert done.stdout == "(64, 64)\n", done.stderr

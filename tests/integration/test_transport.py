@@ -12,6 +12,7 @@ import pytest
 import zmq
 
 from steploom import codec
+from steploom.errors import ProtocolError
 from steploom.executor.transport import LARGE, WorkerSocket
 from steploom.worker.messages import Answer, Progress, Returned, ToEngine
 
@@ -57,3 +58,47 @@ async def test_large_messages_are_decoded_beside_the_loop_and_in_order(
     assert where == [True, False, True, True, False, False, True]
     assert arrived == said
     assert not threads[1].is_alive()
+
+
+async def test_a_message_is_decoded_though_no_thread_can_begin(
+    context: zmq.Context[zmq.Socket[bytes]], temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    await _arrives(context, temporary, Returned(1, b"payload" * LARGE))
+
+
+async def test_what_fails_while_a_message_is_decoded_is_told(
+    context: zmq.Context[zmq.Socket[bytes]], temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(codec, "decode", fails)
+    damage = await _arrives(context, temporary, Returned(1, b"payload" * LARGE))
+    assert str(damage) == "a message cannot be decoded: MemoryError: no room"
+
+
+async def _arrives(context: zmq.Context[zmq.Socket[bytes]], temporary: Path, answer: Answer) -> ProtocolError | None:
+    """Returns once ``answer`` is taken; or why it cannot be decoded."""
+    taken: list[Answer | ProtocolError] = []
+    ended = anyio.Event()
+
+    def take(one: Answer | ProtocolError) -> None:
+        taken.append(one)
+        ended.set()
+
+    socket = WorkerSocket(context, f"{temporary}/worker", take, take)
+    try:
+        with context.socket(zmq.PAIR) as worker, anyio.fail_after(20):
+            worker.connect(f"ipc://{temporary}/worker")
+            worker.send_multipart(codec.encode(ToEngine(answer)))
+            await ended.wait()
+    finally:
+        socket.close()
+    if isinstance(taken[0], ProtocolError):
+        return taken[0]
+    assert taken == [answer]
+    return None

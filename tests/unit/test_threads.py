@@ -8,7 +8,7 @@ import anyio
 import pytest
 from anyio import to_thread
 
-from steploom.threads import Threads, at_once
+from steploom.threads import OneThread, Threads, at_once
 
 PLACES = Threads("tests", 2)
 
@@ -54,3 +54,16 @@ async def test_who_is_cancelled_may_leave_a_thread_to_itself() -> None:
         await at_once(released.wait, 20, abandon_on_cancel=True)
     assert scope.cancelled_caught
     released.set()
+
+
+def test_one_thread_runs_calls_in_order_and_ends() -> None:
+    thread, done = OneThread("tests"), list[tuple[int, str]]()
+    for number in range(3):
+        thread.run(lambda number=number: done.append((number, threading.current_thread().name)))
+    thread.end(wait=True)
+    assert done == [(number, "tests") for number in range(3)]
+    assert "tests" not in {one.name for one in threading.enumerate()}
+
+
+def test_one_thread_that_was_never_asked_never_was() -> None:
+    OneThread("tests").end(wait=True)

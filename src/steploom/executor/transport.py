@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import zmq
@@ -13,6 +13,7 @@ import zmq
 from steploom import codec
 from steploom.config import EngineConfig
 from steploom.errors import EngineError, ProtocolError
+from steploom.threads import OneThread
 from steploom.worker.messages import Answer, Command, ToEngine, ToWorker, Written
 from steploom.worker.process import rendezvous
 
@@ -48,7 +49,7 @@ class WorkerSocket:
         self._on_answer = on_answer
         self._on_damage = on_damage
         self._decoding = False
-        self._decoder = ThreadPoolExecutor(1, "steploom-decode")  # the thread begins with the first such message
+        self._decoder = OneThread("steploom-decode")
         self._monitor: zmq.Socket[bytes] | None = None
         self._address = address
         self._loop = asyncio.get_running_loop()
@@ -128,19 +129,34 @@ class WorkerSocket:
             if len(buffers) == 1 and buffers[0].nbytes < LARGE:
                 self._deliver(self._decode(buffers))
             else:
-                self._decoding = True
-                self._loop.run_in_executor(self._decoder, self._decode, buffers).add_done_callback(self._resume)
+                self._decode_beside(buffers)
+
+    def _decode_beside(self, buffers: list[memoryview]) -> None:
+        """Has the thread decode a message; here, where the system has no thread for that: late is better than never."""
+
+        def decode() -> None:
+            answer = self._decode(buffers)
+            with contextlib.suppress(RuntimeError):  # the loop was closed before the engine
+                self._loop.call_soon_threadsafe(self._resume, answer)
+
+        try:
+            self._decoder.run(decode)
+            self._decoding = True
+        except RuntimeError:
+            self._deliver(self._decode(buffers))
 
     def _decode(self, buffers: list[memoryview]) -> Answer | ProtocolError:
         try:
             return codec.decode(buffers, ToEngine, packages=self.packages, limit=self.limit).answer
         except ProtocolError as error:
             return error
+        except Exception as error:  # noqa: BLE001 - no memory, a broken Pillow: else everybody would wait for this message
+            return ProtocolError(f"a message cannot be decoded: {type(error).__name__}: {error}")
 
-    def _resume(self, done: asyncio.Future[Answer | ProtocolError]) -> None:
+    def _resume(self, answer: Answer | ProtocolError) -> None:
         self._decoding = False
-        if not self._socket.closed and not done.cancelled():
-            self._deliver(done.result())
+        if not self._socket.closed:
+            self._deliver(answer)
             self._drain()
 
     def _deliver(self, answer: Answer | ProtocolError) -> None:
@@ -155,7 +171,7 @@ class WorkerSocket:
             self._unwatch()
             self._loop.remove_reader(self._fd)
             self._socket.close()
-            self._decoder.shutdown(wait=not self._decoding)  # what is being decoded holds nobody up
+            self._decoder.end(wait=not self._decoding)  # what is being decoded holds nobody up
             if self._address:
                 for path in (Path(self._address), rendezvous(str(self._address))):
                     path.unlink(missing_ok=True)
