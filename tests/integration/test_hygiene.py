@@ -224,3 +224,14 @@ async def test_a_picture_that_cannot_be_read_is_its_own_request_failure(backend:
                     await engine.generate("x", **{**good, "image": _broken(kind, tmp_path)})
             assert len((await healthy.result()).images) == 1
         assert len((await engine.generate("later", **good)).images) == 1
+
+
+@pytest.mark.parametrize("given", [{"seed": 1}, {"generator": 1}], ids=["seed", "generator"])
+def test_what_is_learned_from_a_first_request_draws_nothing_of_the_applications(given: dict[str, int]):
+    """``torch.randn`` without a generator goes on as if nothing had been served, as it does beside ``pipe(...)``."""
+    driver = Driver(Runner.from_pipeline(tiny.sd3(), config()))
+    params: dict[str, Any] = {"generator": torch.Generator().manual_seed(1)} if "generator" in given else {}
+    one = request("a", "a cat", given.get("seed"), num_inference_steps=2, **params, **SMALL)
+    before = torch.get_rng_state()
+    assert driver.drain([one])["a"].error is None
+    assert torch.equal(torch.get_rng_state(), before)

@@ -27,7 +27,8 @@ def doubled(request: DiffusionRequest, accepted: Collection[str]) -> Iterator[di
         request: As it came.
         accepted: Arguments of its pipeline.
     """
-    plain = {"generator": None, "callback_on_step_end": None, "callback": None}
+    # Not the request's generators, which are not to be advanced; nor torch's own, which are the application's.
+    plain = {"generator": torch.Generator("cpu").manual_seed(0), "callback_on_step_end": None, "callback": None}
     for argument in _PER_PROMPT:
         if argument in accepted:
             count = 2 * (request.params.get(argument) or 1)
