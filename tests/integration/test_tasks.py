@@ -101,6 +101,23 @@ def test_a_controlnet_serves_the_family_with_and_without_it(given: str) -> None:
     settled(Driver(runner), wanted, expected)
 
 
+@pytest.mark.parametrize("misspelled", [{}, {"strengthh": 1}], ids=["right", "with a typo"])
+async def test_a_control_image_may_be_called_so_where_its_pipeline_calls_it_an_image(
+    misspelled: dict[str, Any],
+) -> None:
+    wanted = controlled()[0]
+    net, settings = parts_sd.controlnet(), {**wanted.params, "seed": 0, "task": "controlnet", "output_type": "latent"}
+    settings["control_image"] = settings.pop("image")
+    async with AsyncDiffusionEngine.from_pipeline(family.stable_diffusion(), controlnet=net) as engine:
+        if misspelled:
+            with pytest.raises(InvalidRequest, match=r"strengthh: StableDiffusionControlNetPipeline .* no such"):
+                await engine.generate("a cat", **settings, **misspelled)
+            return
+        made = await engine.generate("a cat", **settings)
+        named = await engine.generate(wanted.with_id("named as diffusers does"))
+    assert distance(made.output, named.output) <= TOLERANCE
+
+
 def test_the_given_pipeline_stays_as_it_was() -> None:
     parts = parts_sd.parts()
     parts["scheduler"].register_to_config(skip_prk_steps=False)  # which diffusers' class for inpainting would "correct"

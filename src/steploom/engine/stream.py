@@ -52,6 +52,8 @@ class RequestStream:
             raise RuntimeError(f"the stream of request {self.request_id} was entered before: make a new one")
         core = self._serving()
         with core.refusals(self._request):
+            assert core.info is not None
+            self._request = core.info.in_own_words(self._request)
             info = core.check(self._request)
             request = await load_pictures(self._request, info, core.config.max_pixels)
             checked = request is self._request

@@ -21,7 +21,7 @@ from steploom.engine.picture_checks import A_PICTURE, check_pictures
 from steploom.errors import ConfigError, InvalidRequest
 from steploom.media.pictures import brief
 from steploom.noise_schedulers import check_noise_scheduler
-from steploom.protocol import Parameter, PipelineInfo
+from steploom.protocol import TASK_ALIASES, Parameter, PipelineInfo
 from steploom.protocol.pictures import FRAMES, takes_pictures
 from steploom.requests import OWN_FIELDS, DiffusionRequest
 
@@ -152,11 +152,13 @@ def _unknown(name: str, request: DiffusionRequest, info: PipelineInfo) -> str:
 
 
 def _tasks_that_take(name: str, request: DiffusionRequest, info: PipelineInfo) -> list[str]:
-    """The tasks for which the request is right as it stands; else those that at least know the argument."""
-    right = [task for task, members in info.tasks.items() if any(member.takes(request) for member in members)]
+    """Other tasks for which the request is right as it stands; else those that at least know the argument."""
+    asked = TASK_ALIASES.get(request.task or "", request.task)
+    others = {task: members for task, members in info.tasks.items() if task != asked}
+    right = [task for task, members in others.items() if any(member.takes(request) for member in members)]
     return right or [
         task
-        for task, members in info.tasks.items()
+        for task, members in others.items()
         if any(parameter.name == name for member in members for parameter in member.parameters)
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from typing import Any, cast
 
 import msgspec
 
@@ -17,6 +18,8 @@ TASK_ALIASES = {
     "inpaint": "inpainting",
 }
 """What tasks are called elsewhere."""
+
+_CONTROLNET = "controlnet"
 
 
 class Parameter(msgspec.Struct, frozen=True):
@@ -136,21 +139,45 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
         members = self.tasks.get(TASK_ALIASES.get(request.task, request.task))
         if not members:
             raise errors.InvalidRequest(_no_such_task(request.task, self), field="task")
-        member = next((one for one in members if one.takes(request)), members[0])
+        right = (one for one in members if one.takes(request))
+        knowing = (one for one in members if one.knows(request))  # which can tell what is missing
+        member = next(right, None) or next(knowing, members[0])
         return msgspec.structs.replace(member, in_process=self.in_process, tasks=self.tasks)
 
     def takes(self, request: DiffusionRequest) -> bool:
         """Whether the request's arguments are all known here and none is missing."""
-        given = {*request.params, *(() if request.prompt is None else ("prompt",))}
         needed = {parameter.name for parameter in self.parameters if parameter.required}
-        return needed <= given <= {parameter.name for parameter in self.parameters}
+        return needed <= _given(request) and self.knows(request)
+
+    def knows(self, request: DiffusionRequest) -> bool:
+        """Whether the request's arguments are all known here."""
+        return _given(request) <= {parameter.name for parameter in self.parameters}
+
+    def in_own_words(self, request: DiffusionRequest) -> DiffusionRequest:
+        """The request with a ControlNet's picture under the name that its pipeline has for it.
+
+        Where that is drawn from text alone, Stable Diffusion's and SDXL's pipelines call it ``image``.
+        """
+        members = self.tasks.get(_CONTROLNET) if request.task == _CONTROLNET else None
+        if not members or "control_image" not in request.params or "image" in request.params:
+            return request
+        known = {parameter.name for parameter in members[0].parameters}
+        if "image" not in known or "control_image" in known:
+            return request
+        named = request.with_params(image=request.params["control_image"])
+        cast("dict[str, Any]", named.params).pop("control_image")
+        return named
+
+
+def _given(request: DiffusionRequest) -> set[str]:
+    return {*request.params, *(() if request.prompt is None else ("prompt",))}
 
 
 def _no_such_task(task: str, info: PipelineInfo) -> str:
     there = ", ".join(map(repr, info.tasks)) or "no task by name"
     nearest = difflib.get_close_matches(task, info.tasks, n=1, cutoff=0.85)
     mend = f"start an engine with EngineConfig(task={task!r}) over a model that has it, or leave it out"
-    if task == "controlnet":
+    if task == _CONTROLNET:
         mend = "give the engine a ControlNet that fits: EngineConfig(controlnet=...)"
     hint = f"did you mean {nearest[0]!r}?" if nearest else mend
     return f"task={task!r}: {info.pipeline_class} and its family serve {there}; {hint}"
