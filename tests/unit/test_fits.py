@@ -7,6 +7,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
+import torch
 
 from steploom import EngineConfig, InvalidRequest
 from steploom.engine.validation import check_arguments
@@ -16,7 +17,7 @@ from steploom.weave import signatures
 from steploom.worker import lengths
 
 TAKEN = ("prompt", "width", "height", "num_inference_steps", "strength", "sigmas", "denoising_start",
-         "use_resolution_binning", "num_frames", "video_length", "image")  # fmt: skip
+         "use_resolution_binning", "num_frames", "video_length", "image", "class_labels")  # fmt: skip
 
 
 def check(about: dict[str, Any], **params: Any) -> None:
@@ -28,6 +29,7 @@ IMAGE = np.zeros((8, 8, 3), np.uint8)
 BINNED = {"size_multiple": 8, "size_multiple_unbinned": 16}
 DOWN, UP = {"shortened_by": "strength", "default_steps": 50}, {"shortened_by": "strength", "shortened_up": True}
 STRICT = {"frame_multiple": 4, "frames_strict": True}
+IDS = {"ids": {"class_labels": 10}}
 OUTPUTS = {"output_types": ["latent", "np", "pil", "pt"]}
 
 
@@ -68,6 +70,10 @@ OUTPUTS = {"output_types": ["latent", "np", "pil", "pt"]}
         (OUTPUTS, {"output_type": "jpeg"}, "output_type", "output_type='jpeg': P makes 'latent', 'np', 'pil', 'pt'"),
         (OUTPUTS, {"output_type": "PIL"}, "output_type", "output_type='PIL': P makes 'latent', "),
         ({"output_types": ["text", "seq"]}, {"output_type": "latent"}, "output_type", "P makes 'text', 'seq'"),
+        (IDS, {"class_labels": [3, 10]}, "class_labels", "class_labels=[3, 10]: this P has ids from 0 to 9"),
+        (IDS, {"class_labels": -1}, "class_labels", "class_labels=-1: this P has ids from 0 to 9"),
+        (IDS, {"class_labels": torch.tensor([[10]])}, "class_labels", "this P has ids from 0 to 9"),
+        (IDS, {"class_labels": [np.int64(10)]}, "class_labels", "this P has ids from 0 to 9"),
     ],
 )
 def test_what_does_not_fit_is_refused(about: dict[str, Any], params: dict[str, Any], field: str, words: str) -> None:
@@ -100,6 +106,9 @@ def test_what_does_not_fit_is_refused(about: dict[str, Any], params: dict[str, A
         (OUTPUTS, {"output_type": "np"}),
         ({"output_types": ["text", "seq"]}, {"output_type": "pil"}),  # our default
         ({}, {"output_type": "mesh"}),
+        (IDS, {"class_labels": [0, np.int64(9)]}),
+        (IDS, {"class_labels": torch.tensor([9])}),
+        (IDS, {"class_labels": "whale"}),  # for the pipeline to refuse
     ],
 )
 def test_what_fits_passes(about: dict[str, Any], params: dict[str, Any]) -> None:

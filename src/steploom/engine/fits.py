@@ -1,4 +1,4 @@
-"""Whether the size, the share of the steps and the kind of output that are asked for are such as the pipeline makes."""
+"""Whether the size, the share of the steps, ids and the kind of output are such as the pipeline makes, or knows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from steploom.engine.arguments import STEP_LISTS
 from steploom.errors import InvalidRequest
 from steploom.given import is_number
-from steploom.media.pictures import brief
+from steploom.media.pictures import brief, leaves, shape_of
 from steploom.protocol import PipelineInfo
 from steploom.protocol.pictures import FRAMES, pictures_among
 from steploom.requests import DiffusionRequest
@@ -35,6 +35,7 @@ def check_fits(request: DiffusionRequest, info: PipelineInfo) -> None:
             _check_side(name, value, info, of, only)
     _check_frames(request, info)
     _check_share(request, info)
+    _check_ids(request, info)
     _check_output_type(request, info)
 
 
@@ -91,6 +92,18 @@ def _check_share(request: DiffusionRequest, info: PipelineInfo) -> None:
         f"{name}={share!r}: leaves none of {steps} steps; give {math.ceil(100 / steps) / 100:g} or more, or more steps",
         field=name,
     )
+
+
+def _check_ids(request: DiffusionRequest, info: PipelineInfo) -> None:
+    """Refuses ids of which the model has none: looking one up would fail, and on a GPU not for this request alone."""
+    for name, count in info.ids.items():
+        value = request.params.get(name)
+        for leaf in leaves(name, value):
+            numbers = leaf.flatten().tolist() if shape_of(leaf) is not None else [leaf]
+            if any(isinstance(one, int) and not 0 <= one < count for one in numbers):
+                raise InvalidRequest(
+                    f"{name}={brief(value)}: this {info.pipeline_class} has ids from 0 to {count - 1}", field=name
+                )
 
 
 def _check_output_type(request: DiffusionRequest, info: PipelineInfo) -> None:

@@ -79,6 +79,7 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
         frames_least: Fewer it cannot make.
         frames_most: More it cannot make, since the model has positions for no more; None where it sets no bound.
         frames_only: The one number of frames, besides 1, for which the model has positions; None if it takes others.
+        ids: Arguments that are ids, and how many the model has of each, from 0; nothing of what is not known.
         sampling_rate: Samples per second of its sound, if it makes any.
         loras: Names of adapters that were loaded with the pipeline.
         no_lora: Why requests cannot have adapters; None if they can.
@@ -120,6 +121,7 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
     frames_least: int = 1
     frames_most: int | None = None
     frames_only: int | None = None
+    ids: dict[str, int] = {}
     sampling_rate: int | None = None
     loras: list[str] = []
     no_lora: str | None = None

@@ -54,6 +54,9 @@ _SIZES = {"width", "height"}
 _EVEN = {"width": (16, 0), "height": (16, 0), **dict.fromkeys(FRAMES, (8, 1))}
 """What sizes are usually multiples of, and how many more."""
 
+_TO_WRITE = ("prompt", "messages", "gen_length", "block_length")
+"""What says how many tokens there are, those to be written among them."""
+
 _SHORTENING = ("strength", "denoising_start", "denoising_end", "timesteps", "sigmas")
 _TEXTS = ("prompt", "prompt_2", "prompt_3", "prompt_4", "negative_prompt", "negative_prompt_2", "negative_prompt_3")
 """Arguments that stand in every line that encodes them."""
@@ -117,11 +120,12 @@ def _blamed(
             blamed = of_pictures(error, request, info, steps=steps, module=run.failed)
             if blamed is not None:
                 return ErrorInfo.of(blamed)
-    return None if steps or ours else _of_arguments(error, said, given, culprits, called=called)
+    writes = info is not None and info.default_length is not None
+    return None if steps or ours else _of_arguments(error, said, given, culprits, called=called, writes=writes)
 
 
 def _of_arguments(
-    error: Exception, said: str, given: Mapping[str, Any], culprits: Mapping[str, Any], *, called: bool
+    error: Exception, said: str, given: Mapping[str, Any], culprits: Mapping[str, Any], *, called: bool, writes: bool
 ) -> ErrorInfo | None:
     """What to tell if an argument is at fault that the pipeline found out about before its first step."""
     spelled = _spelled(said, given)
@@ -136,7 +140,7 @@ def _of_arguments(
         return None
     if about_shapes and not culprits.keys() - _EVEN.keys():
         culprits = {name: value for name, value in given.items() if _has_shape(name, value)} or culprits
-        culprits = culprits or _uneven(given)
+        culprits = culprits or _uneven(given, writes=writes)
     if not culprits:
         return None
     words = f"the pipeline cannot go on with this ({type(error).__name__}: {said}); give another, or leave it out"
@@ -245,11 +249,12 @@ def _listed(value: Any) -> list[Any]:
     return cast("list[Any]", value) if isinstance(value, list) else [value]
 
 
-def _uneven(given: Mapping[str, Any]) -> dict[str, Any]:
+def _uneven(given: Mapping[str, Any], *, writes: bool) -> dict[str, Any]:
     """Those of the sizes that few models take; else the length of the text, which any may bound."""
     sizes = {name: given[name] for name in _EVEN if isinstance(given.get(name), int)}
     uneven = {name: size for name, size in sizes.items() if (size - _EVEN[name][1]) % _EVEN[name][0]}
-    return uneven or {name: value for name, value in given.items() if name == "max_sequence_length"}
+    lengths = _TO_WRITE if writes else ("max_sequence_length",)
+    return uneven or {name: value for name, value in given.items() if name in lengths}
 
 
 def _frames(error: BaseException) -> list[traceback.FrameSummary]:
