@@ -152,7 +152,11 @@ def test_the_argument_at_fault_is_named(
 @pytest.mark.parametrize(
     ("name", "noise_scheduler", "words"),
     [
-        (QWEN, "FlowMatchHeunDiscreteScheduler", "no scheduler class of diffusers that goes with the model's FlowMatch"),
+        (
+            QWEN,
+            "FlowMatchHeunDiscreteScheduler",
+            "no scheduler class of diffusers that goes with the model's FlowMatch",
+        ),
         (
             "WanPipeline",
             {"class": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True},

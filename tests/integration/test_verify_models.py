@@ -106,3 +106,18 @@ def test_a_pipeline_that_does_not_repeat_is_not_accused(monkeypatch, capsys) -> 
     assert code == 1
     assert "NOT equal" not in report
     assert "not comparable: the pipeline itself does not repeat with the same seed" in report
+
+
+def test_a_model_that_computes_no_numbers_is_told_as_such(monkeypatch, capsys) -> None:
+    build = CASES["StableDiffusionPipeline"].build
+
+    def broken():
+        pipe = build()
+        pipe.unet.conv_in.weight.data.fill_(float("nan"))
+        return pipe
+
+    monkeypatch.setitem(CASES, "broken", types.SimpleNamespace(build=broken))
+    code, report = verify("broken", monkeypatch, capsys)
+    assert code == 1
+    assert "the model itself computes NaN or infinity" in report
+    assert "not repeat" not in report

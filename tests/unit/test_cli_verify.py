@@ -259,3 +259,15 @@ def test_what_does_not_repeat_alone_is_not_called_unequal(apart: float, told: st
     assert "NOT equal" not in first
     assert told in first
     assert "--set" in second
+
+
+def test_what_computes_no_numbers_is_told_as_such() -> None:
+    first, second, *_ = verify.report("Pipe", verdict(distances=(float("inf"), 0.0), not_finite=True))
+    assert "the model itself computes NaN or infinity" in first
+    assert "--dtype" in second
+
+
+def test_a_third_prompt_is_refused(asked: list, capsys) -> None:
+    assert main.main(["verify", "demo", "--prompt", "a", "--prompt", "b", "--prompt", "c"]) == 1
+    assert "--prompt: given 3 times; there are two requests" in capsys.readouterr().err
+    assert not asked

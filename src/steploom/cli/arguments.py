@@ -21,7 +21,7 @@ from steploom.requests import OWN_FIELDS
 T = TypeVar("T")
 EXIT_USAGE = 2
 _ENGINES = "is the engine's, not the pipeline's; give it to engine.generate(...) in Python"
-_OUTPUTS = "cannot be chosen here, since the outcome becomes a file; leave it out"
+_OUTPUTS = "cannot be chosen here, since the outcome becomes a file, or is compared; leave it out"
 _NOT_THE_PIPELINES = {
     **dict.fromkeys(OWN_FIELDS, _ENGINES),
     "output_type": _OUTPUTS,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from steploom.cli import arguments
-from steploom.errors import EngineError
+from steploom.errors import ConfigError, EngineError
 
 if TYPE_CHECKING:
     from steploom.config import EngineConfig
@@ -25,8 +25,8 @@ examples:
 
 Two requests that differ in prompt, seed, guidance and number of steps run alone with pipe(...), then together. What
 the model needs besides (pictures, sizes, lengths) is found by asking it. The exit code is 1 if they do not come out
-equal, if that cannot be judged since the model alone does not give the same twice with one seed, or if the model alone
-cannot do any of what it is asked for.
+equal, if that cannot be judged since the model alone does not give the same twice with one seed, or gives no numbers, or
+if the model alone cannot do any of what it is asked for.
 """
 _FLAGS = {"prompt": "--prompt", "num_inference_steps": "--steps", "width": "--size", "height": "--size"}
 """Arguments of the pipeline that have an option of their own."""
@@ -34,6 +34,10 @@ _FLAGS = {"prompt": "--prompt", "num_inference_steps": "--steps", "width": "--si
 _MEND = (
     "  what to do: with half precision try --dtype float32, which rounds less; if it stays unequal, serve it with "
     "max_batch=1, and report it"
+)
+_FINITE = (
+    "  what to do: give another --dtype: float32, or bfloat16 in place of float16, whose numbers end at 65504; if it "
+    "stays, the weights are damaged"
 )
 _REPEAT = (
     "  what to do: it draws from torch's global generator, not from generator=; give what it draws with --set "
@@ -76,6 +80,10 @@ def run(options: argparse.Namespace) -> int:
 
     from steploom.worker import candidates, trial
 
+    if len(options.prompt or ()) > len(PROMPTS):
+        raise ConfigError(
+            f"--prompt: given {len(options.prompt)} times; there are two requests, so give it once or twice"
+        )
     console = Console(highlight=False)
     config = arguments.engine_config(options)
     with Console(stderr=True).status("loading") as status:
@@ -133,6 +141,9 @@ def report(name: str, verdict: Verdict) -> list[str]:
 
 
 def _equality(verdict: Verdict, good: str, bad: str) -> list[str]:
+    if verdict.not_finite:
+        own = "the model itself computes NaN or infinity, with pipe(...) alone: there is nothing to compare"
+        return [f"{bad} {own}", _FINITE]
     if verdict.unrepeatable is not None:
         far = "in kind" if verdict.unrepeatable == float("inf") else f"by {verdict.unrepeatable:.1e} of the scale"
         own = f"the pipeline itself does not repeat with the same seed: pipe(...) alone differs from itself {far}"

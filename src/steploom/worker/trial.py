@@ -56,6 +56,7 @@ class Verdict:
         tolerance: What ``equal`` allows: more than asked for, if the pipeline alone moves as far by rounding.
         unrepeatable: How far the pipeline alone is from itself with the same seed, where that is more than allowed
             (it draws from the global generator): then equality cannot be judged. None if it repeats, or was equal.
+        not_finite: Whether the pipeline alone computes NaN or infinity, which equal nothing.
     """
 
     distances: tuple[float, ...]
@@ -66,6 +67,7 @@ class Verdict:
     tolerance: float = TOLERANCE
     error: str | None = None
     unrepeatable: float | None = None
+    not_finite: bool = False
 
     @property
     def equal(self) -> bool:
@@ -186,6 +188,8 @@ def trial(pipeline: Any, requests: Sequence[DiffusionRequest], tolerance: float 
 
 def _judged(verdict: Verdict, pipeline: Any, requests: Sequence[DiffusionRequest], expected: Sequence[Any]) -> Verdict:
     """What can be said of a pipeline that is not equal, by how far it alone is from itself."""
+    if not all(map(_is_finite, arrays(expected))):
+        return dataclasses.replace(verdict, not_finite=True)
     apart = _apart_from_itself(pipeline, requests, expected)
     if apart > verdict.tolerance:
         return dataclasses.replace(verdict, unrepeatable=apart)
@@ -224,6 +228,10 @@ def _array_distance(one: Any, other: Any) -> float:
     scale = float(np.abs(other).max(initial=0.0)) or 1.0
     worst = float(np.abs(one - other).max(initial=0.0)) / scale
     return worst if np.isfinite(worst) else float("inf")
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, str) or value.dtype.kind != "f" or bool(np.isfinite(value).all())
 
 
 def arrays(output: Any) -> Iterator[Any]:
