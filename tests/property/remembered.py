@@ -6,7 +6,7 @@ from typing import Any
 
 
 def check_remembered(policy: Any) -> None:
-    """Seconds of a tick, the best class and the order by deadline, of all groups of which they are remembered."""
+    """Seconds of a tick, the best class, the order by deadline and who is too late, of all groups."""
     for group in policy._groups.active.values():
         seconds, version, order, priority = group.seconds, group.version, group.order, group.priority
         assert priority == min([state.priority for state in group.residents.values()] + lines(group))
@@ -16,6 +16,9 @@ def check_remembered(policy: Any) -> None:
             assert order == sorted(states, key=lambda state: state.deadline)
         group.version = -1
         assert policy._tick_s(group) == seconds or version != policy.demands.version
+        now, seconds = policy.clock(), policy._tick_s(group)
+        lost = group.watch.lost(policy, group.residents, now, seconds, policy.demands.version)
+        assert lost == {state for state in group.residents.values() if policy.lost(state, now, seconds)}
 
 
 def lines(group: Any) -> list[int]:

@@ -129,7 +129,7 @@ class CostModel:
         curve.footprint.observe_tick(result, rows)
         ended = sum(report.finished for report in result.reports)
         if result.chores_s or ended:
-            curve.observe_chores(result.chores_s, ended)
+            self.version += curve.observe_chores(result.chores_s, ended)
         self._ticks += 1
         if self._ticks % SAMPLED == 1:
             members = sum(report.batch_requests > 0 for report in result.reports)

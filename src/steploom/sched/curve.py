@@ -78,6 +78,7 @@ class Curve:
         measured: Ticks that were measured.
         limit: Rows that a batch may have, since more ran out of memory.
         chores_s: Seconds of text encoders and VAEs of a request.
+        most_chores_s: What these were not above since they were far below, or above what was given here before.
         footprint: Its bytes.
     """
 
@@ -92,7 +93,7 @@ class Curve:
         self.measured = 0
         self.limit = math.inf
         self._fine, self._wait = 0, RECOVERS
-        self.chores_s = 0.0
+        self.chores_s = self.most_chores_s = 0.0
         self._ended = 0.0
         self._chores = 0.0
         self.footprint = Footprint()
@@ -137,13 +138,25 @@ class Curve:
         if self._fine >= self._wait:
             self._fine, self.limit = 0, self.limit * 1.25 + 1
 
-    def observe_chores(self, seconds: float, ended: int) -> None:
-        """Encoders and VAEs took so long in a tick in which so many requests ended. Old ticks count less and less."""
+    def observe_chores(self, seconds: float, ended: int) -> bool:
+        """Encoders and VAEs took so long in a tick in which so many requests ended. Old ticks count less and less.
+
+        Returns:
+            Whether they take longer than :attr:`most_chores_s` said.
+        """
         if self._ended >= KNOWN_ENDS:  # one hiccup is not what they take
             seconds = min(seconds, MOST_TIMES * self.chores_s * max(1, ended))
         self._chores = 0.98 * self._chores + seconds
         self._ended = 0.98 * self._ended + ended
         self.chores_s = self._chores / max(self._ended, 1.0)
+        return self._bound_chores()
+
+    def _bound_chores(self) -> bool:
+        """Whether they take longer than :attr:`most_chores_s` said."""
+        most = self.most_chores_s
+        if not most / 2 <= self.chores_s <= most:
+            self.most_chores_s = 1.25 * self.chores_s
+        return self.chores_s > most
 
     @property
     def changed(self) -> bool:
@@ -217,6 +230,7 @@ class Curve:
         curve._points = None
         curve.footprint = Footprint.of(state)
         curve._chores, curve._ended, curve.chores_s = chores, ended, chores / max(ended, 1.0)
+        curve._bound_chores()
         return curve
 
 

@@ -15,6 +15,9 @@ from steploom.sched.state import RequestState
 LAST: Rank = (True, math.inf)
 """Too late, and due last."""
 
+ROUNDED_S = 1e-3
+"""More than what seconds are rounded by where they are added up in another order."""
+
 
 class Deadline(Ranked):
     """The earliest deadline that can still be kept goes first; requests without one are due after 5 times standalone.
@@ -84,6 +87,20 @@ class Deadline(Ranked):
     def lost(self, state: RequestState, now: float, group_s: float) -> bool:
         """Whether the resident ``state`` is too late."""
         return self.urgency(state, now, group_s)[0] > 0
+
+    def lost_from(self, state: RequestState, group_s: float) -> float:
+        """Before it is too late even if no step of it were done meanwhile."""
+        return state.deadline - self.demands.most_left_s(state, group_s) - ROUNDED_S
+
+    def _lost(self, group: Group, first: RequestState, now: float, seconds: float) -> set[RequestState]:
+        """As :meth:`Ranked._lost`; none either if ``first`` will be late in this group, and all are due before it."""
+        if self.urgency(first, now, seconds)[0] and self._due_last(group) <= first.deadline:
+            return set()
+        return super()._lost(group, first, now, seconds)
+
+    def _due_last(self, group: Group) -> float:
+        """The last deadline of its residents."""
+        return (group.order or self._ordered(group))[-1].deadline
 
     def spares(self, victim: RequestState, other: RequestState, now: float, group_s: float) -> bool:
         """Whether ``victim`` is done in time though it waits for all of ``other``, which is not without it."""

@@ -260,6 +260,11 @@ class Demands:
         """Seconds that are left of it, if each of its steps takes so long: half of its chores come before the first."""
         return self.left(state) * step_s + self.chores_s(state) * (0.5 if state.steps else 1.0)
 
+    def most_left_s(self, state: RequestState, step_s: float) -> float:
+        """As :meth:`remaining_s`, but never less than that until :attr:`version` is another."""
+        curve = self.costs.find(state.batch_key or getattr(self._shape(state), "batch_key", None))
+        return self.left(state) * step_s + (curve.most_chores_s if curve is not None else 0.0)
+
     def _shape(self, state: RequestState) -> Shape | None:
         """The request's kind, or else the nearest one by size, of whatever guidance."""
         kind = kind_of(state)

@@ -10,6 +10,7 @@ from itertools import chain
 from steploom.sched.hall import Hall
 from steploom.sched.lines import Line, Order
 from steploom.sched.state import RequestState
+from steploom.sched.watch import Watch
 
 MAX_LINKS = 4096
 """How many guesses an observed key is remembered for."""
@@ -33,11 +34,12 @@ class Group:
         since: When it had its last turn, or came into being.
         turn: The number of the policy's choice then.
         joined: Likewise when somebody was let in last.
+        watch: Which of its residents may be too late.
     """
 
     __slots__ = (
         "_best", "batch_key", "joined", "key", "line", "order", "paused", "residents", "seconds", "since", "turn",
-        "version",
+        "version", "watch",
     )  # fmt: skip
 
     def __init__(self, key: str, order: Order, now: float, turn: int) -> None:
@@ -49,6 +51,7 @@ class Group:
         self.since = now
         self.turn = self.joined = turn
         self.seconds = 0.0
+        self.watch = Watch()
         self.touch()
 
     def touch(self) -> None:
@@ -185,6 +188,7 @@ class Groups:
         group = self.home[state.run_id]
         if state.run_id in group.residents:
             group.touch()
+            group.watch.look(state)
             more_s = state.standalone_s - state.charged_s
             if more_s > 0:
                 state.charged_s += more_s
@@ -211,6 +215,7 @@ class Groups:
         else:
             residents[state.run_id] = state
         self.home[state.run_id] = group
+        group.watch.look(state)
         group.touch()
 
     def _insert(self, state: RequestState, residents: dict[str, RequestState]) -> None:
@@ -225,6 +230,7 @@ class Groups:
         group = self.home.pop(state.run_id)
         del group.residents[state.run_id]
         group.paused.pop(state.run_id, None)
+        group.watch.leave(state.run_id)
         group.touch()
         if not group.residents:
             self._emptied(group, now)
@@ -237,6 +243,7 @@ class Groups:
         if old is not group:
             self._move(state, old, group, now)
         group.touch()  # its rows are known
+        group.watch.look(state)
         linked = self._links.get(state.guess)
         # A link holds while its group lives, or a guess that covers several keys were moved about by every report.
         if linked != group.key and linked not in self.active:
@@ -245,6 +252,7 @@ class Groups:
     def _move(self, state: RequestState, old: Group, group: Group, now: float) -> None:
         del old.residents[state.run_id]
         paused = old.paused.pop(state.run_id, None)
+        old.watch.leave(state.run_id)
         old.touch()
         self.settle(state, group)
         if paused is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from itertools import accumulate
 
 from steploom.config import EngineConfig
 from steploom.sched.groups import PASSES, Group, Groups
@@ -66,8 +65,12 @@ class Ranked(Policy):
         return False
 
     def lost(self, state: RequestState, now: float, group_s: float) -> bool:
-        """Whether the resident ``state`` cannot be done in time any more."""
+        """Whether the resident ``state`` cannot be done in time any more: by :meth:`urgency` it is behind who can."""
         return False
+
+    def lost_from(self, state: RequestState, group_s: float) -> float:
+        """The clock's reading before which ``state`` is not :meth:`lost`, while its ticks take so long at most."""
+        return math.inf if type(self).lost is Ranked.lost else -math.inf
 
     def spares(self, victim: RequestState, other: RequestState, now: float, group_s: float) -> bool:
         """Whether ``victim`` can afford to be paused until ``other`` is done."""
@@ -131,7 +134,7 @@ class Ranked(Policy):
         if group.paused:
             self._resume(group, max_batch, now)
         joining: list[RequestState] = []
-        cached = self._steps(group, max_batch)
+        cached = self._room.steps(group, max_batch)
         if places > 0:
             joining = self._join(group, max_batch, places, now)
             if overtaken:  # it would be passed over again, in its place
@@ -143,20 +146,6 @@ class Ranked(Policy):
                 joining += self._preempt(group, cached, now)
                 cached = [run for run in cached if run not in group.paused][: max_batch - len(joining)]
         return Batch(group.batch_key, cached, joining)
-
-    def _steps(self, group: Group, max_batch: int) -> list[str]:
-        """The residents that step in a tick of the group, oldest first."""
-        paused = group.paused
-        runs = [run for run in group.residents if run not in paused] if paused else list(group.residents)
-        limit = self.costs.limit(group.batch_key) if self.costs.limited else math.inf
-        if limit < math.inf:
-            max_batch = min(max_batch, self._within(group, runs, limit))
-        return runs if len(runs) <= max_batch else runs[:max_batch]
-
-    def _within(self, group: Group, runs: list[str], limit: float) -> int:
-        """How many of these have no more rows than that; at least one."""
-        rows = accumulate(self.demands.rows(group.residents[run]) for run in runs)
-        return max(1, sum(total <= limit for total in rows))
 
     def extend(self, members: Sequence[str], max_batch: int, free: int) -> Batch:
         """Who else of the members' group finds room: first its residents, then those of its waiting requests."""
@@ -297,18 +286,26 @@ class Ranked(Policy):
 
     def _preempt(self, group: Group, cached: list[str], now: float) -> list[RequestState]:
         """One resident of a full batch is paused for one that waits and is more urgent, if there are two such."""
-        if not self._room.in_memory(group, now):
-            return []
         first, seconds = group.line.first(now), self._tick_s(group)
-        if not (steps := [group.residents[run] for run in cached if run not in self._paused_before]):
+        lost = set[RequestState]() if self.config.preempt else self._lost(group, first, now, seconds)
+        if not (lost or self.config.preempt) or not self._room.in_memory(group, now):
             return []
-        victim = max(steps, key=lambda state: (state.priority, self.urgency(state, now, seconds)))
-        if not self._before(first, victim, now, seconds):
+        steps = [group.residents[run] for run in cached if run not in self._paused_before]
+        worst = max((state.priority for state in steps), default=math.inf)
+        steps = [state for state in steps if state.priority == worst and (state in lost or not lost)]
+        victim = max(steps, key=lambda state: self.urgency(state, now, seconds), default=None)
+        if victim is None or not self._before(first, victim, now, seconds):
             return []
         group.paused[victim.run_id] = victim
         group.touch()
         self._paused_before.add(victim.run_id)
         return [self._groups.admit(group, now)]
+
+    def _lost(self, group: Group, first: RequestState, now: float, seconds: float) -> set[RequestState]:
+        """The residents that are too late; none if ``first``, which waits, is too late for their place itself."""
+        if self.late(first, now):
+            return set()
+        return group.watch.lost(self, group.residents, now, seconds, self.demands.version)
 
     def _before(self, first: RequestState, victim: RequestState, now: float, seconds: float) -> bool:
         """Whether ``first``, which waits, goes before ``victim``, which runs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 
 from steploom.sched.groups import Group, Groups
 from steploom.sched.memory_model import Members, MemoryModel
@@ -74,6 +75,20 @@ class Room:
         if not self._knees:
             return False
         return self.rows(group) + self._leaving_rows(group) > self._policy.costs.cap(group.batch_key)
+
+    def steps(self, group: Group, max_batch: int) -> list[str]:
+        """The residents that step in a tick of the group, oldest first."""
+        paused = group.paused
+        runs = [run for run in group.residents if run not in paused] if paused else list(group.residents)
+        limit = self._policy.costs.limit(group.batch_key) if self._policy.costs.limited else math.inf
+        if limit < math.inf:
+            max_batch = min(max_batch, self._within(group, runs, limit))
+        return runs if len(runs) <= max_batch else runs[:max_batch]
+
+    def _within(self, group: Group, runs: list[str], limit: float) -> int:
+        """How many of these have no more rows than that; at least one."""
+        rows = accumulate(self._policy.demands.rows(group.residents[run]) for run in runs)
+        return max(1, sum(total <= limit for total in rows))
 
     def rows(self, group: Group) -> int:
         """Rows of its residents that are not paused."""
