@@ -94,7 +94,7 @@ def test_who_left_before_its_turn_is_not_estimated_anew_nor_held(monkeypatch: py
     h.scheduler.finish_requests([f"r{n}" for n in range(2, 5 * SOME)], RequestCancelled("left"))
     h.tick()
     assert estimates() == 0
-    assert not h.scheduler._intake._stale  # type: ignore[attr-defined]
+    assert not h.scheduler._intake._doubts  # type: ignore[attr-defined]
     assert len(held) == 5 * SOME
 
 

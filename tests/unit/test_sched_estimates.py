@@ -206,7 +206,7 @@ def test_kinds_of_which_nobody_is_alive_are_forgotten() -> None:
     for number in range(5000):
         h.add(f"r{number}", height=64 + number)
         h.scheduler.finish_requests([f"r{number}"], RequestCancelled("enough"))
-    assert len(h.scheduler._intake._unsure) < 2100  # type: ignore[attr-defined]
+    assert len(h.scheduler._intake._doubts) < 2100  # type: ignore[attr-defined]
 
 
 def test_the_batch_key_that_is_measured_all_the_time_is_not_forgotten() -> None:

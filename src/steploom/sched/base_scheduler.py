@@ -192,7 +192,7 @@ class BaseScheduler(Books):
             self._expect_ends()
         self.costs.observe(output.batch_key, result, rows)
         if self._intake.stale:
-            self.policy.revalue(self._intake.learned(self._alive.get))
+            self.policy.revalue(self._intake.learned(self._alive.get, result.seconds))
         lost = len(result.reports) < len(output.scheduled_cached_reqs) + len(output.scheduled_new_reqs)
         return events + self._replay_lost(output, result) if lost else events
 

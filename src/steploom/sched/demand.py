@@ -98,6 +98,7 @@ class Demands:
         self.costs = costs
         self._shapes: OrderedDict[Kind, Shape] = OrderedDict()
         self._last: Shape | None = None
+        self._nearest: dict[Kind, Shape] = {}  # Of kinds that were not seen, since the last one was.
         self._unmeasured: OrderedDict[str, list[Kind]] = (
             OrderedDict()
         )  # Or not often enough, by the key of their ticks.
@@ -166,6 +167,7 @@ class Demands:
         shape = Shape(report.batch_key, each, steps, size)
         self._shapes[kind] = self._last = shape
         self._learned += 1
+        self._nearest.clear()
         self._note(kind, report.batch_key)
         self._shapes.move_to_end(kind)
         if len(self._shapes) > MAX_SHAPES:
@@ -271,11 +273,16 @@ class Demands:
         found = self._shapes.get(kind) or self._shapes.get((kind[0], not kind[1]))
         if found is not None or not self._shapes:
             return found
+        if (near := self._nearest.get(kind)) is not None:
+            return near
         size = pixels(state.request.params)
         sized = [shape for shape in self._shapes.values() if shape.pixels] if size and len(self._shapes) <= 64 else []
         if not sized or size is None:
             return self._last
-        return min(sized, key=lambda shape: max(shape.pixels or 1, size) / min(shape.pixels or 1, size))
+        near = min(sized, key=lambda shape: max(shape.pixels or 1, size) / min(shape.pixels or 1, size))
+        if len(self._nearest) < MAX_SHAPES:
+            self._nearest[kind] = near
+        return near
 
     def state(self) -> list[list[Any]]:
         """What another process needs to go on."""
@@ -290,6 +297,7 @@ class Demands:
             except (TypeError, ValueError):
                 continue
             self._shapes.setdefault((str(guess), bool(guided)), shape)
+            self._nearest.clear()
             self._learned += 1
             self.knows = self._settled = True
 

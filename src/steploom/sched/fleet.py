@@ -82,9 +82,9 @@ class Fleet:
         found = (member.scheduler.find(request_id) for member in self.members)
         return next((state for state in found if state is not None), None)
 
-    def revalue(self) -> None:
+    def revalue(self, tick_s: float) -> None:
         """Estimates anew whom something new is known of, and gives those of them that wait new places."""
-        states = self.whole.learned(self._find)
+        states = self.whole.learned(self._find, tick_s)
         if states:
             for member in self.members:
                 member.share.revalue(states)

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections import deque
 from collections.abc import Callable, Container, Generator
 from typing import Protocol
-from weakref import WeakSet, ref
 
 from steploom.config import EngineConfig
 from steploom.errors import DeadlineExceeded, InvalidRequest, QueueFull
 from steploom.requests import DiffusionRequest
-from steploom.sched.demand import Demands, Kind, kind_of
+from steploom.sched.demand import Demands, kind_of
+from steploom.sched.doubts import Doubts
 from steploom.sched.state import RequestState
 
-MANY = 1024
-"""Kinds of which little is known, before those are dropped of which nobody is alive."""
-
 SOME = 64
-"""Requests that are estimated anew after one tick: the others have their turn after the next ones."""
+"""Requests that are estimated anew after one tick at most: the others have their turn after the next ones."""
+
+FEW = 8
+"""Likewise after a tick however short it was."""
+
+EACH_S = 400
+"""Likewise for each second that the tick took: so it takes the same small share of the time whatever a tick takes."""
 
 DUE = 5.0
 """A request without a deadline is due after so many times the seconds that it takes by itself."""
@@ -55,9 +56,7 @@ class Intake:
         self._policy = policy
         self.queued_s = 0.0
         self._bounded = True
-        self._unsure: dict[Kind, WeakSet[RequestState]] = {}  # Those of a kind of which little is known.
-        self._stale: deque[ref[RequestState]] = deque()  # Of their kind more is known than when they were estimated.
-        self._many = MANY
+        self._doubts = Doubts()
 
     def check(self, request: DiffusionRequest, alive: Container[str]) -> None:
         """Raises:
@@ -85,7 +84,7 @@ class Intake:
         if self._bounded:
             self._check_bounds(state, waiting)
         if not state.sure:
-            self._doubt(state)
+            self._doubts.add(state, kind_of(state))
 
     @contextlib.contextmanager
     def unbounded(self) -> Generator[None]:
@@ -113,15 +112,6 @@ class Intake:
         if self._config.refuse_hopeless and request.timeout is not None and self._demands.knows:
             self._check_timeout(state, request.timeout)
 
-    def _doubt(self, state: RequestState) -> None:
-        """``state`` is to be estimated anew once more is known."""
-        unsure = self._unsure
-        unsure.setdefault(kind_of(state), WeakSet()).add(state)
-        if len(unsure) >= self._many:  # Of most of these nobody is alive any more.
-            for kind in [kind for kind, states in unsure.items() if not states]:
-                del unsure[kind]
-            self._many = 2 * len(unsure) + MANY
-
     def _gain_of(self, state: RequestState) -> float:
         """As :attr:`gain`, or what sharing gains where so many wait as there are now, if that is more."""
         best = self._demands.gain(state, self._config.batch_limit)
@@ -137,27 +127,27 @@ class Intake:
     @property
     def stale(self) -> bool:
         """Whether :meth:`learned` has somebody to estimate anew."""
-        return self._demands.fresh or bool(self._stale)
+        return self._demands.fresh or bool(self._doubts)
 
-    def learned(self, alive: Callable[[str], RequestState | None]) -> list[RequestState]:
+    def learned(self, alive: Callable[[str], RequestState | None], tick_s: float) -> list[RequestState]:
         """Estimates some of those anew of whose kind something was measured for the first time, in order of arrival.
 
         When nothing at all was known before, these are all: what is not of a kind that was measured is estimated by
-        the nearest one. A request is so estimated four times at most.
+        the nearest one; they are gone over until enough was measured of one kind.
 
         Args:
             alive: The request of an id, if it waits or runs.
+            tick_s: Seconds of the tick after which this is.
 
         Returns:
             These, ``SOME`` at most.
         """
         if self._demands.fresh:
-            self._stale.extend(self._outdated())
-        states: list[RequestState] = []
-        while self._stale and len(states) < SOME:
-            state = self._stale.popleft()()
-            if state is not None and alive(state.request_id) is state:
-                states.append(state)
+            everybody, kinds = self._demands.news()
+            self._doubts.again(kinds, everybody=everybody)
+            for kind in filter(self._demands.sure, kinds):
+                self._doubts.drop(kind)
+        states = self._doubts.take(max(FEW, min(int(EACH_S * tick_s), SOME)), alive)
         for state in states:
             before_s = state.standalone_s
             self._estimate(state)
@@ -165,19 +155,11 @@ class Intake:
                 self.queued_s += state.standalone_s - before_s
         return states
 
-    def _outdated(self) -> list[ref[RequestState]]:
-        """Those of whose kind more was measured since they were estimated, in order of arrival."""
-        first, kinds = self._demands.news()
-        unsure = self._unsure
-        groups = list(unsure.values()) if first else [unsure[kind] for kind in kinds if kind in unsure]
-        for kind in filter(self._demands.sure, kinds):
-            unsure.pop(kind, None)
-        return [ref(state) for state in sorted(itertools.chain(*groups), key=lambda state: state.arrival)]
-
     def inherit(self, other: Intake) -> None:
         """Takes the place of another one, of whose requests it knows as much from now on."""
-        self._unsure.update(other._unsure)
-        self._stale.extend(other._stale)
+        for state in other._doubts:
+            self._doubts.add(state, kind_of(state))
+        self._doubts.again((), everybody=bool(other._doubts))
 
     @property
     def gain(self) -> float:

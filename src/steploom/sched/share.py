@@ -36,8 +36,8 @@ class Sharers(Waits, Protocol):
         """How many of them wait."""
         ...
 
-    def revalue(self) -> None:
-        """Estimates anew whom something new is known of."""
+    def revalue(self, tick_s: float) -> None:
+        """Estimates anew whom something new is known of, after a tick that took so long."""
         ...
 
 
@@ -87,9 +87,9 @@ class Share(Intake):
         """As :attr:`Intake.stale`, of the whole."""
         return self._whole.stale
 
-    def learned(self, alive: object) -> list[RequestState]:
+    def learned(self, alive: object, tick_s: float) -> list[RequestState]:
         """Has some estimated anew, wherever they wait; nobody is left for the scheduler to tell its policy of."""
-        self._fleet.revalue()
+        self._fleet.revalue(tick_s)
         return []
 
     def revalue(self, states: list[RequestState]) -> None:
