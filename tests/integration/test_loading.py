@@ -182,8 +182,8 @@ def test_of_two_denoisers_one_may_be_left_out(given: dict[str, None], refused: b
 
 
 def test_each_component_can_have_a_dtype(tiny_model: Path) -> None:
-    runner, _ = load(tiny_model, dtype={"transformer": "bfloat16", "default": "float32"})
-    assert runner.pipeline.transformer.dtype is torch.bfloat16
+    runner, _ = load(tiny_model, dtype={"text_encoder": "bfloat16", "default": "float32"})
+    assert runner.pipeline.text_encoder.dtype is torch.bfloat16
     assert runner.pipeline.vae.dtype is torch.float32
     typo = refusal(tiny_model, dtype={"vea": "float32", "default": "bfloat16"})
     assert typo.startswith("dtype['vea']='float32': ")

@@ -25,8 +25,8 @@ examples:
 
 Two requests that differ in prompt, seed, guidance and number of steps run alone with pipe(...), then together. What
 the model needs besides (pictures, sizes, lengths) is found by asking it. The exit code is 1 if they do not come out
-equal, if that cannot be judged since the model alone does not give the same twice with one seed, or gives no numbers, or
-if the model alone cannot do any of what it is asked for.
+equal, if that cannot be judged since the model alone does not give the same twice with one seed, or no numbers at all,
+or if the model alone cannot do any of what it is asked for.
 """
 _FLAGS = {"prompt": "--prompt", "num_inference_steps": "--steps", "width": "--size", "height": "--size"}
 """Arguments of the pipeline that have an option of their own."""

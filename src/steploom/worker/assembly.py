@@ -15,7 +15,7 @@ from steploom.config import EngineConfig
 from steploom.errors import ConfigError
 from steploom.weave import untyped
 from steploom.weave.order import is_denoiser
-from steploom.worker import component_classes, factories, indexes, left_out, mends, roles, sources
+from steploom.worker import component_classes, factories, indexes, left_out, mends, mixed_dtypes, roles, sources
 from steploom.worker.component_classes import Place
 from steploom.worker.quantization import Quantization
 from steploom.worker.sources import Source
@@ -100,6 +100,7 @@ class _Assembly:
         if isinstance(config.dtype, Mapping):
             for name in config.dtype:
                 self._refuse_unknown(name, f"dtype[{name!r}]={config.dtype[name]!r}", "default")
+            self._refuse_mixed()
         plain = config.quantization_config is None and not self._parts
         quantization = {} if plain else self._quantization()
         options: dict[str, Any] = {"dtype": self._dtype, "trust_remote_code": config.trust_remote_code, **self._own}
@@ -116,6 +117,13 @@ class _Assembly:
         return (
             untyped.sibling(type(pipeline), {**untyped.components_of(pipeline), **late}, pipeline) if late else pipeline
         )
+
+    def _refuse_mixed(self) -> None:
+        """Refuses dtypes by component that do not go together."""
+        there = [name for name in self._index if self._listing(name) and self._parts.get(name, name) is not None]
+        named = untyped.pipeline_class(str(self._index.get("_class_name")))
+        cls = named if self.config.task is None else None  # else it is another of the family
+        mixed_dtypes.refuse(cls, self.config.dtype, {name: _of(self._dtype, name) for name in there})
 
     def from_whole_file(self, source: Source) -> Any:
         """A pipeline whose weights are in one file; the base gives its configuration."""
