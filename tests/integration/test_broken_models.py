@@ -73,9 +73,15 @@ def truncated(folder: Path) -> None:
             lambda folder: shutil.rmtree(folder / "vae"),
             "could not be loaded: .*no folder vae, which its",
         ),
-        (written("[]", "transformer", "config.json"), "could not be loaded: "),
-        (written("{", "transformer", "config.json"), "could not be loaded: .*not a valid JSON"),
-        (truncated, "could not be loaded: Unable to load weights"),
+        (
+            written("[]", "transformer", "config.json"),
+            "transformer/config.json holds a list, not an object with settings; ",
+        ),
+        (
+            written("{", "transformer", "config.json"),
+            "transformer/config.json is no JSON .*; copy or download it again",
+        ),
+        (truncated, r"transformer/diffusion_pytorch_model.safetensors is cut off, .*1000 bytes.; copy or download it"),
     ],
 )
 def test_a_broken_folder(break_it: Callable[[Path], None], words: str, tiny_model: Path, tmp_path: Path) -> None:
