@@ -24,6 +24,9 @@ def by_name(noise_scheduler: Any) -> Any:
     return {"class": type(noise_scheduler).__name__, **plain}
 
 
+MOST = 100_000
+"""The greatest whole number among their settings: noise levels (1000, of all models) and orders are lists so long."""
+
 _UNBOUNDED = "lambda_min_clipped"
 """The one setting that is infinite by default: a bound that is none."""
 
@@ -37,6 +40,10 @@ def check_settings(override: str | Mapping[str, Any] | None) -> None:
     for setting, value in override.items() if isinstance(override, Mapping) else [("class", override)]:
         if setting != _UNBOUNDED or value != -math.inf:
             given.check("noise_scheduler", given.plain(value), f"noise_scheduler[{brief(setting)}]")
+        if isinstance(value, int) and value > MOST:
+            raise InvalidRequest(
+                f"noise_scheduler[{brief(setting)}]={value}: must be at most {MOST}", field="noise_scheduler"
+            )
 
 
 def check_noise_scheduler(

@@ -1,4 +1,4 @@
-"""No more pixels than ``max_pixels`` are made: not of a picture, not of latents, not by a pipeline's own choice."""
+"""No more is made than the limits allow: not of a picture, not of latents, not by a pipeline's own choice."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from conformance.case import CASES
 from conformance.pictures import picture
+from diffusers import RePaintPipeline, RePaintScheduler, UNet2DModel
 
 from steploom import AsyncDiffusionEngine, InvalidRequest
 
@@ -112,3 +113,50 @@ async def test_frames_are_counted_where_they_are_given_and_where_they_are_not() 
         await sana.refused("frames=41: at most 40 frames", "frames", frames=41)
         await sana.refused("frames=81: at most 40 frames", "frames", "frames")
         await sana.refused("frames='9': must be an integer", "frames", frames="9")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("CogVideoXPipeline", (1, 30, 4, 2, 2)), ("HunyuanVideoPipeline", (1, 4, 30, 2, 2))]
+)
+async def test_latents_have_frames(name: str, shape: tuple[int, ...]) -> None:
+    async with tried(name, max_frames=20) as video:
+        await video.refused("latents of .*, which make 117 frames: at most 20", "latents", latents=torch.randn(shape))
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("HunyuanVideoFramepackPipeline", "latent_window_size"), ("HeliosPipeline", "num_latent_frames_per_chunk")],
+)
+async def test_windows_have_frames_also_where_nobody_asks_for_one(name: str, field: str) -> None:
+    async with tried(name, max_frames=20) as video:
+        assert len((await video.make()).videos) == 1
+        await video.refused(f"{field}=30, which make 117 frames: at most 20", field, **{field: 30})
+        words = f"{field}, as it is by default: {name} makes 33 frames at once, at most 20"
+        with pytest.raises(InvalidRequest, match=words) as caught:
+            await video.make(field)
+        assert caught.value.field == field
+
+
+@pytest.mark.parametrize("sampler", ["HeunDiscreteScheduler", "PNDMScheduler", "DDIMScheduler"])
+async def test_steps_are_counted_as_they_are_asked_for(sampler: str) -> None:
+    async with tried("StableDiffusionPipeline", max_steps=5) as images:
+        kind = {"class": sampler} | ({"skip_prk_steps": False} if sampler == "PNDMScheduler" else {})
+        output = await images.make(num_inference_steps=5, noise_scheduler=kind)
+        assert output.timings.steps >= 5
+
+
+async def test_steps_back_and_forth_are_counted() -> None:
+    unet = UNet2DModel(
+        block_out_channels=(8, 16), sample_size=32, layers_per_block=1, norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    pipe = RePaintPipeline(unet, RePaintScheduler())
+    asked = {"image": picture(1, 32), "mask_image": picture(2, 32), "num_inference_steps": 5, "output_type": "np"}
+    asked |= {"jump_length": 2, "seed": 1}
+    async with AsyncDiffusionEngine.from_pipeline(pipe, max_steps=13) as engine:
+        assert len((await engine.generate(jump_n_sample=2, **asked)).images) == 1
+        with pytest.raises(
+            InvalidRequest, match=r"jump_n_sample=3: RePaintPipeline takes 21 steps of it, at most 13 .*max_steps"
+        ) as caught:
+            await engine.generate(jump_n_sample=3, **asked)
+        assert caught.value.field == "jump_n_sample"

@@ -48,6 +48,12 @@ def check(info: dict[str, Any], **params: Any) -> None:
         ({"pixels_per_latent": 8}, {"latents": np.zeros((1, 4, 8, 9))}, "latents", "which make 72x64: at most"),
         ({"pixels_per_latent": 8}, {"latents": np.zeros((1, 4, 3, 9, 8))}, "latents", "which make 64x72: at most"),
         (
+            {"pixels_per_latent": 8, "latent_axes": (1, 2, 3)},
+            {"latents": np.zeros((1, 1, 9, 8, 4))},
+            "latents",
+            "which make 64x72: at most",
+        ),
+        (
             {"follows_pictures": True, "enlarges": 4.0},
             {"image": [SMALL.resize((16, 16)), SMALL]},
             "image",

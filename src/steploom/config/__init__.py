@@ -138,16 +138,18 @@ class EngineConfig:
         restart_backoff_s: Seconds before a worker is started again whose predecessor was started again, too, and has
             answered no tick; each time twice as many, up to ``max_restart_backoff_s``.
         max_restart_backoff_s: Seconds that it waits at most.
-        max_steps: Upper bound on ``num_inference_steps`` of a request; of a language model, on those of each block.
+        max_steps: Upper bound on ``num_inference_steps`` of a request, and on the steps that its pipeline makes of
+            them; of a language model, on those of each block.
         max_pixels: Upper bound on width times height of every image of a request, those that it brings and those that
             are made.
         max_images: Upper bound on the images or videos of a request: prompts times ``num_images_per_prompt``. Also on
             the pictures of one argument.
         max_frames: Upper bound on the frames of a request, those of all its videos together. Also on those that one
             argument brings.
-        max_sound_s: Upper bound on the seconds of sound of a request, those of all its waveforms together.
+        max_sound_s: Upper bound on the seconds of sound of a request, those of all its waveforms, or videos, together.
         max_tokens: Upper bound on the tokens of each text that a language model writes (``gen_length``), and of its
-            blocks; each block takes ``num_inference_steps`` at most.
+            blocks; each block takes ``num_inference_steps`` at most. Also on what a request fills its prompts up to
+            (``max_sequence_length``), and on what is written for them (``max_new_tokens``).
         preview_vae: A tiny autoencoder for previews: a folder or hub id of diffusers' ``AutoencoderTiny``; None shows
             them by a linear map that is fitted from the model's own VAE.
         encode_cache_bytes: Bytes of text-encoder outputs kept for identical calls; 0 keeps none.

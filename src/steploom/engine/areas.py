@@ -79,10 +79,11 @@ def _said(request: DiffusionRequest, info: PipelineInfo) -> Iterator[Area]:
 
 
 def _of_latents(params: Mapping[str, Any], info: PipelineInfo) -> Iterator[Area]:
-    """Images of latents that are given: ``[rows, channels, height, width]``, with frames before the height."""
+    """Images of latents that are given: ``[rows, channels, height, width]``, and frames where the pipeline has them."""
     shape = shape_of(params.get("latents"))
     if shape is not None and len(shape) in (4, 5) and info.pixels_per_latent:
-        height, width = (side * info.pixels_per_latent for side in shape[-2:])
+        sides = info.latent_axes[1:] if len(shape) == 5 else (-2, -1)
+        height, width = (shape[axis] * info.pixels_per_latent for axis in sides)
         yield Area("latents", f"latents of {list(shape)}, which make {width}x{height}", width * height)
 
 

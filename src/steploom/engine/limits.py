@@ -12,7 +12,7 @@ from steploom.errors import InvalidRequest
 from steploom.given import is_number
 from steploom.media.pictures import leaves, shape_of
 from steploom.protocol import PipelineInfo
-from steploom.protocol.pictures import FRAMES, is_video, pictures_among
+from steploom.protocol.pictures import FRAMES, LATENT_WINDOWS, WINDOWS, is_video, pictures_among
 from steploom.requests import DiffusionRequest
 
 STEPS = "num_inference_steps"
@@ -20,16 +20,26 @@ STEPS = "num_inference_steps"
 STEPS_LIST = "num_inference_steps_list"
 """How arguments end that say so for several stages."""
 PER_PROMPT = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "ensemble_size",
-              "layers")  # fmt: skip
+              "layers", "num_designs_per_prompt", "num_prompts_per_image")  # fmt: skip
 """Arguments that say how many times each prompt, or image, is made."""
+_EITHER = ("num_images_per_prompt", "num_prompts_per_image")
+"""Of which only one counts: UniDiffuser makes images of texts, or texts of images, or as many of both."""
 
 LENGTHS = ("gen_length", "block_length")
 """Arguments that say how many tokens a text has, or a block of it, which is written as a whole."""
+TEXTS = ("max_sequence_length", "tokenizer_max_length", "max_text_length", "max_lyric_length", "max_new_tokens",
+         "prompt_max_new_tokens", "prompt_reps")  # fmt: skip
+"""Arguments that say how many tokens a prompt is filled up to, or how many more of them are written for it."""
 SOUND = ("audio_length_in_s", "audio_end_in_s", "audio_duration", "audio_duration_s", "duration")
 """Arguments that say how many seconds of sound there will be."""
 _SOUND_FROM = "audio_start_in_s"
-_MORE_STEPS = "max_post_steps"
-"""Steps of a block that has all its tokens."""
+_SILENCE = "silence_padding_duration"
+_RATES = ("frame_rate", "fps")
+"""Arguments that say how fast a video runs; its sound is as long as it is."""
+_WITH_SOUND = {"enable_sound": False, "sample_audio": True}
+"""Arguments that say whether it has any, and whether it does by default."""
+_MORE_STEPS = ("max_post_steps", "jump_n_sample", "jump_length", "ar_step")
+"""Further steps: of a block that has all its tokens, back and forth (RePaint), from frame to frame (SkyReels)."""
 
 _ROWS = ("prompt_embeds", "class_labels")
 
@@ -42,11 +52,13 @@ def check_limits(request: DiffusionRequest, info: PipelineInfo, config: EngineCo
     """
     for field, steps in _steps(request, info):
         if steps > config.max_steps:
-            said = f"{field}={steps}" if field.endswith((STEPS, _MORE_STEPS)) else f"{field}: {steps} steps"
+            said = f"{field}={steps}" if field.endswith((STEPS, *_MORE_STEPS)) else f"{field}: {steps} steps"
             raise InvalidRequest(f"{said}: at most {config.max_steps} (EngineConfig.max_steps)", field=field)
     _check_pictures(request, info, config)
     _check_images(request, info, config)
+    _check_at_once(request, info, config)
     _check_sound(request, config)
+    _check_sound_of_video(request, info, config)
     _check_tokens(request, info, config)
 
 
@@ -90,6 +102,27 @@ def _check_images(request: DiffusionRequest, info: PipelineInfo, config: EngineC
             )
 
 
+def _check_at_once(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:
+    """The frames of a window of a video, which is made as a whole, and those of latents that are given."""
+    frames = {name: request.params.get(name) for name in WINDOWS}
+    for name in LATENT_WINDOWS:
+        latent = request.params.get(name)
+        frames[name] = None if latent is None else (latent - 1) * info.frame_multiple + 1
+    said = {name: f"{name}={request.params.get(name)}" for name in frames}
+    shape = shape_of(request.params.get("latents"))
+    if shape is not None and len(shape) == 5:
+        rows, latent = shape[0], shape[info.latent_axes[0]]
+        frames["latents"] = rows * ((latent - 1) * info.frame_multiple + 1)
+        said["latents"] = f"latents of {list(shape)}"
+    for name, count in frames.items():
+        if count is not None and count > config.max_frames:
+            raise InvalidRequest(
+                f"{said[name]}, which make {count} frames: at most {config.max_frames} frames of one request "
+                "(EngineConfig.max_frames)",
+                field=name,
+            )
+
+
 def _check_sound(request: DiffusionRequest, config: EngineConfig) -> None:
     """The seconds of all waveforms. A duration of 0 or less may mean that of a sound which is given."""
     said = _counts(request)
@@ -98,11 +131,13 @@ def _check_sound(request: DiffusionRequest, config: EngineConfig) -> None:
         start: Any = request.params.get(_SOUND_FROM) if name == "audio_end_in_s" else None
         if not is_number(seconds) or not (start is None or is_number(start)):
             continue
-        length = seconds - (start or 0)
+        silence: Any = request.params.get(_SILENCE) if name == "duration" else None
+        length = seconds - (start or 0) + (silence if is_number(silence) else 0)
         if length <= 0 and name.endswith("_in_s"):
             raise InvalidRequest(f"{name}={seconds}: must be greater than {start or 0}, where it begins", field=name)
         if length * math.prod(said.values()) > config.max_sound_s:
-            named = {name: seconds} | ({} if start is None else {_SOUND_FROM: start}) | said
+            besides = {_SOUND_FROM: start, _SILENCE: silence}
+            named = {name: seconds} | {other: value for other, value in besides.items() if value is not None} | said
             raise InvalidRequest(
                 f"{_told(named)}: at most {config.max_sound_s:g} seconds of sound of one request "
                 "(EngineConfig.max_sound_s)",
@@ -110,9 +145,33 @@ def _check_sound(request: DiffusionRequest, config: EngineConfig) -> None:
             )
 
 
+def _check_sound_of_video(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:
+    """The seconds of the sound of all videos, which are as long as their frames last."""
+    known, params = {parameter.name for parameter in info.parameters}, request.params
+    if "audios" not in info.makes or not all(params.get(name, on) for name, on in _WITH_SOUND.items() if name in known):
+        return
+    name = next((name for name in _RATES if name in known), None)
+    field = next((field for field in FRAMES if field in known), None)
+    if name is None or field is None:
+        return
+    rate: Any = params.get(name) or info.frame_rate
+    frames: Any = params.get(field) or info.default_frames
+    if not (is_number(rate) and is_number(frames) and rate > 0):
+        return
+    counts = _counts(request)
+    length = frames / rate * math.prod(counts.values())
+    if length > config.max_sound_s:
+        said = _told({name: rate, field: frames} | counts)
+        raise InvalidRequest(
+            f"{said}: {length:g} seconds of sound, at most {config.max_sound_s:g} of one request "
+            "(EngineConfig.max_sound_s)",
+            field=name if params.get(name) else field,
+        )
+
+
 def _check_tokens(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:
     """The tokens of each text, of which there are as many blocks as it is long; a block of its own length is memory."""
-    asked = {name: request.params.get(name) for name in LENGTHS}
+    asked = {name: request.params.get(name) for name in (*LENGTHS, *TEXTS)}
     if info.default_length is not None:
         asked[LENGTHS[0]] = asked[LENGTHS[0]] or info.default_length
     for name, tokens in asked.items():
@@ -138,6 +197,8 @@ def _counts(request: DiffusionRequest) -> dict[str, int]:
     said = {} if name is None else {name: said[name]}
     counts = {name: request.params.get(name) for name in PER_PROMPT}
     said |= {name: count for name, count in counts.items() if isinstance(count, int) and count > 1}
+    if said.keys() >= set(_EITHER):
+        del said[min(_EITHER, key=lambda name: said[name])]
     batch = request.params.get("batch_size") or 1
     return said if batch == 1 or said else {"batch_size": batch}  # beside others it says how to go about it
 
@@ -155,7 +216,7 @@ def _steps(request: DiffusionRequest, info: PipelineInfo) -> Iterator[tuple[str,
     listed = any(isinstance(request.params.get(name), Sized) for name in STEP_LISTS)
     yield STEPS, request.params.get(STEPS) or (not listed and info.default_steps) or 1
     for name, value in request.params.items():
-        if (name.endswith(STEPS) or name == _MORE_STEPS) and isinstance(value, int):
+        if (name.endswith(STEPS) or name in _MORE_STEPS) and isinstance(value, int):
             yield name, value
         elif name.endswith(STEPS_LIST) and isinstance(value, (list, tuple)):
             yield name, sum(one for one in cast("list[Any]", value) if isinstance(one, int))

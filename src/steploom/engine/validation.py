@@ -16,16 +16,16 @@ from steploom.config import EngineConfig
 from steploom.engine.areas import check_areas, check_made_of_pictures
 from steploom.engine.arguments import check_kinds
 from steploom.engine.fits import check_fits
-from steploom.engine.limits import LENGTHS, PER_PROMPT, STEPS, check_limits
+from steploom.engine.limits import LENGTHS, PER_PROMPT, STEPS, TEXTS, check_limits
 from steploom.engine.picture_checks import A_PICTURE, check_pictures
 from steploom.errors import ConfigError, InvalidRequest
 from steploom.media.pictures import brief
 from steploom.noise_schedulers import check_noise_scheduler
 from steploom.protocol import TASK_ALIASES, Parameter, PipelineInfo
-from steploom.protocol.pictures import FRAMES, takes_pictures
+from steploom.protocol.pictures import FRAMES, LATENT_WINDOWS, WINDOWS, takes_pictures
 from steploom.requests import OWN_FIELDS, DiffusionRequest
 
-COUNTS = ("width", "height", *PER_PROMPT, *FRAMES, *LENGTHS, "batch_size", "max_sequence_length")
+COUNTS = ("width", "height", *PER_PROMPT, *FRAMES, *WINDOWS, *LATENT_WINDOWS, *LENGTHS, *TEXTS, "batch_size")
 """Arguments that count something, wherever a pipeline has them."""
 NEAREST = 3
 

@@ -14,6 +14,10 @@ PICTURE = "picture"
 
 FRAMES = ("num_frames", "video_length", "frames")
 """Arguments that say how long a video is."""
+WINDOWS = ("segment_frame_length", "num_frames_per_chunk")
+"""Arguments that say how many frames of a video are made at once."""
+LATENT_WINDOWS = ("latent_window_size", "num_latent_frames_per_chunk")
+"""Arguments that say so in frames of its latents."""
 
 _NAMES = re.compile(r"(^|_)(images?|masks?|video|frames?|sketch|depth_map)$|^image_(reference|\d)$")
 _NOT_PICTURES = re.compile(r"attention_mask|embeds_mask|padding_mask|^(use|keep|num|add|max|base|atom37)_|_mask_\d$")

@@ -53,6 +53,7 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
         follows_pictures: Whether what is made of a picture may have the picture's size, where none is given.
         enlarges: How many times wider and higher its images are than ``width`` and ``height``, or the picture, say.
         pixels_per_latent: Pixels along a side for each latent; 0 where that is not known.
+        latent_axes: Axes of the frames, the height and the width in the latents of a video.
         size_multiple: ``width`` and ``height`` must be multiples of this; 1 where the pipeline takes any size.
         size_multiple_unbinned: The same with ``use_resolution_binning=False``.
         size_multiple_pictured: Where a picture is given, they must be multiples of this, too.
@@ -97,6 +98,7 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
     follows_pictures: bool = False
     enlarges: float = 1.0
     pixels_per_latent: int = 0
+    latent_axes: tuple[int, int, int] = (2, 3, 4)
     size_multiple: int = 1
     size_multiple_unbinned: int = 1
     size_multiple_pictured: int = 1

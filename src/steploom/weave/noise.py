@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -148,6 +148,19 @@ def total_steps(noise_scheduler: Any, announced: int | None) -> int | None:
     ):
         return len(timesteps) if announced is None else announced
     return len(timesteps) - (steps - announced) * order
+
+
+def turns(steps: int, noise_schedulers: Sequence[Any]) -> int:
+    """How often a loop of ``steps`` steps may turn: samplers of second order take two for one, and PNDM some besides.
+
+    Args:
+        steps: As the user counts them.
+        noise_schedulers: Those of the loop, after ``set_timesteps``.
+    """
+    orders = [order for one in noise_schedulers if isinstance(order := getattr(one, "order", 1), int)]
+    besides = [len(one.timesteps) - one.num_inference_steps for one in noise_schedulers
+               if hasattr(one, "plms_timesteps") and one.num_inference_steps is not None]  # fmt: skip
+    return steps * max(orders, default=1) + max(besides, default=0)
 
 
 @functools.cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 import logging
 from collections.abc import Callable, Mapping, Sized
 from types import MappingProxyType
@@ -16,6 +15,7 @@ from steploom.weave import noise, untyped
 from steploom.weave.calls import ModuleCall
 from steploom.weave.copies import is_woven, weave_inside, woven_module
 from steploom.weave.direct_calls import called_elsewhere
+from steploom.weave.laid_out import Bounds, telling
 from steploom.weave.noise import StepDue, StepEnd
 from steploom.weave.noise_choice import replacement
 from steploom.weave.program import may_suspend, suspend
@@ -184,7 +184,7 @@ class Watcher:
     """What a program's pipeline reports: ends of steps and announced totals, and its text if it is a language model's.
 
     Args:
-        sized: Is told the width and height of its images as soon as it knows them, and may raise.
+        bounds: Is told what it is about to make as soon as it says so, and may raise.
         no_steps: Is raised if the pipeline is about to take none; None lets it.
 
     Attributes:
@@ -194,8 +194,8 @@ class Watcher:
         transcript: The text; None for other models.
     """
 
-    def __init__(self, sized: Callable[[int, int], None] | None = None, no_steps: Exception | None = None) -> None:
-        self.sized = sized
+    def __init__(self, bounds: Bounds | None = None, no_steps: Exception | None = None) -> None:
+        self.bounds = bounds
         self._no_steps = no_steps
         self.total_steps: int | None = None
         self.transcript: Transcript | None = None
@@ -227,6 +227,8 @@ class Watcher:
         """A progress bar was opened over ``total`` further steps; ``exact`` if each of its turns is a step."""
         if total == self.steps == 0 and self._no_steps is not None:
             raise self._no_steps
+        if total is not None and self._text is None and self.bounds is not None:
+            self.bounds.counted(total, self._observed)
         if total is not None and self._text is None:
             self.total_steps, self._settled = self.steps + total, exact or self.steps > 0
 
@@ -302,29 +304,4 @@ def _woven_class(cls: type) -> type:
         "_execution_device": property(lambda self: self._steploom[2]),
         "device": property(lambda self: self._steploom[2]),
     }
-    members |= {name: told for name in _SIZED if (told := _telling_size(cls, name)) is not None}
-    return type(cls.__name__, (cls,), members)
-
-
-_SIZED = ("check_inputs", "prepare_latents")
-"""Methods that pipelines pass the width and height of their images, once they have settled them."""
-
-
-def _telling_size(cls: type, name: str) -> Callable[..., Any] | None:
-    """The method ``name`` of a pipeline class, but it tells the size that it is passed; None where there is none."""
-    method = inspect.getattr_static(cls, name, None)
-    if not inspect.isfunction(method) or not {"width", "height"} <= inspect.signature(method).parameters.keys():
-        return None
-    signature = inspect.signature(method)
-
-    @functools.wraps(method)
-    def told(self: Any, *args: Any, **kwargs: Any) -> Any:
-        watcher: Watcher = self._steploom[0]
-        if watcher.sized is not None:
-            passed = signature.bind(self, *args, **kwargs).arguments
-            width, height = passed.get("width"), passed.get("height")
-            if isinstance(width, int) and isinstance(height, int):
-                watcher.sized(width, height)
-        return method(self, *args, **kwargs)
-
-    return told
+    return type(cls.__name__, (cls,), members | telling(cls))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from steploom.weave import signatures
+from steploom.weave import signatures, source_code
 from steploom.worker import products
 
 _LEAST: Mapping[str, int] = {
@@ -26,6 +28,7 @@ def told(pipeline: Any, denoiser: Any) -> dict[str, Any]:
         "frames_least": next((_LEAST[name] for name in names if name in _LEAST), 1),
         "frames_most": most(pipeline, denoiser),
         "frames_only": only(pipeline, denoiser),
+        "latent_axes": latent_axes(pipeline),
     }
 
 
@@ -45,3 +48,17 @@ def only(pipeline: Any, denoiser: Any) -> int | None:
     """The one number of frames, besides one, for which the denoiser has learned positions (Latte), if so."""
     length = getattr(getattr(denoiser, "config", None), "video_length", None)
     return length if isinstance(length, int) and "video_length" in signatures.call_parameters(pipeline) else None
+
+
+def latent_axes(pipeline: Any) -> tuple[int, int, int]:
+    """Where frames, height and width are in the shape of the latents that it prepares; mostly at the end."""
+    body = source_code.function(pipeline, "prepare_latents")
+    for targets, value, _ in source_code.assignments(body) if body is not None else ():
+        if targets != {"shape"} or not isinstance(value, ast.Tuple) or len(value.elts) != 5:
+            continue
+        said = [" ".join(source_code.names(element)) for element in value.elts]
+        parts = ("frames|video_length", "height", "width")
+        found = [axis for part in parts for axis, one in enumerate(said) if re.search(part, one)]
+        if len(found) == len(parts):
+            return found[0], found[1], found[2]
+    return 2, 3, 4

@@ -27,10 +27,11 @@ from steploom.weave.pipelines import Loom, Watcher
 from steploom.weave.preview import Previewer, load_tiny
 from steploom.weave.program import Program
 from steploom.weave.step_cache import StepCache
-from steploom.worker import loading, memory, sizes
+from steploom.worker import loading, memory
 from steploom.worker.arguments import arguments
 from steploom.worker.beside import make_aside
 from steploom.worker.blame import failure, no_steps
+from steploom.worker.bounds import RequestBounds
 from steploom.worker.family import Family, Given
 from steploom.worker.gauges import gauge_of
 from steploom.worker.loras import Counts, Loras
@@ -195,7 +196,8 @@ class Runner:
         if self.pipeline is None:
             raise EngineError("the engine is asleep; call wake_up() first")
         info = self.info.serving(request)
-        watcher = Watcher(sizes.bound(request, info, self._config.max_pixels), no_steps(request, info.shortened_by))
+        bounds = None if changes else RequestBounds(request, info, self._config)  # a probe has more samples
+        watcher = Watcher(bounds, no_steps(request, info.shortened_by))
         member = self._family.member(info.pipeline_class)
         self._loom.adopt(self._family.additional)
         selection = self._selections.get(run_id)

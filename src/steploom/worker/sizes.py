@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from steploom.errors import InvalidRequest
-from steploom.media.pictures import brief
-from steploom.protocol import PipelineInfo
-from steploom.protocol.pictures import pictures_among
-from steploom.requests import DiffusionRequest
 from steploom.weave import signatures, source_code, untyped
 from steploom.weave.source_code import Function, names
 
@@ -193,27 +188,6 @@ def most(pipeline: Any, denoiser: Any) -> int | None:
         return None
     in_all = tuple(getattr(getattr(embedding, "pos_embed", None), "shape", ()))[:2] == (1, positions)
     return (math.isqrt(positions) if in_all else positions) * patch * factor
-
-
-def bound(request: DiffusionRequest, info: PipelineInfo, most_pixels: int) -> Callable[[int, int], None]:
-    """Refuses the width and height that a pipeline says that its images will have, if that is too large.
-
-    Some choose a size for a picture, or bring what they are given to an area of their own. The function that is
-    returned raises InvalidRequest.
-    """
-
-    def check(width: int, height: int) -> None:
-        if width * height <= most_pixels:
-            return
-        given = {name: request.params[name] for name in ("width", "height") if request.params.get(name)}
-        said = given or pictures_among(request.params, info) or {"width": None, "height": None}
-        raise InvalidRequest(
-            f"{', '.join(f'{name}={brief(value)}' for name, value in said.items())}: {info.pipeline_class} makes "
-            f"{width}x{height} of it, at most {most_pixels} pixels (EngineConfig.max_pixels)",
-            field=next(iter(said)),
-        )
-
-    return check
 
 
 def follows_pictures(pipeline: Any) -> bool:

@@ -1,0 +1,78 @@
+"""What one request may come to, as its pipeline settles it: the second line behind the checks of its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from steploom.config import EngineConfig
+from steploom.errors import InvalidRequest
+from steploom.media.pictures import brief
+from steploom.protocol import PipelineInfo
+from steploom.protocol.pictures import FRAMES, LATENT_WINDOWS, WINDOWS, pictures_among
+from steploom.requests import DiffusionRequest
+from steploom.weave import noise
+
+_TURNS = ("jump_n_sample", "ar_step")
+"""Arguments that make a loop longer than ``num_inference_steps`` says."""
+
+
+class RequestBounds:
+    """Refuses what a pipeline is about to make of a request, if that is more than ``config`` allows.
+
+    Some choose a size for a picture, or bring what they are given to an area of their own; some make a video in
+    windows, or go back and forth in their steps. All raise InvalidRequest.
+
+    Args:
+        request: The request.
+        info: The pipeline that does it.
+        config: Has the limits.
+    """
+
+    def __init__(self, request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:
+        self._request = request
+        self._info = info
+        self._config = config
+
+    def laid_out(self, width: int | None, height: int | None, frames: int | None) -> None:
+        """The size of the images, and the frames that are made at once."""
+        if width is not None and height is not None:
+            self._sized(width, height)
+        # Pipelines round frames up to whole patches of latents, which nobody asked for.
+        if frames is not None and frames > self._config.max_frames + 2 * self._info.frame_multiple:
+            field, said = self._blamed((*LATENT_WINDOWS, *WINDOWS, *FRAMES), "num_frames")
+            raise InvalidRequest(
+                f"{said}: {self._info.pipeline_class} makes {frames} frames at once, at most {self._config.max_frames} "
+                "of one request (EngineConfig.max_frames)",
+                field=field,
+            )
+
+    def counted(self, steps: int, noise_schedulers: Sequence[Any]) -> None:
+        """The steps of its loop."""
+        if steps <= noise.turns(self._config.max_steps, noise_schedulers):
+            return
+        field, said = self._blamed(_TURNS, "num_inference_steps")
+        raise InvalidRequest(
+            f"{said}: {self._info.pipeline_class} takes {steps} steps of it, at most {self._config.max_steps} "
+            "(EngineConfig.max_steps)",
+            field=field,
+        )
+
+    def _blamed(self, names: Sequence[str], otherwise: str) -> tuple[str, str]:
+        """The likeliest argument, and what a message says of it: the first of ``names`` that the pipeline has."""
+        known = {parameter.name for parameter in self._info.parameters}
+        field = next((name for name in names if name in known), otherwise)
+        value = self._request.params.get(field)
+        return field, f"{field}, as it is by default" if value is None else f"{field}={brief(value)}"
+
+    def _sized(self, width: int, height: int) -> None:
+        if width * height <= self._config.max_pixels:
+            return
+        params = self._request.params
+        given = {name: params[name] for name in ("width", "height") if params.get(name)}
+        said = given or pictures_among(params, self._info) or {"width": None, "height": None}
+        raise InvalidRequest(
+            f"{', '.join(f'{name}={brief(value)}' for name, value in said.items())}: {self._info.pipeline_class} makes "
+            f"{width}x{height} of it, at most {self._config.max_pixels} pixels (EngineConfig.max_pixels)",
+            field=next(iter(said)),
+        )
