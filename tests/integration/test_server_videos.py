@@ -139,7 +139,7 @@ async def test_a_picture_to_start_from(tmp_path: pathlib.Path) -> None:
     seen: list[Any] = []
     async with video_client(tmp_path) as (client, engine):
         submit = engine._core.submit
-        engine._core.submit = lambda request: seen.append(request) or submit(request)
+        engine._core.submit = lambda request, *checked: seen.append(request) or submit(request, *checked)
         await client.videos.create(prompt="a", input_reference=("red.png", red))
         await client.videos.create(prompt="a", extra_body={"input_reference": {"image_url": link}})  # the form's a[b]
         await client.post("/videos", cast_to=dict, body={"prompt": "a", "input_reference": {"image_url": link}})
@@ -159,7 +159,7 @@ async def test_a_remix_is_like_its_source(tmp_path: pathlib.Path) -> None:
     seen: list[Any] = []
     async with video_client(tmp_path) as (client, engine):
         submit = engine._core.submit
-        engine._core.submit = lambda request: seen.append(request) or submit(request)
+        engine._core.submit = lambda request, *checked: seen.append(request) or submit(request, *checked)
         picture = file_of(Image.new("RGB", (8, 8), "red"))
         asked = {"num_frames": 5, "fps": 4, "guidance_scale": 3.5, "lora": []}
         source = await client.videos.create_and_poll(
