@@ -240,3 +240,12 @@ def test_a_view_that_is_not_there_says_what_is() -> None:
         _ = made(images=[1]).videos
     picture = Image.new("RGB", (2, 2))
     assert made(video=[picture, picture]).videos == [[picture, picture]]
+
+
+@pytest.mark.parametrize(("count", "said"), [(10, "a sound of 10 samples is too short for .ogg"), (0, "no samples")])
+def test_a_sound_too_short_for_its_format_is_refused_and_leaves_no_file(
+    tmp_path: pathlib.Path, count: int, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        made(audios=np.zeros((1, 1, count), np.float32), sampling_rate=44100).save(tmp_path / "a.ogg")
+    assert not list(tmp_path.iterdir())

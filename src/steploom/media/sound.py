@@ -51,10 +51,16 @@ def _write_coded(samples: Any, path: Path, sampling_rate: int) -> None:
     from steploom.media import video
 
     library = video.library()
+    if not samples.shape[1]:
+        raise ConfigError(f"{path}: the sound has no samples; {path.suffix} holds at least some, and .wav none as well")
     try:
         with replaced(path) as part, library.open(str(part), "w") as container:
             stream = add_stream(container, CODECS[path.suffix.lower()], samples.shape[0], sampling_rate)
             encode(library, container, stream, samples, sampling_rate)
+            container.close()
+            if not part.stat().st_size:
+                count = samples.shape[1]
+                raise ConfigError(f"{path}: a sound of {count} samples is too short for {path.suffix}; use .wav")
     except library.FFmpegError as error:
         raise ConfigError(
             f"{path}: {path.suffix} cannot hold sound of {sampling_rate} samples per second ({error}); use .wav"
