@@ -10,8 +10,14 @@ from steploom.protocol.pictures import FRAMES
 from steploom.requests import DiffusionRequest
 from steploom.weave import signatures, untyped
 
-_FIELDS = {"images": "images", "frames": "videos", "videos": "videos", "video": "videos", "audios": "audios",
-           "audio": "audios", "sound": "audios", "texts": "text", "text": "text"}  # fmt: skip
+_FIELDS = {
+    **dict.fromkeys(("images", "image", "prediction", "rgb"), "images"),
+    **dict.fromkeys(("frames", "videos", "video"), "videos"),
+    **dict.fromkeys(("audios", "audio", "sound"), "audios"),
+    **dict.fromkeys(("texts", "text"), "text"),
+}
+"""What fields of outputs hold, by their names."""
+
 _RATE_NAMES = ("frame_rate", "fps")
 _COMPRESSION = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor")
 """Where pipelines keep how many frames become one in the latents; the first frame stands for itself."""
@@ -27,10 +33,11 @@ def makes(pipeline: Any) -> list[str]:
     kinds: list[str] = []
     for cls in type(pipeline).__mro__:
         module = sys.modules.get(cls.__module__)
-        for name, value in list(vars(module).items()) if module is not None else []:
-            if name.endswith("Output") and untyped.is_output(value) and value.__module__.startswith(_home(cls)):
-                kinds += [_FIELDS[field.name] for field in dataclasses.fields(value) if field.name in _FIELDS]
-        if kinds:
+        known = list(vars(module).items()) if module is not None else []
+        outputs = [value for name, value in known if name.endswith("Output") and untyped.is_output(value)]
+        outputs = [value for value in outputs if value.__module__.startswith(_home(cls))]
+        kinds += [_FIELDS[field.name] for one in outputs for field in dataclasses.fields(one) if field.name in _FIELDS]
+        if outputs:  # of embeddings, it may be; the classes above have others
             break
     return list(dict.fromkeys(kinds))
 
