@@ -229,6 +229,7 @@ def test_group_offloading_changes_nothing_but_where_weights_are(tiny_model: Path
         assert is_group_offloaded(runner.pipeline.transformer)
         assert_serves_as(runner, pipe)
     assert "'blocks' is none of" in refusal(tiny_model, group_offload={"blocks": 1})
+    assert "exclude_modules names 'vea', and Stable" in refusal(tiny_model, group_offload={"exclude_modules": ["vea"]})
     assert "use_stream needs a CUDA device" in refusal(tiny_model, group_offload={"use_stream": True})
     assert "onload_device is not device='cpu'" in refusal(tiny_model, group_offload={"onload_device": "meta"})
 
@@ -302,7 +303,10 @@ def test_what_cannot_be_is_refused_with_the_mend(model: str, settings: dict[str,
 
 
 def test_folders_and_files_that_are_no_models_are_told_apart(tiny_model: Path, tmp_path: Path) -> None:
-    assert "holds one component" in refusal(tiny_model / "transformer")
+    for name, setting in (("transformer", "transformer"), ("vae", "vae"), ("text_encoder", "text_encoder")):
+        said = refusal(tiny_model / name)
+        assert "holds one component" in said
+        assert f"components={{{setting!r}: " in said
     assert "but tiny-sd3" in refusal(tiny_model.parent) or "holds no model_index.json" in refusal(tiny_model.parent)
     (tmp_path / "notes.txt").write_text("no model")
     assert "is a file, but no checkpoint" in refusal(tmp_path / "notes.txt")

@@ -100,6 +100,7 @@ def test_a_damaged_torch_is_a_finding_in_a_process_of_its_own(tmp_path: pathlib.
         ("max_batch", "many", "settings", "STEPLOOM_MAX_BATCH='many'"),
         ("torch_threads", "0", "settings", "torch_threads=0: must be an integer of at least 1"),
         ("device", "cuda:99", "setting device", "torch sees"),
+        ("device", "meta", "setting device", "nothing can be computed there"),
         ("device", "bogus", "setting device", "STEPLOOM_DEVICE"),
         ("device", "meta", "setting device", "STEPLOOM_DEVICE"),
         ("model", "/nope", "setting model", "model='/nope': no model_index.json"),

@@ -82,6 +82,7 @@ def _offload(pipeline: Any, given: str | Mapping[str, Any], device: torch.device
     for name in arguments:
         if name not in known:
             raise ConfigError(f"group_offload={given!r}: {name!r} is none of {', '.join(known)}")
+    _refuse_excluded(pipeline, given, arguments.get("exclude_modules"))
     for name in ("onload_device", "offload_device"):
         if name in arguments:
             arguments[name] = torch.device(arguments[name])
@@ -102,3 +103,15 @@ def _offload(pipeline: Any, given: str | Mapping[str, Any], device: torch.device
         pipeline.enable_group_offload(**arguments)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"group_offload={given!r}: {' '.join(str(error).split())}") from None
+
+
+def _refuse_excluded(pipeline: Any, given: Any, excluded: Any) -> None:
+    """Refuses to leave out what is not there, of which diffusers only logs that it is not."""
+    there = untyped.modules_of(pipeline)
+    names = [excluded] if isinstance(excluded, str) else excluded or ()
+    unknown = [name for name in names if name not in untyped.components_of(pipeline)]
+    if unknown:
+        raise ConfigError(
+            f"group_offload={given!r}: exclude_modules names {unknown[0]!r}, and {type(pipeline).__name__} has "
+            f"{', '.join(there)}"
+        )

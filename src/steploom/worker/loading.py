@@ -153,6 +153,8 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device={name!r}: {error}") from None
+    if device.type == "meta":
+        raise ConfigError("device='meta': holds no numbers, so nothing can be computed there; try 'cpu' or 'auto'")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device={name!r}: torch sees {torch.cuda.device_count()} CUDA devices; try 'cpu' or 'auto'")
     return device

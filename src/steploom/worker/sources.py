@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 from typing import Literal
@@ -26,6 +27,9 @@ _FACTORY = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*(\.\w+)*")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _ADDRESS = re.compile(r"https?://(www\.)?(huggingface\.co|hf\.co)/[^/]+/[^/]+/.+")
 _WOULD_DO = "a folder, a hub id ('owner/name'), a single-file checkpoint or its address, or 'pkg.module:factory'"
+
+_CLASSES = {"UNet": "unet", "Transformer": "transformer", "Autoencoder": "vae"}
+"""Parts of the names of classes, and the component that such a one is."""
 
 _REFUSED: dict[str, tuple[tuple[Kind, ...], str]] = {
     "variant": (("file", "factory"), "variants are files of a folder or of a hub id; give the file that you want"),
@@ -106,6 +110,18 @@ def refuse(config: EngineConfig, source: Source) -> None:
         raise ConfigError(f"model={config.model!r}: {_what_is_wrong_with(Path(source.name))}")
 
 
+def _as_component(folder: Path) -> str:
+    """The setting for a folder of one component, by the class that its configuration names, else by its own name."""
+    try:
+        said = str(json.loads((folder / "config.json").read_text())["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        said = ""
+    if "ControlNet" in said:
+        return f"controlnet={str(folder)!r}"
+    named = next((name for part, name in _CLASSES.items() if part in said), folder.name)
+    return f"components={{{named!r}: {str(folder)!r}}}"
+
+
 def _what_is_wrong_with(folder: Path) -> str:
     """Why a folder without an index is no pipeline."""
     if (folder / MODULAR_INDEX).is_file():
@@ -116,7 +132,7 @@ def _what_is_wrong_with(folder: Path) -> str:
     if (folder / "config.json").is_file():
         return (
             f"holds one component (config.json), not a pipeline ({INDEX}); give the pipeline's folder as model=, and "
-            f"this one as components={{'transformer': {str(folder)!r}}}"
+            f"this one as {_as_component(folder)}"
         )
     inner = sorted(path.name for path in folder.iterdir() if path.is_dir() and (path / INDEX).is_file())
     if inner:
