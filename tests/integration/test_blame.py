@@ -69,6 +69,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     (FLUX, {"ip_adapter_image": Image.new("RGB", (16, 16))}, "ip_adapter_image", "FluxPipeline has no IP-Adapter; "),
     (FLUX, {"ip_adapter_image_embeds": [empty(1, 1, 8)]}, "ip_adapter_image_embeds", "has no IP-Adapter; "),
     (SD, {"prompt": None}, "prompt", "prompt=None, prompt_embeds=None: Provide either `prompt` or"),
+    (LTX, {"prompt_embeds": empty(1, 4, 7)}, "prompt", "and `prompt_embeds`: <Tensor>. Please make sure"),
     (LLADA, {"prompt": None}, "prompt", "Provide one of `prompt`, `messages`, or `input_ids`"),
     (XL, {"prompt": None, "image": Image.new("L", (16, 16))}, "prompt", "prompt=None, prompt_embeds=None: Provide"),
     (FILL, {"mask_image": None}, "mask_image", "mask_image=None: Please provide `mask_image` when passing `image`"),

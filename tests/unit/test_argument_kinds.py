@@ -31,7 +31,7 @@ INFO = PipelineInfo(
     pipeline_class="P",
     parameters=[
         *(Parameter(name, kind=kind, takes_none=name not in NUMBERED) for name, kind in {**FLUX, **SDXL}.items()),
-        *map(Parameter, ("sigmas", "generator", "controlnet_conditioning_scale", "messages")),
+        *map(Parameter, ("sigmas", "generator", "controlnet_conditioning_scale", "messages", "frame_rate")),
     ],
 )
 NAMED = ("SanaVideoPipeline", "WanAnimatePipeline", "StableDiffusionGLIGENTextImagePipeline", "WanVACEPipeline",
@@ -140,6 +140,7 @@ for _ in range(10**4):
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
+        ("frame_rate", -1, "-1: must be a finite number greater than 0"),
         ("controlnet_conditioning_scale", [1.0, NAN], r"\[1.0, nan\]: holds nan: must be a finite number"),
         ("controlnet_conditioning_scale", 10**400, r"10+\.\.\.: must be a finite number"),
         ("cross_attention_kwargs", {"scale": NAN}, r"{'scale': nan}: holds nan: must be a finite number"),

@@ -70,6 +70,10 @@ def _is_numbers(value: Any) -> bool:
     return len(value) > 0 and all(is_number(one) for one in cast("Any", value))
 
 
+def _is_rate(value: Any) -> bool:
+    return is_number(value) and value > 0
+
+
 def _is_text(value: Any) -> bool:
     if isinstance(value, str):
         return True
@@ -116,5 +120,6 @@ _KINDS: dict[str, tuple[Callable[[Any], bool] | None, str]] = {
 
 _BY_NAME: dict[str, tuple[Callable[[Any], bool], str]] = {
     "callback_on_step_end": (_is_callback, "a function of (pipeline, step, timestep, callback_kwargs)"),
+    "frame_rate": (_is_rate, "a finite number greater than 0"),
 }
 """The same for arguments of which the annotation says less than is known."""

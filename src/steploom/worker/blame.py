@@ -64,7 +64,10 @@ _OF_TEXT = re.compile(r"TextEncodeInput|text input must be|either `text` or|surr
 """What tokenizers say of what is no text."""
 
 _LONGEST = 400
-"""Characters of the pipeline's words that are told: some print whole tensors."""
+"""Characters of the pipeline's words that are told."""
+
+_PRINTED = re.compile(r"\btensor\([^()]*\)")
+"""A whole tensor, as some print it."""
 
 _OWN = str(Path(program.__file__).parents[1])
 _TORCH = str(Path(torch.__file__).parent)
@@ -88,7 +91,8 @@ def failure(
     told = ErrorInfo.of(error, text)
     traced = told.traceback
     if request is not None and _has_words(error):
-        said = " ".join(told.message.removeprefix(f"{type(error).__name__}: ").split())[:_LONGEST]
+        said = _PRINTED.sub("<Tensor>", " ".join(told.message.removeprefix(f"{type(error).__name__}: ").split()))
+        said = said[:_LONGEST]
         told = _blamed(error, said, request, info, run) or told
     traceback.clear_frames(error.__traceback__)
     error.__traceback__ = None
