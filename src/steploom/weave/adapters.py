@@ -19,6 +19,7 @@ from steploom.errors import GenerationFailed, InvalidRequest
 from steploom.weave import offloading, untyped
 from steploom.weave.blend import Adapted, Blend, Part, View, activate, graft
 from steploom.weave.compiled import is_compiled
+from steploom.weave.rebinding import Rebinding
 from steploom.weave.shared import SharedModule, clone_tree, twin
 from steploom.weave.structure import Token
 
@@ -157,6 +158,7 @@ def _bare_copy(pipeline: Any, shared: Mapping[str, SharedModule], trees: Mapping
     by_id = {id(one.given): trees[component] for component, one in shared.items()}
     copy = object.__new__(type(pipeline))
     copy.__dict__.update({name: by_id.get(id(value), value) for name, value in pipeline.__dict__.items()})
+    Rebinding({**by_id, id(pipeline): copy}).settle(copy, "pipe")
     return copy
 
 

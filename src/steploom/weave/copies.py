@@ -162,8 +162,10 @@ def copied(parameter: nn.Parameter) -> nn.Parameter:
 def woven_module(shared: SharedModule, view: View | None = None) -> Any:
     """A woven copy of a shared module, for one program; with the adapters of ``view``, if the request has any."""
     state = Woven(shared, view)
-    copy = object.__new__(_woven_class(type(state.home)))
-    copy.__dict__.update({k: v for k, v in state.home.__dict__.items() if k not in _NOT_INHERITED})
+    cls = _woven_class(type(state.home))
+    copy = object.__new__(cls)
+    own = state.home.__dict__.items()  # a function in the place of one of our methods is called by that, on the module
+    copy.__dict__.update({k: v for k, v in own if k not in _NOT_INHERITED and k not in vars(cls)})
     copy.__dict__.update({table: OrderedDict() for table in HOOK_TABLES}, _compiled_call_impl=None)
     copy.__dict__["_steploom"] = state
     _adopt(copy)

@@ -6,7 +6,6 @@ scheduler inside ``__call__`` (LTX2, Cosmos3, Kandinsky 6). Only the observed ob
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import inspect
@@ -16,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from steploom.weave.estimate import estimate
+from steploom.weave.rebinding import functions_of, unsettled
 from steploom.weave.solvers import RowStep, row_step
 from steploom.weave.solvers.rows import as_they_are, columns
 
@@ -95,10 +95,15 @@ class Observer(Protocol):
 
 
 class _Observation:
-    """Who hears of a copy's steps, and from which of its own step indices the last one began."""
+    """Who hears of a copy's steps, and from which of its own step indices the last one began.
 
-    def __init__(self, observer: Observer) -> None:
+    Attributes:
+        by_rows: Whether a step may be taken with others', which calls none of the methods that ``step`` does.
+    """
+
+    def __init__(self, observer: Observer, *, by_rows: bool) -> None:
         self.observer = observer
+        self.by_rows = by_rows
         self.began: int | None = None
 
     def begins(self, index: int | None) -> bool:
@@ -116,10 +121,10 @@ _observers: dict[int, _Observation] = {}
 def observe(noise_scheduler: Any, observer: Observer) -> Any:
     """A copy of ``noise_scheduler`` whose every ``step`` is told to ``observer``, until :func:`forget`."""
     config = getattr(noise_scheduler, "_internal_dict", None)  # frozen, and most of what there is to copy
-    own = copy.deepcopy(noise_scheduler, {id(config): config})
+    own = unsettled(noise_scheduler, config)
     if hasattr(own, "step"):
         own.__class__ = _observed_class(type(own))
-        _observers[id(own)] = _Observation(observer)
+        _observers[id(own)] = _Observation(observer, by_rows=functions_of(own).keys() <= {"step"})
     return own
 
 
@@ -184,7 +189,7 @@ def _observed_class(cls: type) -> type:
             observer.ended(self, end)
             return end
 
-        rows = row_step(cls, self, arguments) if observer.may_pause() else None
+        rows = row_step(cls, self, arguments) if seen.by_rows and observer.may_pause() else None
         if rows is not None:
             return observer.pause(StepDue(rows, lambda: original(self, *args, **kwargs), told))
         result = original(self, *args, **kwargs)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import functools
 import logging
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +14,13 @@ from steploom.weave import noise, untyped
 from steploom.weave.calls import ModuleCall
 from steploom.weave.copies import is_woven, weave_inside, woven_module
 from steploom.weave.direct_calls import called_elsewhere
-from steploom.weave.laid_out import Bounds, telling
+from steploom.weave.laid_out import Bounds
 from steploom.weave.noise import StepDue, StepEnd
 from steploom.weave.noise_choice import replacement
+from steploom.weave.own_class import woven_class
 from steploom.weave.program import may_suspend, suspend
 from steploom.weave.ragged import language_rules
+from steploom.weave.rebinding import Rebinding, functions_of, unsettled
 from steploom.weave.shared import SharedModule
 from steploom.weave.text import TextWatch, watch_for
 from steploom.weave.transcript import Transcript
@@ -41,6 +42,9 @@ class Loom:
     Args:
         pipeline: The user's pipeline; never modified.
         isolated: Whether the application may call it meanwhile.
+
+    Raises:
+        ConfigError: A function was set on it, or on a part of it, that programs cannot have.
     """
 
     def __init__(self, pipeline: Any, *, isolated: bool = False) -> None:
@@ -57,6 +61,7 @@ class Loom:
         self._adopted: dict[str, nn.Module] = {}
         self._tokenizers: dict[int, tuple[Any, Any]] = {}  # theirs, which must live as long as its id counts, and ours
         self.device: Any = pipeline._execution_device
+        self._refuse_functions()
 
     def _find_inner(self) -> dict[str, tuple[str, SharedModule]]:
         """By component, what is woven inside of it, and its path there."""
@@ -109,11 +114,30 @@ class Loom:
 
         Raises:
             InvalidRequest: ``noise_scheduler`` names no class of diffusers that goes with the pipeline's own.
+            ConfigError: A function was set on the pipeline or a part of it that cannot be had for a copy.
         """
         pipeline = self.pipeline if pipeline is None else pipeline
         if noise_scheduler is not None and getattr(pipeline, "scheduler", None) is None:
             replacement(None, noise_scheduler)  # raises
-        return self._copy(pipeline, watcher, noise_scheduler, {}, "denoise", views)
+        memo: dict[int, Any] = {}
+        own = self._copy(pipeline, watcher, noise_scheduler, memo, "denoise", views)
+        if pipeline is not self.pipeline:  # functions on the noise scheduler mean what they were set on
+            members = vars(pipeline)
+            given = [(value, members.get(name)) for name, value in vars(self.pipeline).items() if value is not None]
+            theirs = {id(value): memo[id(member)] for value, member in given if id(member) in memo}
+            memo = {**theirs, id(self.pipeline): own, **memo}
+        _settle(own, memo)
+        return own
+
+    def _refuse_functions(self) -> None:
+        """Makes a copy for nobody, if functions were set on the pipeline or its parts: that raises what is wrong."""
+        parts = vars(self.pipeline).values()
+        if any(functions_of(part) or untyped.is_pipeline(part) for part in (self.pipeline, *parts)):
+            watcher = Watcher()
+            try:
+                self.thread_pipeline(watcher)
+            finally:
+                watcher.close()
 
     def _copy(
         self,
@@ -124,7 +148,7 @@ class Loom:
         stage: str,
         views: Mapping[int, View],
     ) -> Any:
-        own = object.__new__(_woven_class(type(pipeline)))
+        own = object.__new__(woven_class(type(pipeline)))
         memo[id(pipeline)] = own
         own.__dict__.update(pipeline.__dict__, _steploom=(watcher, stage, self.device))
         own.__dict__["_progress_bar_config"] = {"disable": True}  # for a pipeline that makes its bars itself (LLaDA 2)
@@ -140,13 +164,15 @@ class Loom:
             elif isinstance(value, nn.Module) or untyped.is_noise_scheduler(value) or untyped.is_guider(value):
                 own.__dict__[name] = memo[id(value)] = self._own(value, views)
             elif self._isolated and untyped.is_tokenizer(value):
-                own.__dict__[name] = self._tokenizer(value)
+                own.__dict__[name] = memo[id(value)] = self._tokenizer(value)
             elif untyped.is_pipeline(value):
                 own.__dict__[name] = self._copy(value, watcher, None, memo, name, views)
         return own
 
     def _tokenizer(self, value: Any) -> Any:
         """Our own copy: padding and truncation are settings of the object, which a direct call changes as it runs."""
+        if functions_of(value):  # which may mean the program's own pipeline
+            return unsettled(value)
         if id(value) not in self._tokenizers:
             if len(self._tokenizers) == TOKENIZERS_KEPT:  # the application has given it others again and again
                 self._tokenizers.clear()
@@ -161,7 +187,7 @@ class Loom:
     def _own(self, value: Any, views: Mapping[int, View]) -> Any:
         shared = self._by_id.get(id(value))
         if shared is None:
-            return copy.deepcopy(value)
+            return unsettled(value)
         woven = woven_module(shared, views.get(id(value)))
         if shared.name in self._inner:
             weave_inside(woven, *self._inner[shared.name])
@@ -172,12 +198,32 @@ def detached(pipeline: Any) -> Any:
     """A copy of a program's own pipeline: what is called on it leaves no trace on that program."""
     own = object.__new__(type(pipeline))
     own.__dict__.update(pipeline.__dict__, _steploom=(Watcher(), *pipeline._steploom[1:]))
+    memo: dict[int, Any] = {id(pipeline): own}
     for name, value in pipeline.__dict__.items():
         if is_woven(value):
-            own.__dict__[name] = woven_module(value._steploom.shared)
+            own.__dict__[name] = memo[id(value)] = woven_module(value._steploom.shared)
         elif untyped.is_noise_scheduler(value):
-            own.__dict__[name] = copy.copy(value)  # nobody observes the copy
+            own.__dict__[name] = memo[id(value)] = copy.copy(value)  # nobody observes the copy
+    _settle(own, memo)
     return own
+
+
+def _settle(own: Any, memo: Mapping[int, Any]) -> None:
+    """Has the functions that were set on the originals mean the copies, of which ``own`` is the outermost."""
+    known = {id(value) for value in memo.values()}
+    copies = {**memo, **{id(one._steploom.home): one for one in memo.values() if is_woven(one)}}
+    rebinding = Rebinding(copies)
+    names = {id(own): "pipe"}
+    for pipeline in filter(untyped.is_pipeline, memo.values()):
+        called, functions = names.get(id(pipeline), type(pipeline).__name__), functions_of(pipeline)
+        for name, value in vars(pipeline).items():
+            if id(value) not in known and name not in functions and rebinding.concerns(value):
+                twin = copy.copy(value)  # of an image processor, say
+                if twin is not value:
+                    pipeline.__dict__[name] = copies[id(value)] = twin
+            names.setdefault(id(pipeline.__dict__[name]), f"{called}.{name}")
+    for one in {id(one): one for one in copies.values()}.values():
+        rebinding.settle(one, names.get(id(one), type(one).__name__))
 
 
 class Watcher:
@@ -282,26 +328,3 @@ class _Stage:
 
     def pause(self, stop: StepEnd | StepDue) -> Any:
         return suspend(stop)
-
-
-@functools.cache
-def _woven_class(cls: type) -> type:
-    """A subclass of a pipeline class with the same name, that leaves shared things alone."""
-
-    def progress_bar(self: Any, iterable: Any = None, total: int | None = None, **looks: Any) -> Any:
-        watcher: Watcher = self._steploom[0]
-        if isinstance(iterable, Sized):
-            watcher.announce(len(iterable), exact=True)
-        else:
-            watcher.announce(total, exact=False)
-        return untyped.silent_progress(iterable, total)
-
-    members: dict[str, Any] = {
-        "__module__": cls.__module__,
-        "__qualname__": cls.__qualname__,
-        "progress_bar": progress_bar,
-        "maybe_free_model_hooks": lambda self: None,
-        "_execution_device": property(lambda self: self._steploom[2]),
-        "device": property(lambda self: self._steploom[2]),
-    }
-    return type(cls.__name__, (cls,), members | telling(cls))

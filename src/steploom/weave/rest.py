@@ -25,6 +25,7 @@ from steploom.weave import untyped
 from steploom.weave.calls import ModuleCall
 from steploom.weave.pipelines import Watcher, detached
 from steploom.weave.program import Program
+from steploom.weave.rebinding import shallow
 
 _RESULT = "_steploom_result"
 DEEPEST = 6
@@ -103,7 +104,7 @@ def _own(value: Any, *, cloned: bool, depth: int = 0) -> Any:
     if isinstance(value, torch.Generator):
         return value.clone_state()
     if untyped.is_noise_scheduler(value) or untyped.is_guider(value):
-        return copy.copy(value)  # LTX2 steps one of its own for the sound
+        return shallow(value)  # LTX2 steps one of its own for the sound
     if depth < DEEPEST and type(value) is list:
         return [_own(item, cloned=cloned, depth=depth + 1) for item in value]
     if depth < DEEPEST and type(value) is dict:

@@ -18,6 +18,7 @@ from steploom.weave.kept import CONTAINERS, DEEPEST, unclonable
 from steploom.weave.offloading import LEFT_OUT, only_offloaded
 from steploom.weave.ragged import Rule, rule_for
 from steploom.weave.ragged_language import LanguageRule
+from steploom.weave.rebinding import settle_parts
 from steploom.weave.structure import ModuleStructure, Token
 from steploom.weave.switches import library_settings
 
@@ -225,7 +226,11 @@ def clone_tree(
     original alone. A clone runs uncompiled: compiled code does not look at the hooks that a program sets. With
     ``unhooked`` a module with the hooks of group offloading is cloned too, without these.
     """
-    memo = {} if memo is None else memo
+    if memo is None:
+        memo = {}
+        clone = clone_tree(module, own_parameters=own_parameters, unhooked=unhooked, memo=memo)
+        settle_parts(memo)
+        return clone
     if id(module) in memo:
         return memo[id(module)]
     left_out: tuple[str, ...] = ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ from torch import nn
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError
 from steploom.protocol import PipelineInfo
-from steploom.weave import untyped
+from steploom.weave import rebinding, untyped
 from steploom.worker import loading, roles, tasks
 
 log = logging.getLogger(__name__)
@@ -98,7 +97,7 @@ class Family:
         if cls.__name__ in self._members:
             return self._members[cls.__name__]
         components = {
-            name: copy.deepcopy(value) if untyped.is_noise_scheduler(value) else value
+            name: rebinding.unsettled(value) if untyped.is_noise_scheduler(value) else value
             for name, value in self._components.items()
         }
         if self.controlnet is not None:
