@@ -18,7 +18,7 @@ from conformance.case import CASES
 from driving import Driver, alone, config, distance, request
 from tokenizers import normalizers
 
-from steploom.weave import pipelines
+from steploom.weave import tokenizers
 from steploom.worker.runner import Runner
 
 SMALL = {"height": 32, "width": 32, "num_inference_steps": 2}
@@ -283,7 +283,7 @@ def test_another_tokenizer_is_taken_up_though_it_may_lie_where_the_last_one_lay(
     pipe = tiny.flux()
     driver = Driver(Runner.from_pipeline(pipe, config(max_batch=1)))
     outputs: list[Any] = []
-    for turn in range(pipelines.TOKENIZERS_KEPT + 2):
+    for turn in range(tokenizers._KEPT + 2):
         asked = request(f"r{turn}", "a cat", 1, **TEXT | {"num_inference_steps": 1})
         driver.drain([asked])
         outputs.append(driver.finished[asked.request_id].output)
@@ -291,6 +291,30 @@ def test_another_tokenizer_is_taken_up_though_it_may_lie_where_the_last_one_lay(
         last = weakref.ref(pipe.tokenizer)
         pipe.tokenizer = tiny.tokenizer(length=16)
         pipe.tokenizer.backend_tokenizer.normalizer = normalizers.Prepend("x" * (turn + 1))
-        assert last() is not None or turn == pipelines.TOKENIZERS_KEPT - 1
+        assert last() is not None or turn == tokenizers._KEPT - 1
         del last
     assert distance(outputs[0], outputs[1]) > 1e-3, "another text"
+
+
+def _other_token(pipe: Any) -> None:
+    pipe.tokenizer.add_tokens(["cat"])
+
+
+def _truncated(pipe: Any) -> None:
+    pipe.tokenizer.model_max_length = pipe.tokenizer_2.model_max_length = 4
+
+
+def _unpadded(pipe: Any) -> None:
+    pipe.tokenizer.pad_token = pipe.tokenizer.eos_token
+
+
+@pytest.mark.parametrize("change", [_other_token, _truncated, _unpadded])
+def test_a_tokenizer_that_was_changed_is_taken_up(change: Callable[[Any], None]) -> None:
+    pipe = tiny.sdxl()
+    driver = Driver(Runner.from_pipeline(pipe, config()))
+    asked = [request(f"r{i}", "a cat", 1, **SMALL) for i in range(2)]
+    before = _served(driver, asked[0])
+    change(pipe)
+    expected = alone(pipe, asked[1])
+    assert distance(before, expected) > 1e-4
+    assert distance(_served(driver, asked[1]), expected) <= 1e-5

@@ -120,7 +120,6 @@ def test_where_the_frames_of_latents_are_counts() -> None:
         ({"num_frames": 97, "num_videos_per_prompt": 8}, "num_frames"),
         ({"frame_rate": 10}, None),
         ({"frame_rate": 0.1, "enable_sound": False}, None),
-        ({"frame_rate": 0}, None),  # which the pipeline refuses
     ],
 )
 def test_the_sound_of_a_video_is_as_long_as_the_video(params: dict[str, Any], field: str | None) -> None:

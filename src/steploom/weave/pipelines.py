@@ -23,15 +23,13 @@ from steploom.weave.ragged import language_rules
 from steploom.weave.rebinding import Rebinding, functions_of, unsettled
 from steploom.weave.shared import SharedModule
 from steploom.weave.text import TextWatch, watch_for
+from steploom.weave.tokenizers import Tokenizers
 from steploom.weave.transcript import Transcript
 
 log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from steploom.weave.blend import View
-
-TOKENIZERS_KEPT = 16
-"""More than any pipeline has."""
 
 _NO_VIEWS: Mapping[int, View] = MappingProxyType({})
 
@@ -59,7 +57,7 @@ class Loom:
         self._inner = self._find_inner()
         self._isolated = isolated
         self._adopted: dict[str, nn.Module] = {}
-        self._tokenizers: dict[int, tuple[Any, Any]] = {}  # theirs, which must live as long as its id counts, and ours
+        self._tokenizers = Tokenizers()
         self.device: Any = pipeline._execution_device
         self._refuse_functions()
 
@@ -164,20 +162,10 @@ class Loom:
             elif isinstance(value, nn.Module) or untyped.is_noise_scheduler(value) or untyped.is_guider(value):
                 own.__dict__[name] = memo[id(value)] = self._own(value, views)
             elif self._isolated and untyped.is_tokenizer(value):
-                own.__dict__[name] = memo[id(value)] = self._tokenizer(value)
+                own.__dict__[name] = memo[id(value)] = self._tokenizers.own(value)
             elif untyped.is_pipeline(value):
                 own.__dict__[name] = self._copy(value, watcher, None, memo, name, views)
         return own
-
-    def _tokenizer(self, value: Any) -> Any:
-        """Our own copy: padding and truncation are settings of the object, which a direct call changes as it runs."""
-        if functions_of(value):  # which may mean the program's own pipeline
-            return unsettled(value)
-        if id(value) not in self._tokenizers:
-            if len(self._tokenizers) == TOKENIZERS_KEPT:  # the application has given it others again and again
-                self._tokenizers.clear()
-            self._tokenizers[id(value)] = (value, copy.deepcopy(value))
-        return self._tokenizers[id(value)][1]
 
     def forget_conversions(self) -> None:
         """Drops the modules' variants in other dtypes."""
