@@ -1,14 +1,17 @@
 """Noise schedulers: each request has a copy, observed so that every ``step`` ends a step of its program.
 
 The copy's ``__class__`` is swapped for a subclass: a wrapper object would break pipelines that ``deepcopy`` their
-scheduler inside ``__call__`` (LTX2, Cosmos3, Kandinsky 6). Only the observed object itself ends steps, not its copies.
+scheduler inside ``__call__`` (LTX2, Cosmos3, Kandinsky 6). Only the observed object itself ends steps. Its copies tell
+theirs as parts of a step: SkyReels' diffusion forcing has a copy for each latent frame, and steps nothing else.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -85,6 +88,10 @@ class Observer(Protocol):
         """A step of ``noise_scheduler`` was taken."""
         ...
 
+    def part_ended(self, end: StepEnd) -> None:
+        """A copy that the pipeline has made of its noise scheduler has taken a step."""
+        ...
+
     def may_pause(self) -> bool:
         """Whether the program may stop here."""
         ...
@@ -116,6 +123,7 @@ class _Observation:
 
 
 _observers: dict[int, _Observation] = {}
+_copies: weakref.WeakKeyDictionary[Any, _Observation] = weakref.WeakKeyDictionary()
 
 
 def observe(noise_scheduler: Any, observer: Observer) -> Any:
@@ -179,10 +187,14 @@ def _observed_class(cls: type) -> type:
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         seen = _observers.get(id(self))
         before = getattr(self, "step_index", None)
+        arguments = dict(zip(names, args, strict=False)) | kwargs  # their order is not the same everywhere
+        if seen is None and self in _copies:
+            result = original(self, *args, **kwargs)
+            _copies[self].observer.part_ended(_part(self, arguments))
+            return result
         if seen is None or not seen.begins(before):
             return original(self, *args, **kwargs)
         observer = seen.observer
-        arguments = dict(zip(names, args, strict=False)) | kwargs  # their order is not the same everywhere
 
         def told(result: Any) -> StepEnd:
             end = _end(self, result, before, arguments)
@@ -199,8 +211,29 @@ def _observed_class(cls: type) -> type:
         return result
 
     step.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue] - pipelines ask for it in every call
-    members = {"step": step, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    members: dict[str, Any] = {"step": step, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    if not hasattr(cls, "__deepcopy__"):
+        members["__deepcopy__"] = _copied
     return _ObservedMeta(cls.__name__, (cls,), members)
+
+
+def _copied(noise_scheduler: Any, memo: dict[int, Any]) -> Any:
+    """What ``copy.deepcopy`` makes of an observed noise scheduler, whose steps are parts of those of its program."""
+    own = memo[id(noise_scheduler)] = object.__new__(type(noise_scheduler))
+    own.__dict__.update(copy.deepcopy(noise_scheduler.__dict__, memo))
+    seen = _observers.get(id(noise_scheduler)) or _copies.get(noise_scheduler)
+    if seen is not None:
+        _copies[own] = seen
+    return own
+
+
+def _part(noise_scheduler: Any, arguments: Mapping[str, Any]) -> StepEnd:
+    """The step of a copy: of the latents of which its sample is a part. Nobody knows what they will be in the end."""
+    sample = arguments.get("sample")
+    whole = getattr(sample, "_base", None)
+    if whole is None or whole.ndim != getattr(sample, "ndim", 0) + 1:
+        whole = sample
+    return StepEnd((whole,), arguments, _sigma(noise_scheduler), lambda: None)
 
 
 def _end(noise_scheduler: Any, result: Any, before: int | None, arguments: Mapping[str, Any]) -> StepEnd:

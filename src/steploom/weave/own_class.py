@@ -23,7 +23,9 @@ def woven_class(cls: type) -> type:
             watcher.announce(len(iterable), exact=True)
         else:
             watcher.announce(total, exact=False)
-        return untyped.silent_progress(iterable, total)
+        bar = untyped.silent_progress(iterable, total)
+        bar.update = lambda n=1: watcher.turned()
+        return bar
 
     members: dict[str, Any] = {
         "__module__": cls.__module__,

@@ -238,6 +238,8 @@ class Watcher:
         self.steps = 0
         self._settled = False
         self._observed: list[Any] = []
+        self._part: StepEnd | None = None
+        self._steps_itself = False
 
     def observe(self, noise_scheduler: Any, stage: str) -> Any:
         """An observed copy of ``noise_scheduler``."""
@@ -247,6 +249,10 @@ class Watcher:
 
     def step_ended(self, stage: str, noise_scheduler: Any, end: StepEnd) -> None:
         """A step of one of its noise schedulers was taken."""
+        self._steps_itself, self._part = True, None
+        self._count(stage, noise_scheduler, end)
+
+    def _count(self, stage: str, noise_scheduler: Any, end: StepEnd) -> None:
         self.stage = stage
         self.steps += 1
         if self._text is not None:
@@ -257,12 +263,27 @@ class Watcher:
         if self.total_steps is not None:
             self.total_steps = max(self.total_steps, self.steps)
 
+    def part_ended(self, end: StepEnd) -> None:
+        """A step was taken by a copy of one of its noise schedulers."""
+        if not self._steps_itself:
+            self._part = end
+
+    def turned(self) -> None:
+        """The progress bar has moved: where nothing but copies has stepped since it did, they are a step together."""
+        end, self._part = self._part, None
+        if end is not None:
+            self._settled = self._settled or self.total_steps is not None  # the bar counts what they do
+            self._count(self.stage, None, end)
+            if may_suspend():
+                suspend(end)
+
     def announce(self, total: int | None, *, exact: bool) -> None:
         """A progress bar was opened over ``total`` further steps; ``exact`` if each of its turns is a step."""
         if total == self.steps == 0 and self._no_steps is not None:
             raise self._no_steps
         if total is not None and self._text is None and self.bounds is not None:
             self.bounds.counted(total, self._observed)
+        self._steps_itself, self._part = False, None
         if total is not None and self._text is None:
             self.total_steps, self._settled = self.steps + total, exact or self.steps > 0
 
@@ -310,6 +331,9 @@ class _Stage:
 
     def ended(self, noise_scheduler: Any, end: StepEnd) -> None:
         self._watcher.step_ended(self._name, noise_scheduler, end)
+
+    def part_ended(self, end: StepEnd) -> None:
+        self._watcher.part_ended(end)
 
     def may_pause(self) -> bool:
         return may_suspend()
