@@ -15,8 +15,8 @@ from hearing import Heard
 from steploom.weave import noise
 from steploom.weave.calls import ModuleCall
 from steploom.weave.order import CallOrder, is_denoiser
-from steploom.weave.pipelines import Watcher
 from steploom.weave.program import Program, suspend, why_alone
+from steploom.weave.watching import Watcher
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from steploom.weave import untyped
 from steploom.weave.laid_out import telling
 
 if TYPE_CHECKING:
-    from steploom.weave.pipelines import Watcher
+    from steploom.weave.watching import Watcher
 
 
 @functools.cache

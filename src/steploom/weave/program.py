@@ -23,8 +23,8 @@ from steploom.weave.order import is_denoiser
 
 if TYPE_CHECKING:
     from steploom.weave.forms import Facts
-    from steploom.weave.pipelines import Watcher
     from steploom.weave.step_cache import StepCache
+    from steploom.weave.watching import Watcher
 
 log = logging.getLogger(__name__)
 

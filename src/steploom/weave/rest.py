@@ -23,9 +23,10 @@ import torch
 
 from steploom.weave import untyped
 from steploom.weave.calls import ModuleCall
-from steploom.weave.pipelines import Watcher, detached
+from steploom.weave.pipelines import detached
 from steploom.weave.program import Program
 from steploom.weave.rebinding import shallow
+from steploom.weave.watching import Watcher
 
 _RESULT = "_steploom_result"
 DEEPEST = 6

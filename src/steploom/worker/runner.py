@@ -23,10 +23,11 @@ from steploom.weave import signatures
 from steploom.weave.adapters import Selection
 from steploom.weave.counters import Counters
 from steploom.weave.hub import Hub
-from steploom.weave.pipelines import Loom, Watcher
+from steploom.weave.pipelines import Loom
 from steploom.weave.preview import Previewer, load_tiny
 from steploom.weave.program import Program
 from steploom.weave.step_cache import StepCache
+from steploom.weave.watching import Watcher
 from steploom.worker import loading, memory
 from steploom.worker.arguments import arguments
 from steploom.worker.beside import make_aside
@@ -102,25 +103,23 @@ class Runner:
 
     def _adopt(self, pipeline: Any) -> None:
         self.pipeline: Any = pipeline
-        self._family = Family(pipeline, self._config, controlnet=self._controlnet, in_process=self._in_process)
-        self.info: PipelineInfo = self._family.info
-        if self._config.ranks > 1 and self.info.no_lora is None:
-            self.info.no_lora = f"{asked(self._config)}: adapters cannot be shared by ranks yet"
-        if self._config.loras and self.info.no_lora is not None:
-            raise ConfigError(f"loras={dict(self._config.loras)!r}: {self.info.no_lora}; else leave it None")
-        lora.check_places(self._config.loras or {})
-        if self.info.makes == ["text"] and step_caches.parse(self._config.cache) is not None:
-            raise ConfigError(f"cache={self._config.cache!r}: no step of text is like the one before; leave it None")
-        device = torch.device(getattr(pipeline, "_execution_device", "cpu"))
-        self._gauge = gauge_of(device, self._config)
-        self.info.room_bytes = self._gauge.room()
-        aside = functools.partial(make_aside, self._config.aside, device)
         config = self._config
-        self._hub = Hub(
-            config.encode_cache_bytes, self._tell, aside, config.batch_limit, invariant=config.batch_invariant
-        )
+        self._family = Family(pipeline, config, controlnet=self._controlnet, in_process=self._in_process)
+        self.info: PipelineInfo = self._family.info
+        if config.ranks > 1 and self.info.no_lora is None:
+            self.info.no_lora = f"{asked(config)}: adapters cannot be shared by ranks yet"
+        if config.loras and self.info.no_lora is not None:
+            raise ConfigError(f"loras={dict(config.loras)!r}: {self.info.no_lora}; else leave it None")
+        lora.check_places(config.loras or {})
+        if self.info.makes == ["text"] and step_caches.parse(config.cache) is not None:
+            raise ConfigError(f"cache={config.cache!r}: no step of text is like the one before; leave it None")
+        device = torch.device(getattr(pipeline, "_execution_device", "cpu"))
+        self._gauge = gauge_of(device, config)
+        self.info.room_bytes = self._gauge.room()
+        aside, invariant = functools.partial(make_aside, config.aside, device), config.batch_invariant
+        self._hub = Hub(config.encode_cache_bytes, self._tell, aside, config.batch_limit, invariant=invariant)
         self._weave()
-        tiny = load_tiny(self._config.preview_vae, pipeline, local_files_only=self._config.local_files_only)
+        tiny = load_tiny(config.preview_vae, pipeline, local_files_only=config.local_files_only)
         self._previewer = Previewer(pipeline, tiny, self._hub.aside.settle)
 
     def _weave(self) -> None:
