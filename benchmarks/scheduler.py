@@ -43,10 +43,11 @@ class Row(NamedTuple):
     limit_us: float | None
 
 
-def scheduler(running: int, waiting: int, shapes: int) -> tuple[SchedulerInterface, list[str]]:
+def scheduler(running: int, waiting: int, shapes: int, places: int | None = 0) -> tuple[SchedulerInterface, list[str]]:
     """A scheduler with ``running`` residents of one batch key that are stepping, and ``waiting`` requests of ``shapes``
-    shapes; with the residents' run ids."""
-    built = build_scheduler(EngineConfig(max_batch=running, max_resident=running, max_waiting=WAITING + running))
+    shapes; with the residents' run ids. ``places``: of the worker; None for the default, 0 for as many as run."""
+    places = running if places == 0 else places
+    built = build_scheduler(EngineConfig(max_batch=running, max_resident=places, max_waiting=WAITING + running))
     for index in range(running):
         built.add_request(DiffusionRequest(request_id=f"run{index}", seed=1, height=512, width=512))
     output = built.schedule()
@@ -78,9 +79,9 @@ def answer(tick: int, run_ids: list[str], ended: int = 0) -> RunnerOutput:
     return RunnerOutput(tick=tick, reports=reports)
 
 
-def ticks(running: int, waiting: int, shapes: int, repeat: int) -> Iterator[float]:
+def ticks(running: int, waiting: int, shapes: int, repeat: int, places: int | None = 0) -> Iterator[float]:
     """Seconds of ``schedule()`` and ``update_from_output()`` together, tick by tick."""
-    built, run_ids = scheduler(running, waiting, shapes)
+    built, run_ids = scheduler(running, waiting, shapes, places)
     for tick in range(2, repeat + 2):
         result = answer(tick, run_ids)
         start = time.perf_counter()
@@ -158,6 +159,40 @@ def joins(running: int, guesses: int, distinct: bool, repeat: int) -> Iterator[f
         yield tick(1)
         assert built.num_running == running - 1
         assert built.num_waiting == WAITING
+
+
+def sizes(count: int, before: int, repeat: int) -> Iterator[float]:
+    """Seconds of ticks in which one request ends and another one comes, of so many sizes with keys of their own.
+
+    Others are 8 running and 10,000 waiting; ``before``: so many ticks are not counted.
+    """
+    now = [0.0]
+    built = build_scheduler(EngineConfig(max_batch=8, max_resident=8, max_waiting=2 * WAITING), lambda: now[0])
+    arrivals = itertools.count()
+
+    def arrive() -> None:
+        index = next(arrivals)
+        height = 256 + 8 * (index % count)
+        built.add_request(
+            DiffusionRequest(request_id=str(index), seed=1, height=height, width=512, num_inference_steps=20)
+        )
+
+    for _ in range(WAITING + 8):
+        arrive()
+    for tick in range(before + repeat):
+        start = time.perf_counter()
+        output = built.schedule()
+        decided = time.perf_counter()
+        result = answer(output.tick, output.run_ids, 1)
+        result.seconds = 0.02
+        for report in result.reports:
+            report.batch_key = f"transformer {int(report.run_id.partition('#')[0]) % count}"
+        now[0] += 0.02
+        answered = time.perf_counter()
+        built.update_from_output(output, result)
+        if tick >= before:
+            yield time.perf_counter() - answered + decided - start
+        arrive()
 
 
 def firsts(own: dict[str, Any], repeat: int) -> Iterator[float]:
@@ -246,6 +281,8 @@ def cases(repeat: int) -> Iterator[Callable[[], Row]]:
         for waiting, shapes, text in ((0, 1, "none"), (WAITING, 1, "10,000"), (WAITING, WAITING, "10,000 shapes")):
             what = f"tick, {running} running, waiting: {text}"
             yield lambda r=running, w=waiting, s=shapes, t=what, x=limit: row(t, x, ticks(r, w, s, repeat))
+        what = f"tick, {running} running, default places: 10,000"
+        yield lambda r=running, t=what, x=limit: row(t, x, ticks(r, WAITING, 1, repeat, None))
         for guesses, distinct, text in ((1, False, ""), (4000, False, " of 4,000 guesses"), (1, True, " priorities")):
             what = f"join, {running} running, waiting: 10,000{text}"
             yield lambda r=running, g=guesses, d=distinct, t=what, x=limit: row(t, x, joins(r, g, d, repeat))
@@ -253,6 +290,10 @@ def cases(repeat: int) -> Iterator[Callable[[], Row]]:
         for waiting, text in ((0, "none"), (WAITING, "10,000")):
             what = f"tick, {running} running of {shapes} shapes, waiting: {text}"
             yield lambda r=running, n=shapes, w=waiting, t=what, x=limit: row(t, x, mixed(r, n, w, repeat))
+    for count in (8, 300):
+        for before, text in ((0, "first joins"), (4000, "joins")):
+            what = f"{text}, 8 running of {count} sizes, waiting: 10,000"
+            yield lambda n=count, b=before, t=what: row(t, None, sizes(n, b, min(repeat, 500)))
     for own, text in (({}, ""), ({"deadline": 600.0}, " deadlines")):
         yield lambda o=own, t=text: row(f"first ticks, waiting: 10,000{t}", None, firsts(o, min(repeat, 500)))
     yield lambda: row("abort, waiting: 10,000", 10.0, aborts(1, False, repeat))
@@ -269,11 +310,11 @@ def main() -> int:
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/scheduler.json")
     parser.add_argument("--check", action="store_true", help="end with an error if a median is over its limit")
     args = parser.parse_args()
-    print(f"{'microseconds':<48}{'best':>9}{'median':>9}{'p99':>9}{'most':>10}{'limit':>8}")
+    print(f"{'microseconds':<50}{'best':>9}{'median':>9}{'p99':>9}{'most':>10}{'limit':>8}")
     rounds = [[case() for case in cases(args.repeat)] for _ in range(args.rounds)]
     rows = [merge(same) for same in zip(*rounds, strict=True)]
     for what, best, median, p99, most, limit in rows:
-        print(f"{what:<48}{best:>9}{median:>9}{p99:>9}{most:>10}{limit or '':>8}")
+        print(f"{what:<50}{best:>9}{median:>9}{p99:>9}{most:>10}{limit or '':>8}")
     if args.save:
         RESULTS.parent.mkdir(exist_ok=True)
         machine = {"python": platform.python_version(), "machine": platform.machine(), "cpus": os.cpu_count()}

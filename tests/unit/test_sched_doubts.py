@@ -11,7 +11,7 @@ from test_sched_policies import Costly
 from steploom.errors import RequestCancelled
 from steploom.sched.demand import Demands
 from steploom.sched.doubts import LOOKS, Doubts, Row
-from steploom.sched.intake import EACH_S, FEW, SOME, Intake
+from steploom.sched.intake import EACH_S, SOME, Intake
 
 
 class State:
@@ -93,17 +93,19 @@ def test_what_is_kept_of_those_that_are_gone_is_bounded_also_in_the_midst() -> N
     assert not set(found) - {*range(10), 2000}
 
 
-@pytest.mark.parametrize(("seconds", "most"), [(0.0, FEW), (0.05, int(0.05 * EACH_S)), (60.0, SOME)])
-def test_a_tick_estimates_anew_in_proportion_to_its_seconds(
-    seconds: float, most: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("seconds", "ticks"), [(1e-6, SOME), (SOME / EACH_S / 4, 4), (60.0, 1)])
+def test_so_many_ticks_estimate_some_anew_that_it_takes_a_small_share_of_their_time(
+    seconds: float, ticks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     h = Costly(max_batch=1, max_resident=1, max_waiting=4000)
-    h.cost = {512: seconds or 0.001}
+    h.cost = {512: seconds}
     h.add(*(f"r{n}" for n in range(300)), steps=40)
     estimates = counted(monkeypatch, Intake, "_estimate")
+    h.tick()
+    assert estimates() == SOME, "at once"
     for _ in range(3):
-        h.tick()
-        assert estimates() == most
+        made = [(h.tick(), estimates())[1] for _ in range(ticks)]
+        assert made == [0] * (ticks - 1) + [SOME]
 
 
 def test_of_many_sizes_no_tick_sorts_all_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +116,7 @@ def test_of_many_sizes_no_tick_sorts_all_that_wait(monkeypatch: pytest.MonkeyPat
     estimates = counted(monkeypatch, Intake, "_estimate")
     for _ in range(300):
         h.tick()
-        assert estimates() <= FEW
+        assert estimates() <= SOME
     waiting = [state for state in states(h).values() if not state.resident]
     measured = {state.guess for state in states(h).values() if state.sure}
     assert measured

@@ -14,13 +14,10 @@ from steploom.sched.doubts import Doubts
 from steploom.sched.state import RequestState
 
 SOME = 64
-"""Requests that are estimated anew after one tick at most: the others have their turn after the next ones."""
-
-FEW = 8
-"""Likewise after a tick however short it was."""
+"""Requests that are estimated anew after one tick at most: the others have their turn after later ones."""
 
 EACH_S = 400
-"""Likewise for each second that the tick took: so it takes the same small share of the time whatever a tick takes."""
+"""Likewise for each second of ticks: so it takes the same small share of the time whatever a tick takes."""
 
 DUE = 5.0
 """A request without a deadline is due after so many times the seconds that it takes by itself."""
@@ -57,6 +54,7 @@ class Intake:
         self.queued_s = 0.0
         self._bounded = True
         self._doubts = Doubts()
+        self._credit = float(SOME)  # How many may be estimated anew by now.
 
     def check(self, request: DiffusionRequest, alive: Container[str]) -> None:
         """Raises:
@@ -147,7 +145,11 @@ class Intake:
             self._doubts.again(kinds, everybody=everybody)
             for kind in filter(self._demands.sure, kinds):
                 self._doubts.drop(kind)
-        states = self._doubts.take(max(FEW, min(int(EACH_S * tick_s), SOME)), alive)
+        self._credit = min(SOME, self._credit + max(1.0, EACH_S * tick_s))
+        if self._credit < SOME:
+            return []
+        if states := self._doubts.take(SOME, alive):
+            self._credit = 0.0
         for state in states:
             before_s = state.standalone_s
             self._estimate(state)
