@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from steploom import ConfigError, EngineConfig
 from steploom.cli import arguments, main
+from steploom.engine.validation import make_config
 from steploom.server import ServerSettings
 from steploom.worker.messages import Configure
 
@@ -249,3 +250,16 @@ def test_a_wrong_variable_is_named(variable: str, raw: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         EngineConfig.from_env({variable: raw})
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "mend"),
+    [
+        ("executor", r"did you mean distributed_executor_backend\?"),
+        ("max_bach", "did you mean max_batch"),
+        ("zzz", r"help\(steploom.EngineConfig\) lists them"),
+    ],
+)
+def test_a_setting_that_there_is_not_is_told_with_the_nearest(name: str, mend: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{name}: EngineConfig has no such field; {mend}"):
+        make_config(None, {name: 1})

@@ -39,8 +39,10 @@ def make_config(config: EngineConfig | None, overrides: dict[str, Any]) -> Engin
     known = [field.name for field in dataclasses.fields(EngineConfig)]
     for name in overrides:
         if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=NEAREST, cutoff=0.5) or known
-            raise ConfigError(f"{name}: EngineConfig has no such field; did you mean {' or '.join(nearest)}?")
+            within = [one for one in known if name in one or one in name]
+            nearest = within[:NEAREST] or difflib.get_close_matches(name, known, n=NEAREST, cutoff=0.5)
+            mend = f"did you mean {' or '.join(nearest)}?" if nearest else "help(steploom.EngineConfig) lists them"
+            raise ConfigError(f"{name}: EngineConfig has no such field; {mend}")
     return dataclasses.replace(config or EngineConfig(), **overrides)
 
 
