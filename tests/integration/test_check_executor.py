@@ -52,6 +52,7 @@ async def test_a_sound_executor_passes(kind: type[DiffusionExecutor]) -> None:
     await check_executor(kind, lose=lose, echo="echo")
 
 
+@pytest.mark.slow
 def test_it_needs_no_pytest() -> None:
     asyncio.run(check_executor(Sound))
 

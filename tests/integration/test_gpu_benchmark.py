@@ -136,6 +136,7 @@ def test_ctrl_c_keeps_the_figures_so_far(gpu, tmp_path, monkeypatch):
     assert result["models"]["flux-dev"]["sizes"]["32"]["bare"]["knee_rows"] == 1
 
 
+@pytest.mark.slow
 def test_a_fault_costs_its_case_alone(gpu, tmp_path, monkeypatch, capsys):
     async def failing(case, rows, figures, **_):
         if case.size == 32:

@@ -76,6 +76,7 @@ async def test_upscalers_are_bound_by_what_they_make(name: str, side: int) -> No
         await upscaler.refused(f"image: {name} makes {side + 16}x{side + 16} of {side // 2 + 8}x", "image", image=large)
 
 
+@pytest.mark.slow
 async def test_sizes_of_a_second_stage_and_of_processing() -> None:
     async with tried("VisualClozePipeline-upsampled", max_pixels=32 * 32) as cloze:
         said = "upsampling_width=32, upsampling_height=64: at most 1024"

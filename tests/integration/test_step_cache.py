@@ -142,6 +142,7 @@ def test_the_last_and_the_first_steps_are_computed_under_strength_too() -> None:
     assert skips(driver, "a") == list(range(2, steps - 1))
 
 
+@pytest.mark.slow
 def test_two_denoisers_have_a_warm_up_each() -> None:
     """Wan 2.2: the second expert knows nothing of what the first one answered."""
     from diffusers import WanPipeline
@@ -166,6 +167,7 @@ def test_two_denoisers_have_a_warm_up_each() -> None:
     assert distance(driver.finished["a"].output, plain.finished["a"].output) > 0
 
 
+@pytest.mark.slow
 def test_the_controlnet_of_a_skipped_step_does_not_run_either() -> None:
     pipe = tiny.controlnet()
     runner = Runner.from_pipeline(pipe, config())
@@ -185,6 +187,7 @@ def tensors_of(cache: StepCache) -> dict[int, torch.Tensor]:
     return {id(tensor): tensor for tensor in held}
 
 
+@pytest.mark.slow
 def test_memory_is_a_few_tensors_and_is_freed_when_the_request_goes() -> None:
     runner = Runner.from_pipeline(tiny.sd3(), config())
     driver = Driver(runner)

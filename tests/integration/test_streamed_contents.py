@@ -84,6 +84,7 @@ def test_trajectories():
     assert torch.equal(plain.images, report.output.images)
 
 
+@pytest.mark.slow
 def test_totals_under_strength_and_two_call_samplers():
     from diffusers import HeunDiscreteScheduler, StableDiffusionXLImg2ImgPipeline
     from PIL import Image

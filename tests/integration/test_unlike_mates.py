@@ -151,6 +151,7 @@ RULED = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RULED)
 def test_what_only_a_rule_of_the_family_merges_shares(name: str) -> None:
     case = CASES[name]

@@ -75,6 +75,7 @@ def test_a_picture_has_the_size_that_is_asked_for_where_a_pipeline_has_none_of_i
     assert "processing_resolution=" in report
 
 
+@pytest.mark.slow
 def test_a_pipelines_own_strength_may_leave_no_step(monkeypatch, capsys) -> None:
     code, report = verify("StableDiffusionXLImg2ImgPipeline", monkeypatch, capsys)
     assert_told(code, report)
