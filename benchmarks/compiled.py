@@ -29,7 +29,7 @@ sys.path.append(str(Path(__file__).parent.parent / "tests"))
 
 from steploom import DiffusionRequest, EngineConfig
 from steploom.worker.runner import Runner
-from steploom.worker.trial import Together
+from steploom.worker.trials.trial import Together
 
 RESULTS = Path(__file__).parent / "results" / "compiled.json"
 STEPS = 10

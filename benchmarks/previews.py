@@ -28,7 +28,7 @@ import torch
 from steploom import EngineConfig, demo
 from steploom.protocol import NewRequest, SchedulerOutput
 from steploom.requests import DiffusionRequest
-from steploom.weave import preview
+from steploom.weave.previews import preview
 from steploom.worker.runner import Runner
 
 HERE = Path(__file__).parent

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from steploom.weave.noise import StepDue, StepEnd
+from steploom.weave.noise.observed import StepDue, StepEnd
 
 
 class Heard(list[StepEnd]):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from scripted_runner import ScriptedRunner, stand_before
 
 from steploom.config import EngineConfig
-from steploom.worker import ranks
+from steploom.worker.ranks import spmd as ranks
 
 
 class LingeringRunner(ScriptedRunner):

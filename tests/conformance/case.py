@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from steploom.requests import DiffusionRequest
-from steploom.weave import unlike
-from steploom.worker import trial
+from steploom.weave.batching import unlike
+from steploom.worker.trials import trial
 
 SIZED = f"{unlike.UNLIKE}: encoder_hidden_states has another size"
 """The engine's reason where text has the prompt's own length."""

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from conformance.case import Case
 
-from steploom.worker import loading, trial
+from steploom.worker.models import loading
+from steploom.worker.trials import trial
 
 NO_MASK = "it takes no mask for text"
 LEAKS = "its mask does not hide padding"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from conformance.case import CASES, Case
 
-from steploom.worker import trial
+from steploom.worker.trials import trial
 
 CARES = 20.0
 """Swapping an argument must move the output by this many tolerances, else equality would mean nothing."""

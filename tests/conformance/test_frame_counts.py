@@ -14,7 +14,8 @@ from conformance.case import CASES, Case
 from steploom import AsyncDiffusionEngine, DiffusionRequest, EngineConfig, InvalidRequest
 from steploom.engine.validation import check_arguments
 from steploom.protocol.pictures import FRAMES
-from steploom.worker import loading, trial
+from steploom.worker.models import loading
+from steploom.worker.trials import trial
 
 _SLOW = pytest.mark.slow
 

@@ -15,7 +15,8 @@ from PIL import Image
 from steploom import DiffusionRequest, EngineConfig, InvalidRequest
 from steploom.engine.validation import check_arguments
 from steploom.protocol import PipelineInfo
-from steploom.worker import loading, trial
+from steploom.worker.models import loading
+from steploom.worker.trials import trial
 
 _FIXED = ("GlmImagePipeline",)
 """Classes whose cases give a layout of one size."""

@@ -17,8 +17,8 @@ from diffusers import DDPMScheduler, KandinskyV22InpaintCombinedPipeline
 from steploom.config import EngineConfig
 from steploom.protocol import PipelineInfo
 from steploom.requests import DiffusionRequest
-from steploom.worker import trial
 from steploom.worker.family import Family
+from steploom.worker.trials import trial
 
 SIZE, FRAMES = 32, 9
 INPAINTING = "QwenImageControlNetInpaintPipeline"

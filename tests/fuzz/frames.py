@@ -20,9 +20,10 @@ from steploom.config import EngineConfig
 from steploom.errors import GenerationFailed, ProtocolError
 from steploom.protocol import ErrorInfo, NewRequest, PipelineInfo, RequestReport, RunnerOutput, SchedulerOutput
 from steploom.requests import DiffusionRequest
-from steploom.worker import messages, ranks
+from steploom.worker import messages
 from steploom.worker.messages import Answer, Command, Configure, ToEngine, ToWorker
-from steploom.worker.ranks import Said, Word
+from steploom.worker.ranks import spmd as ranks
+from steploom.worker.ranks.spmd import Said, Word
 
 MEMORY = 256 << 20
 """Bytes that decoding a message may take, at most."""

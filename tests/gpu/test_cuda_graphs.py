@@ -9,7 +9,7 @@ import torch
 from driving import Driver, distance, request
 
 from steploom import EngineConfig
-from steploom.weave.cuda_graphs import CudaRecorder
+from steploom.weave.forwards.cuda_graphs import CudaRecorder
 from steploom.worker.runner import Runner
 
 pytestmark = pytest.mark.usefixtures("cuda")

@@ -18,7 +18,7 @@ from conformance.case import CASES
 from driving import Driver, alone, config, distance, request
 from tokenizers import normalizers
 
-from steploom.weave import tokenizers
+from steploom.weave.modules import tokenizers
 from steploom.worker.runner import Runner
 
 SMALL = {"height": 32, "width": 32, "num_inference_steps": 2}

@@ -16,8 +16,9 @@ from PIL import Image
 from steploom import DiffusionRequest, InvalidRequest
 from steploom.protocol import RequestReport
 from steploom.weave import pipelines
-from steploom.worker import blame, trial
+from steploom.worker.blame import fault as blame
 from steploom.worker.runner import Runner
+from steploom.worker.trials import trial
 
 SD, XL, FLUX, LTX = "StableDiffusionPipeline", "StableDiffusionXLImg2ImgPipeline", "FluxPipeline", "LTXPipeline"
 SD3, LLADA, QWEN, FILL = "StableDiffusion3Pipeline", "LLaDA2Pipeline", "QwenImagePipeline", "FluxFillPipeline"

@@ -14,7 +14,7 @@ from driving import Driver, alone, assert_equal_to_alone, config, distance, requ
 
 from steploom import AsyncDiffusionEngine
 from steploom.requests import DiffusionRequest
-from steploom.weave.layouts import Layout, Segment
+from steploom.weave.batching.layouts import Layout, Segment
 from steploom.worker.runner import Runner
 
 SMALL: dict[str, Any] = {"height": 32, "width": 32}

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from steploom import ConfigError, EngineConfig
-from steploom.worker import loading
+from steploom.worker.models import loading
 
 
 def refusal(model: Path | str, **settings: Any) -> str:

@@ -12,9 +12,9 @@ import torch
 from driving import LATENT_TOLERANCE, Driver, alone, assert_cares, distance, request
 
 from steploom import AsyncDiffusionEngine, ConfigError, EngineConfig
-from steploom.weave.compiled import is_compiled
-from steploom.worker import compiling
+from steploom.weave.modules.compiled import is_compiled
 from steploom.worker import runner as runners
+from steploom.worker.models import compiling
 from steploom.worker.runner import Runner
 
 OTHERS = ("sd3", "flux", "qwen_image", "wan")

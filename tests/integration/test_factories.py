@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 from steploom import ConfigError, EngineConfig
-from steploom.worker import loading
+from steploom.worker.models import loading
 
 
 def required(anything):

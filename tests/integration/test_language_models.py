@@ -15,7 +15,7 @@ from driving import Driver
 from steploom.config import EngineConfig
 from steploom.requests import DiffusionRequest
 from steploom.worker.runner import Runner
-from steploom.worker.trial import run_alone
+from steploom.worker.trials.trial import run_alone
 
 PROMPTS = ("a red circle", "two boats by the sea at dusk, seen from afar", "old house", "x")
 

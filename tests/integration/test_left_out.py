@@ -12,7 +12,7 @@ import tiny
 from driving import alone, distance, request
 
 from steploom import AsyncDiffusionEngine, EngineConfig, InvalidRequest
-from steploom.worker import left_out
+from steploom.worker.models import left_out
 
 
 async def test_without_a_vae_all_but_latents_is_refused_before_any_work(tiny_model: Path) -> None:

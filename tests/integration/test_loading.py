@@ -17,7 +17,7 @@ from driving import Driver, alone, assert_cares, distance, request
 from safetensors.torch import save_file
 
 from steploom import ConfigError, EngineConfig
-from steploom.worker import left_out
+from steploom.worker.models import left_out
 from steploom.worker.runner import Runner
 
 
@@ -224,7 +224,7 @@ def test_group_offloading_changes_nothing_but_where_weights_are(tiny_model: Path
     pipe = checkpoints.load(tiny_model)
     for how in ("leaf_level", {"offload_type": "block_level", "num_blocks_per_group": 1, "exclude_modules": ["vae"]}):
         runner, _ = load(tiny_model, group_offload=how)
-        from steploom.worker.loading import is_group_offloaded
+        from steploom.worker.models.loading import is_group_offloaded
 
         assert is_group_offloaded(runner.pipeline.transformer)
         assert_serves_as(runner, pipe)

@@ -13,9 +13,9 @@ from diffusers.hooks import group_offloading
 from driving import Driver, alone, assert_cares, config, distance, request
 
 from steploom import EngineConfig
-from steploom.weave import adapters
-from steploom.weave.shared import SharedModule
-from steploom.weave.structure import ModuleStructure
+from steploom.weave.lora import adapters
+from steploom.weave.modules.shared import SharedModule
+from steploom.weave.modules.structure import ModuleStructure
 from steploom.worker.runner import Runner
 
 SMALL: dict[str, Any] = {"height": 32, "width": 32, "num_inference_steps": 3}

@@ -10,7 +10,7 @@ import pytest
 import tiny_language
 
 from steploom import AsyncDiffusionEngine, Commit, DiffusionRequest, Restarted
-from steploom.worker.trial import run_alone
+from steploom.worker.trials.trial import run_alone
 
 PARAMS: dict[str, Any] = {"gen_length": 20, "block_length": 8, "num_inference_steps": 4, "temperature": 1.0,
                           "threshold": 0.3}  # fmt: skip

@@ -12,7 +12,7 @@ import tiny
 import torch
 
 from steploom import ConfigError, EngineConfig
-from steploom.worker import mixed_dtypes
+from steploom.worker.models import mixed_dtypes
 from steploom.worker.runner import Runner
 
 

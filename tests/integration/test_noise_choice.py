@@ -12,7 +12,9 @@ from diffusers.utils import DummyObject
 from driving import Driver, alone, config, distance
 
 from steploom import AsyncDiffusionEngine, DiffusionRequest, InvalidRequest, noise_schedulers
-from steploom.weave import loop_calls, noise_choice, untyped
+from steploom.weave import untyped
+from steploom.weave.noise import choice as noise_choice
+from steploom.weave.noise import loop_calls
 from steploom.worker.runner import Runner
 
 SMALL = {"num_inference_steps": 3, "height": 32, "width": 32}

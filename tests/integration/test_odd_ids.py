@@ -12,7 +12,7 @@ import torch
 from conformance.case import CASES
 
 from steploom import AsyncDiffusionEngine, InvalidRequest
-from steploom.worker import id_tables
+from steploom.worker.traits import id_tables
 
 TEXT: dict[str, Any] = {"gen_length": 8, "block_length": 4, "num_inference_steps": 4}
 

@@ -23,7 +23,7 @@ from steploom import AsyncDiffusionEngine, EngineConfig, GenerationFailed, Inval
 from steploom.engine.pictures import load_pictures
 from steploom.engine.validation import validate
 from steploom.protocol.pictures import pictures_among
-from steploom.worker import loading
+from steploom.worker.models import loading
 
 CASES_TRIED = [
     ("StableDiffusionImg2ImgPipeline", "image"),

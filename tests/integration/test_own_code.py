@@ -12,8 +12,8 @@ import pytest
 from test_loading import assert_serves_as, load, refusal
 
 from steploom import ConfigError
-from steploom.worker import component_classes
-from steploom.worker.component_classes import Place
+from steploom.worker.models import component_classes
+from steploom.worker.models.component_classes import Place
 
 CODE = """
 from diffusers import SD3Transformer2DModel

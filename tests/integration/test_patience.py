@@ -32,10 +32,10 @@ from steploom.executor.ray import Actor
 from steploom.executor.ray_cluster import Cluster
 from steploom.server import create_app
 from steploom.testing import FakeEngine
-from steploom.worker import ranks
-from steploom.worker.group import Group
 from steploom.worker.messages import Configure, Fatal, ToEngine, ToWorker
 from steploom.worker.process import EngineLink, attend
+from steploom.worker.ranks import spmd as ranks
+from steploom.worker.ranks.group import Group
 
 PATIENT_S, HASTY_S = 3600.0, 0.05
 
@@ -119,8 +119,8 @@ PATHS = os.pathsep.join([str(TESTS), *filter(None, sys.path)])
 TWO_GROUPS = """
 import os, sys, threading
 from steploom.config import EngineConfig
-from steploom.worker import ranks
-from steploom.worker.group import Group
+from steploom.worker.ranks import spmd as ranks
+from steploom.worker.ranks.group import Group
 
 def lose(why):
     print(threading.current_thread().name, "is told:", why, flush=True)

@@ -18,7 +18,10 @@ from PIL import Image
 from steploom import demo
 from steploom.errors import ConfigError
 from steploom.requests import DiffusionRequest
-from steploom.weave import forwards, noise, preview, rest
+from steploom.weave.aside import rest
+from steploom.weave.forwards import running as forwards
+from steploom.weave.noise import observed as noise
+from steploom.weave.previews import preview
 from steploom.worker.runner import Runner
 
 WIDE = {"height": 32, "width": 48, "num_inference_steps": 2, "preview_every": 1}

@@ -13,7 +13,7 @@ from conformance.families import hidream
 from diffusers import DiscreteDDIMScheduler
 
 from steploom.requests import DiffusionRequest
-from steploom.worker import trial
+from steploom.worker.trials import trial
 
 EXPERTS = 16
 

@@ -34,7 +34,7 @@ class Faulty:
     """An extension whose ranks can be told to fail."""
 
     def fail_in(self, rank: int) -> None:
-        from steploom.worker import ranks
+        from steploom.worker.ranks import spmd as ranks
 
         here = ranks.here()
         assert here is not None

@@ -15,7 +15,7 @@ from test_weaving import SMALL, TEXT, picture
 
 from steploom.errors import ConfigError
 from steploom.requests import DiffusionRequest
-from steploom.weave.step_cache import StepCache
+from steploom.weave.forwards.step_cache import StepCache
 from steploom.worker.runner import Runner
 
 STEPS = 12

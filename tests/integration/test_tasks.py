@@ -17,8 +17,9 @@ from driving import Driver, alone, assert_cares, config, distance
 
 from steploom import AsyncDiffusionEngine, ConfigError, DiffusionRequest, InvalidRequest
 from steploom.engine.validation import check_arguments
-from steploom.worker import loading, tasks
+from steploom.worker import tasks
 from steploom.worker.family import Given
+from steploom.worker.models import loading
 from steploom.worker.runner import Runner
 
 FAMILIES = {

@@ -13,7 +13,8 @@ from conformance.families import hunyuan_video, lumina, sana
 from driving import Driver, alone, config, distance
 
 from steploom.requests import DiffusionRequest
-from steploom.weave import unlike, untyped
+from steploom.weave import untyped
+from steploom.weave.batching import unlike
 from steploom.worker.runner import Runner
 
 

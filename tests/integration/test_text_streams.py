@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline
 from steploom import AsyncDiffusionEngine, Commit, DiffusionRequest, Draft, Finished, StepEvent
 from steploom.engine.mailbox import Mailbox
 from steploom.requests import Event
-from steploom.worker.trial import run_alone
+from steploom.worker.trials.trial import run_alone
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -11,8 +11,8 @@ import torch
 from conformance.case import CASES, Case
 
 from steploom.requests import DiffusionRequest
-from steploom.worker import trial
-from steploom.worker.rounding import rounded_otherwise
+from steploom.worker.trials import trial
+from steploom.worker.trials.rounding import rounded_otherwise
 
 VERDICT = trial.Verdict(distances=(5e-4,), share=1.0, reasons={}, alone_s=1.0, together_s=1.0)
 

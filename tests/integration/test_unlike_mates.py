@@ -11,8 +11,8 @@ import torch
 from conformance.case import CASES, PROMPTS, SIZED
 from driving import Driver, alone, assert_equal_to_alone, config, distance, request
 
-from steploom.worker import trial
 from steploom.worker.runner import Runner
+from steploom.worker.trials import trial
 
 SMALL: dict[str, Any] = {"height": 32, "width": 32, "num_inference_steps": 2}
 

@@ -11,7 +11,7 @@ import torch
 from conformance.case import CASES
 
 from steploom.cli import main
-from steploom.worker import candidates
+from steploom.worker.trials import candidates
 
 
 def verify(name: str, monkeypatch, capsys, *options: str) -> tuple[int, str]:

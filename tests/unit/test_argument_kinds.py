@@ -18,7 +18,7 @@ from steploom.media.pictures import brief
 from steploom.protocol import NewRequest, Parameter, PipelineInfo
 from steploom.requests import DiffusionRequest
 from steploom.weave import signatures
-from steploom.worker import annotations
+from steploom.worker.traits import annotations
 
 FLUX = annotations.kinds(diffusers.FluxPipeline)
 SDXL = annotations.kinds(diffusers.StableDiffusionXLPipeline)

@@ -8,8 +8,9 @@ import pytest
 from steploom import InvalidRequest
 from steploom.cli import main, verify
 from steploom.protocol import Parameter, PipelineInfo
-from steploom.worker import candidates, loading, trial
-from steploom.worker.trial import TOLERANCE, Verdict
+from steploom.worker.models import loading
+from steploom.worker.trials import candidates, trial
+from steploom.worker.trials.trial import TOLERANCE, Verdict
 
 
 def verdict(**changes) -> Verdict:

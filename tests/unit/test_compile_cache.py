@@ -9,7 +9,7 @@ import pytest
 from torch._inductor.runtime.runtime_utils import default_cache_dir
 
 from steploom import config
-from steploom.worker import compile_cache
+from steploom.worker.models import compile_cache
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 

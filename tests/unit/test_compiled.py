@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from steploom.weave.compiled import Compilation, is_compiled
-from steploom.weave.shared import SharedModule, clone_tree, isolate
+from steploom.weave.modules.compiled import Compilation, is_compiled
+from steploom.weave.modules.shared import SharedModule, clone_tree, isolate
 
 
 class Block(nn.Module):

@@ -137,7 +137,7 @@ def test_every_timeout_of_a_server_is_in_a_table_with_its_default() -> None:
 def test_the_hub_has_as_long_as_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import HfApi
 
-    from steploom.worker.lora_places import place
+    from steploom.worker.lora.places import place
 
     waited: list[float] = []
     monkeypatch.setattr(HfApi, "model_info", lambda self, repository, timeout: waited.append(timeout))

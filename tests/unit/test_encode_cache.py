@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from steploom.weave.calls import ModuleCall
-from steploom.weave.encode_cache import EncodeCache
-from steploom.weave.shared import Target
+from steploom.weave.forwards.encode_cache import EncodeCache
+from steploom.weave.modules.shared import Target
 
 
 class Encoder(nn.Module):

@@ -14,7 +14,7 @@ from steploom.engine.validation import check_arguments
 from steploom.protocol import Parameter, PipelineInfo
 from steploom.requests import DiffusionRequest
 from steploom.weave import signatures
-from steploom.worker import lengths
+from steploom.worker.traits import lengths
 
 TAKEN = ("prompt", "width", "height", "num_inference_steps", "strength", "sigmas", "denoising_start",
          "use_resolution_binning", "num_frames", "video_length", "image", "class_labels")  # fmt: skip

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from steploom.weave.axes import Axes
+from steploom.weave.batching.merging import MergedCall
 from steploom.weave.calls import ModuleCall
-from steploom.weave.graphs import Graphs, Replayed, bucket, padded
-from steploom.weave.merging import MergedCall
-from steploom.weave.shared import SharedModule
+from steploom.weave.forwards.graphs import Graphs, Replayed, bucket, padded
+from steploom.weave.modules.shared import SharedModule
 
 AXES = Axes((0, 0), (0,))
 

@@ -12,7 +12,7 @@ from steploom import DiffusionRequest, EngineConfig, InvalidRequest
 from steploom.engine.validation import check_arguments
 from steploom.protocol import Parameter, PipelineInfo
 from steploom.worker import tasks
-from steploom.worker.needs import does_without, needs
+from steploom.worker.traits.needs import does_without, needs
 
 
 class Asks:

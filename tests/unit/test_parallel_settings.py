@@ -8,8 +8,8 @@ import pytest
 
 from steploom.config import EngineConfig, keep_to_this_machine
 from steploom.errors import ConfigError
-from steploom.worker.group import shifted
 from steploom.worker.messages import Configure
+from steploom.worker.ranks.group import shifted
 
 
 def test_ranks_are_what_the_degrees_multiply_to() -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from steploom import DiffusionRequest
 from steploom.protocol import Parameter, PipelineInfo
-from steploom.worker.picture_faults import of_pictures
+from steploom.worker.blame.picture_faults import of_pictures
 
 NAMES = ("image", "mask_image", "video", "ip_adapter_image")
 INFO = PipelineInfo(

@@ -17,7 +17,7 @@ from steploom.errors import ConfigError, InvalidRequest
 from steploom.protocol import PipelineInfo
 from steploom.requests import DiffusionRequest
 from steploom.server.videos.store import folder_for
-from steploom.worker import compile_cache, sources
+from steploom.worker.models import compile_cache, sources
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import diffusers
 import pytest
 
-from steploom.worker import products
+from steploom.worker.traits import products
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import pytest
 
 from steploom.errors import ConfigError
 from steploom.protocol import ErrorInfo, RequestReport, RunnerOutput
-from steploom.worker import ranks
-from steploom.worker.group import outcome_of
-from steploom.worker.ranks import Did, Failed, First, Link, Other
+from steploom.worker.ranks import spmd as ranks
+from steploom.worker.ranks.group import outcome_of
+from steploom.worker.ranks.spmd import Did, Failed, First, Link, Other
 
 
 class Lost(BaseException):

@@ -161,7 +161,7 @@ def test_whatever_is_logged_is_one_line_of_json(log: Log) -> None:
     assert "ValueError" in second["exception"]
     assert logs.writes_json()
     logs.configure("text")
-    anybody.warning("plain", extra={"steps": 3})
+    anybody.warning("plain", extra={"steps": 3, "_ray_timestamp_ns": 1})
     assert log.getvalue().endswith("WARNING uvicorn.error: plain steps=3\n")
     assert not logs.writes_json()
 

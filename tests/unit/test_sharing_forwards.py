@@ -11,7 +11,7 @@ import torch
 
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError, EngineError
-from steploom.worker.parallel import Sharing, around, refuse, share
+from steploom.worker.ranks.parallel import Sharing, around, refuse, share
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 

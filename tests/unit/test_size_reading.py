@@ -9,7 +9,7 @@ import diffusers
 import pytest
 from diffusers import DiffusionPipeline
 
-from steploom.worker import sizes
+from steploom.worker.traits import sizes
 
 PATCHED = types.SimpleNamespace(config=types.SimpleNamespace(patch_size=(1, 2, 2)))
 

@@ -16,8 +16,8 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from steploom.weave.solvers import row_step, run
-from steploom.weave.wholes import Wholes
+from steploom.weave.batching.wholes import Wholes
+from steploom.weave.noise.solvers import row_step, run
 
 FLOW: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
 PREDICTIONS = ("epsilon", "v_prediction", "sample")

@@ -16,7 +16,7 @@ from steploom import DiffusionRequest, InvalidRequest, codec
 from steploom.protocol import NewRequest
 from steploom.step_caches import THRESHOLDS, WARM_UP, StepCaching, parse
 from steploom.weave.calls import ModuleCall
-from steploom.weave.step_cache import MOST_CALLS, Rule, StepCache
+from steploom.weave.forwards.step_cache import MOST_CALLS, Rule, StepCache
 
 CHANGES = st.lists(st.floats(0, 1), max_size=40)
 THRESHOLD = st.floats(0, 3)

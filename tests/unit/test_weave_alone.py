@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from steploom.weave.axes import Axes
+from steploom.weave.batching.merge_keys import Contents
+from steploom.weave.batching.unlike import ONLY_ONE, OWN_OBJECT, UNLIKE, why_alone
 from steploom.weave.calls import ModuleCall
-from steploom.weave.merge_keys import Contents
-from steploom.weave.ragged_text import RaggedText
-from steploom.weave.unlike import ONLY_ONE, OWN_OBJECT, UNLIKE, why_alone
+from steploom.weave.ragged.text import RaggedText
 
 IDS = torch.arange(4)
 AXES = Axes((0, None, 0), (0,))

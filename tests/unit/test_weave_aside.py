@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from steploom.weave.aside import Aside, SideThread
-from steploom.weave.batches import Group
+from steploom.weave.aside.aside import Aside, SideThread
+from steploom.weave.aside.slices import Slices
+from steploom.weave.aside.streams import SideStream
+from steploom.weave.batching.batches import Group
 from steploom.weave.calls import ModuleCall
-from steploom.weave.shared import Target
-from steploom.weave.slices import Slices
-from steploom.weave.streams import SideStream
+from steploom.weave.modules.shared import Target
 from steploom.worker import beside
 
 TIMEOUT_S = 30.0
@@ -114,7 +114,7 @@ def test_the_tick_waits_only_for_what_is_likely_to_be_done_in_time() -> None:
 
 
 def test_the_thread_ends_when_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("steploom.weave.aside.LINGER_S", 0.01)
+    monkeypatch.setattr("steploom.weave.aside.aside.LINGER_S", 0.01)
     answers = Answers(1)
     aside = SideThread(answers)
     for _ in range(2):

@@ -12,7 +12,7 @@ import torch
 from test_weave_aside import TIMEOUT_S, Answers, entry
 
 from steploom.weave import untyped
-from steploom.weave.aside import SideThread, _tensors
+from steploom.weave.aside.aside import SideThread, _tensors
 
 
 def test_a_fault_of_the_device_ends_no_thread_and_is_raised_on_the_hub_s() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hearing import Heard
 
-from steploom.weave import noise
+from steploom.weave.noise import observed as noise
 
 STEPS = 6
 EPSILON = ("epsilon", "v_prediction", "sample")

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steploom.weave.axes import Axes
+from steploom.weave.batching.merging import MergedCall
 from steploom.weave.calls import ModuleCall
 from steploom.weave.forms import FORMS_KEPT, Facts, formed_call
-from steploom.weave.merging import MergedCall
 
 
 class Echo:

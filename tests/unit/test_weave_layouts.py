@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from steploom.requests import DiffusionRequest
 from steploom.weave.axes import Axes
+from steploom.weave.batching.merging import MergedCall
 from steploom.weave.calls import ModuleCall
-from steploom.weave.graphs import padded
-from steploom.weave.merging import MergedCall
-from steploom.worker.probes import samples
+from steploom.weave.forwards.graphs import padded
+from steploom.worker.trials.probes import samples
 
 
 class Echo:

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steploom.weave.axes import NOTHING_GREW, Axes, Seen, compare, guess
+from steploom.weave.batching.merge_keys import Contents, Merger, rows_of
+from steploom.weave.batching.merging import MergedCall, Unsplittable
 from steploom.weave.calls import ModuleCall, flatten, pattern, unflatten
-from steploom.weave.merge_keys import Contents, Merger, rows_of
-from steploom.weave.merging import MergedCall, Unsplittable
 
 
 class Echo:

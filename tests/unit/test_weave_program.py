@@ -12,8 +12,8 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from hearing import Heard
 
-from steploom.weave import noise
 from steploom.weave.calls import ModuleCall
+from steploom.weave.noise import observed as noise
 from steploom.weave.order import CallOrder, is_denoiser
 from steploom.weave.program import Program, suspend, why_alone
 from steploom.weave.watching import Watcher

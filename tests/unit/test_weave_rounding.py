@@ -11,11 +11,11 @@ from torch import nn
 from torch.nn.functional import grouped_mm, linear, silu
 
 from steploom.weave.axes import Axes
+from steploom.weave.batching.merging import MergedCall
 from steploom.weave.calls import ModuleCall
-from steploom.weave.differences import LOOSE, far_apart, largest_difference
-from steploom.weave.merging import MergedCall
-from steploom.weave.precision import NotExact, compute_dtype, exactly, rounded_otherwise
-from steploom.weave.verify import check
+from steploom.weave.verifying.differences import LOOSE, far_apart, largest_difference
+from steploom.weave.verifying.precision import NotExact, compute_dtype, exactly, rounded_otherwise
+from steploom.weave.verifying.verify import check
 
 WIDTH, EXPERTS, TOKENS, REQUESTS = 32, 16, 12, 3
 Leak = Callable[[torch.Tensor], torch.Tensor]

@@ -11,11 +11,11 @@ from diffusers.models.transformers.transformer_flux2 import Flux2KVCache
 from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
 
 from steploom.weave.axes import Axes
+from steploom.weave.batching.merge_keys import Merger
+from steploom.weave.batching.merging import MergedCall
 from steploom.weave.calls import Leaf, ModuleCall, flatten, has_cache, has_opaque, unflatten
 from steploom.weave.forms import formed_call
-from steploom.weave.merge_keys import Merger
-from steploom.weave.merging import MergedCall
-from steploom.weave.ragged_text import OneForAll, RaggedFrames, RaggedLayers, RaggedText
+from steploom.weave.ragged.text import OneForAll, RaggedFrames, RaggedLayers, RaggedText
 
 
 class Module:

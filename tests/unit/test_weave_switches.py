@@ -16,8 +16,8 @@ from diffusers.models.attention_processor import (
 )
 from torch import nn
 
-from steploom.weave.shared import clone_tree, own_processors
-from steploom.weave.switches import Switches
+from steploom.weave.modules.shared import clone_tree, own_processors
+from steploom.weave.modules.switches import Switches
 
 
 class Net(nn.Module):

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from steploom.weave.axes import Axes, Seen, compare
+from steploom.weave.batching.merging import MergedCall
 from steploom.weave.calls import ModuleCall
-from steploom.weave.merging import MergedCall
-from steploom.weave.verify import check
+from steploom.weave.verifying.verify import check
 
 Module = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

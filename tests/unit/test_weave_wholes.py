@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from steploom.weave.axes import Axes
+from steploom.weave.batching.merging import MergedCall
+from steploom.weave.batching.wholes import Wholes
 from steploom.weave.calls import ModuleCall
 from steploom.weave.copies import woven_module
-from steploom.weave.merging import MergedCall
-from steploom.weave.shared import SharedModule
-from steploom.weave.wholes import Wholes
+from steploom.weave.modules.shared import SharedModule
 
 
 def test_views_in_order_are_their_whole_for_two_ticks():

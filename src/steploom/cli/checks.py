@@ -78,7 +78,7 @@ def settings(config: EngineConfig) -> Iterator[Finding]:
         elif value is not None:
             whence = f" ({variable})" if variable in os.environ else ""
             yield Finding("ok", f"setting {name}", f"{value}{about}{whence}")
-    from steploom.worker import loading
+    from steploom.worker.models import loading
 
     try:
         loading.refuse_settings(config, given=False)
@@ -93,7 +93,7 @@ def _model(config: EngineConfig) -> str:
         raise ConfigError(f"model={error}") from None
     if found == "demo":
         return ", the built-in model"
-    from steploom.worker import sources
+    from steploom.worker.models import sources
 
     kinds = {"folder": ", a folder", "file": ", a single-file checkpoint", "factory": ", a factory, not called here"}
     return kinds.get(sources.find(found).kind, ", taken for a hub id, which is not looked up here")
@@ -110,7 +110,7 @@ def _task(config: EngineConfig) -> str:
 def _device(config: EngineConfig) -> str:
     import torch
 
-    from steploom.worker import loading
+    from steploom.worker.models import loading
 
     device = loading.resolve_device(config.device)
     torch.zeros(1, device=device).item()

@@ -114,7 +114,7 @@ def load() -> Any:
         chatter.disable_progress_bar()
         chatter.set_verbosity_error()
     from steploom.config import EngineConfig
-    from steploom.worker import loading
+    from steploom.worker.models import loading
 
     pipe = loading.load(EngineConfig(model="demo", dtype="float32"), lambda _: None)
     pipe.set_progress_bar_config(disable=True)

@@ -12,7 +12,7 @@ from steploom.errors import ConfigError, EngineError
 if TYPE_CHECKING:
     from steploom.config import EngineConfig
     from steploom.requests import DiffusionRequest
-    from steploom.worker.trial import Verdict
+    from steploom.worker.trials.trial import Verdict
 
 _EXAMPLES = """
 examples:
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     """
     from rich.console import Console
 
-    from steploom.worker import candidates, trial
+    from steploom.worker.trials import candidates, trial
 
     if len(options.prompt or ()) > len(PROMPTS):
         raise ConfigError(
@@ -98,7 +98,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _loaded(config: EngineConfig, tell: Callable[[str], None]) -> Any:
-    from steploom.worker import loading
+    from steploom.worker.models import loading
 
     try:
         pipeline = loading.load(config, tell)
@@ -113,7 +113,8 @@ def _requests(
 ) -> list[DiffusionRequest]:
     """Two requests that the engine takes and the pipeline can do."""
     from steploom.engine.validation import check_arguments
-    from steploom.worker import candidates, loading
+    from steploom.worker.models import loading
+    from steploom.worker.trials import candidates
 
     prompts = [*(options.prompt or PROMPTS[:1]), *PROMPTS[1:]]
     wishes = candidates.Wishes(options.steps, options.size, prompts, dict(options.extra))

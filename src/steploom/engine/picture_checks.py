@@ -1,7 +1,7 @@
 """What cannot be a picture, whatever the pipeline: refused before anything is queued.
 
 What only some pipelines take (several pictures, arrays, a palette) is theirs to refuse, and told by
-:mod:`steploom.worker.picture_faults`.
+:mod:`steploom.worker.blame.picture_faults`.
 """
 
 from __future__ import annotations

@@ -13,11 +13,11 @@ from typing import Literal
 
 import torch
 
+from steploom.weave.batching.row_lists import Path, doubled
 from steploom.weave.calls import Leaf, ModuleCall, Structure, flatten, pattern
 from steploom.weave.machine_faults import make_room
 from steploom.weave.order import is_denoiser
 from steploom.weave.program import Program
-from steploom.weave.row_lists import Path, doubled
 
 log = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from steploom.weave import caches, untyped
 
 if TYPE_CHECKING:
     from steploom.weave.forms import Form
-    from steploom.weave.ragged_language import LanguageRule
-    from steploom.weave.ragged_text import Arguments
-    from steploom.weave.shared import Target
+    from steploom.weave.modules.shared import Target
+    from steploom.weave.ragged.language import LanguageRule
+    from steploom.weave.ragged.text import Arguments
 
 Leaf = torch.Tensor | list[torch.Tensor]
 Structure = Hashable

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 
-from steploom.weave.batches import Batches, Group
+from steploom.weave.batching.batches import Batches, Group
+from steploom.weave.batching.invariant import InvariantBatches
+from steploom.weave.batching.wholes import Wholes
 from steploom.weave.calls import ModuleCall
 from steploom.weave.counters import Counters
-from steploom.weave.encode_cache import EncodeCache
-from steploom.weave.invariant import InvariantBatches
+from steploom.weave.forwards.encode_cache import EncodeCache
 from steploom.weave.program import Program
-from steploom.weave.wholes import Wholes
 
 
 class Chores:

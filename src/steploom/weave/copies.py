@@ -18,17 +18,17 @@ import torch
 from torch import nn
 
 from steploom.weave import signatures, untyped
-from steploom.weave.alike import wrapped_as_asked
+from steploom.weave.batching.alike import wrapped_as_asked
 from steploom.weave.callbacks import within_callback
 from steploom.weave.forms import Form, formed_call
-from steploom.weave.kept import keep
+from steploom.weave.modules.kept import keep
+from steploom.weave.modules.shared import HOOK_TABLES, METHODS, SharedModule, Target, clone_tree, own_processors
+from steploom.weave.modules.switches import Switches
 from steploom.weave.order import is_denoiser
 from steploom.weave.program import note_unshared, suspend, why_alone
-from steploom.weave.shared import HOOK_TABLES, METHODS, SharedModule, Target, clone_tree, own_processors
-from steploom.weave.switches import Switches
 
 if TYPE_CHECKING:
-    from steploom.weave.blend import View
+    from steploom.weave.lora.blend import View
 
 _SERIALS = itertools.count(1)
 _NOT_INHERITED = (*METHODS, "_hf_hook", "_old_forward", "_diffusers_hook")

@@ -8,8 +8,8 @@ import time
 from collections.abc import Generator
 
 from steploom.protocol import RequestReport, RunnerOutput
+from steploom.weave.batching.unlike import ONLY_ONE
 from steploom.weave.order import is_denoiser
-from steploom.weave.unlike import ONLY_ONE
 
 
 @dataclasses.dataclass

@@ -20,7 +20,7 @@ from steploom.weave.calls import SCALARS, Leaf, ModuleCall, Structure
 from steploom.weave.order import is_denoiser
 
 if TYPE_CHECKING:
-    from steploom.weave.shared import Target
+    from steploom.weave.modules.shared import Target
 
 FORMS_KEPT = 4
 """For each program and module: a pipeline may make two calls a step, one for each prompt."""

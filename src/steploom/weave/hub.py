@@ -13,17 +13,17 @@ from typing import Any
 
 import torch
 
-from steploom.weave import solvers
-from steploom.weave.aside import Aside
-from steploom.weave.batches import Batches, Group
+from steploom.weave.aside.aside import Aside
+from steploom.weave.batching.batches import Batches, Group
+from steploom.weave.batching.invariant import InvariantBatches
+from steploom.weave.batching.wholes import Wholes
 from steploom.weave.calls import ModuleCall
 from steploom.weave.chores import Chores
 from steploom.weave.counters import Counters
-from steploom.weave.encode_cache import EncodeCache
-from steploom.weave.invariant import InvariantBatches
+from steploom.weave.forwards.encode_cache import EncodeCache
+from steploom.weave.noise import solvers
 from steploom.weave.order import CallOrder, is_denoiser
 from steploom.weave.program import Program
-from steploom.weave.wholes import Wholes
 
 log = logging.getLogger(__name__)
 

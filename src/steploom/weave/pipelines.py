@@ -11,18 +11,18 @@ from torch import nn
 
 from steploom.weave import untyped
 from steploom.weave.copies import is_woven, weave_inside, woven_module
-from steploom.weave.direct_calls import called_elsewhere
-from steploom.weave.noise_choice import replacement
+from steploom.weave.modules.direct_calls import called_elsewhere
+from steploom.weave.modules.rebinding import Rebinding, functions_of, unsettled
+from steploom.weave.modules.shared import SharedModule
+from steploom.weave.modules.tokenizers import Tokenizers
+from steploom.weave.noise.choice import replacement
 from steploom.weave.own_class import woven_class
-from steploom.weave.ragged import language_rules
-from steploom.weave.rebinding import Rebinding, functions_of, unsettled
-from steploom.weave.shared import SharedModule
+from steploom.weave.ragged.rules import language_rules
 from steploom.weave.text import watch_for
-from steploom.weave.tokenizers import Tokenizers
 from steploom.weave.watching import Watcher
 
 if TYPE_CHECKING:
-    from steploom.weave.blend import View
+    from steploom.weave.lora.blend import View
 
 _NO_VIEWS: Mapping[int, View] = MappingProxyType({})
 
@@ -68,7 +68,7 @@ class Loom:
 
     @property
     def outdated(self) -> bool:
-        """Whether the application has changed its modules since this was made; see :mod:`steploom.weave.structure`."""
+        """Whether the application has changed its modules since (:mod:`steploom.weave.modules.structure`)."""
         if not self._isolated:
             return False
         modules = {**untyped.modules_of(self.pipeline), **self._adopted}

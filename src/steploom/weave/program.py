@@ -17,13 +17,13 @@ import torch
 from steploom.weave.calls import ModuleCall
 from steploom.weave.exits import Ended
 from steploom.weave.holdings import Holdings
-from steploom.weave.kept import Kept, restore
-from steploom.weave.noise import StepDue, StepEnd
+from steploom.weave.modules.kept import Kept, restore
+from steploom.weave.noise.observed import StepDue, StepEnd
 from steploom.weave.order import is_denoiser
 
 if TYPE_CHECKING:
     from steploom.weave.forms import Facts
-    from steploom.weave.step_cache import StepCache
+    from steploom.weave.forwards.step_cache import StepCache
     from steploom.weave.watching import Watcher
 
 log = logging.getLogger(__name__)

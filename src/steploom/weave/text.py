@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from steploom.weave.calls import ModuleCall
-from steploom.weave.noise import StepEnd
+from steploom.weave.noise.observed import StepEnd
 
 Tokens = list[list[int]]
 """Token ids, a list for each row."""

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from steploom.weave import noise
 from steploom.weave.calls import ModuleCall
 from steploom.weave.laid_out import Bounds
-from steploom.weave.noise import StepDue, StepEnd
+from steploom.weave.noise import observed
+from steploom.weave.noise.observed import StepDue, StepEnd
 from steploom.weave.program import may_suspend, suspend
 from steploom.weave.text import TextWatch, watch_for
 from steploom.weave.transcript import Transcript
@@ -46,7 +46,7 @@ class Watcher:
 
     def observe(self, noise_scheduler: Any, stage: str) -> Any:
         """An observed copy of ``noise_scheduler``."""
-        own = noise.observe(noise_scheduler, _Stage(self, stage))
+        own = observed.observe(noise_scheduler, _Stage(self, stage))
         self._observed.append(own)
         return own
 
@@ -62,7 +62,7 @@ class Watcher:
             self._follow(self._text.stepped, end)
             self.stage = self._text.stage
         elif not self._settled:
-            self.total_steps, self._settled = noise.total_steps(noise_scheduler, self.total_steps), True
+            self.total_steps, self._settled = observed.total_steps(noise_scheduler, self.total_steps), True
         if self.total_steps is not None:
             self.total_steps = max(self.total_steps, self.steps)
 
@@ -122,7 +122,7 @@ class Watcher:
     def close(self) -> None:
         """Ends all observation."""
         while self._observed:
-            noise.forget(self._observed.pop())
+            observed.forget(self._observed.pop())
 
 
 class _Stage:

@@ -17,10 +17,10 @@ from steploom import streams
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError
 from steploom.weave.exits import Ended
-from steploom.worker.group import follow
 from steploom.worker.listening import GREET_S, listen
 from steploom.worker.memory import keep_freed
 from steploom.worker.process import end_with_engine, run
+from steploom.worker.ranks.group import follow
 from steploom.worker.serving import DEFAULT_RUNNER
 
 

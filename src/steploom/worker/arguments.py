@@ -11,8 +11,8 @@ from steploom.errors import InvalidRequest
 from steploom.protocol import PipelineInfo
 from steploom.requests import DiffusionRequest
 from steploom.weave import callbacks, signatures
-from steploom.weave.shared import own_containers
-from steploom.worker.loading import denoiser_of
+from steploom.weave.modules.shared import own_containers
+from steploom.worker.models.loading import denoiser_of
 
 _PROJECTIONS = ("encoder_hid_proj", "image_proj")
 """Where a denoiser has what an IP-Adapter makes of pictures."""

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 
 from steploom.config import AsideMode
-from steploom.weave.aside import Aside, SideThread
-from steploom.weave.batches import Group
-from steploom.weave.slices import Slices
-from steploom.weave.streams import SideStream
+from steploom.weave.aside.aside import Aside, SideThread
+from steploom.weave.aside.slices import Slices
+from steploom.weave.aside.streams import SideStream
+from steploom.weave.batching.batches import Group
 
 
 def make_aside(mode: AsideMode, device: torch.device, answer: Callable[[Group], None]) -> Aside:

@@ -11,7 +11,7 @@ from steploom.media.pictures import brief
 from steploom.protocol import PipelineInfo
 from steploom.protocol.pictures import FRAMES, LATENT_WINDOWS, WINDOWS, pictures_among
 from steploom.requests import DiffusionRequest
-from steploom.weave import noise
+from steploom.weave.noise import observed
 
 _TURNS = ("jump_n_sample", "ar_step")
 """Arguments that make a loop longer than ``num_inference_steps`` says."""
@@ -49,7 +49,7 @@ class RequestBounds:
 
     def counted(self, steps: int, noise_schedulers: Sequence[Any]) -> None:
         """The steps of its loop."""
-        if steps <= noise.turns(self._config.max_steps, noise_schedulers):
+        if steps <= observed.turns(self._config.max_steps, noise_schedulers):
             return
         field, said = self._blamed(_TURNS, "num_inference_steps")
         raise InvalidRequest(

@@ -11,8 +11,10 @@ from torch import nn
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError
 from steploom.protocol import PipelineInfo
-from steploom.weave import rebinding, untyped
-from steploom.worker import loading, roles, tasks
+from steploom.weave import untyped
+from steploom.weave.modules import rebinding
+from steploom.worker import tasks
+from steploom.worker.models import loading, roles
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,6 @@ from steploom.errors import InvalidRequest, ProtocolError
 from steploom.protocol import RequestReport
 from steploom.worker.agenda import Agenda
 from steploom.worker.gaps import Gaps
-from steploom.worker.group import Group, packages_of
 from steploom.worker.memory import still
 from steploom.worker.messages import (
     Answer,
@@ -39,6 +38,7 @@ from steploom.worker.messages import (
     ToEngine,
     ToWorker,
 )
+from steploom.worker.ranks.group import Group, packages_of
 from steploom.worker.serving import Forget, Inbox, Obedience, RunnerLike, describe, fatal, refusal, runner_factory
 
 LAST_WORDS = 70

@@ -11,12 +11,12 @@ import torch
 from steploom.errors import GenerationFailed
 from steploom.protocol import PipelineInfo, RequestReport
 from steploom.requests import DiffusionRequest
-from steploom.weave import preview
-from steploom.weave.preview import Previewer
+from steploom.weave.previews import preview
+from steploom.weave.previews.preview import Previewer
 from steploom.weave.program import Program
 from steploom.weave.transcript import Transcript
-from steploom.worker import products
-from steploom.worker.blame import failure
+from steploom.worker.blame.fault import failure
+from steploom.worker.traits import products
 
 log = logging.getLogger(__name__)
 

@@ -20,25 +20,26 @@ from steploom.errors import ConfigError, EngineError
 from steploom.protocol import NewRequest, PipelineInfo, RequestReport, RunnerOutput, SchedulerOutput, WorkerStats
 from steploom.requests import DiffusionRequest
 from steploom.weave import signatures
-from steploom.weave.adapters import Selection
 from steploom.weave.counters import Counters
+from steploom.weave.forwards.step_cache import StepCache
 from steploom.weave.hub import Hub
+from steploom.weave.lora.adapters import Selection
 from steploom.weave.pipelines import Loom
-from steploom.weave.preview import Previewer, load_tiny
+from steploom.weave.previews.preview import Previewer, load_tiny
 from steploom.weave.program import Program
-from steploom.weave.step_cache import StepCache
 from steploom.weave.watching import Watcher
-from steploom.worker import loading, memory
+from steploom.worker import memory
 from steploom.worker.arguments import arguments
 from steploom.worker.beside import make_aside
-from steploom.worker.blame import failure, no_steps
+from steploom.worker.blame.fault import failure, no_steps
 from steploom.worker.bounds import RequestBounds
 from steploom.worker.family import Family, Given
 from steploom.worker.gauges import gauge_of
-from steploom.worker.loras import Counts, Loras
-from steploom.worker.probes import doubled, samples
+from steploom.worker.lora.loras import Counts, Loras
+from steploom.worker.models import loading
 from steploom.worker.residents import Resident, show
 from steploom.worker.rpc import Extensions
+from steploom.worker.trials.probes import doubled, samples
 from steploom.worker.tuning import Tuning
 from steploom.worker.warmup import warm_up
 

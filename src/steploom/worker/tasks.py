@@ -14,7 +14,7 @@ from inspect import Parameter
 from typing import Any
 
 from steploom.weave import signatures, untyped
-from steploom.worker.needs import does_without
+from steploom.worker.traits.needs import does_without
 
 CONTROLNET = "controlnet"
 """The task of all pipelines that take an image for a ControlNet, whatever else they do."""

@@ -15,8 +15,11 @@ from typing import Any
 
 import greenlet
 
-from steploom.weave import batches, copies, hub, merging, noise, plans, program, shared, solvers
-from steploom.weave.aside import is_aside
+from steploom.weave import copies, hub, program
+from steploom.weave.aside.aside import is_aside
+from steploom.weave.batching import batches, merging, plans
+from steploom.weave.modules import shared
+from steploom.weave.noise import observed, solvers
 from steploom.worker import process, residents, runner
 
 PARTS = {
@@ -26,7 +29,7 @@ PARTS = {
         (copies, "formed_call"), (plans.Plans, "find"), (batches.Batches, "run"), (batches.Batches, "run_again"),
     ],
     "noise scheduler": [
-        (hub, "_taken_together"), (noise, "row_step"), (noise.StepDue, "taken"), (noise.StepDue, "take_alone"),
+        (hub, "_taken_together"), (observed, "row_step"), (observed.StepDue, "taken"), (observed.StepDue, "take_alone"),
         (solvers, "run"),
     ],
     "pipeline": [(program.Program, "resume")],

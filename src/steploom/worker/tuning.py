@@ -9,16 +9,16 @@ import torch
 
 from steploom.config import EngineConfig
 from steploom.config.parallel import asked
-from steploom.weave.compiled import Compilation, is_compiled
-from steploom.weave.cuda_graphs import CudaRecorder
-from steploom.weave.forwards import Forwards
-from steploom.weave.graphs import Graphs, Replayed
+from steploom.weave.forwards.cuda_graphs import CudaRecorder
+from steploom.weave.forwards.graphs import Graphs, Replayed
+from steploom.weave.forwards.running import Forwards
 from steploom.weave.hub import Hub
+from steploom.weave.modules.compiled import Compilation, is_compiled
+from steploom.weave.modules.shared import SharedModule, Target
 from steploom.weave.order import is_denoiser
 from steploom.weave.pipelines import Loom
-from steploom.weave.shared import SharedModule, Target
-from steploom.worker import parallel
-from steploom.worker.ranks import Rank, required
+from steploom.worker.ranks import parallel
+from steploom.worker.ranks.spmd import Rank, required
 
 
 class Counts(TypedDict):

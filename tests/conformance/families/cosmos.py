@@ -21,7 +21,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 
-from steploom.weave import unlike
+from steploom.weave.batching import unlike
 
 parts.without_torchvision()
 

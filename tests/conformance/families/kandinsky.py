@@ -19,7 +19,7 @@ from diffusers import (
 )
 from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
 
-from steploom.worker import trial
+from steploom.worker.trials import trial
 
 WIDTH = 32
 

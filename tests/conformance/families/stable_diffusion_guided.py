@@ -21,7 +21,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from steploom.weave import unlike
+from steploom.weave.batching import unlike
 
 FAMILY = "Stable Diffusion"
 

@@ -45,7 +45,8 @@ def say(line: str) -> None:
 
 def _extras(record: logging.LogRecord) -> dict[str, Any]:
     """Fields of a record, with the ids of the request within which it was written."""
-    found = {name: value for name, value in vars(record).items() if name not in _OWN and value is not None}
+    fields = {name: value for name, value in vars(record).items() if not name.startswith("_")}  # Ray's own have it
+    found = {name: value for name, value in fields.items() if name not in _OWN and value is not None}
     served = RECORD.get()
     if served is not None:
         found.setdefault("request_id", served.request_id)

@@ -1,0 +1,1 @@
+"""Modules: what programs share, what the application and its requests change about it, and how that is kept apart."""

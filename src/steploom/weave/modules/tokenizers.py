@@ -1,0 +1,59 @@
+"""Tokenizers for programs: padding and truncation are settings of the object, which every call changes as it runs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sized
+from typing import Any, NamedTuple, cast
+
+from steploom.weave import untyped
+from steploom.weave.modules.rebinding import functions_of, unsettled
+
+_KEPT = 16
+"""Copies that are kept: more if the application gives the pipeline others again and again."""
+
+_PLAIN, _HOLDERS = (str, int, float), (dict, list, tuple)
+_LARGE = 1000
+"""Entries of a vocabulary, which are counted with the tokens."""
+
+
+class _Copy(NamedTuple):
+    """``given`` must live as long as its id counts."""
+
+    given: Any
+    was: dict[str, Any]
+    own: Any
+
+
+class Tokenizers:
+    """Copies of an application's tokenizers, which it may call meanwhile; made anew when it has changed one."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, _Copy] = {}
+
+    def own(self, given: Any) -> Any:
+        """Our own copy of a tokenizer, or of a processor that holds one."""
+        if functions_of(given):  # which may mean the program's own pipeline
+            return unsettled(given)
+        kept, now = self._kept.get(id(given)), _settings(given)
+        if kept is None or kept.was != now:
+            if kept is None and len(self._kept) == _KEPT:
+                self._kept.clear()
+            kept = self._kept[id(given)] = _Copy(given, copy.deepcopy(now), copy.deepcopy(given))
+        return kept.own
+
+
+def _settings(given: Any) -> dict[str, Any]:
+    """What an application may have changed: attributes (a chat template), and how many tokens there are.
+
+    Not the padding and truncation within its backend, nor what it notes about its own calls.
+    """
+    found: dict[str, Any] = {}
+    for name, value in vars(given).items():
+        if untyped.is_tokenizer(value):
+            found[name] = _settings(value)
+        elif isinstance(value, _PLAIN) or (isinstance(value, _HOLDERS) and len(cast("Sized", value)) < _LARGE):
+            found[name] = cast("object", value)
+        else:
+            found[name] = id(value)
+    return found | {"": len(given) if hasattr(given, "__len__") else 0}

@@ -1,0 +1,1 @@
+"""Noise schedulers: a copy for each request, whose steps are observed, chosen by the request, and taken together."""

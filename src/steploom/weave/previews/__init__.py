@@ -1,0 +1,1 @@
+"""Previews: small pictures of what a request will become."""

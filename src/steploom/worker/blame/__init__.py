@@ -1,0 +1,1 @@
+"""Blame: whose fault it is that a pipeline raised."""

@@ -1,0 +1,1 @@
+"""LoRA files: where they are, and which are loaded."""

@@ -1,0 +1,1 @@
+"""Traits: what a pipeline takes and makes, found out before anybody asks it for something."""

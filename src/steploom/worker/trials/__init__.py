@@ -1,0 +1,1 @@
+"""Trials: does a pipeline give under weaving what it gives alone?"""
