@@ -1,7 +1,7 @@
 """What applications do without an engine, written as well as it can be: the baselines of ``latency.py``.
 
-Each is a target of ``steploom.cli.load``: ``async with Baseline(pipe, asking) as target: await target.send(...)``. All
-run the same pipeline object's modules with the engine's prompts, seeds and steps, with one torch thread a call.
+Each is a target of ``steploom.cli.benches.load``: ``async with Baseline(pipe, asking) as target: await target.send()``.
+All run the same pipeline object's modules with the engine's prompts, seeds and steps, with one torch thread a call.
 
 ``Locked``         ``pipe(...)`` in a worker thread behind an asyncio lock: one at a time, first come first served.
 ``Pool``           a thread pool; each request has a pipeline of its own over the same weights, with its own noise
@@ -24,9 +24,9 @@ import anyio
 import anyio.to_thread
 import torch
 
-from steploom.cli.load import Answer
-from steploom.cli.targets import Asking
-from steploom.cli.workloads import Arrival
+from steploom.cli.benches.load import Answer
+from steploom.cli.benches.targets import Asking
+from steploom.cli.benches.workloads import Arrival
 
 
 def call(pipe: Any, asking: Asking, members: Sequence[tuple[int, Arrival]]) -> None:

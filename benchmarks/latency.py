@@ -41,12 +41,12 @@ from baselines import Locked, Pool, StaticBatches
 from latency_summary import CONTESTANTS, median, show, summary
 
 from steploom import AsyncDiffusionEngine, EngineConfig, demo
-from steploom.cli import standalone, workloads
-from steploom.cli.figures import figures, plain
-from steploom.cli.joins import Joins
-from steploom.cli.load import Load
-from steploom.cli.targets import Asking, EngineTarget
-from steploom.cli.workloads import Arrival
+from steploom.cli.benches import standalone, workloads
+from steploom.cli.benches.figures import figures, plain
+from steploom.cli.benches.joins import Joins
+from steploom.cli.benches.load import Load
+from steploom.cli.benches.targets import Asking, EngineTarget
+from steploom.cli.benches.workloads import Arrival
 
 RESULTS = Path(__file__).parent / "results" / "latency.json"
 PARTS = ("w1", "burst", "join")

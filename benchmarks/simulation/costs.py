@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from steploom.cli.workloads import Arrival
+from steploom.cli.benches.workloads import Arrival
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 COLUMNS = ("width", "height", "rows", "seconds")

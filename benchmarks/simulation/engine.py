@@ -8,7 +8,7 @@ from heapq import heappop, heappush
 
 from simulation.costs import CostTable
 from simulation.worker import SimulatedWorker
-from steploom.cli.workloads import Arrival
+from steploom.cli.benches.workloads import Arrival
 from steploom.config import EngineConfig
 from steploom.errors import DeadlineExceeded, RequestError
 from steploom.protocol import RunnerOutput, SchedulerOutput

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from simulation.costs import CostTable
-from steploom.cli import workloads
-from steploom.cli.workloads import Arrival
+from steploom.cli.benches import workloads
+from steploom.cli.benches.workloads import Arrival
 
 WORKLOADS = ("W1", "W2", "W3", "W4")
 TRACE_SIZES = (512, 1024)

@@ -12,7 +12,7 @@ from conformance.measure import measure
 from conformance.table import RECORDS, counted, markdown, page
 
 from steploom.config import EngineConfig
-from steploom.engine.validation import check_arguments
+from steploom.engine.checks.validation import check_arguments
 from steploom.worker.family import Family
 
 ALWAYS = ("JoyImageEditPipeline", "JoyImageEditPipeline-drawn")

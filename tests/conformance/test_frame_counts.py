@@ -12,7 +12,7 @@ import torch
 from conformance.case import CASES, Case
 
 from steploom import AsyncDiffusionEngine, DiffusionRequest, EngineConfig, InvalidRequest
-from steploom.engine.validation import check_arguments
+from steploom.engine.checks.validation import check_arguments
 from steploom.protocol.pictures import FRAMES
 from steploom.worker.models import loading
 from steploom.worker.trials import trial

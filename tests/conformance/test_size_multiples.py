@@ -13,7 +13,7 @@ from conformance.case import CASES, Case
 from PIL import Image
 
 from steploom import DiffusionRequest, EngineConfig, InvalidRequest
-from steploom.engine.validation import check_arguments
+from steploom.engine.checks.validation import check_arguments
 from steploom.protocol import PipelineInfo
 from steploom.worker.models import loading
 from steploom.worker.trials import trial

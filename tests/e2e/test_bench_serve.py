@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-STEPLOOM = [sys.executable, "-m", "steploom.cli.main"]
+STEPLOOM = [sys.executable, "-m", "steploom"]
 
 
 def bench(*argv: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from steploom.worker import __main__ as worker
 
-STEPLOOM = [sys.executable, "-m", "steploom.cli.main"]
+STEPLOOM = [sys.executable, "-m", "steploom"]
 PROMPT = "a large red circle above a small blue square on a white background"
 QUICK = ["--set", "max_sequence_length=16"]
 

@@ -15,7 +15,8 @@ import sysconfig
 
 import pytest
 
-from steploom.cli import main, settings
+from steploom.cli import main
+from steploom.cli.serving import settings
 
 ROOT = pathlib.Path(__file__).parents[2]
 UNIT = ROOT / "docs" / "deploy" / "steploom.service"

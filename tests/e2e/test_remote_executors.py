@@ -79,7 +79,7 @@ def alone() -> Any:
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    command = ["-m", "steploom.cli.main", "serve", "--port", "0", "--engine", "torch_threads=1"]
+    command = ["-m", "steploom", "serve", "--port", "0", "--engine", "torch_threads=1"]
     with process(*command, ready="is ready at") as (_, said):
         found = re.search(r"http://[^\s/]+", said)
         assert found is not None

@@ -22,7 +22,7 @@ from steploom import DiffusionEngine
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 PROMPT = "a large red circle above a small blue square on a white background"
 ASKED = {"num_inference_steps": 6, "guidance_scale": 4.0, "seed": 3}
-SERVE = [sys.executable, "-m", "steploom.cli.main", "serve", "--port", "0", "--engine", "torch_threads=1"]
+SERVE = [sys.executable, "-m", "steploom", "serve", "--port", "0", "--engine", "torch_threads=1"]
 
 
 @contextlib.contextmanager

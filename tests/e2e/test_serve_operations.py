@@ -24,7 +24,7 @@ import psutil
 import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-SERVE = [sys.executable, "-m", "steploom.cli.main", "serve", "--engine", "torch_threads=1"]
+SERVE = [sys.executable, "-m", "steploom", "serve", "--engine", "torch_threads=1"]
 
 
 class Server:

@@ -23,7 +23,7 @@ from steploom import DiffusionEngine, media
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400), pytest.mark.filterwarnings("ignore:The Sora API")]
 PROMPT = "two boats"
-SERVE = [sys.executable, "-m", "steploom.cli.main", "serve", "--port", "0", "--engine", "torch_threads=1"]
+SERVE = [sys.executable, "-m", "steploom", "serve", "--port", "0", "--engine", "torch_threads=1"]
 ASKED: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 4.0, "seed": 3, "fps": 8}
 QUICK = {"poll_interval_ms": 100}
 

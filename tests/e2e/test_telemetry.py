@@ -117,7 +117,7 @@ def test_a_server_logs_traces_and_profiles(tmp_path: pathlib.Path, monkeypatch: 
     path = tmp_path / "trace.json"
     with collector() as (endpoint, taken):
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
-        command = [sys.executable, "-m", "steploom.cli.main", "serve", "--port", "0", "--engine", "torch_threads=1",
+        command = [sys.executable, "-m", "steploom", "serve", "--port", "0", "--engine", "torch_threads=1",
                    "--log-format", "json", "--profile", str(path)]  # fmt: skip
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None

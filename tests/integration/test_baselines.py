@@ -9,9 +9,9 @@ from typing import Any
 import anyio
 import pytest
 
-from steploom.cli.load import Load
-from steploom.cli.targets import Asking
-from steploom.cli.workloads import Arrival
+from steploom.cli.benches.load import Load
+from steploom.cli.benches.targets import Asking
+from steploom.cli.benches.workloads import Arrival
 
 BENCHMARKS = pathlib.Path(__file__).resolve().parents[2] / "benchmarks"
 ARRIVALS = [Arrival(0, 32, 32, 4), Arrival(0, 64, 64, 9), Arrival(0, 32, 32, 4), Arrival(0, 32, 32, 5)]

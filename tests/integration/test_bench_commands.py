@@ -11,11 +11,11 @@ import anyio
 import pytest
 from serving import listening
 
-from steploom.cli.http_post import Address
-from steploom.cli.load import Load
+from steploom.cli.benches.http_post import Address
+from steploom.cli.benches.load import Load
+from steploom.cli.benches.targets import Asking, ServerTarget
+from steploom.cli.benches.workloads import Arrival, w4
 from steploom.cli.main import main
-from steploom.cli.targets import Asking, ServerTarget
-from steploom.cli.workloads import Arrival, w4
 from steploom.engine import async_engine
 from steploom.engine.observer import EngineObserver
 from steploom.errors import ConfigError
@@ -110,7 +110,7 @@ def test_ctrl_c_prints_what_there_is_so_far(pretended, monkeypatch, capsys: pyte
 
     monkeypatch.setattr(Load, "__init__", interrupting)
     trace = ["--rate", "0.1", "--cv", "0", "--workload", "gamma", "--requests", "3"]
-    monkeypatch.setattr("steploom.cli.workloads.gamma", lambda *_: [0.0, 0.0, 3600.0])
+    monkeypatch.setattr("steploom.cli.benches.workloads.gamma", lambda *_: [0.0, 0.0, 3600.0])
     assert main([*SERVE, *trace]) == 130
     out, err = capsys.readouterr()
     assert "(interrupted)" in out

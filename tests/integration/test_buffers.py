@@ -15,7 +15,7 @@ from PIL import Image
 from scripted_runner import Gate
 
 from steploom import DiffusionRequest
-from steploom.engine.buffers import kept
+from steploom.engine.checks.buffers import kept
 
 pytestmark = pytest.mark.usefixtures("temporary")
 SIDES = pytest.mark.parametrize("side", [4, 800], ids=["small", "large"])

@@ -20,8 +20,8 @@ from driving import distance, tensor_of
 from PIL import Image
 
 from steploom import AsyncDiffusionEngine, EngineConfig, GenerationFailed, InvalidRequest
-from steploom.engine.pictures import load_pictures
-from steploom.engine.validation import validate
+from steploom.engine.checks.pictures import load_pictures
+from steploom.engine.checks.validation import validate
 from steploom.protocol.pictures import pictures_among
 from steploom.worker.models import loading
 

@@ -11,7 +11,7 @@ import anyio
 import httpx
 import pytest
 
-from steploom.cli import shutdown
+from steploom.cli.serving import shutdown
 from steploom.server import ServerSettings, create_app
 from steploom.testing import FakeEngine
 

@@ -14,7 +14,7 @@ import tiny_language
 from serving import listening, sdk
 
 from steploom import AsyncDiffusionEngine, EngineObserver
-from steploom.cli.serve import _warm_up
+from steploom.cli.serving.serve import _warm_up
 from steploom.server import create_app
 
 LLADA = {"block_length": 8, "num_inference_steps": 4, "threshold": 0.3}

@@ -15,7 +15,7 @@ from tiny_language import llada
 
 from steploom import AsyncDiffusionEngine, DiffusionRequest, EngineObserver, InvalidRequest, StepEvent
 from steploom.cli import arguments, generate, main
-from steploom.engine.validation import check_arguments
+from steploom.engine.checks.validation import check_arguments
 from steploom.protocol import Parameter, PipelineInfo
 from steploom.telemetry import EngineMetrics
 from steploom.testing import FakeEngine

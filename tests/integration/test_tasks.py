@@ -16,7 +16,7 @@ from conformance import parts_sd
 from driving import Driver, alone, assert_cares, config, distance
 
 from steploom import AsyncDiffusionEngine, ConfigError, DiffusionRequest, InvalidRequest
-from steploom.engine.validation import check_arguments
+from steploom.engine.checks.validation import check_arguments
 from steploom.worker import tasks
 from steploom.worker.family import Given
 from steploom.worker.models import loading

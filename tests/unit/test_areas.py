@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from steploom import EngineConfig, InvalidRequest
-from steploom.engine.validation import validate
+from steploom.engine.checks.validation import validate
 from steploom.protocol import Parameter, PipelineInfo
 from steploom.requests import DiffusionRequest
 

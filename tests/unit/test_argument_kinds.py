@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from steploom import EngineConfig, InvalidRequest, codec
-from steploom.engine.pictures import load_pictures
-from steploom.engine.validation import check_arguments
+from steploom.engine.checks.pictures import load_pictures
+from steploom.engine.checks.validation import check_arguments
 from steploom.media.pictures import brief
 from steploom.protocol import NewRequest, Parameter, PipelineInfo
 from steploom.requests import DiffusionRequest

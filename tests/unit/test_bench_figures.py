@@ -8,11 +8,11 @@ import math
 import numpy
 import pytest
 
-from steploom.cli import bench_table
-from steploom.cli.figures import figures, percentile, plain
-from steploom.cli.load import Answer, Outcome
-from steploom.cli.standalone import Standalone, corners
-from steploom.cli.workloads import Arrival
+from steploom.cli.benches import bench_table
+from steploom.cli.benches.figures import figures, percentile, plain
+from steploom.cli.benches.load import Answer, Outcome
+from steploom.cli.benches.standalone import Standalone, corners
+from steploom.cli.benches.workloads import Arrival
 
 SMALL, LARGE = Arrival(0.0, 32, 32, 4, user="ann"), Arrival(1.0, 64, 64, 10, user="bob")
 ALONE = Standalone({(32, 32, 4, 1): 1.0, (64, 64, 10, 1): 2.0})

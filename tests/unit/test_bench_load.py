@@ -5,11 +5,11 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from steploom.cli import standalone
-from steploom.cli.joins import Joins
-from steploom.cli.load import Answer, Load
-from steploom.cli.targets import Asking, EngineTarget
-from steploom.cli.workloads import Arrival, w4
+from steploom.cli.benches import standalone
+from steploom.cli.benches.joins import Joins
+from steploom.cli.benches.load import Answer, Load
+from steploom.cli.benches.targets import Asking, EngineTarget
+from steploom.cli.benches.workloads import Arrival, w4
 from steploom.testing import FakeEngine
 
 

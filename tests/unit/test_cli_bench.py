@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny
 
-from steploom.cli import bench
+from steploom.cli.benches import bench
 from steploom.cli.main import main
 from steploom.config import EngineConfig
 from steploom.protocol import NewRequest, SchedulerOutput

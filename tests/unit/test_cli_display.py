@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from steploom.cli import comparison, demo, sheet, tiles, wall
+from steploom.cli import comparison, demo
+from steploom.cli.pictures import sheet, tiles, wall
 from steploom.requests import StepEvent
 
 

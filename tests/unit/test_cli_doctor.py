@@ -85,7 +85,7 @@ def test_what_is_installed_but_does_not_import_is_broken(name: str, monkeypatch,
 def test_a_damaged_torch_is_a_finding_in_a_process_of_its_own(tmp_path: pathlib.Path) -> None:
     (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')")
     done = subprocess.run(
-        [sys.executable, "-m", "steploom.cli.main", "doctor"],
+        [sys.executable, "-m", "steploom", "doctor"],
         env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=110, check=False,
     )  # fmt: skip
     assert done.returncode == 1
@@ -181,7 +181,7 @@ def doctor_with(folder: pathlib.Path, *options: str, **variables: str) -> tuple[
     """The exit code, the report's lines by name and all that was said, with ``folder`` first on the path."""
     path = os.pathsep.join([str(folder), *sys.path])
     done = subprocess.run(
-        [sys.executable, "-m", "steploom.cli.main", "doctor", "--no-run", *options],
+        [sys.executable, "-m", "steploom", "doctor", "--no-run", *options],
         env={**os.environ, "PYTHONPATH": path, **variables}, capture_output=True, text=True, timeout=110, check=False,
     )  # fmt: skip
     said = done.stdout + done.stderr

@@ -46,7 +46,7 @@ def test_ctrl_c_while_text_is_executed_as_dataclasses_do(tmp_path: Path) -> None
     (tmp_path / "rich.py").write_text("exec('import signal; signal.raise_signal(signal.SIGINT)')\n")
     path = os.pathsep.join([str(tmp_path), *sys.path])
     done = subprocess.run(
-        [sys.executable, "-m", "steploom.cli.main", "generate", "a cat"],
+        [sys.executable, "-m", "steploom", "generate", "a cat"],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=99, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (130, "steploom: interrupted\n")

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from steploom.cli import arguments, main, serve, settings
+from steploom.cli import arguments, main
 from steploom.cli.option import FILE, PREFIX, Layers, Option
+from steploom.cli.serving import serve, settings
 
 EXAMPLES: dict[str, tuple[str, str, str]] = {
     "model": ("demo", "owner/one", "owner/two"),

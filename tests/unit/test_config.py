@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from steploom import ConfigError, EngineConfig
 from steploom.cli import arguments, main
-from steploom.engine.validation import make_config
+from steploom.engine.checks.validation import make_config
 from steploom.server import ServerSettings
 from steploom.worker.messages import Configure
 

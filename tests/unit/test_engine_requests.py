@@ -22,7 +22,7 @@ from steploom import (
     RequestCancelled,
     StepEvent,
 )
-from steploom.engine.generators import Borrowed
+from steploom.engine.checks.generators import Borrowed
 from steploom.protocol import RunnerOutput, SchedulerOutput
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from steploom import EngineConfig, InvalidRequest
-from steploom.engine.validation import check_arguments
+from steploom.engine.checks.validation import check_arguments
 from steploom.protocol import Parameter, PipelineInfo
 from steploom.requests import DiffusionRequest
 from steploom.weave import signatures

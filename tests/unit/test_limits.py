@@ -10,8 +10,8 @@ import pytest
 from fakes import fake_engine
 
 from steploom import EngineConfig, InvalidRequest
-from steploom.engine.limits import LENGTHS, SOUND, TEXTS
-from steploom.engine.validation import check_arguments
+from steploom.engine.checks.limits import LENGTHS, SOUND, TEXTS
+from steploom.engine.checks.validation import check_arguments
 from steploom.protocol import Parameter, PipelineInfo
 from steploom.requests import DiffusionRequest
 

@@ -9,7 +9,7 @@ import diffusers
 import pytest
 
 from steploom import DiffusionRequest, EngineConfig, InvalidRequest
-from steploom.engine.validation import check_arguments
+from steploom.engine.checks.validation import check_arguments
 from steploom.protocol import Parameter, PipelineInfo
 from steploom.worker import tasks
 from steploom.worker.traits.needs import does_without, needs

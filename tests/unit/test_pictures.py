@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from steploom import DiffusionRequest, InvalidRequest
-from steploom.engine.picture_checks import check_pictures
-from steploom.engine.pictures import load_pictures
+from steploom.engine.checks.picture_checks import check_pictures
+from steploom.engine.checks.pictures import load_pictures
 from steploom.protocol import Parameter, PipelineInfo
 from steploom.protocol.pictures import named_as_picture
 

@@ -11,8 +11,8 @@ import pytest
 from steploom import config
 from steploom.cli import main
 from steploom.config import EngineConfig
+from steploom.engine.checks.pictures import load_pictures
 from steploom.engine.costs_file import CostsFile
-from steploom.engine.pictures import load_pictures
 from steploom.errors import ConfigError, InvalidRequest
 from steploom.protocol import PipelineInfo
 from steploom.requests import DiffusionRequest

@@ -16,7 +16,8 @@ import pytest
 from exposition import local
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from steploom.cli import loop, main, serve
+from steploom.cli import loop, main
+from steploom.cli.serving import serve
 from steploom.server import create_app
 from steploom.server.telemetry import beside, logs, otlp
 from steploom.server.telemetry.record import RECORD, Record

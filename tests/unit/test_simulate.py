@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from steploom.cli.workloads import Arrival
+from steploom.cli.benches.workloads import Arrival
 from steploom.config import EngineConfig
 
 BENCHMARKS = pathlib.Path(__file__).resolve().parents[2] / "benchmarks"

@@ -8,7 +8,7 @@ import pytest
 from fakes import FakeExecutor, fake_engine
 
 from steploom import EngineConfig, InvalidRequest, codec
-from steploom.engine.validation import check_arguments
+from steploom.engine.checks.validation import check_arguments
 from steploom.protocol import Parameter, PipelineInfo
 from steploom.requests import DiffusionRequest
 from steploom.worker.messages import Ready, ToEngine

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from embedding import Ends
 
-from steploom.cli.serve import _warm_up
+from steploom.cli.serving.serve import _warm_up
 from steploom.testing import FakeEngine
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from steploom.cli import workloads
-from steploom.cli.workloads import Arrival, gamma, poisson, w1, w2, w3, w4
+from steploom.cli.benches import workloads
+from steploom.cli.benches.workloads import Arrival, gamma, poisson, w1, w2, w3, w4
 from steploom.errors import ConfigError
 
 HEAD = "arrival_s,user,task,num_inference_steps,num_images,prompt_chars,negative_prompt_chars,num_loras,exec_s,status"

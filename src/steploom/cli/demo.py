@@ -91,7 +91,8 @@ async def _demo(console: Console, folder: pathlib.Path, rounds: int) -> None:
     import anyio
 
     from steploom import AsyncDiffusionEngine
-    from steploom.cli import comparison, wall
+    from steploom.cli import comparison
+    from steploom.cli.pictures import wall
 
     with console.status("loading the built-in model"):
         pipe = await anyio.to_thread.run_sync(load)
@@ -132,7 +133,7 @@ class Shown:
 
 def save(folder: pathlib.Path, shown: Sequence[Shown]) -> str:
     """Writes the images, one sheet of them all, and one of the steps of the first; returns where they are."""
-    from steploom.cli.sheet import contact_sheet
+    from steploom.cli.pictures.sheet import contact_sheet
 
     for place, one in enumerate(shown, start=1):
         words = one.job.prompt.partition(" on a ")[0].split()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from steploom import AsyncDiffusionEngine, DiffusionOutput, EngineConfig
-    from steploom.cli.growing import GrowingText
+    from steploom.cli.pictures.growing import GrowingText
 
 log = logging.getLogger(__name__)
 
@@ -230,7 +230,7 @@ async def _generate(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from steploom import AsyncDiffusionEngine
-    from steploom.cli.growing import GrowingText
+    from steploom.cli.pictures.growing import GrowingText
 
     columns = (
         SpinnerColumn(),
@@ -331,7 +331,7 @@ def _save(job: Job, options: argparse.Namespace) -> None:
         _say(f"{saved.file}  {saved.what}, seed {job.seed}{which}, {took}")
     result = written[0].picture
     if job.previews and result is not None:
-        from steploom.cli.sheet import contact_sheet
+        from steploom.cli.pictures.sheet import contact_sheet
 
         captions, previews = zip(*job.previews, strict=True)
         subtitle = f"seed {job.seed}: the estimate of the finished image after each step, and the result"

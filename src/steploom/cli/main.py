@@ -36,8 +36,10 @@ examples:
 def build_parser() -> Parser:
     """The parser of the whole command. Cheap: no subcommand's machinery is imported."""
     from steploom import __version__
-    from steploom.cli import bench, demo, doctor, generate, serve, show, verify
+    from steploom.cli import demo, doctor, generate, verify
     from steploom.cli.arguments import Parser
+    from steploom.cli.benches import bench
+    from steploom.cli.serving import serve, show
 
     parser = Parser(
         prog="steploom",
@@ -111,7 +113,7 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
     """The parsed arguments, with logging set up as they say."""
     import logging
 
-    from steploom.cli import settings
+    from steploom.cli.serving import settings
     from steploom.errors import ConfigError
 
     parser = build_parser()

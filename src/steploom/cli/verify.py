@@ -112,7 +112,7 @@ def _requests(
     pipeline: Any, options: argparse.Namespace, config: EngineConfig, tell: Callable[[str], None]
 ) -> list[DiffusionRequest]:
     """Two requests that the engine takes and the pipeline can do."""
-    from steploom.engine.validation import check_arguments
+    from steploom.engine.checks.validation import check_arguments
     from steploom.worker.models import loading
     from steploom.worker.trials import candidates
 

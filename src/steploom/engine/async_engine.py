@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 from steploom.config import EngineConfig
+from steploom.engine.checks.validation import make_config, make_request
 from steploom.engine.core import EngineCore
 from steploom.engine.costs_file import CostsFile, keep, learned, recall
 from steploom.engine.observer import Observers
@@ -17,7 +18,6 @@ from steploom.engine.operations import Operations
 from steploom.engine.outlast import outlast
 from steploom.engine.profiling import profile
 from steploom.engine.stream import RequestStream
-from steploom.engine.validation import make_config, make_request
 from steploom.errors import ConfigError, EngineError, EngineNotRunning, InvalidRequest, RequestCancelled, SteploomError
 from steploom.executor import resolve_executor
 from steploom.executor.abstract import ProgressCallback

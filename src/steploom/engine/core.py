@@ -12,16 +12,16 @@ import anyio.lowlevel
 
 from steploom.config import EngineConfig
 from steploom.engine.asked import answered, asked
+from steploom.engine.checks.generators import Borrowed
+from steploom.engine.checks.validation import check_arguments, validate
 from steploom.engine.clock import Clock
 from steploom.engine.costs_file import CostsFile
-from steploom.engine.generators import Borrowed
 from steploom.engine.lanes import Lanes
 from steploom.engine.live import LiveRequests
 from steploom.engine.mailbox import Mailbox, fresh
 from steploom.engine.observer import Observers
 from steploom.engine.operations import Operations, Residents
 from steploom.engine.recovery import failure
-from steploom.engine.validation import check_arguments, validate
 from steploom.errors import (
     DeadlineExceeded,
     EngineDead,

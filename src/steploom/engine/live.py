@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
 
-from steploom.engine.generators import Borrowed
+from steploom.engine.checks.generators import Borrowed
 from steploom.engine.mailbox import Mailbox
 from steploom.requests import DiffusionRequest
 

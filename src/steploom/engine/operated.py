@@ -8,12 +8,12 @@ from typing import Any
 
 from steploom.config import EngineConfig
 from steploom.config.values import is_seconds
+from steploom.engine.checks.validation import make_config
 from steploom.engine.core import EngineCore
 from steploom.engine.costs_file import CostsFile, keep, learned, recall
 from steploom.engine.observer import Observers
 from steploom.engine.operations import Operations
 from steploom.engine.outlast import outlast
-from steploom.engine.validation import make_config
 from steploom.errors import ConfigError, EngineDead, EngineError
 from steploom.executor import resolve_executor
 from steploom.executor.abstract import DiffusionExecutor, ProgressCallback

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from steploom.engine.buffers import kept
+from steploom.engine.checks.buffers import kept
+from steploom.engine.checks.pictures import load_pictures
 from steploom.engine.core import EngineCore
 from steploom.engine.mailbox import Mailbox
-from steploom.engine.pictures import load_pictures
 from steploom.requests import DiffusionOutput, DiffusionRequest, Event
 
 

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steploom.cli import arguments, bench_serve, bench_throughput
+from steploom.cli import arguments
+from steploom.cli.benches import bench_serve, bench_throughput
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
 async def _measure(options: argparse.Namespace) -> tuple[dict[str, Any], list[Any]]:
     from rich.console import Console
 
-    from steploom.cli.ticks import Ticks
+    from steploom.cli.benches.ticks import Ticks
     from steploom.engine.async_engine import AsyncDiffusionEngine
 
     many = options.requests

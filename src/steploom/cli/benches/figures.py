@@ -12,8 +12,8 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
-from steploom.cli.load import Outcome
-from steploom.cli.standalone import Standalone
+from steploom.cli.benches.load import Outcome
+from steploom.cli.benches.standalone import Standalone
 
 MAX_ERRORS = 5
 """Kinds of errors that are told."""

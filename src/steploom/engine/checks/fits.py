@@ -6,7 +6,7 @@ import math
 from collections.abc import Sized
 from typing import Any
 
-from steploom.engine.arguments import STEP_LISTS
+from steploom.engine.checks.arguments import STEP_LISTS
 from steploom.errors import InvalidRequest
 from steploom.given import is_number
 from steploom.media.pictures import brief, leaves, shape_of

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import anyio
 
-from steploom.cli.workloads import Arrival
+from steploom.cli.benches.workloads import Arrival
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

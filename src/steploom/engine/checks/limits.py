@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sized
 from typing import Any, cast
 
 from steploom.config import EngineConfig
-from steploom.engine.arguments import STEP_LISTS
+from steploom.engine.checks.arguments import STEP_LISTS
 from steploom.errors import InvalidRequest
 from steploom.given import is_number
 from steploom.media.pictures import leaves, shape_of

@@ -15,9 +15,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from steploom.cli import tiles
 from steploom.cli.demo import Job, Shown
 from steploom.cli.generate import step_caption
+from steploom.cli.pictures import tiles
 from steploom.requests import StepEvent
 
 if TYPE_CHECKING:

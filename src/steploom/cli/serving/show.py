@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from steploom.cli import arguments, serve
+from steploom.cli import arguments
 from steploom.cli.option import ENGINE, FIELDS, FILE, MASK, PREFIX, Layers, Option, is_secret
+from steploom.cli.serving import serve
 from steploom.config import EngineConfig
 
 _WIDTH = 48

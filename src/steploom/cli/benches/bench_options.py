@@ -10,13 +10,14 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from steploom.cli import arguments, workloads
-from steploom.cli.workloads import Arrival
+from steploom.cli import arguments
+from steploom.cli.benches import workloads
+from steploom.cli.benches.workloads import Arrival
 from steploom.errors import ConfigError
 
 if TYPE_CHECKING:
-    from steploom.cli.joins import Joins
-    from steploom.cli.load import Load, Target
+    from steploom.cli.benches.joins import Joins
+    from steploom.cli.benches.load import Load, Target
     from steploom.config import EngineConfig
 
 _FLAGS = {"num_inference_steps": "--steps", "width": "--size", "height": "--size", "prompt": "--prompt"}
@@ -128,7 +129,7 @@ async def measured(options: argparse.Namespace) -> AsyncGenerator[tuple[Target, 
     Raises:
         SteploomError: A setting is wrong, the engine does not start, or a request of the warm-up fails.
     """
-    from steploom.cli.targets import Asking, EngineTarget, ServerTarget
+    from steploom.cli.benches.targets import Asking, EngineTarget, ServerTarget
 
     previews = bool(getattr(options, "previews", False))
     asking = Asking(options.seed, options.prompt, dict(options.extra), previews)
@@ -165,7 +166,7 @@ def watch(engine: Any) -> Joins | None:
     """An observer of the engine, from now on; None of a server."""
     if engine is None:
         return None
-    from steploom.cli.joins import Joins
+    from steploom.cli.benches.joins import Joins
 
     most = engine.config.max_batch
     joins = Joins(most if isinstance(most, int) else None)
@@ -225,7 +226,7 @@ def check_json(options: argparse.Namespace) -> None:
 
 def write(options: argparse.Namespace, found: dict[str, Any]) -> bool:
     """Writes the figures where ``--json`` says; returns whether the table is to be printed too."""
-    from steploom.cli.figures import plain
+    from steploom.cli.benches.figures import plain
 
     if options.json is None:
         return True

@@ -8,8 +8,8 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
-from steploom.cli.load import Target
-from steploom.cli.workloads import Arrival
+from steploom.cli.benches.load import Target
+from steploom.cli.benches.workloads import Arrival
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,14 +8,15 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from steploom.cli import arguments, bench_options, workloads
-from steploom.cli.workloads import Arrival
+from steploom.cli import arguments
+from steploom.cli.benches import bench_options, workloads
+from steploom.cli.benches.workloads import Arrival
 from steploom.errors import ConfigError
 
 if TYPE_CHECKING:
-    from steploom.cli.joins import Joins
-    from steploom.cli.load import Load, Target
-    from steploom.cli.standalone import Standalone
+    from steploom.cli.benches.joins import Joins
+    from steploom.cli.benches.load import Load, Target
+    from steploom.cli.benches.standalone import Standalone
 
 WORKLOADS = ("poisson", "gamma", "trace", "burst", "W1", "W2", "W3", "W4")
 REQUESTS = {"burst": 24, "W4": 24}
@@ -160,7 +161,7 @@ class _Bench:
         """Starts, warms up, measures requests alone, then sends the workload."""
         from rich.console import Console
 
-        from steploom.cli.load import Load
+        from steploom.cli.benches.load import Load
 
         options = self.options
         with Console(stderr=True).status("starting") as status:
@@ -178,7 +179,7 @@ class _Bench:
                     await self.load.run()
 
     async def _prepare(self, target: Target, status: Any) -> None:
-        from steploom.cli import standalone
+        from steploom.cli.benches import standalone
 
         options, shapes = self.options, workload(self.options, 1.0)
         if options.warm_up:
@@ -194,7 +195,7 @@ class _Bench:
 
     def figures(self) -> dict[str, Any]:
         """All that is known so far, as ``--json`` writes it."""
-        from steploom.cli.figures import figures
+        from steploom.cli.benches.figures import figures
 
         options, load = self.options, self.load
         assert load is not None
@@ -220,6 +221,6 @@ class _Bench:
         """Writes and prints the figures."""
         found = {**self.figures(), "interrupted": interrupted}
         if bench_options.write(self.options, found):
-            from steploom.cli.bench_table import show
+            from steploom.cli.benches.bench_table import show
 
             show(found, "Serving Benchmark Result")

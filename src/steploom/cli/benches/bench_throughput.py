@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from steploom.cli import arguments, bench_options, workloads
-from steploom.cli.workloads import Arrival
+from steploom.cli import arguments
+from steploom.cli.benches import bench_options, workloads
+from steploom.cli.benches.workloads import Arrival
 
 if TYPE_CHECKING:
-    from steploom.cli.joins import Joins
-    from steploom.cli.load import Load, Target
+    from steploom.cli.benches.joins import Joins
+    from steploom.cli.benches.load import Load, Target
 
 _EXAMPLES = """
 examples:
@@ -62,7 +63,7 @@ class _Bench:
         """Starts, warms up, and sends them all; one at a time before and after, if asked for."""
         from rich.console import Console
 
-        from steploom.cli.load import Load
+        from steploom.cli.benches.load import Load
 
         options = self.options
         pixels = bench_options.sizes_of(options, (512,))
@@ -89,7 +90,7 @@ class _Bench:
                 await self._one_at_a_time(target, requests, options.baseline_requests // 2)
 
     async def _one_at_a_time(self, target: Target, requests: list[Arrival], count: int) -> None:
-        from steploom.cli.load import Load
+        from steploom.cli.benches.load import Load
 
         if not self.options.baseline or not count:
             return
@@ -104,7 +105,7 @@ class _Bench:
 
     def figures(self) -> dict[str, Any]:
         """All that is known so far, as ``--json`` writes it."""
-        from steploom.cli.figures import figures
+        from steploom.cli.benches.figures import figures
 
         load = self.load
         assert load is not None
@@ -128,6 +129,6 @@ class _Bench:
         """Writes and prints the figures."""
         found = {**self.figures(), "interrupted": interrupted}
         if bench_options.write(self.options, found):
-            from steploom.cli.bench_table import show
+            from steploom.cli.benches.bench_table import show
 
             show(found, "Throughput Benchmark Result")

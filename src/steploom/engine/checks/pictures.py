@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from steploom.config import expanded
-from steploom.engine.picture_checks import GIVE, check_finite, check_size, to_encoder
+from steploom.engine.checks.picture_checks import GIVE, check_finite, check_size, to_encoder
 from steploom.errors import ConfigError, InvalidRequest
 from steploom.media.pictures import brief, kind_of, leaves, lost_in_8_bits, shape_of
 from steploom.protocol import PipelineInfo

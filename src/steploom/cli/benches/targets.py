@@ -10,9 +10,9 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from steploom.cli.http_post import Address, Exchange
-from steploom.cli.load import Answer
-from steploom.cli.workloads import Arrival
+from steploom.cli.benches.http_post import Address, Exchange
+from steploom.cli.benches.load import Answer
+from steploom.cli.benches.workloads import Arrival
 from steploom.errors import ConfigError, EngineError, RequestError
 from steploom.requests import StepEvent
 

@@ -13,11 +13,11 @@ from typing import Any
 from steploom import given, lora, step_caches
 from steploom.codec import check_request
 from steploom.config import EngineConfig
-from steploom.engine.areas import check_areas, check_made_of_pictures
-from steploom.engine.arguments import check_kinds
-from steploom.engine.fits import check_fits
-from steploom.engine.limits import LENGTHS, PER_PROMPT, STEPS, TEXTS, check_limits
-from steploom.engine.picture_checks import A_PICTURE, check_pictures
+from steploom.engine.checks.areas import check_areas, check_made_of_pictures
+from steploom.engine.checks.arguments import check_kinds
+from steploom.engine.checks.fits import check_fits
+from steploom.engine.checks.limits import LENGTHS, PER_PROMPT, STEPS, TEXTS, check_limits
+from steploom.engine.checks.picture_checks import A_PICTURE, check_pictures
 from steploom.errors import ConfigError, InvalidRequest
 from steploom.media.pictures import brief
 from steploom.noise_schedulers import check_noise_scheduler

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from steploom.cli import settings_file
 from steploom.cli.option import (
     ENGINE,
     ENGINE_FIELDS,
@@ -28,6 +27,7 @@ from steploom.cli.option import (
     Source,
     is_secret,
 )
+from steploom.cli.serving import settings_file
 from steploom.errors import ConfigError
 
 log = logging.getLogger("steploom.settings")

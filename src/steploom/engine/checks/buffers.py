@@ -21,7 +21,7 @@ LARGE = 1 << 20
 async def kept(request: DiffusionRequest) -> DiffusionRequest:
     """``request`` with copies of all that can be written into, large ones made in a thread.
 
-    Generators stay: :class:`~steploom.engine.generators.Borrowed` has its own of them.
+    Generators stay: :class:`~steploom.engine.checks.generators.Borrowed` has its own of them.
 
     Args:
         request: Its arguments were checked; none is nested without end.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from steploom.cli import arguments, settings
+from steploom.cli import arguments
+from steploom.cli.serving import settings
 
 MAX_BATCH = 32
 """Twice the engine's own: a full batch makes the next client wait for its first preview until somebody is done."""
@@ -19,7 +20,7 @@ _RANKS = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds all of them, and makes them settings (:mod:`steploom.cli.settings`)."""
+    """Adds all of them, and makes them settings (:mod:`steploom.cli.serving.settings`)."""
     parser.add_argument("served", nargs="?", type=arguments.model, metavar="MODEL",
                         help="a folder, a hub id, a checkpoint file, pkg.module:factory (default: demo)")  # fmt: skip
     _add_place(parser.add_argument_group("server"))

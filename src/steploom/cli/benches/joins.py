@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from steploom.cli.figures import percentile, spread
+from steploom.cli.benches.figures import percentile, spread
 from steploom.engine.observer import EngineObserver
 from steploom.errors import SteploomError
 from steploom.protocol import RunnerOutput, SchedulerOutput

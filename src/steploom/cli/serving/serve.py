@@ -9,9 +9,10 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from steploom.cli import arguments, listening
+from steploom.cli import arguments
 from steploom.cli.option import MASK
-from steploom.cli.serve_options import add_options
+from steploom.cli.serving import listening
+from steploom.cli.serving.serve_options import add_options
 from steploom.config import EngineConfig
 from steploom.errors import ConfigError, InvalidRequest, QueueFull, SteploomError, unusable
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import uvicorn
 
     from steploom import AsyncDiffusionEngine
-    from steploom.cli.shutdown import Server
+    from steploom.cli.serving.shutdown import Server
     from steploom.protocol import PipelineInfo
     from steploom.server import ServerSettings
     from steploom.server.state import ServerState
@@ -194,7 +195,7 @@ async def _serve(
     """Listens at once, so that ``/live`` answers and ``/ready`` says why not yet; then loads and warms up the model."""
     import anyio
 
-    from steploom.cli import shutdown
+    from steploom.cli.serving import shutdown
     from steploom.server import create_app
 
     app = create_app(engine, settings)

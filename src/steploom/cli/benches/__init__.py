@@ -1,0 +1,1 @@
+"""``steploom bench``: workloads, what they are sent to, and what they have shown."""

@@ -1,0 +1,1 @@
+"""``steploom serve``: its settings, where it listens, and how it ends."""
