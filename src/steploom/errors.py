@@ -134,9 +134,14 @@ class WorkerDied(EngineError):
     """
 
     def __init__(self, rank: int, exitcode: int | None, detail: str = "") -> None:
-        super().__init__(f"worker {rank} died with exit code {exitcode}" + (f": {detail}" if detail else ""))
         self.rank = rank
         self.exitcode = exitcode
+        super().__init__(self.cause + (f": {detail}" if detail else ""))
+
+    @property
+    def cause(self) -> str:
+        """What it died of, without what it printed."""
+        return f"worker {self.rank} died" + ("" if self.exitcode is None else f" with exit code {self.exitcode}")
 
 
 class TickTimeout(EngineError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -29,7 +31,7 @@ from steploom.executor.ray_cluster import Cluster
 from steploom.executor.transport import WorkerSocket
 from steploom.executor.worker import Worker
 from steploom.protocol import SchedulerOutput
-from steploom.worker.listening import Keeper
+from steploom.worker.listening import GREET_S, Keeper, _attend
 from steploom.worker.messages import Progress
 from steploom.worker.process import LAST_WORDS, EngineGone, EngineLink
 
@@ -221,3 +223,27 @@ async def test_what_does_not_pass_is_not_waited_for(folder: Path) -> None:
 async def test_a_first_start_does_not_wait(folder: Path) -> None:
     with anyio.fail_after(20), pytest.raises(EngineDead, match="no worker listens"):
         await AttachedExecutor.at(folder / "worker")(EngineConfig()).start()
+
+
+KILLED_IN_THE_QUEUE = """
+import socket, sys
+socket.socket(socket.AF_UNIX).bind(sys.argv[2])
+door = socket.socket(socket.AF_UNIX)
+door.connect(sys.argv[1])
+door.sendall(sys.argv[2].encode() + b"\\n")
+"""
+
+
+def test_an_engine_that_is_gone_when_its_turn_comes_leaves_nothing_behind(folder: Path) -> None:
+    left = folder / "steploom-engine"
+    left.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "w"))
+        listener.listen()
+        line = [sys.executable, "-I", "-S", "-c", KILLED_IN_THE_QUEUE, str(folder / "w"), str(left / "worker-0")]
+        subprocess.run(line, check=True)
+        assert (left / "worker-0").is_socket()
+        connection, _ = listener.accept()
+        with connection:
+            _attend(connection, Keeper("nothing:make"), GREET_S)
+    assert not left.exists()

@@ -20,7 +20,9 @@ from steploom import (
     WorkerDied,
 )  # fmt: skip
 from steploom.engine.mailbox import Mailbox, fresh
+from steploom.engine.recovery import cause
 from steploom.requests import Failed
+from steploom.server.errors import outward
 
 FINISHED = Finished(request_id="r", output=DiffusionOutput(request_id="r"))
 
@@ -146,6 +148,15 @@ def test_fresh_copies_keep_what_an_error_says_and_drop_its_frames() -> None:
     assert str(copy) == "worker 3 died with exit code -9: out of memory"
     assert copy.__notes__ == ["a note"]
     assert copy.__traceback__ is None
+
+
+@pytest.mark.parametrize(("exitcode", "says"), [(-9, "worker 3 died with exit code -9"), (None, "worker 3 died")])
+def test_an_exit_code_is_said_where_there_is_one_and_what_was_printed_only_in_the_log(
+    exitcode: int | None, says: str
+) -> None:
+    error = WorkerDied(3, exitcode, "the engine's\nsecrets")
+    assert str(error) == f"{says}: the engine's\nsecrets"
+    assert cause(error) == outward(error) == says
 
 
 def commit(text: str | None, *tokens: int) -> Commit:

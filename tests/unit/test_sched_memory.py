@@ -82,6 +82,18 @@ def test_from_any_overflow_enough_full_batches_bring_the_bound_back_above_it(eac
     raise AssertionError(f"it stays at {curve.limit} of {most} rows")
 
 
+@pytest.mark.parametrize(("overflows", "ticks"), [(1, 32), (2, 64), (3, 128), (20, 4096)])
+def test_each_overflow_doubles_the_ticks_until_there_may_be_more(overflows: int, ticks: int) -> None:
+    curve = Curve()
+    for _ in range(overflows):
+        curve.overflowed(16)
+    for _ in range(ticks - 1):
+        curve.observe(8, 1.0)
+    assert curve.limit == 8
+    curve.observe(8, 1.0)
+    assert curve.limit == 11
+
+
 def test_batches_that_are_not_full_say_nothing_about_more_rows() -> None:
     curve = Curve()
     curve.overflowed(32)

@@ -125,7 +125,7 @@ class Recovery:
 def cause(fault: EngineError) -> str:
     """What a worker died of, in one line, without what it printed."""
     if isinstance(fault, WorkerDied):
-        return f"worker {fault.rank} died with exit code {fault.exitcode}"
+        return fault.cause
     return str(fault).partition("\n")[0][:300]
 
 

@@ -129,8 +129,8 @@ class Curve:
 
     def overflowed(self, rows: int) -> None:
         """So many rows ran out of memory: batches have half as many for a while."""
-        self.limit = max(1.0, min(self.limit, rows / 2))
-        self._fine, self._wait = 0, min(2 * self._wait, MOST_WAIT)
+        self._wait = RECOVERS if self.limit == math.inf else min(2 * self._wait, MOST_WAIT)
+        self._fine, self.limit = 0, max(1.0, min(self.limit, rows / 2))
 
     def _recover(self) -> None:
         """A tick with as many rows as may be went well. After enough of them there may be more."""

@@ -67,6 +67,10 @@ def error_object(error: Exception) -> dict[str, Any]:
     return {"message": _message(error), "type": kind, "param": param, "code": code}
 
 
+_PRINTED = re.compile(r"(\bworker \d+ died(?: with exit code [^\s:]+)?):.*", re.DOTALL)
+"""What a worker died of, and what it printed last."""
+
+
 def status_of(error: Exception) -> int:
     """The HTTP status that fits ``error``."""
     if isinstance(error, (ApiError, SteploomError)):
@@ -76,7 +80,7 @@ def status_of(error: Exception) -> int:
 
 def outward(error: EngineError) -> str:
     """What everybody may know of a fault: not what the worker printed last, which is for the log."""
-    return re.sub(r"(died with exit code [^\s:]+):.*", r"\1", str(error), flags=re.DOTALL).partition("\n")[0]
+    return _PRINTED.sub(r"\1", str(error)).partition("\n")[0]
 
 
 def _message(error: Exception) -> str:

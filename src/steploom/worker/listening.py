@@ -39,6 +39,8 @@ WAITING = 64
 """Engines that may wait for their turn."""
 LAST_BREATH_S = 1.0
 """Seconds that a killed engine's process may take to end after its connection has."""
+_ENDED = -1
+"""In place of a descriptor of a process that is gone."""
 _PRIVATE = re.compile(r"/steploom-[^/]*/worker-\d+$")
 FATAL = b"!"
 """Said on the connection before its end, if the worker has said over the socket why it does not serve."""
@@ -146,7 +148,7 @@ def _serve(connection: socket.socket, keeper: Keeper, greet_s: float) -> None:
         link.close()
         if gone and _ends(engine, address):
             remove(address)
-        if engine is not None:
+        if engine is not None and engine != _ENDED:
             os.close(engine)
     if refused:
         with contextlib.suppress(OSError):
@@ -154,14 +156,19 @@ def _serve(connection: socket.socket, keeper: Keeper, greet_s: float) -> None:
 
 
 def _process(connection: socket.socket) -> int | None:
-    """A descriptor of the process at the other side, readable when it has ended; None where nobody can tell."""
+    """A descriptor of the process at the other side, readable when it has ended; None where nobody can tell.
+
+    One that waited for its turn may be gone already. One of another container, of which there is no number here, has 0.
+    """
     option: int | None = getattr(socket, "SO_PEERCRED", None)
     if option is None or not hasattr(os, "pidfd_open"):
         return None
     process, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("3i")))
     try:
         return os.pidfd_open(process)
-    except (OSError, ValueError):  # it is gone already; or in another container, with numbers of its own
+    except ProcessLookupError:
+        return _ENDED
+    except (OSError, ValueError):
         return None
 
 
@@ -173,6 +180,8 @@ def _ends(engine: int | None, address: str) -> bool:
     path = Path(address)
     if engine is None or not (path.is_socket() and _PRIVATE.search(address)):
         return False
+    if engine == _ENDED:
+        return True
     end = select.poll()
     end.register(engine, select.POLLIN)
     return bool(end.poll(1000 * LAST_BREATH_S))
