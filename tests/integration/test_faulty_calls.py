@@ -7,6 +7,7 @@ import tiny
 import torch
 from driving import Driver, alone, assert_equal_to_alone, config, distance, request
 
+from steploom.weave.verifying import verify
 from steploom.worker.runner import Runner
 
 TEXT = {"height": 32, "width": 32, "max_sequence_length": 16}
@@ -135,6 +136,54 @@ def test_a_module_that_refuses_batches_runs_alone_with_a_counted_reason():
         assert distance(finished[r.request_id].output, expected[r.request_id]) <= 1e-4
     reasons = driver.runner.stats().alone_calls
     assert any("one request at a time" in reason for reason in reasons), reasons
+
+
+def shaky(fails):
+    """A pipeline whose merged forwards fail where ``fails(number)`` says so, from 1; alone none does."""
+    pipe, merged = tiny.sd3(), []
+    original = type(pipe.transformer).forward
+
+    def forward(self, hidden_states, *args, **kwargs):
+        if len(hidden_states) > 2:
+            merged.append(len(hidden_states))
+            if fails(len(merged)):
+                raise RuntimeError("a bad moment")
+        return original(self, hidden_states, *args, **kwargs)
+
+    pipe.transformer.__class__ = type("Shaky", (type(pipe.transformer),), {"forward": forward})
+    return pipe, merged
+
+
+def test_a_merged_forward_that_fails_once_does_not_end_sharing():
+    plan, expected = [9, 10], [alone(tiny.sd3(), r) for r in requests(2, 12)]
+    pipe, _ = shaky(plan.__contains__)
+    driver = Driver(Runner.from_pipeline(pipe, config()))
+    finished = driver.drain(requests(2, 12))
+    assert [finished[f"r{i}"].error for i in range(2)] == [None, None]
+    assert max(distance(finished[f"r{i}"].output, expected[i]) for i in range(2)) <= 1e-4
+    assert driver.sharing("r0").count(1) == 2
+    assert driver.sharing("r0")[-1] == 2
+    assert set(driver.runner.stats().kinds.values()) == {"verified"}
+
+
+def test_what_went_well_since_is_forgiveness(monkeypatch):
+    monkeypatch.setattr(verify, "FORGIVEN", 4)
+    pipe, _ = shaky(lambda number: number > 8 and number % 6 == 0)
+    driver = Driver(Runner.from_pipeline(pipe, config()))
+    driver.drain(requests(2, 30))
+    assert driver.sharing("r0").count(1) > verify.TRIES
+    assert set(driver.runner.stats().kinds.values()) == {"verified"}
+
+
+def test_merged_forwards_that_fail_every_time_or_often_end_soon():
+    for fails, most in ((lambda number: number > 8, 8 + verify.TRIES), (lambda number: number % 9 == 0, 27)):
+        pipe, merged = shaky(fails)
+        driver = Driver(Runner.from_pipeline(pipe, config()))
+        finished = driver.drain(requests(2, 40))
+        assert [finished[f"r{i}"].error for i in range(2)] == [None, None]
+        assert len(merged) == most
+        assert set(driver.sharing("r0")[most:]) == {1}
+        assert any("a bad moment" in reason for reason in driver.runner.stats().kinds.values())
 
 
 def test_bad_arguments_are_the_requests_own_fault():

@@ -238,6 +238,7 @@ class Batches:
         self.forwards.count(merged.forward_s, self._counters)
         if not known and not self._passes(merged, members, results, failed):
             return
+        self.verdicts.passed(merged)
         real = own(members)
         self._counters.merged_calls += 1
         self._counters.forward(merged.target.name, len(real))
@@ -280,12 +281,15 @@ class Batches:
         middle = len(members) // 2
         for half in (members[:middle], members[middle:]):
             self.run_members(half, "a merged call failed")
-        self._refuse_if_innocent(merged, members, fault)
+        if self._innocent(members, fault) and self.verdicts.doubt(merged):
+            self._refuse(merged, fault)
 
-    def _refuse_if_innocent(self, merged: MergedCall, members: Group, fault: Exception) -> None:
-        """Never merges this kind again if none of its calls was at fault."""
-        if is_out_of_memory(fault) or any(program.fault for program, _ in members):
-            return
+    def _innocent(self, members: Group, fault: Exception) -> bool:
+        """Whether none of the calls was at fault when they failed together."""
+        return not (is_out_of_memory(fault) or any(program.fault for program, _ in members))
+
+    def _refuse(self, merged: MergedCall, fault: Exception) -> None:
+        """Never merges this kind again."""
         reason = f"the merged call raised {type(fault).__name__}: {fault}"
         log.warning("calls of %s are not merged: %s", merged.target.name, reason)
         self.verdicts.record(merged, reason)

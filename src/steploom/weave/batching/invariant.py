@@ -112,4 +112,5 @@ class InvariantBatches(Batches):
             self._counters.alone(merged.target.name, "a merged call failed")
         else:  # nobody has bits of this kind yet
             self._run_alone(members[:1], "a merged call failed")
-            self._refuse_if_innocent(merged, members, fault)
+            if self._innocent(members, fault):
+                self._refuse(merged, fault)

@@ -38,6 +38,12 @@ from steploom.weave.verifying.differences import (
 _COMPARED = 4
 _NOISE_FACTOR = 4.0
 
+TRIES = 3
+"""Merged calls of a kind that fail, and none of their calls by itself: then it is the merging that fails."""
+
+FORGIVEN = 100
+"""After so many that did not fail, those that did are not held against their kind: something else had happened."""
+
 
 class Verdicts:
     """Which kinds of merge were verified, and which failed and why; for the life of the process."""
@@ -45,6 +51,7 @@ class Verdicts:
     def __init__(self) -> None:
         self._reasons: dict[Hashable, str | None] = {}
         self._names: dict[Hashable, str] = {}
+        self._doubts: dict[Hashable, tuple[int, int]] = {}  # Merged calls that failed, and how many have not since.
 
     def known(self, merged: MergedCall) -> bool:
         """Whether this kind needs no check any more."""
@@ -61,6 +68,23 @@ class Verdicts:
             counts = ("mixed rows" if merged.mixed else "equal rows") + (", adapters" if merged.blended else "")
             counts += "" if merged.layout.by_branch is None else ", by branch"
             self._names[merged.kind] = f"{merged.target.name}.{merged.target.method}, {counts} #{len(self._names)}"
+
+    def doubt(self, merged: MergedCall) -> bool:
+        """The merged call failed, and none of its calls did by itself. Whether its kind has failed too often.
+
+        Once is no reason to run alone for the life of the process: a device has a bad moment, too.
+        """
+        failures = self._doubts.get(merged.kind, (0, 0))[0] + 1
+        self._doubts[merged.kind] = (failures, 0)
+        return failures >= TRIES
+
+    def passed(self, merged: MergedCall) -> None:
+        """The merged call did not fail."""
+        if self._doubts and (doubt := self._doubts.get(merged.kind)) is not None:
+            failures, passed = doubt
+            self._doubts[merged.kind] = (failures, passed + 1)
+            if passed + 1 >= FORGIVEN:
+                del self._doubts[merged.kind]
 
     def summary(self) -> dict[str, str]:
         """Kind by name: ``"verified"``, or why it is never merged."""
