@@ -23,7 +23,7 @@ from steploom.weave import signatures
 from steploom.weave.counters import Counters
 from steploom.weave.forwards.step_cache import StepCache
 from steploom.weave.hub import Hub
-from steploom.weave.lora.adapters import Selection
+from steploom.weave.lora.selections import Selection
 from steploom.weave.pipelines import Loom
 from steploom.weave.previews.preview import Previewer, load_tiny
 from steploom.weave.program import Program

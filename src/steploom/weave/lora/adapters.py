@@ -7,7 +7,6 @@ are then grafted, by reference, onto the views of the requests that chose it.
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -18,6 +17,7 @@ from torch import nn
 from steploom.errors import GenerationFailed, InvalidRequest
 from steploom.weave import untyped
 from steploom.weave.lora.blend import Adapted, Blend, Part, View, activate, graft
+from steploom.weave.lora.common import borrowers, spread
 from steploom.weave.modules import offloading
 from steploom.weave.modules.compiled import is_compiled
 from steploom.weave.modules.rebinding import Rebinding
@@ -76,6 +76,8 @@ def load(pipeline: Any, shared: Mapping[str, SharedModule], where: tuple[str, st
     if not parts and not changed:
         names = ", ".join(shared)
         raise InvalidRequest(f"has no weights for any of {type(pipeline).__name__}'s {names}", field="lora")
+    _refuse_whole_in_common(shared, changed | odd)
+    parts = spread(shared, parts)
     for component, part in parts.items():
         _refuse_by_leaves(shared[component], part, odd=component in odd)
         if component not in changed | odd:
@@ -93,6 +95,17 @@ def _take_out_of_file(trees: Iterable[nn.Module], known: Mapping[int, torch.Tens
     for tensor in chain.from_iterable(map(_tensors, trees)):
         if id(tensor) not in known and tensor.device.type == "cpu":
             tensor.data = tensor.data.clone()
+
+
+def _refuse_whole_in_common(shared: Mapping[str, SharedModule], whole: Iterable[str]) -> None:
+    """Refuses a changed clone of one component where another has modules of it, which would stay as they were."""
+    for component in whole:
+        for other in borrowers(shared, component):
+            raise InvalidRequest(
+                f"changes {component} in another way than by LoRA layers (LoKr, control LoRA), and {other} uses "
+                f"modules of {component}, which would stay as they are; give a LoRA, or serve without {other}",
+                field="lora",
+            )
 
 
 def _refuse_by_leaves(shared: SharedModule, part: Part, *, odd: bool) -> None:
@@ -279,72 +292,3 @@ def _whole(component: str, chosen: Chosen) -> nn.Module:
         layer._active_adapter = [name]
         layer.set_scale(name, scale)
     return module
-
-
-class Selection:
-    """What a request has chosen, in use or kept for the next that chooses the same.
-
-    Attributes:
-        chosen: Adapters and scales.
-        views: The modules with these, by identity of the pipeline's own.
-        users: Requests that use it.
-    """
-
-    def __init__(self, chosen: Chosen, views: dict[int, View]) -> None:
-        self.chosen = chosen
-        self.views = views
-        self.users = 0
-
-
-SelectionKey = tuple[tuple[tuple[int, float], ...], tuple[Token, ...]]
-"""Adapters and scales, and what the modules were when they were put on."""
-
-
-class Selections:
-    """Selections by their adapters and scales; a few are kept when nobody uses them.
-
-    Args:
-        weaver: Makes their views.
-    """
-
-    KEPT = 8
-
-    def __init__(self, weaver: Weaver) -> None:
-        self._weaver = weaver
-        self._made: OrderedDict[SelectionKey, Selection] = OrderedDict()
-
-    def take(self, chosen: Chosen) -> Selection:
-        """The selection of these adapters, with one more user.
-
-        Raises:
-            InvalidRequest: They cannot be stacked.
-        """
-        key = (tuple((adapter.number, scale) for adapter, scale in chosen), self._weaver.made_from)
-        if key not in self._made:
-            self._made[key] = Selection(chosen, self._weaver.views(chosen))
-        self._made.move_to_end(key)
-        self._made[key].users += 1
-        return self._made[key]
-
-    def give_back(self, selection: Selection) -> None:
-        """One user less."""
-        selection.users -= 1
-        idle = [key for key, one in self._made.items() if not one.users]
-        for key in idle[: max(0, len(idle) - self.KEPT)]:
-            self._drop(key)
-
-    def uses(self, adapter: Adapter) -> int:
-        """How many requests use an adapter."""
-        return sum(one.users for one in self._made.values() if any(own is adapter for own, _ in one.chosen))
-
-    def forget(self, adapter: Adapter | None = None) -> None:
-        """Drops what nobody uses: of an adapter, or all."""
-        for key, one in list(self._made.items()):
-            if not one.users and (adapter is None or any(own is adapter for own, _ in one.chosen)):
-                self._drop(key)
-        if not self._made:
-            self._weaver.reset()
-
-    def _drop(self, key: SelectionKey) -> None:
-        for view in self._made.pop(key).views.values():
-            view.close()

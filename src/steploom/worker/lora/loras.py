@@ -12,7 +12,8 @@ from steploom.config import EngineConfig
 from steploom.errors import InvalidRequest
 from steploom.media.pictures import brief
 from steploom.weave.lora import adapters
-from steploom.weave.lora.adapters import Adapter, Chosen, Selection, Selections, Weaver
+from steploom.weave.lora.adapters import Adapter, Chosen, Weaver
+from steploom.weave.lora.selections import Selection, Selections
 from steploom.weave.pipelines import Loom
 from steploom.worker.lora.places import identity, place
 
