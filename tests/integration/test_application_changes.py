@@ -16,7 +16,8 @@ import tiny
 import torch
 from conformance.case import CASES
 from driving import Driver, alone, config, distance, request
-from tokenizers import normalizers
+from tokenizers import normalizers, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 
 from steploom.weave.modules import tokenizers
 from steploom.worker.runner import Runner
@@ -308,7 +309,28 @@ def _unpadded(pipe: Any) -> None:
     pipe.tokenizer.pad_token = pipe.tokenizer.eos_token
 
 
-@pytest.mark.parametrize("change", [_other_token, _truncated, _unpadded])
+def _normalized(pipe: Any) -> None:
+    pipe.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("c", "d")
+
+
+def _split(pipe: Any) -> None:
+    pipe.tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+
+
+def _framed(pipe: Any) -> None:
+    template = TemplateProcessing(single="</s> $A <s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    pipe.tokenizer.backend_tokenizer.post_processor = template
+
+
+def _subclassed(pipe: Any) -> None:
+    class Loud(type(pipe.tokenizer)):
+        def __call__(self, text: Any, *args: Any, **options: Any) -> Any:
+            return super().__call__([one.upper() for one in text], *args, **options)
+
+    pipe.tokenizer.__class__ = Loud
+
+
+@pytest.mark.parametrize("change", [_other_token, _truncated, _unpadded, _normalized, _split, _framed, _subclassed])
 def test_a_tokenizer_that_was_changed_is_taken_up(change: Callable[[Any], None]) -> None:
     pipe = tiny.sdxl()
     driver = Driver(Runner.from_pipeline(pipe, config()))

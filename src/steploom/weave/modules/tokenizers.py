@@ -15,6 +15,8 @@ _KEPT = 16
 _PLAIN, _HOLDERS = (str, int, float), (dict, list, tuple)
 _LARGE = 1000
 """Entries of a vocabulary, which are counted with the tokens."""
+_STAGES = ("normalizer", "pre_tokenizer", "post_processor")
+"""Of a fast tokenizer's backend, what is small: its state is written out anew with every look."""
 
 
 class _Copy(NamedTuple):
@@ -44,9 +46,10 @@ class Tokenizers:
 
 
 def _settings(given: Any) -> dict[str, Any]:
-    """What an application may have changed: attributes (a chat template), and how many tokens there are.
+    """What an application may have changed: class, attributes (a chat template), stages, and how many tokens there are.
 
-    Not the padding and truncation within its backend, nor what it notes about its own calls.
+    Not the padding and truncation within its backend, nor what it notes about its own calls; nor the tokens themselves,
+    which take too long to be compared with every request.
     """
     found: dict[str, Any] = {}
     for name, value in vars(given).items():
@@ -56,4 +59,6 @@ def _settings(given: Any) -> dict[str, Any]:
             found[name] = cast("object", value)
         else:
             found[name] = id(value)
-    return found | {"": len(given) if hasattr(given, "__len__") else 0}
+    stages = (getattr(getattr(given, "backend_tokenizer", None), name, None) for name in _STAGES)
+    states = [stage and stage.__getstate__() for stage in stages]
+    return found | {"": (type(given), states, len(given) if hasattr(given, "__len__") else 0)}
