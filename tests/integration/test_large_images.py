@@ -36,7 +36,7 @@ class Tried:
 
 
 @asynccontextmanager
-async def tried(name: str, **limits: int) -> AsyncIterator[Tried]:
+async def tried(name: str, **limits: float) -> AsyncIterator[Tried]:
     one = CASES[name]
     pipe, ran = one.build(), []
     encoder = getattr(pipe, "text_encoder", None) or pipe.vae
@@ -161,3 +161,48 @@ async def test_steps_back_and_forth_are_counted() -> None:
         ) as caught:
             await engine.generate(jump_n_sample=3, **asked)
         assert caught.value.field == "jump_n_sample"
+
+
+async def test_the_size_that_follows_from_embeddings_is_bound() -> None:
+    async with tried("StableCascadeDecoderPipeline", max_pixels=200 * 200) as decoder:
+        assert len((await decoder.make()).images) == 1
+        words = "StableCascadeDecoderPipeline makes 1704x1704 of it, at most 40000 pixels"
+        with pytest.raises(InvalidRequest, match=words) as caught:
+            await decoder.make(image_embeddings=torch.randn(1, 4, 40, 40))
+        assert caught.value.field == "image_embeddings"
+
+
+async def test_images_are_counted_by_the_latents_that_are_prepared() -> None:
+    async with tried("StableDiffusionPipeline", max_images=4) as sd:
+        latents = torch.randn(10, 4, 16, 16)
+        with pytest.raises(InvalidRequest, match="StableDiffusionPipeline makes 10 of it, at most 4 images") as caught:
+            await sd.make(latents=latents)
+        assert caught.value.field == "latents"
+        assert len((await sd.make(num_images_per_prompt=4)).images) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "without", "field"),
+    [
+        ("StableAudioPipeline", "audio_end_in_s", "audio_end_in_s"),
+        ("AudioLDM2Pipeline", "audio_length_in_s", "audio_length_in_s"),
+        ("AceStepPipeline", "audio_duration", "audio_duration"),
+    ],
+)
+async def test_the_sound_that_is_made_by_default_is_counted(name: str, without: str, field: str) -> None:
+    async with tried(name) as usual:
+        seconds = usual.engine.info.default_sound_s
+    assert seconds is not None
+    async with tried(name, max_sound_s=0.99 * seconds) as less:
+        with pytest.raises(InvalidRequest, match="seconds of sound of one request") as caught:
+            await less.make(without)
+        assert caught.value.field == field
+
+
+@pytest.mark.parametrize(("name", "shape"), [("StableAudioPipeline", (1, 4, 400)), ("AceStepPipeline", (1, 4000, 8))])
+async def test_sound_is_counted_by_the_latents_that_are_given(name: str, shape: tuple[int, ...]) -> None:
+    async with tried(name, max_sound_s=4) as sound:
+        assert sound.engine.info.latent_sound_s
+        with pytest.raises(InvalidRequest, match="seconds of it, at most 4 seconds of sound") as caught:
+            await sound.make(latents=torch.zeros(shape))
+        assert caught.value.field == "latents"

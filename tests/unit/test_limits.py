@@ -17,6 +17,7 @@ from steploom.requests import DiffusionRequest
 
 TAKEN = ("prompt", "prompt_embeds", "num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt",
          "num_frames", "video_length", "batch_size", "class_labels", "ensemble_size", *LENGTHS, *SOUND, *TEXTS,
+         "image_embeds", "image_embeddings",
          "audio_start_in_s", "max_post_steps", "jump_n_sample", "jump_length", "ar_step", "silence_padding_duration",
          "num_prompts_per_image", "num_designs_per_prompt", "latents", "latent_window_size",
          "num_latent_frames_per_chunk", "segment_frame_length", "num_frames_per_chunk")  # fmt: skip
@@ -42,6 +43,15 @@ def check(prompt: Any = None, **params: Any) -> None:
         ({"prompt_embeds": [EMBEDS[0]] * 7}, "prompt_embeds", "prompt_embeds: 7 of them"),
         ({"batch_size": 10**6}, "batch_size", "batch_size=1000000"),
         ({"class_labels": [1] * 7}, "class_labels", "class_labels: 7 of them"),
+        ({"class_labels": np.zeros(7, int)}, "class_labels", "class_labels: 7 of them"),
+        ({"image_embeds": np.zeros((7, 8))}, "image_embeds", "image_embeds: 7 of them"),
+        ({"image_embeds": [np.zeros((1, 8))] * 7}, "image_embeds", "image_embeds: 7 of them"),
+        ({"image_embeddings": np.zeros((7, 4, 2, 2))}, "image_embeddings", "image_embeddings: 7 of them"),
+        (
+            {"image_embeds": np.zeros((2, 8)), "num_images_per_prompt": 4},
+            "num_images_per_prompt",
+            "image_embeds: 2 of them, num_images_per_prompt=4: at most 6 images",
+        ),
         ({"num_frames": 10**6}, "num_frames", "num_frames=1000000: at most 100 frames .*EngineConfig.max_frames"),
         ({"video_length": 101}, "video_length", "=101: at most 100"),
         ({"num_frames": 60, "prompt": ["a"] * 2}, "num_frames", "num_frames=60, prompt: 2 of them: at most 100"),
@@ -98,11 +108,46 @@ def test_as_many_as_allowed_pass(params: dict[str, Any]) -> None:
     check(**params)
 
 
+@pytest.mark.parametrize("images", [[np.zeros((8, 8, 3))] * 3, np.zeros((3, 8, 8, 3))])
+def test_images_count_where_there_is_no_prompt(images: Any) -> None:
+    names = ("image", "num_images_per_prompt", "num_frames")
+    info = PipelineInfo(pipeline_class="P", parameters=[Parameter(name) for name in names])
+    request = DiffusionRequest(None, image=images, num_images_per_prompt=3)
+    with pytest.raises(InvalidRequest, match="image: 3 of them, num_images_per_prompt=3: at most 6"):
+        check_arguments(request, info, LIMITS)
+    with pytest.raises(InvalidRequest, match="num_frames=40, image: 3 of them: at most 100 frames"):
+        check_arguments(DiffusionRequest(None, image=images, num_frames=40), info, LIMITS)
+    beside = msgspec.structs.replace(info, parameters=[*info.parameters, Parameter("prompt")])
+    check_arguments(DiffusionRequest("a", image=images, num_images_per_prompt=3), beside, LIMITS)
+
+
 def test_the_pipelines_own_length_counts_where_none_is_given() -> None:
     info = PipelineInfo(pipeline_class="P", parameters=[Parameter("gen_length")], default_length=65)
     with pytest.raises(InvalidRequest, match="gen_length=65: at most 64 tokens"):
         check_arguments(DiffusionRequest(), info, LIMITS)
     check_arguments(DiffusionRequest(gen_length=64), info, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({}, "audio_duration=60.0: at most 30 seconds"),
+        ({"audio_duration": None}, "audio_duration=60.0: at most 30"),
+        ({"audio_duration": 0, "src_audio": np.zeros((2, 310))}, "audio_duration=31.0: at most 30"),
+        ({"audio_duration": -1.0, "src_audio": np.zeros((2, 310))}, "audio_duration=31.0: at most 30"),
+        ({"audio_duration": 30}, None),
+        ({"audio_duration": None, "src_audio": np.zeros((2, 300))}, None),
+    ],
+)
+def test_the_pipelines_own_seconds_count_where_none_are_given(params: dict[str, Any], words: str | None) -> None:
+    names = ("prompt", "audio_duration", "src_audio")
+    parameters = [Parameter(name) for name in names]
+    info = PipelineInfo(pipeline_class="P", parameters=parameters, default_sound_s=60.0, sampling_rate=10)
+    if words is None:
+        check_arguments(DiffusionRequest("a", **params), info, LIMITS)
+        return
+    with pytest.raises(InvalidRequest, match=words):
+        check_arguments(DiffusionRequest("a", **params), info, LIMITS)
 
 
 def test_where_the_frames_of_latents_are_counts() -> None:

@@ -19,6 +19,9 @@ TASK_ALIASES = {
 }
 """What tasks are called elsewhere."""
 
+SOUND = ("audio_length_in_s", "audio_end_in_s", "audio_duration", "audio_duration_s", "duration")
+"""Arguments that say how many seconds of sound there will be."""
+
 _CONTROLNET = "controlnet"
 
 
@@ -82,6 +85,9 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
         frames_only: The one number of frames, besides 1, for which the model has positions; None if it takes others.
         ids: Arguments that are ids, and how many the model has of each, from 0; nothing of what is not known.
         sampling_rate: Samples per second of its sound, if it makes any.
+        default_sound_s: Seconds of its sound where no argument says so, if known.
+        latent_sound_s: Seconds for each of its latents; 0 where that is not known.
+        latent_sound_axis: Axis of its latents along which they follow each other.
         loras: Names of adapters that were loaded with the pipeline.
         no_lora: Why requests cannot have adapters; None if they can.
         noise_scheduler: Class of the pipeline's own noise scheduler, None if it has none.
@@ -125,6 +131,9 @@ class PipelineInfo(msgspec.Struct, kw_only=True):
     frames_only: int | None = None
     ids: dict[str, int] = {}
     sampling_rate: int | None = None
+    default_sound_s: float | None = None
+    latent_sound_s: float = 0.0
+    latent_sound_axis: int = 2
     loras: list[str] = []
     no_lora: str | None = None
     noise_scheduler: str | None = None

@@ -7,16 +7,24 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import torch
+
 _SAYING = ("check_inputs", "prepare_latents")
 """Methods that pipelines pass the size and the frames of what they make, once they have settled them."""
+_LATENTS = "prepare_latents"
+"""The one that gives the latents that they begin with."""
 _FRAMES = ("num_frames", "video_length")
 
 
 class Bounds(Protocol):
-    """Who bounds what a program makes; both methods may raise."""
+    """Who bounds what a program makes; all methods may raise."""
 
     def laid_out(self, width: int | None, height: int | None, frames: int | None) -> None:
         """The pipeline makes images of this size, and so many frames of all its videos at once, as far as it says."""
+        ...
+
+    def prepared(self, pipeline_class: str, shape: Sequence[int]) -> None:
+        """A pipeline of this class begins with latents of this shape; a cascade has several."""
         ...
 
     def counted(self, steps: int, noise_schedulers: Sequence[Any]) -> None:
@@ -34,16 +42,21 @@ def _telling(cls: type, name: str) -> Callable[..., Any] | None:
     if not inspect.isfunction(method):
         return None
     signature = inspect.signature(method)
-    if not signature.parameters.keys() & {"width", *_FRAMES}:
+    if name != _LATENTS and not signature.parameters.keys() & {"width", *_FRAMES}:
         return None
 
     @functools.wraps(method)
     def told(self: Any, *args: Any, **kwargs: Any) -> Any:
         bounds: Bounds | None = self._steploom[0].bounds
-        if bounds is not None:
-            passed = signature.bind(self, *args, **kwargs).arguments
-            bounds.laid_out(_count(passed, "width"), _count(passed, "height"), _frames(passed))
-        return method(self, *args, **kwargs)
+        if bounds is None:
+            return method(self, *args, **kwargs)
+        passed = signature.bind(self, *args, **kwargs).arguments
+        bounds.laid_out(_count(passed, "width"), _count(passed, "height"), _frames(passed))
+        made = method(self, *args, **kwargs)
+        latents: Any = made[0] if isinstance(made, tuple) and made else made
+        if name == _LATENTS and isinstance(latents, torch.Tensor):
+            bounds.prepared(cls.__name__, tuple(latents.shape))
+        return made
 
     return told
 

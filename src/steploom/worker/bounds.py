@@ -10,11 +10,15 @@ from steploom.errors import InvalidRequest
 from steploom.media.pictures import brief
 from steploom.protocol import PipelineInfo
 from steploom.protocol.pictures import FRAMES, LATENT_WINDOWS, WINDOWS, pictures_among
+from steploom.protocol.pipeline import SOUND
 from steploom.requests import DiffusionRequest
 from steploom.weave.noise import observed
 
 _TURNS = ("jump_n_sample", "ar_step")
 """Arguments that make a loop longer than ``num_inference_steps`` says."""
+
+_EACH = ("image_embeds", "image_embeddings", "class_labels", "latents", "image")
+"""Arguments that may have an entry for each image."""
 
 
 class RequestBounds:
@@ -47,6 +51,23 @@ class RequestBounds:
                 field=field,
             )
 
+    def prepared(self, pipeline_class: str, shape: Sequence[int]) -> None:
+        """The latents that a stage of it begins with: as many rows as images, and as large as they will be."""
+        video = self._info.default_frames or {parameter.name for parameter in self._info.parameters} & {*FRAMES}
+        if len(shape) > 1 and shape[0] > self._config.max_images and not (video and len(shape) == 4):  # rows of frames
+            field, said = self._blamed([name for name in _EACH if self._request.params.get(name) is not None], "prompt")
+            raise InvalidRequest(
+                f"{said}: {self._info.pipeline_class} makes {shape[0]} of it, at most {self._config.max_images} images "
+                "of one request (EngineConfig.max_images)",
+                field=field,
+            )
+        whole = pipeline_class == self._info.pipeline_class and self._info.makes == ["images"]
+        if whole and len(shape) == 4 and not video:
+            height, width = (side * self._info.pixels_per_latent for side in shape[2:])
+            self._sized(width, height)
+        if self._info.makes == ["audios"] and len(shape) > self._info.latent_sound_axis:
+            self._sounding(shape[self._info.latent_sound_axis] * self._info.latent_sound_s)
+
     def counted(self, steps: int, noise_schedulers: Sequence[Any]) -> None:
         """The steps of its loop."""
         if steps <= observed.turns(self._config.max_steps, noise_schedulers):
@@ -62,15 +83,28 @@ class RequestBounds:
         """The likeliest argument, and what a message says of it: the first of ``names`` that the pipeline has."""
         known = {parameter.name for parameter in self._info.parameters}
         field = next((name for name in names if name in known), otherwise)
-        value = self._request.params.get(field)
+        value = self._request.prompt if field == "prompt" else self._request.params.get(field)
         return field, f"{field}, as it is by default" if value is None else f"{field}={brief(value)}"
+
+    def _sounding(self, seconds: float) -> None:
+        """Some make as much as they always do, and cut off what was not asked for."""
+        most = max(self._config.max_sound_s, self._info.default_sound_s or 0.0)
+        if seconds <= most + 2 * self._info.latent_sound_s:  # they round up to whole latents
+            return
+        field, said = self._blamed([*(name for name in _EACH if name in self._request.params), *SOUND], "prompt")
+        raise InvalidRequest(
+            f"{said}: {self._info.pipeline_class} makes {seconds:g} seconds of it, at most "
+            f"{self._config.max_sound_s:g} seconds of sound of one request (EngineConfig.max_sound_s)",
+            field=field,
+        )
 
     def _sized(self, width: int, height: int) -> None:
         if width * height <= self._config.max_pixels:
             return
         params = self._request.params
         given = {name: params[name] for name in ("width", "height") if params.get(name)}
-        said = given or pictures_among(params, self._info) or {"width": None, "height": None}
+        brought = {name: params[name] for name in _EACH if params.get(name) is not None}
+        said = given or pictures_among(params, self._info) or brought or {"width": None, "height": None}
         raise InvalidRequest(
             f"{', '.join(f'{name}={brief(value)}' for name, value in said.items())}: {self._info.pipeline_class} makes "
             f"{width}x{height} of it, at most {self._config.max_pixels} pixels (EngineConfig.max_pixels)",

@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterator, Sized
 from typing import Any, cast
 
 from steploom.config import EngineConfig
 from steploom.engine.checks.arguments import STEP_LISTS
+from steploom.engine.checks.counts import counts, pictures_in, told
 from steploom.errors import InvalidRequest
 from steploom.given import is_number
 from steploom.media.pictures import leaves, shape_of
 from steploom.protocol import PipelineInfo
 from steploom.protocol.pictures import FRAMES, LATENT_WINDOWS, WINDOWS, is_video, pictures_among
+from steploom.protocol.pipeline import SOUND
 from steploom.requests import DiffusionRequest
 
 STEPS = "num_inference_steps"
 """How arguments end that say how many steps there are; cascades have one for each stage."""
 STEPS_LIST = "num_inference_steps_list"
 """How arguments end that say so for several stages."""
-PER_PROMPT = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "ensemble_size",
-              "layers", "num_designs_per_prompt", "num_prompts_per_image")  # fmt: skip
-"""Arguments that say how many times each prompt, or image, is made."""
-_EITHER = ("num_images_per_prompt", "num_prompts_per_image")
-"""Of which only one counts: UniDiffuser makes images of texts, or texts of images, or as many of both."""
-
 LENGTHS = ("gen_length", "block_length")
 """Arguments that say how many tokens a text has, or a block of it, which is written as a whole."""
 TEXTS = ("max_sequence_length", "tokenizer_max_length", "max_text_length", "max_lyric_length", "max_new_tokens",
          "prompt_max_new_tokens", "prompt_reps")  # fmt: skip
 """Arguments that say how many tokens a prompt is filled up to, or how many more of them are written for it."""
-SOUND = ("audio_length_in_s", "audio_end_in_s", "audio_duration", "audio_duration_s", "duration")
-"""Arguments that say how many seconds of sound there will be."""
+_OR_NONE = "audio_duration"
+"""The one of them that may be 0 or less: then it is as long as the sound that is given."""
 _SOUND_FROM = "audio_start_in_s"
 _SILENCE = "silence_padding_duration"
 _RATES = ("frame_rate", "fps")
@@ -40,8 +36,6 @@ _WITH_SOUND = {"enable_sound": False, "sample_audio": True}
 """Arguments that say whether it has any, and whether it does by default."""
 _MORE_STEPS = ("max_post_steps", "jump_n_sample", "jump_length", "ar_step")
 """Further steps: of a block that has all its tokens, back and forth (RePaint), from frame to frame (SkyReels)."""
-
-_ROWS = ("prompt_embeds", "class_labels")
 
 
 def check_limits(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:
@@ -57,7 +51,7 @@ def check_limits(request: DiffusionRequest, info: PipelineInfo, config: EngineCo
     _check_pictures(request, info, config)
     _check_images(request, info, config)
     _check_at_once(request, info, config)
-    _check_sound(request, config)
+    _check_sound(request, info, config)
     _check_sound_of_video(request, info, config)
     _check_tokens(request, info, config)
 
@@ -65,7 +59,7 @@ def check_limits(request: DiffusionRequest, info: PipelineInfo, config: EngineCo
 def _check_pictures(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:
     """The pictures of each argument, be they read yet or not."""
     for name, value in pictures_among(request.params, info).items():
-        count = sum(map(_pictures_in, leaves(name, value)))
+        count = sum(map(pictures_in, leaves(name, value)))
         bound = "max_frames" if is_video(name) else "max_images"
         if count > getattr(config, bound):
             raise InvalidRequest(
@@ -74,29 +68,23 @@ def _check_pictures(request: DiffusionRequest, info: PipelineInfo, config: Engin
             )
 
 
-def _pictures_in(leaf: Any) -> int:
-    """How many pictures an array holds; 1 of anything else."""
-    shape = shape_of(leaf) or ()
-    return math.prod(shape[:-3]) if len(shape) > 3 else 1
-
-
 def _check_images(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:
     """The images or videos of all prompts together, and the frames of all these videos."""
-    said = _counts(request)
+    said = counts(request, info)
     images = 1
     for count in said.values():
         images *= count
     if images > config.max_images:
         field = max(said, key=lambda name: said[name])
         raise InvalidRequest(
-            f"{_told(said)}: at most {config.max_images} images of one request (EngineConfig.max_images)", field=field
+            f"{told(said)}: at most {config.max_images} images of one request (EngineConfig.max_images)", field=field
         )
     known = {parameter.name for parameter in info.parameters}
     for field in FRAMES:
         frames = request.params.get(field) or (field in known and info.default_frames) or 1
         if isinstance(frames, int) and frames * images > config.max_frames:
             raise InvalidRequest(
-                f"{_told({field: frames} | said)}: at most {config.max_frames} frames of one request "
+                f"{told({field: frames} | said)}: at most {config.max_frames} frames of one request "
                 "(EngineConfig.max_frames)",
                 field=field,
             )
@@ -123,15 +111,15 @@ def _check_at_once(request: DiffusionRequest, info: PipelineInfo, config: Engine
             )
 
 
-def _check_sound(request: DiffusionRequest, config: EngineConfig) -> None:
-    """The seconds of all waveforms. A duration of 0 or less may mean that of a sound which is given."""
-    said = _counts(request)
+def _check_sound(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:
+    """The seconds of all waveforms."""
+    said, params = counts(request, info), request.params
     for name in SOUND:
-        seconds: Any = request.params.get(name)
-        start: Any = request.params.get(_SOUND_FROM) if name == "audio_end_in_s" else None
+        seconds: Any = _seconds(name, request, info)
+        start: Any = params.get(_SOUND_FROM) if name == "audio_end_in_s" else None
         if not is_number(seconds) or not (start is None or is_number(start)):
             continue
-        silence: Any = request.params.get(_SILENCE) if name == "duration" else None
+        silence: Any = params.get(_SILENCE) if name == "duration" else None
         length = seconds - (start or 0) + (silence if is_number(silence) else 0)
         if length <= 0 and name.endswith("_in_s"):
             raise InvalidRequest(f"{name}={seconds}: must be greater than {start or 0}, where it begins", field=name)
@@ -139,10 +127,23 @@ def _check_sound(request: DiffusionRequest, config: EngineConfig) -> None:
             besides = {_SOUND_FROM: start, _SILENCE: silence}
             named = {name: seconds} | {other: value for other, value in besides.items() if value is not None} | said
             raise InvalidRequest(
-                f"{_told(named)}: at most {config.max_sound_s:g} seconds of sound of one request "
+                f"{told(named)}: at most {config.max_sound_s:g} seconds of sound of one request "
                 "(EngineConfig.max_sound_s)",
                 field=name,
             )
+
+
+def _seconds(name: str, request: DiffusionRequest, info: PipelineInfo) -> Any:
+    """What an argument says of the length of sound; one that says nothing leaves it to a sound, or the pipeline."""
+    params = request.params
+    seconds: Any = params.get(name)
+    none = is_number(seconds) and seconds <= 0 and name == _OR_NONE
+    if (seconds is not None and not none) or not any(parameter.name == name for parameter in info.parameters):
+        return seconds
+    if any(is_number(params.get(other)) for other in SOUND if other != name):
+        return None  # which says it
+    sound = shape_of(params.get("src_audio")) if name in params else None
+    return sound[-1] / info.sampling_rate if sound and info.sampling_rate else info.default_sound_s
 
 
 def _check_sound_of_video(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:
@@ -158,10 +159,10 @@ def _check_sound_of_video(request: DiffusionRequest, info: PipelineInfo, config:
     frames: Any = params.get(field) or info.default_frames
     if not (is_number(rate) and is_number(frames) and rate > 0):
         return
-    counts = _counts(request)
-    length = frames / rate * math.prod(counts.values())
+    times = counts(request, info)
+    length = frames / rate * math.prod(times.values())
     if length > config.max_sound_s:
-        said = _told({name: rate, field: frames} | counts)
+        said = told({name: rate, field: frames} | times)
         raise InvalidRequest(
             f"{said}: {length:g} seconds of sound, at most {config.max_sound_s:g} of one request "
             "(EngineConfig.max_sound_s)",
@@ -179,36 +180,6 @@ def _check_tokens(request: DiffusionRequest, info: PipelineInfo, config: EngineC
             raise InvalidRequest(
                 f"{name}={tokens}: at most {config.max_tokens} tokens of one text (EngineConfig.max_tokens)", field=name
             )
-
-
-def _told(said: Mapping[str, Any]) -> str:
-    """``num_frames=49, num_videos_per_prompt=64``; a list of prompts by its length."""
-    return ", ".join(
-        f"{name}: {count} of them" if name in ("prompt", *_ROWS) else f"{name}={count}" for name, count in said.items()
-    )
-
-
-def _counts(request: DiffusionRequest) -> dict[str, int]:
-    """What multiplies the images of the request, where it is more than one: argument and number."""
-    rows = {"prompt": request.prompt} | {name: request.params.get(name) for name in _ROWS}
-    said = {name: count for name, value in rows.items() if (count := _length(value)) > 1}
-    name = max(said, key=lambda name: said[name], default=None)
-    # Several ways to say how many rows there are say the same; the largest counts.
-    said = {} if name is None else {name: said[name]}
-    counts = {name: request.params.get(name) for name in PER_PROMPT}
-    said |= {name: count for name, count in counts.items() if isinstance(count, int) and count > 1}
-    if said.keys() >= set(_EITHER):
-        del said[min(_EITHER, key=lambda name: said[name])]
-    batch = request.params.get("batch_size") or 1
-    return said if batch == 1 or said else {"batch_size": batch}  # beside others it says how to go about it
-
-
-def _length(value: Any) -> int:
-    """Rows of a list, or of a tensor of embeddings; 1 of anything else."""
-    shape = getattr(value, "shape", ())
-    if len(shape) > 2:  # rows, tokens, channels
-        return int(shape[0])
-    return len(cast("list[Any]", value)) if isinstance(value, (list, tuple)) else 1
 
 
 def _steps(request: DiffusionRequest, info: PipelineInfo) -> Iterator[tuple[str, int]]:

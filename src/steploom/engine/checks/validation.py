@@ -15,8 +15,9 @@ from steploom.codec import check_request
 from steploom.config import EngineConfig
 from steploom.engine.checks.areas import check_areas, check_made_of_pictures
 from steploom.engine.checks.arguments import check_kinds
+from steploom.engine.checks.counts import PER_PROMPT
 from steploom.engine.checks.fits import check_fits
-from steploom.engine.checks.limits import LENGTHS, PER_PROMPT, STEPS, TEXTS, check_limits
+from steploom.engine.checks.limits import LENGTHS, STEPS, TEXTS, check_limits
 from steploom.engine.checks.picture_checks import A_PICTURE, check_pictures
 from steploom.errors import ConfigError, InvalidRequest
 from steploom.media.pictures import brief

@@ -19,7 +19,7 @@ from steploom.weave.noise.choice import choices, lacking
 from steploom.worker.models import attention, compiling, downloads, fitting, left_out, mends, sources
 from steploom.worker.models.assembly import assemble
 from steploom.worker.models.factories import no_pipeline
-from steploom.worker.traits import annotations, frames, id_tables, lengths, needs, products, sizes
+from steploom.worker.traits import annotations, frames, id_tables, lengths, needs, products, sizes, sounds
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -254,6 +254,7 @@ def describe(pipeline: Any, *, in_process: bool) -> PipelineInfo:
         **frames.told(pipeline, denoiser),
         ids=id_tables.told(pipeline, denoiser),
         sampling_rate=products.sampling_rate(pipeline),
+        **sounds.told(pipeline, denoiser),
         loras=adapters.own_names(untyped.modules_of(pipeline)),
         no_lora=adapters.refusal(pipeline),
         noise_scheduler=None if noise_scheduler is None else type(noise_scheduler).__name__,

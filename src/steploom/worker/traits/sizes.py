@@ -211,7 +211,11 @@ def enlarges(pipeline: Any) -> float:
 
 def pixels_per_latent(pipeline: Any) -> int:
     """Pixels along a side for each latent; 0 where that is not known."""
-    return next((value for name in _FACTORS if isinstance(value := getattr(pipeline, name, None), int)), 0)
+    factor = next((value for name in _FACTORS if isinstance(value := getattr(pipeline, name, None), int)), 0)
+    if factor or "latent_dim_scale" not in getattr(pipeline, "config", ()):
+        return factor
+    config = getattr(getattr(pipeline, "vqgan", None), "config", None)  # of Wuerstchen's decoders, which keep none
+    return getattr(config, "up_down_scale_factor", 0) * 2 ** (getattr(config, "levels", 1) - 1)
 
 
 def default(pipeline: Any, denoiser: Any) -> tuple[int, int] | None:
