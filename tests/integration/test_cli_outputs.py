@@ -10,10 +10,13 @@ import av
 import conformance.families  # noqa: F401 - registers the cases
 import pytest
 import tiny
+import transformers.utils.logging
 from conformance.case import CASES
 from PIL import Image
 
 from steploom.cli import main
+from steploom.config import EngineConfig
+from steploom.worker.models import loading
 
 SMALL = ["--backend", "inproc", "--steps", "2", "--seed", "1", "--device", "cpu"]
 VIDEO = [*SMALL, "--height", "16", "--width", "16", "--set", "num_frames=5", "--set", "max_sequence_length=16"]
@@ -75,3 +78,13 @@ def test_sound_becomes_a_sound_file(stable_audio: pathlib.Path, tmp_path: pathli
     with wave.open(str(tmp_path / "a.wav")) as file:
         assert (file.getframerate(), file.getnframes()) == (pipe.vae.config.sampling_rate, expected)
     assert f"at {pipe.vae.config.sampling_rate} Hz" in capsys.readouterr().out
+
+
+def test_what_loads_in_the_process_of_the_command_shows_no_bars_and_those_of_others_stay(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.setattr(transformers.utils.logging, "_tqdm_active", True)
+    assert main.main(["generate", "a cat", "-o", str(tmp_path / "out.png"), *SMALL]) == 0
+    assert "%|" not in capfd.readouterr().err
+    loading.load(EngineConfig(device="cpu"), lambda _: None)
+    assert "%|" in capfd.readouterr().err

@@ -194,12 +194,10 @@ def executors(config: EngineConfig, not_tried: str | None) -> Iterator[Finding]:
 
 
 def _try_executor(config: EngineConfig, backend: str, meaning: str) -> Finding:
-    from steploom.cli import loop
-
     name = f"executor {backend}"
     start = time.perf_counter()
     settings = dataclasses.replace(config, distributed_executor_backend=backend)
-    lacking, fault = attempt(lambda: loop.run(_draw(settings)))
+    lacking, fault = attempt(lambda: _drawn(settings))
     if fault is not None:
         return Finding("broken", name, f"{meaning}: {fault}")
     seconds = f"{time.perf_counter() - start:.1f} s from start to end"
@@ -207,6 +205,14 @@ def _try_executor(config: EngineConfig, backend: str, meaning: str) -> Finding:
         why = f"not drawn, since {config.model} also needs {', '.join(lacking)}: see `steploom verify`"
         return Finding("ok", name, f"{meaning}; loaded, {seconds}; {why}")
     return Finding("ok", name, f"{meaning}; drew an image, {seconds}")
+
+
+def _drawn(config: EngineConfig) -> list[str]:
+    """As :func:`_draw`, in a loop of its own."""
+    from steploom.cli import loop, quiet
+
+    with quiet.bars(config):
+        return loop.run(_draw(config))
 
 
 async def _draw(config: EngineConfig) -> list[str]:

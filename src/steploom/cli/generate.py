@@ -132,9 +132,10 @@ def run(options: argparse.Namespace) -> int:
             outputs.check_writable(file)
     _check_limits(config, parameters)
     _check_pictures(parameters)
-    from steploom.cli import loop
+    from steploom.cli import loop, quiet
 
-    loop.run(_generate(options, config, jobs, {**parameters, "preview_every": int(options.save_steps)}))
+    with quiet.bars(config):
+        loop.run(_generate(options, config, jobs, {**parameters, "preview_every": int(options.save_steps)}))
     return 0
 
 
