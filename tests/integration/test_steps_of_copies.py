@@ -58,6 +58,17 @@ async def test_they_are_skipped_and_bounded_like_others() -> None:
             await engine.generate(**_asked(0, 10, ar_step=5), seed=1)
 
 
+async def test_the_steps_of_all_windows_of_a_video_are_bounded_together() -> None:
+    long = {"num_frames": 29, "base_num_frames": 17, "overlap_history": 5}
+    async with AsyncDiffusionEngine.from_pipeline(_forcing(), max_steps=7) as engine:
+        with pytest.raises(InvalidRequest, match="num_inference_steps=4: 8 steps in 2 windows of the video, at most 7"):
+            await engine.generate(**_asked(0, 4, **long), seed=1)
+        with pytest.raises(InvalidRequest, match=r"ar_step=1: .* takes 10 steps of it, at most 7"):
+            await engine.generate(**_asked(0, 3, **long, ar_step=1), seed=1)
+        output = await engine.generate(**_asked(0, 3, **long), seed=1)
+        assert output.timings.steps == 6
+
+
 @pytest.mark.slow
 async def test_what_steps_itself_has_no_steps_of_its_copies() -> None:
     """LTX2 steps a copy for the sound in each turn."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ PICTURES = ("image", "mask_image", "ip_adapter_image", "video")
 PARAMETERS = [
     *(Parameter(name, kind="number") for name in NUMBERS),
     *(Parameter(name, kind="picture") for name in PICTURES),
-    *map(Parameter, ("prompt", "latents", "pyramid_num_inference_steps_list", "timesteps", "sigmas")),
+    *map(Parameter, ("prompt", "latents", "pyramid_num_inference_steps_list", "timesteps", "sigmas", "conditions")),
 ]
 LIMITS = EngineConfig(max_pixels=64 * 64, max_steps=10, max_images=4, max_frames=9)
 SIZED = {"default_size": (128, 128)}
@@ -29,6 +30,18 @@ SMALL = Image.new("RGB", (32, 32))
 def check(info: dict[str, Any], **params: Any) -> None:
     pipeline = PipelineInfo(pipeline_class="P", parameters=PARAMETERS, in_process=True, **info)
     validate(DiffusionRequest("a", **params), pipeline, LIMITS)
+
+
+@dataclass
+class Condition:
+    """What diffusers' LTX pipelines take."""
+
+    image: Any = None
+    video: Any = None
+    frame_index: int = 0
+
+
+LARGE = Image.new("RGB", (65, 64))
 
 
 @pytest.mark.parametrize(
@@ -64,6 +77,10 @@ def check(info: dict[str, Any], **params: Any) -> None:
         ({}, {"image": [SMALL] * 5}, "image", "image: 5 pictures, at most 4 of one request .*max_images"),
         ({}, {"image": np.zeros((5, 8, 8, 3), np.float32)}, "image", "image: 5 pictures"),
         ({}, {"video": np.zeros((2, 5, 8, 8, 3), np.float32)}, "video", "video: 10 pictures, at most 9 .*max_frames"),
+        ({}, {"conditions": Condition(LARGE)}, "conditions", "conditions: 65x64 is more than 4096 pixels .*max_pixels"),
+        ({}, {"conditions": [Condition(SMALL), Condition(video=[LARGE])]}, "conditions", "65x64 is more than 4096"),
+        ({}, {"conditions": Condition(video=[SMALL] * 10)}, "conditions", "10 pictures, at most 9 .*max_frames"),
+        ({}, {"conditions": [Condition(SMALL)] * 10}, "conditions", "10 pictures, at most 9 .*max_frames"),
         ({}, {"frames": 10}, "frames", "frames=10: at most 9 frames"),
         ({"default_frames": 10}, {}, "num_frames", "num_frames=10: at most 9 frames"),
         ({"default_steps": 50}, {}, "num_inference_steps", "num_inference_steps=50: at most 10"),
@@ -93,6 +110,7 @@ def test_more_pixels_than_allowed_are_refused(info: Any, params: Any, field: str
         ({"follows_pictures": True, "enlarges": 4.0}, {"mask_image": SMALL, "ip_adapter_image": SMALL}),
         ({"enlarges": 4.0}, {"video": [SMALL]}),  # which is brought to width and height
         ({}, {"image": [SMALL] * 4, "video": [SMALL] * 9, "frames": 9}),
+        ({}, {"conditions": [Condition(SMALL), Condition(video=[SMALL] * 8)]}),
         ({}, {"frames": 2, "layers": 4}),
         ({"default_steps": 50}, {"timesteps": [999, 500, 1]}),
         ({"default_steps": 50}, {"sigmas": np.linspace(1, 0.1, 10)}),

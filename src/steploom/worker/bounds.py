@@ -8,7 +8,7 @@ from typing import Any
 from steploom.config import EngineConfig
 from steploom.errors import InvalidRequest
 from steploom.media.pictures import brief
-from steploom.protocol import PipelineInfo
+from steploom.protocol import PipelineInfo, pictures
 from steploom.protocol.pictures import FRAMES, LATENT_WINDOWS, WINDOWS, pictures_among
 from steploom.protocol.pipeline import SOUND
 from steploom.requests import DiffusionRequest
@@ -37,6 +37,7 @@ class RequestBounds:
         self._request = request
         self._info = info
         self._config = config
+        self._begun: list[int] = []
 
     def laid_out(self, width: int | None, height: int | None, frames: int | None) -> None:
         """The size of the images, and the frames that are made at once."""
@@ -69,7 +70,12 @@ class RequestBounds:
             self._sounding(shape[self._info.latent_sound_axis] * self._info.latent_sound_s)
 
     def counted(self, steps: int, noise_schedulers: Sequence[Any]) -> None:
-        """The steps of its loop."""
+        """The steps of its loop; of one in windows those of all that it has begun, and the least of all others."""
+        windows = pictures.windows(self._request.params, self._info)
+        if windows > 1:
+            self._begun.append(steps)
+            least = self._request.params.get("num_inference_steps") or self._info.default_steps or 1
+            steps = sum(self._begun) + (windows - len(self._begun)) * least
         if steps <= observed.turns(self._config.max_steps, noise_schedulers):
             return
         field, said = self._blamed(_TURNS, "num_inference_steps")

@@ -13,7 +13,15 @@ from steploom.errors import InvalidRequest
 from steploom.given import is_number
 from steploom.media.pictures import leaves, shape_of
 from steploom.protocol import PipelineInfo
-from steploom.protocol.pictures import FRAMES, LATENT_WINDOWS, WINDOWS, is_video, pictures_among
+from steploom.protocol.pictures import (
+    FRAMES,
+    LATENT_WINDOWS,
+    WINDOWS,
+    is_video,
+    pictures_among,
+    pictures_of_conditions,
+    windows,
+)
 from steploom.protocol.pipeline import SOUND
 from steploom.requests import DiffusionRequest
 
@@ -48,6 +56,7 @@ def check_limits(request: DiffusionRequest, info: PipelineInfo, config: EngineCo
         if steps > config.max_steps:
             said = f"{field}={steps}" if field.endswith((STEPS, *_MORE_STEPS)) else f"{field}: {steps} steps"
             raise InvalidRequest(f"{said}: at most {config.max_steps} (EngineConfig.max_steps)", field=field)
+    _check_windows(request, info, config)
     _check_pictures(request, info, config)
     _check_images(request, info, config)
     _check_at_once(request, info, config)
@@ -56,11 +65,23 @@ def check_limits(request: DiffusionRequest, info: PipelineInfo, config: EngineCo
     _check_tokens(request, info, config)
 
 
+def _check_windows(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:
+    """The steps of all windows of a video together, each of which takes all that are asked for."""
+    times, steps = windows(request.params, info), request.params.get(STEPS) or info.default_steps or 1
+    if times > 1 and times * steps > config.max_steps:
+        raise InvalidRequest(
+            f"{STEPS}={steps}: {times * steps} steps in {times} windows of the video, at most {config.max_steps} "
+            "(EngineConfig.max_steps); give a smaller num_frames or a larger base_num_frames",
+            field=STEPS,
+        )
+
+
 def _check_pictures(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:
     """The pictures of each argument, be they read yet or not."""
-    for name, value in pictures_among(request.params, info).items():
+    conditions = pictures_of_conditions(request.params)
+    for name, value in (pictures_among(request.params, info) | conditions).items():
         count = sum(map(pictures_in, leaves(name, value)))
-        bound = "max_frames" if is_video(name) else "max_images"
+        bound = "max_frames" if is_video(name) or name in conditions else "max_images"
         if count > getattr(config, bound):
             raise InvalidRequest(
                 f"{name}: {count} pictures, at most {getattr(config, bound)} of one request (EngineConfig.{bound})",

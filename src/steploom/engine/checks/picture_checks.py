@@ -13,7 +13,7 @@ from typing import Any
 from steploom.errors import InvalidRequest
 from steploom.media.pictures import brief, is_image, kind_of, leaves, shape_of, size_of
 from steploom.protocol import PipelineInfo
-from steploom.protocol.pictures import PICTURE, pictures_among
+from steploom.protocol.pictures import PICTURE, pictures_among, pictures_of_conditions
 from steploom.requests import DiffusionRequest
 
 A_PICTURE = "a PIL image, an array, the bytes of an image file, or its path"
@@ -44,6 +44,10 @@ def check_pictures(request: DiffusionRequest, info: PipelineInfo, max_pixels: in
             raise InvalidRequest(f"{name}={value!r:.80}: is empty; {GIVE}", field=name)
         for leaf in found:
             _check(name, leaf, max_pixels, sure=name in only)
+    for name, value in pictures_of_conditions(request.params).items():
+        for leaf in leaves(name, value):
+            if (size := size_of(leaf)) is not None:
+                check_size(name, size, max_pixels)
 
 
 def _check(name: str, leaf: Any, max_pixels: int, *, sure: bool) -> None:
