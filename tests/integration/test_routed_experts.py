@@ -11,8 +11,12 @@ import torch
 from conformance.case import CASES
 from conformance.families import hidream
 from diffusers import DiscreteDDIMScheduler
+from driving import Driver, config, tensor_of
 
 from steploom.requests import DiffusionRequest
+from steploom.telemetry.reasons import fold
+from steploom.weave.batching.fixed import BY_VALUES
+from steploom.worker.runner import Runner
 from steploom.worker.trials import trial
 
 EXPERTS = 16
@@ -72,3 +76,19 @@ def test_hidream_of_many_experts(seed: int, dtype: torch.dtype, many_experts: Ca
     pipeline.set_progress_bar_config(disable=True)
     requests = [CASES["HiDreamImagePipeline"].request(i, seed=50 * seed + i) for i in range(2)]
     assert_shared(pipeline, requests)
+
+
+def test_bits_of_experts_do_not_depend_on_company(many_experts: Callable[[], Any]) -> None:
+    """With copies of itself for company an expert gets other numbers of tokens than with mates."""
+    case = CASES["HiDreamImagePipeline"]
+
+    def drawn(*others: int) -> Driver:
+        torch.manual_seed(0)
+        driver = Driver(Runner.from_pipeline(many_experts(), config(batch_invariant=True, max_batch=3)))
+        driver.drain([case.request(0, seed=seed).with_id(f"r{seed}") for seed in (1, *others)])
+        return driver
+
+    company = drawn(2, 3)
+    assert torch.equal(*(tensor_of(driver.finished["r1"].output) for driver in (company, drawn())))
+    assert set(company.runner._hub.counters.denoiser_alone) == {BY_VALUES}
+    assert fold(BY_VALUES) == "verification_failed"

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import grouped_mm, linear, silu
 
 from steploom.weave.axes import Axes
+from steploom.weave.batching.fixed import sized_by_values
 from steploom.weave.batching.merging import MergedCall
 from steploom.weave.calls import ModuleCall
 from steploom.weave.verifying.differences import LOOSE, far_apart, largest_difference
@@ -141,6 +142,44 @@ def softmax_over_the_batch(x: torch.Tensor) -> torch.Tensor:
 
 def neighbours(x: torch.Tensor) -> torch.Tensor:
     return x + 1e-6 * x.roll(1, 0)
+
+
+class Dense(nn.Module):
+    """The same product for all tokens."""
+
+    def __init__(self, wide: nn.Module) -> None:
+        super().__init__()
+        self.wide = wide
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.wide(x).relu() + x
+
+
+class Grouped(nn.Module):
+    """Experts as one product of groups of rows, whose sizes nobody sees from outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.randn(2, WIDTH, WIDTH, dtype=torch.bfloat16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = x.reshape(-1, WIDTH)
+        order = (tokens[:, 0] > 0).int().argsort()
+        ends = torch.stack([(tokens[:, 0] <= 0).sum(), torch.tensor(len(tokens))]).int()
+        return grouped_mm(tokens[order], self.weights, offs=ends)[order.argsort()].view_as(x)
+
+
+@pytest.mark.parametrize(
+    ("build", "found"),
+    [(Model, True), (Grouped, True), (lambda: Dense(nn.Linear(WIDTH, WIDTH)), False)],
+    ids=["routed", "grouped", "dense"],
+)
+def test_sizes_that_go_by_what_rows_hold_are_found(build: Callable[[], nn.Module], found: bool) -> None:
+    torch.manual_seed(0)
+    own = merged_call(build()).calls[0]
+    faults: list[Exception] = []
+    assert sized_by_values(MergedCall([own] * REQUESTS, Axes((0,), (0,))), faults.append) is found
+    assert not faults
 
 
 LEAKS = {

@@ -6,6 +6,8 @@ Machines Lab, "Defeating Nondeterminism in LLM Inference", 2025, make the kernel
 Nor are all rows of one forward rounded alike: those do not that fill no vector of the processor, or that another thread
 computes. Which these are depends on how many rows there are, and not on what they hold. So a forward of nothing but
 copies of one call shows it, and :class:`Places` looks for a number of calls at which all bits are the same.
+
+Where sizes within a forward go by what the rows hold, as those of a mixture of experts do, no number has that.
 """
 
 from __future__ import annotations
@@ -19,12 +21,15 @@ from steploom.weave.calls import Leaf, ModuleCall, pattern
 from steploom.weave.machine_faults import is_out_of_memory
 from steploom.weave.program import Program
 from steploom.weave.verifying.differences import largest_difference
-from steploom.weave.verifying.verify import other_numbers
+from steploom.weave.verifying.operations import Operations, recorded
+from steploom.weave.verifying.verify import other_company, other_numbers
 
 Group = list[tuple[Program, ModuleCall]]
 
 PLACED = "the bits of a row depend on its place"
 """Why calls run alone of which no number in a forward was found that gives each the same bits."""
+BY_VALUES = "rows depend on their mates: operations have other sizes in other company"
+"""Why calls run alone whose kernels are chosen by what all rows hold: experts get other numbers of tokens."""
 BLOCKS = (4, 8, 16)
 """Of how many rows a forward may hold a multiple, so that threads and vectors compute all rows alike."""
 MOST_COPIES = 4
@@ -56,39 +61,77 @@ class Places:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._found: dict[Hashable, int | None] = {}
+        self._found: dict[Hashable, int | str] = {}
 
     def known(self, call: ModuleCall) -> bool:
         """Whether the number was looked for already for calls of this size."""
         return _kind(call) in self._found
 
-    def filled(self, chunk: Group) -> Group | None:
-        """The calls of a forward: these, and copies of the first one; None if each has to run alone."""
+    def filled(self, chunk: Group) -> Group | str:
+        """The calls of a forward: these, and copies of the first one; or why each has to run alone."""
         number = self._found[_kind(chunk[0][1])]
-        return None if number is None else [*chunk, *[chunk[0]] * (number - len(chunk))]
+        return number if isinstance(number, str) else [*chunk, *[chunk[0]] * (number - len(chunk))]
 
-    def find(self, member: tuple[Program, ModuleCall], rows: int, alike: Callable[[Group], bool]) -> None:
+    def find(
+        self,
+        member: tuple[Program, ModuleCall],
+        rows: int,
+        by_values: Callable[[Group], bool],
+        alike: Callable[[Group], bool],
+    ) -> None:
         """Looks for the number.
 
         Args:
             member: A call.
             rows: Of it.
+            by_values: Whether sizes in a forward of so many copies go by what these hold (:func:`sized_by_values`).
             alike: Whether so many copies of it have the same bits in one forward (:func:`same_in_all_places`).
         """
+        if by_values([member] * (self._size + 1)):
+            self._keep(member[1], BY_VALUES)
+            return
         numbers = [self._size + 1]
         for block in BLOCKS:
             numbers.append(next(n for n in range(self._size + 1, self._size + 1 + block) if n * rows % block == 0))
         tried = [n for n in dict.fromkeys(numbers) if n <= MOST_COPIES * self._size]
-        found = next((number for number in tried if alike([member] * number)), None)
+        self._keep(member[1], next((number for number in tried if alike([member] * number)), PLACED))
+
+    def _keep(self, call: ModuleCall, found: int | str) -> None:
         if len(self._found) >= FOUND_KEPT:
             self._found.clear()
-        self._found[_kind(member[1])] = found
+        self._found[_kind(call)] = found
+
+
+def sized_by_values(merged: MergedCall, failed: Callable[[Exception], None]) -> bool:
+    """Whether sizes within a forward go by what its rows hold.
+
+    Args:
+        merged: Of copies of one call.
+        failed: Is told what a forward raises.
+
+    Raises:
+        Exception: What a forward raises: nothing was found out.
+    """
+    companies = (merged.leaves, other_numbers(merged), other_company(merged, 0, merged.axes.pinned))
+    first: Operations | None = None
+    for leaves in companies:
+        try:
+            with recorded() as operations:
+                merged.run(leaves)
+        except Exception as fault:
+            failed(fault)
+            raise
+        if first is None:
+            first = operations
+        elif operations != first:
+            return True
+    return False
 
 
 def same_in_all_places(
     merged: MergedCall, size: int, results: Sequence[Any], failed: Callable[[Exception], None]
 ) -> bool:
-    """Whether copies of one call have the same bits in the first ``size`` places of a forward.
+    """Whether copies of one call have the same bits in the first ``size`` places of a forward, and in other company.
 
     Args:
         merged: Of the copies.
@@ -103,12 +146,16 @@ def same_in_all_places(
         return False
     try:
         others = merged.run(other_numbers(merged))
+        company = merged.run(other_company(merged, 0, merged.axes.pinned))
     except Exception as fault:
         failed(fault)
         if is_out_of_memory(fault):
             raise
         return False
-    return not any(largest_difference(others[0], other) for other in others[1:size])
+    return not (
+        largest_difference(results[0], company[0])
+        or any(largest_difference(others[0], other) for other in others[1:size])
+    )
 
 
 def own(members: Group) -> Group:

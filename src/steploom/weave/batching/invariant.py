@@ -6,7 +6,16 @@ import logging
 from collections.abc import Callable
 
 from steploom.weave.batching.batches import Batches
-from steploom.weave.batching.fixed import PLACED, Group, Places, alike, own, same_in_all_places, too_large, tries
+from steploom.weave.batching.fixed import (
+    Group,
+    Places,
+    alike,
+    own,
+    same_in_all_places,
+    sized_by_values,
+    too_large,
+    tries,
+)
 from steploom.weave.batching.merging import MergedCall
 from steploom.weave.batching.unlike import ONLY_ONE
 from steploom.weave.batching.wholes import Wholes
@@ -70,9 +79,12 @@ class InvariantBatches(Batches):
             self._run_apart(one, chunk, fault, failed + 1)
             return
         filled = self._places.filled(chunk)
-        merged = None if filled is None else self._merged(filled)
-        if filled is None or merged is None:
-            self._run_alone(chunk, PLACED)
+        if isinstance(filled, str):
+            self._run_alone(chunk, filled)
+            return
+        merged = self._merged(filled)
+        if merged is None:
+            self._run_alone(chunk, "the calls could not be put together")
             return
         if self._draft is not None:
             self._draft.append((merged, filled, ""))
@@ -83,6 +95,10 @@ class InvariantBatches(Batches):
         if self._places.known(member[1]):
             return
 
+        def by_values(copies: Group) -> bool:
+            merged = MergedCall([call for _, call in copies], one.axes)
+            return self.settle(sized_by_values(merged, self.forwards.failed))
+
         def same(copies: Group) -> bool:
             merged = MergedCall([call for _, call in copies], one.axes)
             results = self.forwards.merged(merged, known=False)
@@ -90,7 +106,7 @@ class InvariantBatches(Batches):
 
         self._tell(f"comparing the places in a forward of {one.target.name}")
         with self._counters.warming():
-            self._places.find(member, one.rows[0], same)
+            self._places.find(member, one.rows[0], by_values, same)
 
     def _run_apart(self, merged: MergedCall, members: Group, fault: Exception, failed: int) -> None:
         """A merged call failed: each of its calls again, at the same size. Halves would have other bits."""

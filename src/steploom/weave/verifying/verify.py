@@ -241,8 +241,13 @@ def _crosstalk(
 
 def _in_other_company(merged: MergedCall, watched: int, kept: frozenset[int]) -> Any:
     """The watched call's result with everybody else's arguments replaced but those in ``kept``."""
+    return merged.run(other_company(merged, watched, kept))[watched]
+
+
+def other_company(merged: MergedCall, watched: int, kept: frozenset[int]) -> list[list[Leaf]]:
+    """Leaves for a merged call: the watched call's own, with everybody else's replaced but those in ``kept``."""
     noise = torch.Generator().manual_seed(0)
-    leaves = [
+    return [
         own
         if i == watched
         else [
@@ -251,7 +256,6 @@ def _in_other_company(merged: MergedCall, watched: int, kept: frozenset[int]) ->
         ]
         for i, own in enumerate(merged.leaves)
     ]
-    return merged.run(leaves)[watched]
 
 
 def other_numbers(merged: MergedCall) -> list[list[Leaf]]:
