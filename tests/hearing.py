@@ -13,7 +13,7 @@ class Heard(list[StepEnd]):
     def ended(self, noise_scheduler: Any, end: StepEnd) -> None:
         self.append(end)
 
-    def part_ended(self, end: StepEnd) -> None:
+    def part_ended(self, end: StepEnd, result: object) -> None:
         """Copies' steps are none of these."""
 
     def may_pause(self) -> bool:

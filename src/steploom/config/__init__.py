@@ -105,8 +105,9 @@ class EngineConfig:
         ranks_agree_timeout_s: Seconds within which all ranks have to fail at a forward at which one has failed.
         batch_invariant: Fill merged forwards up, beyond ``max_batch`` requests, so that a request's bits do not depend
             on its company. A request for whose forward of that size there is no memory fails.
-        check_finite: A request in whose latents NaN or Inf comes up fails at that step, alone. Without it the pipeline
-            goes on, as diffusers' own does, and may give a black image.
+        check_finite: A request in whose latents NaN or Inf comes up fails at that step, alone (for LTX-2's sound at the
+            next one), and one in whose output they do at its end. Without it the pipeline goes on, as diffusers' own
+            does, and may give a black image.
         compile: Compile the denoisers' repeated blocks, or a denoiser that names none as a whole; or a mapping of
             ``torch.compile``'s ``mode``, ``backend``, ``dynamic``, ``fullgraph`` and ``options``, and of ``regional``
             (False: as a whole).

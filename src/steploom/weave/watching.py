@@ -29,6 +29,8 @@ class Watcher:
         stage: Of a cascade, or the block of a language model.
         steps: Steps done.
         transcript: The text; None for other models.
+        parts: What copies of its noise schedulers gave (LTX-2 has one for the sound), for whoever empties it; None if
+            nobody does.
     """
 
     def __init__(self, bounds: Bounds | None = None, no_steps: Exception | None = None) -> None:
@@ -36,6 +38,7 @@ class Watcher:
         self._no_steps = no_steps
         self.total_steps: int | None = None
         self.transcript: Transcript | None = None
+        self.parts: list[Any] | None = None
         self._text: TextWatch | None = None
         self.stage = "denoise"
         self.steps = 0
@@ -66,8 +69,10 @@ class Watcher:
         if self.total_steps is not None:
             self.total_steps = max(self.total_steps, self.steps)
 
-    def part_ended(self, end: StepEnd) -> None:
-        """A step was taken by a copy of one of its noise schedulers."""
+    def part_ended(self, end: StepEnd, result: Any) -> None:
+        """A step was taken by a copy of one of its noise schedulers, and returned ``result``."""
+        if self.parts is not None:
+            self.parts.append(result)
         if not self._steps_itself:
             self._part = end
 
@@ -135,8 +140,8 @@ class _Stage:
     def ended(self, noise_scheduler: Any, end: StepEnd) -> None:
         self._watcher.step_ended(self._name, noise_scheduler, end)
 
-    def part_ended(self, end: StepEnd) -> None:
-        self._watcher.part_ended(end)
+    def part_ended(self, end: StepEnd, result: Any) -> None:
+        self._watcher.part_ended(end, result)
 
     def may_pause(self) -> bool:
         return may_suspend()

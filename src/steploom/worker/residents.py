@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
+import numpy as np
 import torch
 
 from steploom.errors import GenerationFailed
@@ -30,7 +31,7 @@ class Resident:
         program: Its suspended pipeline call.
         previewer: Makes its previews, if it wants some.
         info: What its pipeline makes.
-        check_finite: It fails if its latents do not stay finite.
+        check_finite: It fails if its latents do not stay finite, or its output is not.
     """
 
     def __init__(
@@ -54,6 +55,8 @@ class Resident:
         self._told: str | None = None  # The batch key of which its bytes were told.
         if request.preview_every:
             program.witness = self._see
+        if check_finite:
+            program.watcher.parts = []
 
     def _see(self) -> None:
         """Takes the picture of a step: after its last one the program goes on within the same tick."""
@@ -88,6 +91,8 @@ class Resident:
         )
         if report.batch_key != self._told:
             self._told, report.held_bytes = report.batch_key, program.holdings.nbytes
+        if self._check_finite:
+            self._refuse_broken(report)
         if program.step_end is not None:
             self._report_step(report)
         if program.done:
@@ -100,13 +105,26 @@ class Resident:
         end, request = self.program.step_end, self.request
         assert end is not None
         report.stepped, report.sigma = True, end.sigma
-        if self._check_finite:
-            _refuse_broken(end.latents, report)
         if request.latents_every and report.step % request.latents_every == 0:
             report.latents = on_host(end.latents)
         report.preview, self._picture = self._picture, None
         if request.return_trajectory:
             self._trajectory.append((on_host(end.latents), on_host(end.timestep)))
+
+    def _refuse_broken(self, report: RequestReport) -> None:
+        """Raises if what it computes is not finite. On a GPU it waits for the step, so it has to be asked for.
+
+        A part that is stepped after the end of a step was told is looked at with the next one's, or with the output.
+        """
+        program, end = self.program, self.program.step_end
+        made, program.watcher.parts = program.watcher.parts, []
+        if program.error is not None:
+            return
+        total = "" if report.total_steps is None else f" of {report.total_steps}"
+        if not finite([made, None if end is None else end.latents]):
+            raise _broken(f"latents after step {report.step}{total}")
+        if program.done and not finite(program.output):
+            raise _broken("output")
 
     def _report_text(self, report: RequestReport, transcript: Transcript) -> None:
         """What was settled of a language model's text, and what is likely. What cannot be decoded is not streamed."""
@@ -147,14 +165,22 @@ def show(reports: Iterable[RequestReport]) -> None:
             report.preview = preview.on_host(report.preview)
 
 
-def _refuse_broken(latents: Any, report: RequestReport) -> None:
-    """Raises if latents are not finite: on a GPU it waits for the step to end, which is why it has to be asked for."""
-    if isinstance(latents, torch.Tensor) and latents.is_floating_point() and not bool(latents.isfinite().all()):
-        total = "" if report.total_steps is None else f" of {report.total_steps}"
-        raise GenerationFailed(
-            f"check_finite=True: NaN or Inf in the latents after step {report.step}{total}; try another dtype "
-            "(float16 overflows where bfloat16 does not), or other arguments"
-        )
+def _broken(what: str) -> GenerationFailed:
+    return GenerationFailed(
+        f"check_finite=True: NaN or Inf in the {what}; try another dtype (float16 overflows where bfloat16 does not), "
+        "or other arguments"
+    )
+
+
+def finite(value: Any) -> bool:
+    """Whether all numbers of tensors and arrays are, in whatever they are."""
+    if isinstance(value, np.ndarray):
+        return not np.issubdtype(value.dtype, np.inexact) or bool(np.isfinite(value).all())
+    if isinstance(value, torch.Tensor):
+        return not (value.is_floating_point() or value.is_complex()) or bool(value.isfinite().all())
+    if isinstance(value, Mapping):
+        return all(map(finite, cast("Mapping[Any, Any]", value).values()))
+    return not isinstance(value, (list, tuple)) or all(map(finite, cast("list[Any]", value)))
 
 
 def _stacked(values: list[Any]) -> Any:

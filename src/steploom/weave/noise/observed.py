@@ -88,8 +88,8 @@ class Observer(Protocol):
         """A step of ``noise_scheduler`` was taken."""
         ...
 
-    def part_ended(self, end: StepEnd) -> None:
-        """A copy that the pipeline has made of its noise scheduler has taken a step."""
+    def part_ended(self, end: StepEnd, result: Any) -> None:
+        """A copy that the pipeline has made of its noise scheduler has taken a step, which returned ``result``."""
         ...
 
     def may_pause(self) -> bool:
@@ -190,7 +190,7 @@ def _observed_class(cls: type) -> type:
         arguments = dict(zip(names, args, strict=False)) | kwargs  # their order is not the same everywhere
         if seen is None and self in _copies:
             result = original(self, *args, **kwargs)
-            _copies[self].observer.part_ended(_part(self, arguments))
+            _copies[self].observer.part_ended(_part(self, arguments), result)
             return result
         if seen is None or not seen.begins(before):
             return original(self, *args, **kwargs)
