@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,7 +15,7 @@ from steploom.protocol import PipelineInfo
 from steploom.weave import untyped
 from steploom.weave.modules import rebinding
 from steploom.worker import tasks
-from steploom.worker.models import loading, roles
+from steploom.worker.models import loading, mixed_dtypes, roles
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +44,15 @@ class Family:
         info: The pipeline, with the tasks of the family.
 
     Raises:
-        ConfigError: There is a ControlNet and no pipeline of the family takes it.
+        ConfigError: There is a ControlNet and no pipeline of the family takes it; or dtypes do not go together.
     """
 
     def __init__(
         self, pipeline: Any, config: EngineConfig, *, controlnet: Any = None, in_process: bool = False
     ) -> None:
+        self._dtypes = _dtypes(pipeline) if isinstance(config.dtype, Mapping) else {}
+        if config.task is not None:
+            mixed_dtypes.refuse(type(pipeline), config.dtype, self._dtypes)
         self.pipeline = pipeline
         self._in_process = in_process
         self._task = config.task
@@ -92,7 +96,12 @@ class Family:
             union = "Union" in type(self.controlnet).__name__
             control = tasks.Kind.of(cls.__name__).control or ("ControlNetUnion" if union else "ControlNet")
         found = tasks.siblings(cls, control)
-        return [(task, other) for task, other in found if tasks.fits(other, self.pipeline, self.controlnet)]
+        return [
+            (task, other)
+            for task, other in found
+            if tasks.fits(other, self.pipeline, self.controlnet)
+            and (other is cls or mixed_dtypes.fails(other, self._dtypes) is None)
+        ]
 
     def _member(self, cls: type) -> Any:
         """The pipeline of a class of the family, None where diffusers cannot make it of these components."""
@@ -144,6 +153,11 @@ class Family:
     def modules(self) -> dict[str, nn.Module]:
         """The modules of all siblings by name."""
         return {**untyped.modules_of(self.pipeline), **self.additional}
+
+
+def _dtypes(pipeline: Any) -> dict[str, Any]:
+    """By component."""
+    return {name: part.dtype for name, part in untyped.modules_of(pipeline).items() if hasattr(part, "dtype")}
 
 
 def load_controlnet(name: str, pipeline: Any, *, local_files_only: bool = False) -> Any:

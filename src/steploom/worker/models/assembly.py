@@ -121,9 +121,9 @@ class _Assembly:
     def _refuse_mixed(self) -> None:
         """Refuses dtypes by component that do not go together."""
         there = [name for name in self._index if self._listing(name) and self._parts.get(name, name) is not None]
-        named = untyped.pipeline_class(str(self._index.get("_class_name")))
-        cls = named if self.config.task is None else None  # else it is another of the family
-        mixed_dtypes.refuse(cls, self.config.dtype, {name: _of(self._dtype, name) for name in there})
+        cls = untyped.pipeline_class(str(self._index.get("_class_name")))
+        if cls is not None and self.config.task is None:  # of siblings once loaded
+            mixed_dtypes.refuse(cls, self.config.dtype, {name: _of(self._dtype, name) for name in there})
 
     def from_whole_file(self, source: Source) -> Any:
         """A pipeline whose weights are in one file; the base gives its configuration."""
