@@ -185,8 +185,9 @@ def version(module: nn.Module) -> Hashable:
 def isolate(given: Any) -> Any:
     """A clone that shares parameters and the tables of hooks; ``given`` itself if any of it is compiled or offloaded.
 
-    A direct call of the application's pipeline may set attention processors on its modules while programs run. Modules
-    that have none stay as they are: transformers' models install hooks of their own at their first call.
+    A direct call of the application's pipeline may set attention processors on its modules while programs run, and a
+    VAE of videos keeps what it has seen of the earlier frames on itself. transformers' models, which install hooks of
+    their own at their first call, stay as they are.
     """
     return twin(given) if clones(given) else given
 
@@ -195,7 +196,12 @@ def clones(given: Any) -> bool:
     """Whether an isolated module is run as a clone."""
     if not isinstance(given, nn.Module) or is_compiled(given):
         return False
-    return hasattr(given, "set_attn_processor") and pliable(given)
+    return not _hooks_itself(given) and pliable(given)
+
+
+def _hooks_itself(module: nn.Module) -> bool:
+    """Whether it is one of transformers' models: these install hooks of their own at their first call."""
+    return any(cls.__module__.startswith("transformers.") for cls in type(module).__mro__)
 
 
 def pliable(module: nn.Module) -> bool:
@@ -206,7 +212,7 @@ def pliable(module: nn.Module) -> bool:
 def twin(module: nn.Module, *, unhooked: bool = False) -> nn.Module:
     """A structural clone that shares parameters, and the tables of hooks unless the model installs hooks itself."""
     clone = clone_tree(module, unhooked=unhooked)
-    if not hasattr(module, "set_attn_processor"):  # transformers' models would install theirs once for each clone
+    if _hooks_itself(module):  # would install them once for each clone
         return clone
     for own, theirs in zip(clone.modules(), module.modules(), strict=True):
         own.__dict__.update({table: theirs.__dict__[table] for table in HOOK_TABLES if table in theirs.__dict__})

@@ -21,7 +21,7 @@ from steploom.errors import ConfigError
 from steploom.weave import untyped
 from steploom.weave.aside.rest import decoder_call
 from steploom.weave.calls import ModuleCall
-from steploom.weave.modules.shared import Target
+from steploom.weave.modules.shared import Target, isolate
 from steploom.weave.noise.observed import StepEnd
 from steploom.weave.previews.rgb import FAULTS, LatentRGB, fit, scale_of, tensor_of
 from steploom.weave.program import Program
@@ -100,9 +100,9 @@ class Previewer:
                 self._prepare(name, getattr(module, "_orig_mod", module))
 
     def _prepare(self, name: str, vae: Any) -> None:
-        """Fits the linear map of a VAE."""
+        """Fits the linear map of a VAE: with a clone, since it may keep on itself what it has seen."""
         if hasattr(vae, "config"):
-            found = fit(vae, scale_of(self._pipeline, vae))
+            found = fit(isolate(vae), scale_of(self._pipeline, vae))
             if found is not None:
                 self._maps[name] = found
 
