@@ -230,7 +230,7 @@ def _read(code: CodeType) -> _Code:
 
 def _globals(function: FunctionType) -> Iterator[tuple[str, Any]]:
     """The global names that a function of the application reads, and their values."""
-    if _is_library(function):
+    if is_library(function):
         return
     for name in _read(function.__code__).reads:
         with contextlib.suppress(KeyError):  # a builtin, or set later
@@ -264,7 +264,7 @@ def _parts(value: Any) -> list[Any]:
         return [cast("weakref.ref[Any]", value)()]
     if isinstance(value, (nn.Module, torch.Tensor, ModuleType)) or untyped.is_pipeline(value):
         return []
-    if isinstance(value, type) and _is_library(value):
+    if isinstance(value, type) and is_library(value):
         return []
     return _held(value)
 
@@ -280,7 +280,7 @@ def _contents(cell: CellType) -> list[Any]:
     return []
 
 
-def _is_library(value: Any) -> bool:
+def is_library(value: Any) -> bool:
     """Whether a function, as it was written (``functools.wraps`` gives it the other's module), or a class is one's."""
     module = value.__globals__.get("__name__") if isinstance(value, FunctionType) else value.__module__
     return str(module).partition(".")[0] in _LIBRARIES

@@ -17,8 +17,10 @@ from steploom.weave.modules.compiled import is_compiled
 from steploom.weave.modules.kept import CONTAINERS, DEEPEST, unclonable
 from steploom.weave.modules.offloading import LEFT_OUT, only_offloaded
 from steploom.weave.modules.rebinding import settle_parts
+from steploom.weave.modules.remembering import is_patched, remembers
 from steploom.weave.modules.structure import ModuleStructure, Token
 from steploom.weave.modules.switches import library_settings
+from steploom.weave.order import is_denoiser
 from steploom.weave.ragged.language import LanguageRule
 from steploom.weave.ragged.rules import Rule, rule_for
 
@@ -102,6 +104,7 @@ class SharedModule:
     Attributes:
         base: What calls run: ``given``, or a clone of it that shares its parameters.
         origin: The module inside the wrapper; what copies are made from.
+        remembers: Why each program has a tree of its own, if the application's code keeps something on the module.
     """
 
     def __init__(self, name: str, given: Any, *, isolated: bool = False, language: LanguageRule | None = None) -> None:
@@ -109,6 +112,7 @@ class SharedModule:
         self.language = language
         self.given = given
         source = getattr(given, "_orig_mod", given)
+        self.remembers = remembers(name, source) if is_denoiser(name) and isinstance(source, nn.Module) else None
         self._structure = ModuleStructure(source, tensors=isolated and clones(given))
         self._was = (
             self._structure.now() if isolated else None
@@ -127,6 +131,10 @@ class SharedModule:
         }
         if self.base is not given:
             self.targets["forward"].patched = given
+
+    def own_tree(self, current: nn.Module) -> nn.Module:
+        """A clone for one program, on which the application's code may keep what it has seen."""
+        return own_processors(clone_tree(current, patched=True))
 
     @property
     def pliable(self) -> bool:
@@ -224,23 +232,25 @@ def clone_tree(
     *,
     own_parameters: bool = False,
     unhooked: bool = False,
+    patched: bool = False,
     memo: dict[int, nn.Module] | None = None,
 ) -> nn.Module:
     """A structural clone of a module tree: own submodule objects and tables, shared tensors.
 
     With ``own_parameters`` the parameter objects are new too (over the same storage), so that ``to`` leaves the
     original alone. A clone runs uncompiled: compiled code does not look at the hooks that a program sets. With
-    ``unhooked`` a module with the hooks of group offloading is cloned too, without these.
+    ``unhooked`` a module with the hooks of group offloading is cloned too, without these; with ``patched`` one with a
+    ``forward`` that the application has set on an object, which then means the clone.
     """
     if memo is None:
         memo = {}
-        clone = clone_tree(module, own_parameters=own_parameters, unhooked=unhooked, memo=memo)
+        clone = clone_tree(module, own_parameters=own_parameters, unhooked=unhooked, patched=patched, memo=memo)
         settle_parts(memo)
         return clone
     if id(module) in memo:
         return memo[id(module)]
     left_out: tuple[str, ...] = ()
-    if "forward" in module.__dict__:
+    if "forward" in module.__dict__ and not (patched and is_patched(module)):
         if not (unhooked and only_offloaded(module)):
             raise unclonable(module)
         left_out = LEFT_OUT
@@ -255,7 +265,9 @@ def clone_tree(
             for name, p in module.__dict__["_parameters"].items()
         }
     clone.__dict__["_modules"] = {
-        name: child if child is None else clone_tree(child, own_parameters=own_parameters, unhooked=unhooked, memo=memo)
+        name: child
+        if child is None
+        else clone_tree(child, own_parameters=own_parameters, unhooked=unhooked, patched=patched, memo=memo)
         for name, child in module.__dict__["_modules"].items()
     }
     clone.__dict__["_compiled_call_impl"] = None

@@ -1,0 +1,167 @@
+"""Models in which the application's code keeps something from call to call: each request has that to itself."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tiny
+from diffusers import SD3Transformer2DModel
+from driving import Driver, alone, config, distance, request
+
+from steploom.errors import ConfigError
+from steploom.worker.runner import Runner
+
+SMALL = {"height": 32, "width": 32, "num_inference_steps": 4, "max_sequence_length": 16}
+FORWARD = SD3Transformer2DModel.forward
+
+
+def _tea(self: Any, hidden_states: Any = None, **kwargs: Any) -> Any:
+    """TeaCache, in short: every second step takes the last residual."""
+    computes = self.cnt % 2 == 0
+    self.cnt = (self.cnt + 1) % 4
+    if computes:
+        out = FORWARD(self, hidden_states=hidden_states, **kwargs)[0]
+        self.previous_residual = out - hidden_states
+    return (hidden_states + self.previous_residual,)
+
+
+def _in_dict(self: Any, hidden_states: Any = None, **kwargs: Any) -> Any:
+    """The same, in what is in a dict of the module."""
+    self.kept["n"] += 1
+    if self.kept["n"] % 2:
+        self.kept["residual"] = FORWARD(self, hidden_states=hidden_states, **kwargs)[0] - hidden_states
+    return (hidden_states + self.kept["residual"],)
+
+
+def class_level(model: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SD3Transformer2DModel, "forward", _tea)
+    patch.setattr(SD3Transformer2DModel, "cnt", 0, raising=False)
+
+
+def subclass(model: Any, patch: pytest.MonkeyPatch) -> None:
+    model.__class__ = type("Tea", (SD3Transformer2DModel,), {"forward": _tea})
+    model.cnt = 0
+
+
+def instance(model: Any, patch: pytest.MonkeyPatch) -> None:
+    model.forward, model.cnt = types.MethodType(_tea, model), 0
+
+
+def closure(model: Any, patch: pytest.MonkeyPatch) -> None:
+    model.forward, model.cnt = lambda *args, **kwargs: _tea(model, *args, **kwargs), 0
+
+
+def in_dict(model: Any, patch: pytest.MonkeyPatch) -> None:
+    model.__class__ = type("Tea", (SD3Transformer2DModel,), {"forward": _in_dict})
+    model.kept = {"n": 0}
+
+
+def hook(model: Any, patch: pytest.MonkeyPatch) -> None:
+    def weaker(module: Any, args: Any, output: Any) -> Any:
+        module.calls = getattr(module, "calls", 0) + 1
+        return (output[0] * (0.9 if module.calls % 2 else 0.6),)
+
+    model.register_forward_hook(weaker)
+
+
+@pytest.mark.parametrize("change", [class_level, subclass, instance, closure, in_dict, hook], ids=lambda f: f.__name__)
+def test_each_request_has_what_is_kept_on_the_module_to_itself(
+    change: Callable[[Any, pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = tiny.sd3()
+    change(pipe.transformer, monkeypatch)
+    asked = [request(f"r{i}", "a cat" + " of" * i, i, **SMALL) for i in range(2)]
+    expected = [alone(pipe, one) for one in asked]  # after four steps, its state is as it was at the start
+    runner = Runner.from_pipeline(pipe, config())
+    finished = Driver(runner).drain(asked, joining=1)
+    for one, own in zip(asked, expected, strict=True):
+        report = finished[one.request_id]
+        assert report.error is None, report.error.traceback
+        assert distance(report.output, own) <= 1e-4
+    assert any("on the module from call to call" in reason for reason in runner.stats().alone_calls)
+
+
+def _counting(model: Any) -> None:
+    seen = {"n": 0}
+
+    def weaker(module: Any, args: Any, output: Any) -> Any:
+        seen["n"] += 1
+        return (output[0] * (0.9 if seen["n"] % 2 else 0.6),)
+
+    model.register_forward_hook(weaker)
+
+
+def _caching(model: Any) -> None:
+    block, calls, last = model.transformer_blocks[1], 0, None
+    inner = block.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls, last
+        calls += 1
+        if calls % 2 or last is None:
+            last = inner(*args, **kwargs)
+        return last
+
+    block.forward = forward
+
+
+class _State:
+    n = 0
+
+
+def _in_object(model: Any) -> None:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.state.n += 1
+        return FORWARD(self, *args, **kwargs)
+
+    model.__class__ = type("Tea", (SD3Transformer2DModel,), {"forward": forward})
+    model.state = _State()
+
+
+@pytest.mark.parametrize(
+    ("change", "where"), [(_counting, "'seen'"), (_caching, "'calls'"), (_in_object, "'state'")], ids=lambda v: str(v)
+)
+def test_what_cannot_be_had_for_each_request_is_refused(change: Callable[[Any], None], where: str) -> None:
+    pipe = tiny.sd3()
+    change(pipe.transformer)
+    with pytest.raises(
+        ConfigError, match=rf"transformer: .* in {where}, which all requests .* attributes of the module"
+    ):
+        Runner.from_pipeline(pipe, config())
+
+
+def _stateless(model: Any, seen: list[Any]) -> None:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        out = FORWARD(self, *args, **kwargs)
+        seen.append(len(args))
+        return (out[0] * 0.5, *out[1:])
+
+    model.__class__ = type("Halved", (SD3Transformer2DModel,), {"forward": forward})
+
+
+def _logging(model: Any, seen: list[Any]) -> None:
+    count = {"calls": 0}
+
+    def note(module: Any, args: Any, output: Any) -> None:
+        count["calls"] += 1
+        if count["calls"] < 10**6:
+            seen.append(count["calls"])
+
+    model.register_forward_hook(note)
+
+
+@pytest.mark.parametrize("change", [_stateless, _logging], ids=lambda f: f.__name__)
+def test_code_that_keeps_nothing_that_counts_is_shared(change: Callable[[Any, list[Any]], None]) -> None:
+    pipe, seen = tiny.sd3(), list[Any]()
+    change(pipe.transformer, seen)
+    asked = [request(f"r{i}", "a cat", i, **SMALL | {"num_inference_steps": 2}) for i in range(2)]
+    expected = [alone(pipe, one) for one in asked]
+    driver = Driver(Runner.from_pipeline(pipe, config()))
+    finished = driver.drain(asked)
+    assert seen
+    assert driver.sharing("r0") == [2, 2]
+    for one, own in zip(asked, expected, strict=True):
+        assert distance(finished[one.request_id].output, own) <= 1e-4
