@@ -35,12 +35,7 @@ def empty(*shape: int) -> torch.Tensor:
 
 BAD: list[tuple[str, dict[str, Any], str, str]] = [
     (SD, {"clip_skip": 50}, "clip_skip", "clip_skip=50: the pipeline cannot go on with this (IndexError: tuple index"),
-    (
-        SD,
-        {"latents": empty(1, 7, 8, 8)},
-        "latents",
-        "latents=<Tensor [1, 7, 8, 8] float32>: the pipeline cannot go on",
-    ),
+    (SD, {"latents": empty(1, 7, 8, 8)}, "latents", "latents=<Tensor [1, 7, 8, 8] float32>: the pipeline cannot"),
     (SD, {"latents": empty(1, 64, 16)}, "latents", "expected input[1, 2, 64, 16] to have 4 channels"),
     (SD, {"sigmas": [1.0, 0.5]}, "sigmas", "does not support custom sigmas"),
     (SD, {"timesteps": [500, 200]}, "timesteps", "timesteps=[500, 200]: the pipeline cannot go on with this"),
@@ -54,6 +49,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     (SD, {"callback_on_step_end_tensor_inputs": ["nope"]}, "callback_on_step_end_tensor_inputs", "has to be in"),
     (XL, {"clip_skip": 3}, "clip_skip", "clip_skip=3"),
+    (CONTROL, {"prompt": ["a", "b"], "prompt_2": "c"}, "prompt_2", "prompt_2='c': the pipeline cannot go on with"),
     (XL, {"clip_skip": 3, "image": Image.new("L", (16, 16))}, "clip_skip", "clip_skip=3: the pipeline"),
     (XL, {"strength": -0.5}, "strength", "strength=-0.5: The value of strength should in [0.0, 1.0] but is -0.5"),
     (XL, {"sigmas": [1.0, 0.5], "timesteps": [500, 100]}, "sigmas", "Only one of `timesteps` or `sigmas`"),

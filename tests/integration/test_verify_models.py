@@ -11,7 +11,7 @@ import torch
 from conformance.case import CASES
 
 from steploom.cli import main
-from steploom.worker.trials import candidates
+from steploom.worker.trials import candidates, trial
 
 
 def verify(name: str, monkeypatch, capsys, *options: str) -> tuple[int, str]:
@@ -36,6 +36,15 @@ def assert_told(code: int, report: str) -> None:
 @pytest.mark.parametrize("name", ["LLaDA2Pipeline", "StableAudioPipeline"])
 def test_text_and_sound(name: str, monkeypatch, capsys) -> None:
     assert_told(*verify(name, monkeypatch, capsys))
+
+
+def test_tokens_that_are_picked_from_nan_are_not_called_equal() -> None:
+    case = CASES["LLaDA2Pipeline"]
+    pipeline = case.build()
+    next(pipeline.model.parameters()).data.fill_(float("nan"))
+    verdict = trial.trial(pipeline, [case.request(i) for i in range(2)])
+    assert verdict.not_finite
+    assert not verdict.equal
 
 
 @pytest.mark.slow

@@ -61,7 +61,8 @@ def _check_rows(request: DiffusionRequest) -> None:
         texts = (name in _PER_PROMPT or name.startswith("negative_prompt")) and "embeds" not in name
         if texts and isinstance(value, list) and len(cast("list[Any]", value)) != rows:
             count = len(cast("list[Any]", value))
-            raise InvalidRequest(f"{name}: {count} texts for {rows} prompts; give one str, or {rows}", field=name)
+            mend = f"give {rows}" if name in _PER_PROMPT and rows > 1 else f"give one str, or {rows}"
+            raise InvalidRequest(f"{name}: {count} texts for {rows} prompts; {mend}", field=name)
 
 
 def _is_numbers(value: Any) -> bool:

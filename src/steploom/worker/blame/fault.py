@@ -58,7 +58,9 @@ _TO_WRITE = ("prompt", "messages", "gen_length", "block_length")
 """What says how many tokens there are, those to be written among them."""
 
 _SHORTENING = ("strength", "denoising_start", "denoising_end", "timesteps", "sigmas")
-_TEXTS = ("prompt", "prompt_2", "prompt_3", "prompt_4", "negative_prompt", "negative_prompt_2", "negative_prompt_3")
+_PER_PROMPT = ("prompt_2", "prompt_3", "prompt_4")
+"""Texts of a second encoder and so on, one for each prompt."""
+_TEXTS = ("prompt", *_PER_PROMPT, "negative_prompt", "negative_prompt_2", "negative_prompt_3")
 """Arguments that stand in every line that encodes them."""
 _OF_TEXT = re.compile(r"TextEncodeInput|text input must be|either `text` or|surrogates")
 """What tokenizers say of what is no text."""
@@ -142,6 +144,8 @@ def _of_arguments(
         return None
     if not isinstance(error, _KINDS) and not (isinstance(error, RuntimeError) and (about_shapes or ambiguous)):
         return None
+    if about_shapes and not culprits.keys() - _EVEN.keys():
+        culprits = _too_few_texts(given) or culprits
     if about_shapes and not culprits.keys() - _EVEN.keys():
         culprits = {name: value for name, value in given.items() if _has_shape(name, value)} or culprits
         culprits = culprits or _uneven(given, writes=writes)
@@ -251,6 +255,12 @@ def _is_text(value: Any) -> bool:
 
 def _listed(value: Any) -> list[Any]:
     return cast("list[Any]", value) if isinstance(value, list) else [value]
+
+
+def _too_few_texts(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Second texts that are one beside several prompts: some pipelines repeat it, others cannot join the two."""
+    several = isinstance(given.get("prompt"), list) and len(given["prompt"]) > 1
+    return {name: given[name] for name in _PER_PROMPT if isinstance(given.get(name), str)} if several else {}
 
 
 def _uneven(given: Mapping[str, Any], *, writes: bool) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from steploom.requests import DiffusionRequest
 from steploom.weave import signatures, untyped
 from steploom.weave.batching.unlike import ONLY_ONE
 from steploom.worker.runner import Runner
+from steploom.worker.trials.nans import listened_for_nan
 from steploom.worker.trials.rounding import rounded_otherwise
 
 TOLERANCE = 1e-4
@@ -72,7 +73,11 @@ class Verdict:
     @property
     def equal(self) -> bool:
         """Whether every request came out as alone."""
-        return self.error is None and all(distance <= self.tolerance for distance in self.distances)
+        return (
+            self.error is None
+            and not self.not_finite
+            and all(distance <= self.tolerance for distance in self.distances)
+        )
 
     @property
     def batched(self) -> bool:
@@ -156,7 +161,8 @@ def trial(pipeline: Any, requests: Sequence[DiffusionRequest], tolerance: float 
     """
     started = time.perf_counter()
     try:
-        expected = [run_alone(pipeline, request) for request in requests]
+        with listened_for_nan(pipeline) as heard:
+            expected = [run_alone(pipeline, request) for request in requests]
     except Exception as fault:
         words = f"{type(pipeline).__name__} alone, without steploom: {type(fault).__name__}: {fault}"
         raise GenerationFailed(words, remote_traceback=traceback.format_exc()) from fault
@@ -181,8 +187,10 @@ def trial(pipeline: Any, requests: Sequence[DiffusionRequest], tolerance: float 
     reasons = {reason: count - learned.get(reason, 0) for reason, count in runner.counters.denoiser_alone.items()}
     verdict = Verdict(
         tuple(distances), full / calls if calls else 0.0, {reason: n for reason, n in reasons.items() if n}, alone_s,
-        together_s, tolerance, error,
+        together_s, tolerance, error, not_finite=bool(heard) and not _has_floats(expected),
     )  # fmt: skip
+    if verdict.not_finite:
+        return verdict
     return verdict if verdict.equal or error is not None else _judged(verdict, pipeline, requests, expected)
 
 
@@ -228,6 +236,11 @@ def _array_distance(one: Any, other: Any) -> float:
     scale = float(np.abs(other).max(initial=0.0)) or 1.0
     worst = float(np.abs(one - other).max(initial=0.0)) / scale
     return worst if np.isfinite(worst) else float("inf")
+
+
+def _has_floats(expected: Sequence[Any]) -> bool:
+    """Whether NaN would be seen in the outputs; it is not in tokens and texts, which are equal all the same."""
+    return any(not isinstance(value, str) and value.dtype.kind == "f" for value in arrays(expected))
 
 
 def _is_finite(value: Any) -> bool:
