@@ -164,12 +164,13 @@ class Groups:
     def remove(self, state: RequestState, now: float) -> None:
         """``state`` waits no more."""
         group = self.home.pop(state.run_id)
-        number = group.line.remove(state)
         self.ledger.left(state.user, state.standalone_s)
-        if group.residents:
-            return
-        if not len(group.line):
+        if not group.residents and len(group.line.waiting) == 1:
+            group.line.abandon(state)
             del self.pending[group.key]
+            return
+        number = group.line.remove(state)
+        if group.residents:
             return
         heir = group.line.heir(state, number, now)
         if heir is not None:

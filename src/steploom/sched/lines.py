@@ -156,6 +156,11 @@ class Line:
             self._close(number, waiting.user)
         return number
 
+    def abandon(self, state: RequestState) -> None:
+        """The only one waits no more, and nobody ever will: the line goes with its group, and is not put in order."""
+        self.waiting.clear()
+        state.place = None
+
     def _close(self, number: int, user: str) -> None:
         """Nobody of that class and user waits."""
         one = self._classes[number]
