@@ -14,6 +14,7 @@ import torch
 from driving import Driver, alone, config, distance, request
 
 from steploom import AsyncDiffusionEngine
+from steploom.weave.batching import room
 from steploom.worker.runner import Runner
 
 SMALL: dict[str, Any] = {"height": 32, "width": 32, "num_inference_steps": 12, "max_sequence_length": 16}
@@ -159,6 +160,39 @@ def test_mates_have_the_memory_of_a_call_that_failed_by_itself() -> None:
     short = Short(FAULTS["CUDA's"], lacks)
     short.draw(failing=1)
     assert short.left == [False] * 4
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "vae.decoder"])
+def test_encoders_and_vaes_are_not_tried_anew_with_rows_that_had_no_memory(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "RECOVERS", 4)
+    pipe = tiny.sd3()
+    asked = [
+        request(f"r{n}", f"a cat {n}", n, output_type="pt", **{**SMALL, "num_inference_steps": 1}) for n in range(4)
+    ]
+    expected = [alone(pipe, one) for one in asked]
+    driver = Driver(Runner.from_pipeline(pipe, config(max_batch=4, encode_cache_bytes=0)))
+    rows: list[int] = []
+
+    def tight(module: Any, args: Any, kwargs: Any) -> None:
+        rows.append(len(args[0] if args else kwargs["input_ids"]))
+        if rows[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+
+    driver.drain([one.with_id(f"warm{n}") for n, one in enumerate(asked)])
+    _part(pipe, part).register_forward_pre_hook(tight, with_kwargs=True)
+    failed: list[int] = []
+    for n in range(8):
+        rows.clear()
+        driver.drain([one.with_id(f"{n}-{one.request_id}") for one in asked])
+        failed.append(sum(count > 2 for count in rows))
+    assert failed[0] > 0
+    assert failed[1] == 0
+    assert any(failed[2:]), "it recovers"
+    assert failed.count(0) > 4, "and is tried less and less often"
+    for one, wanted in zip(asked, expected, strict=True):
+        assert distance(driver.finished[f"{n}-{one.request_id}"].output, wanted) <= 1e-4
 
 
 @pytest.mark.parametrize("invariant", [False, pytest.param(True, marks=pytest.mark.slow)])

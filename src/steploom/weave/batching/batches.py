@@ -17,6 +17,7 @@ from steploom.weave.batching.fixed import Group, own
 from steploom.weave.batching.merge_keys import KeyNames, Merger, rows_of, shared_leaves
 from steploom.weave.batching.merging import MergedCall
 from steploom.weave.batching.plans import Plan, Plans
+from steploom.weave.batching.room import Room
 from steploom.weave.batching.unlike import BRANCHES, ONLY_ONE, why_alone
 from steploom.weave.batching.wholes import Wholes
 from steploom.weave.calls import ModuleCall
@@ -55,6 +56,7 @@ class Batches:
         self._counters = counters
         self._tell = tell
         self._wholes = wholes
+        self._room = Room()
         self._axes = AxisBook()
         self._merger = Merger()
         self._names = KeyNames()
@@ -202,9 +204,17 @@ class Batches:
         if refusal is not None:
             self._run_otherwise(merged, members, refusal, branches)
             return
+        if not self._room.has(merged):
+            self._run_halves(members)
+            return
         if self._draft is not None:
             self._draft.append((merged, members, ""))
         self._run_merged(merged, [members[i] for i in merged.order])
+
+    def _run_halves(self, members: Group) -> None:
+        middle = len(members) // 2
+        for half in (members[:middle], members[middle:]):
+            self.run_members(half, "a merged call failed")
 
     def _run_otherwise(self, merged: MergedCall, members: Group, refusal: str, branches: int | None) -> None:
         """Runs calls whose kind of merge does not hold: by branch, else with those that are just alike, else alone."""
@@ -239,6 +249,7 @@ class Batches:
         if not known and not self._passes(merged, members, results, failed):
             return
         self.verdicts.passed(merged)
+        self._room.sufficed(merged)
         real = own(members)
         self._counters.merged_calls += 1
         self._counters.forward(merged.target.name, len(real))
@@ -276,11 +287,12 @@ class Batches:
         """A merged call failed: halves, down to single calls, so that only the culprit's request fails."""
         self._draft = None
         make_room(fault)
-        if is_out_of_memory(fault) and is_denoiser(merged.target.name):
-            self._counters.overflowed(merged.total_rows)
-        middle = len(members) // 2
-        for half in (members[:middle], members[middle:]):
-            self.run_members(half, "a merged call failed")
+        if is_out_of_memory(fault):
+            if is_denoiser(merged.target.name):
+                self._counters.overflowed(merged.total_rows)
+            else:
+                self._room.overflowed(merged)
+        self._run_halves(members)
         if self._innocent(members, fault) and self.verdicts.doubt(merged):
             self._refuse(merged, fault)
 

@@ -46,7 +46,7 @@ def alike(members: Group, size: int) -> list[Group]:
     """
     groups: dict[Hashable, Group] = {}
     for program, call in members:
-        groups.setdefault((call.structure, _sizes(call)), []).append((program, call))
+        groups.setdefault((call.structure, sizes(call)), []).append((program, call))
     return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
 
 
@@ -180,10 +180,11 @@ def too_large(size: int, fault: Exception) -> GenerationFailed:
 
 def _kind(call: ModuleCall) -> Hashable:
     """What the kernels depend on that compute a call: all but the values in it."""
-    return (pattern(call.structure), _sizes(call))
+    return (pattern(call.structure), sizes(call))
 
 
-def _sizes(call: ModuleCall) -> Hashable:
+def sizes(call: ModuleCall) -> Hashable:
+    """A call's module, adapter, and the shapes of what it is given."""
     adapted = call.target.adapted
     return (call.target.key, None if adapted is None else adapted.alias, tuple(map(_shape, call.leaves)))
 
