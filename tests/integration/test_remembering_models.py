@@ -165,3 +165,19 @@ def test_code_that_keeps_nothing_that_counts_is_shared(change: Callable[[Any, li
     assert driver.sharing("r0") == [2, 2]
     for one, own in zip(asked, expected, strict=True):
         assert distance(finished[one.request_id].output, own) <= 1e-4
+
+
+@pytest.mark.parametrize("change", [class_level, hook], ids=lambda f: f.__name__)
+def test_what_is_set_while_the_engine_runs_is_taken_up(
+    change: Callable[[Any, pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, other = tiny.sd3(), tiny.sd3()  # a direct call of the first would leave its traces there
+    driver = Driver(Runner.from_pipeline(pipe, config()))
+    assert driver.drain([request("before", "a cat", 0, **SMALL)])["before"].error is None
+    change(pipe.transformer, monkeypatch)
+    change(other.transformer, monkeypatch)
+    asked = [request(f"r{i}", "a cat" + " of" * i, i, **SMALL) for i in range(2)]
+    expected = [alone(other, one) for one in asked]
+    finished = driver.drain(asked, joining=1)
+    for one, own in zip(asked, expected, strict=True):
+        assert distance(finished[one.request_id].output, own) <= 1e-4

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from steploom.errors import raised
+from steploom.errors import ConfigError, raised
 from steploom.weave import exits
 from steploom.weave.modules.compiled import is_compiled
 from steploom.weave.modules.kept import CONTAINERS, DEEPEST, unclonable
@@ -112,7 +112,9 @@ class SharedModule:
         self.language = language
         self.given = given
         source = getattr(given, "_orig_mod", given)
-        self.remembers = remembers(name, source) if is_denoiser(name) and isinstance(source, nn.Module) else None
+        self._source_module = source
+        self._forwards = self._forwards_now()
+        self.remembers = self._remembers_now()
         self._structure = ModuleStructure(source, tensors=isolated and clones(given))
         self._was = (
             self._structure.now() if isolated else None
@@ -148,12 +150,33 @@ class SharedModule:
             called: Whether a direct call may be running: what it has set for a while is no change.
         """
         now = self._structure.now()
-        if self._was is None or now is self._was:
+        if self._was is None:
+            return False
+        forwards = self._forwards_now()
+        if (now is not self._was or forwards != self._forwards) and self._remembers_otherwise():
+            return True
+        self._forwards = forwards
+        if now is self._was:
             return False
         if now.unhooked == self._was.unhooked:
             self._was = now
             return False
         return now.steady != self._was.steady or not called()
+
+    def _forwards_now(self) -> dict[type, Any]:
+        """What its parts' classes run: clones are of the same classes, so it needs no others when one is replaced."""
+        parts = self._source_module.modules() if is_denoiser(self.name) else ()
+        return {cls: getattr(cls, "forward", None) for cls in set(map(type, parts))}
+
+    def _remembers_now(self) -> str | None:
+        return remembers(self.name, self._source_module) if is_denoiser(self.name) else None
+
+    def _remembers_otherwise(self) -> bool:
+        """Whether the application has set a hook or a ``forward`` that keeps something, or taken it off."""
+        try:
+            return self._remembers_now() != self.remembers
+        except ConfigError:  # raised again when it is taken up
+            return True
 
     def hooked_by_pipeline(self) -> bool:
         """Whether a pipeline has registered a hook on one of its parts (JoyImage): it must see its own call only."""
