@@ -12,6 +12,8 @@ import torch
 from conformance.case import CASES, Case
 from conformance.measure import measure
 
+from steploom.worker.trials import trial
+
 RECORDS = pathlib.Path(__file__).with_name("measured.json")
 
 HEAD = """# Which pipelines, measured
@@ -20,6 +22,10 @@ HEAD = """# Which pipelines, measured
 requests that differ in prompt, guidance, picture, seed and number of steps. **Equal**: every request came out as from
 `pipe(...)` alone, within {tolerance} of the scale of its latents, and swapping any of these arguments moves them by at
 least 20 times that. **Batched**: of the denoiser calls made while all three ran, at least 80% carried all three.
+
+Where a pipeline alone moves further than {tolerance} when its networks round otherwise, {times:g} times as far as that
+is allowed, and swapping an argument must move it by twice what is allowed. So judged are
+{apart}.
 
 {equal} of {cases} cases are equal. Some classes are there more than once, with a variant in parentheses: texts of
 equal or unequal lengths, other inputs, another noise scheduler. Of {classes} classes, {every} are batched
@@ -78,6 +84,7 @@ def markdown() -> str:
     classes = {rule: len(names) for rule, names in counted(records).items()}
     shares = {f"{rule}_share": count / classes["classes"] for rule, count in classes.items()}
     text = HEAD.format(
+        times=trial.ROUNDINGS, apart=_further(records) or "no case",
         **classes, **shares, families=len({case.family for case in cases}), cases=len(cases), tolerance="1e-4",
         diffusers=".".join(diffusers.__version__.split(".")[:2]), equal=sum(one["equal"] for one in records.values()),
     )  # fmt: skip
@@ -90,6 +97,13 @@ def markdown() -> str:
         equal = f"yes, {one['worst']:.0e}" if one["equal"] else "NO"
         rows.append(f"| {case.family} | `{case.pipeline}`{variant} | {case.kind} | {equal} | {why} |")
     return text + "\n".join(rows) + "\n"
+
+
+def _further(records: dict[str, dict[str, Any]]) -> str:
+    """The cases that are further apart than the tolerance: judged by the pipeline's own rounding."""
+    names = sorted(name for name, one in records.items() if one["equal"] and one["worst"] > trial.TOLERANCE)
+    cases = [CASES[name] for name in names]
+    return ", ".join(f"`{one.pipeline}`" + (f" ({one.variant})" if one.variant else "") for one in cases)
 
 
 def main(names: list[str]) -> None:

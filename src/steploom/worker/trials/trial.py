@@ -33,7 +33,7 @@ TOLERANCES = {torch.float32: TOLERANCE, torch.float16: 2e-2, torch.bfloat16: 1e-
 _AGAIN = 2
 """How often what does not come out equal runs alone again: what it draws may happen to be the same once."""
 
-_ROUNDINGS = 4.0
+ROUNDINGS = 4.0
 """What is allowed, in how far the pipeline alone moves when its networks round otherwise, where that is more."""
 
 BATCHED_SHARE = 0.8
@@ -203,7 +203,7 @@ def _judged(verdict: Verdict, pipeline: Any, requests: Sequence[DiffusionRequest
         return dataclasses.replace(verdict, unrepeatable=apart)
     with rounded_otherwise(pipeline):
         rounding = _apart_from_itself(pipeline, requests, expected)
-    return dataclasses.replace(verdict, tolerance=max(verdict.tolerance, _ROUNDINGS * rounding))
+    return dataclasses.replace(verdict, tolerance=max(verdict.tolerance, ROUNDINGS * rounding))
 
 
 def _apart_from_itself(pipeline: Any, requests: Sequence[DiffusionRequest], expected: Sequence[Any]) -> float:
