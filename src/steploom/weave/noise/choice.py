@@ -85,7 +85,7 @@ def _choices(base: Any, pipeline: Any) -> dict[str, list[str]]:
         if loop is None:
             return True
         try:
-            return fault(loop, _made(base, name, {})) is None
+            return fault(loop, _made(base, name, {}), base) is None
         except _UNMADE:
             return False
 

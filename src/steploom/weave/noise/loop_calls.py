@@ -21,6 +21,8 @@ _STEPS = 4
 _FALLING = np.linspace(1.0, 1 / _STEPS, _STEPS)
 _FAULTS = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError, RuntimeError)
 _OWNER = "self.scheduler."
+_IN_ORDER = ("scheduler", "num_inference_steps", "device", "timesteps", "sigmas")
+"""What ``retrieve_timesteps`` takes."""
 _GUARDED = (ast.If, ast.IfExp, ast.Try)
 _ASIDE = (ast.FunctionDef, ast.Lambda)
 
@@ -62,8 +64,14 @@ def loop_of(cls: type) -> Loop | None:
     return Loop(frozenset(reads), steps, tell or _set_timesteps, tells, "use_flow_sigmas" in ast.unparse(main))
 
 
-def fault(loop: Loop, noise_scheduler: Any) -> str | None:
-    """Why a loop cannot call a noise scheduler (one that nobody uses: its steps are set); None if it can."""
+def fault(loop: Loop, noise_scheduler: Any, base: Any = None) -> str | None:
+    """Why a loop cannot call a noise scheduler; None if it can.
+
+    Args:
+        loop: Of the pipeline.
+        noise_scheduler: One that nobody uses: its steps are set.
+        base: The pipeline's own, which has what the loop reads.
+    """
     wanted = [keywords - set(signatures.parameters_of(noise_scheduler.step)) for keywords in loop.steps]
     if wanted and all(wanted):
         return f"its step() takes no {', '.join(sorted(wanted[0]))}"
@@ -71,11 +79,13 @@ def fault(loop: Loop, noise_scheduler: Any) -> str | None:
     if why is not None:
         return f"it cannot be told its steps as the pipeline does ({why})"
     for path in sorted(loop.reads):
-        where: Any = noise_scheduler
+        where, own = noise_scheduler, base
         for name in path.split("."):
             if not hasattr(where, name):
                 return f"it has no {path}"
-            where = getattr(where, name)
+            where, own = getattr(where, name), getattr(own, name, None)
+        if where is None and own is not None and path.startswith("config."):
+            return f"its {path} is None"
     return None
 
 
@@ -145,13 +155,17 @@ def _reads(body: ast.AST) -> Iterator[str]:
 
 def _tells(call: ast.Call, main: ast.FunctionDef) -> list[dict[str, Any]]:
     """What is given to ``retrieve_timesteps`` or ``set_timesteps`` in any case, with values of that kind."""
-    given = {word.arg: word.value for word in call.keywords}
-    tells: dict[str, Any] = {}
+    given = {**dict(zip(_IN_ORDER, call.args, strict=False)), **{word.arg: word.value for word in call.keywords}}
+    if ast.unparse(call.func) != "retrieve_timesteps":  # whose others come by name
+        given = {word.arg: word.value for word in call.keywords}
+    tells: dict[str, Any] = {name: None for name in given if name is not None and name not in (*_IN_ORDER, "mu")}
     if isinstance(given.get("sigmas"), ast.Name):
         made = [value for names, value, _ in source_code.assignments(main) if names == {"sigmas"}]
         text = " ".join(map(ast.unparse, made))
         if any(sign in text for sign in "(["):  # it makes some where none are given
             tells["sigmas"] = _FALLING if "np." in text and "tolist" not in text else _FALLING.tolist()
+        elif "timesteps /" in text and "timesteps" in given:  # CogView4 makes both, in numpy
+            tells.update(timesteps=1000 * _FALLING, sigmas=_FALLING)
     with_mu, others = {**tells, "mu": 1.0}, given.get(None)
     kept = [value for names, value, _ in source_code.assignments(main) if others and names == source_code.names(others)]
     if "mu" in given or any("'mu'" in ast.unparse(value) for value in kept):

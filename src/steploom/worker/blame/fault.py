@@ -126,8 +126,19 @@ def _blamed(
             blamed = of_pictures(error, request, info, steps=steps, module=run.failed)
             if blamed is not None:
                 return ErrorInfo.of(blamed)
+    if steps and not ours and culprits.keys() == {"noise_scheduler"}:
+        return _of_noise_scheduler(error, said, culprits, steps)
     writes = info is not None and info.default_length is not None
     return None if steps or ours else _of_arguments(error, said, given, culprits, called=called, writes=writes)
+
+
+def _of_noise_scheduler(error: Exception, said: str, given: Mapping[str, Any], steps: int) -> ErrorInfo | None:
+    """What to tell where a request's own noise scheduler failed after some steps, as some do at the last."""
+    if is_of_machine(error) or isinstance(error, RuntimeError):
+        return None
+    why = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    words = f"the pipeline's loop and it do not go together: it failed after {steps} steps ({why}); give another"
+    return ErrorInfo("InvalidRequest", _told(given, words), field="noise_scheduler")
 
 
 def _of_arguments(
