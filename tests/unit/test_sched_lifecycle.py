@@ -286,3 +286,13 @@ def test_who_is_replayed_in_a_tick_that_is_sent_ahead_has_waited_as_long_as_at_f
     outcome = h.answer(second)[-1]
     assert isinstance(outcome, Finished)
     assert outcome.output.timings.queued_s == 2.0
+
+
+def test_who_was_aborted_is_not_added_to_the_tick_of_its_group() -> None:
+    h = Harness(max_batch=2, max_resident=2, policy="deadline")
+    h.add("a", "b", "c", num_inference_steps=1)
+    assert len(h.scheduler.schedule().scheduled_new_reqs) == 2
+    h.scheduler.finish_requests(["b", "c"], ENOUGH)  # of the group only c waited
+    amendment = h.scheduler.amend()
+    assert amendment is not None
+    assert amendment.scheduled_new_reqs == []
