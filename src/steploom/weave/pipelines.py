@@ -12,6 +12,7 @@ from torch import nn
 from steploom.weave import untyped
 from steploom.weave.copies import is_woven, weave_inside, woven_module
 from steploom.weave.modules.direct_calls import called_elsewhere
+from steploom.weave.modules.merged import refuse_modules
 from steploom.weave.modules.rebinding import Rebinding, functions_of, unsettled
 from steploom.weave.modules.shared import SharedModule
 from steploom.weave.modules.tokenizers import Tokenizers
@@ -121,14 +122,13 @@ class Loom:
         return own
 
     def _refuse_functions(self) -> None:
-        """Makes a copy for nobody, if functions were set on the pipeline or its parts: that raises what is wrong."""
-        parts = vars(self.pipeline).values()
-        if any(functions_of(part) or untyped.is_pipeline(part) for part in (self.pipeline, *parts)):
-            watcher = Watcher()
-            try:
-                self.thread_pipeline(watcher)
-            finally:
-                watcher.close()
+        """Makes a copy for nobody: that raises what is wrong."""
+        refuse_modules(self.pipeline, {name: shared.given for name, shared in self.shared.items()})
+        watcher = Watcher()
+        try:
+            self.thread_pipeline(watcher)
+        finally:
+            watcher.close()
 
     def _copy(
         self,
@@ -202,6 +202,7 @@ def _settle(own: Any, memo: Mapping[int, Any]) -> None:
                 twin = copy.copy(value)  # of an image processor, say
                 if twin is not value:
                     pipeline.__dict__[name] = copies[id(value)] = twin
+                    rebinding.add(value, twin)
             names.setdefault(id(pipeline.__dict__[name]), f"{called}.{name}")
     for one in {id(one): one for one in copies.values()}.values():
         rebinding.settle(one, names.get(id(one), type(one).__name__))

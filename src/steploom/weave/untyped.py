@@ -14,6 +14,7 @@ import json
 import logging
 import sys
 import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ def _language_parts(folder: str, dtype: Any) -> dict[str, Any]:
 
 def is_pipeline(value: Any) -> bool:
     """Whether ``value`` is a diffusers pipeline."""
-    return isinstance(value, DiffusionPipeline)
+    return issubclass(type(value), DiffusionPipeline)  # a weak proxy is none
 
 
 def is_output(value: Any) -> bool:
@@ -146,6 +147,8 @@ def is_output(value: Any) -> bool:
 
 def is_noise_scheduler(value: Any) -> bool:
     """Whether ``value`` is a diffusers noise scheduler (some do not derive from the mixin)."""
+    if type(value) in weakref.ProxyTypes:
+        return False
     return isinstance(value, SchedulerMixin) or (
         callable(getattr(value, "step", None)) and callable(getattr(value, "set_timesteps", None))
     )

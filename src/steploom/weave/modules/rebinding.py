@@ -6,39 +6,40 @@ for a copy such a function is built anew, with the copies in the place of what t
 that: in its closure, defaults and ``functools.partial``, by global names, as the object of a method, also through other
 functions. All else stays the very same: a list that it logs to is the user's, and everybody's.
 
-Where a reference cannot be replaced (within a list, or an attribute of another object), the function is refused.
+Other attributes that come to an original are settled likewise: what holds it in an attribute is copied, once for each
+copy. Where a reference cannot be replaced, whatever holds it is refused by name:
+:mod:`steploom.weave.modules.references` finds more than can be replaced here.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import dis
 import functools
-import sys
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
-from types import CellType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterable, Mapping
+from types import CellType, FunctionType, MethodType, ModuleType
+from typing import Any, cast
 
-import torch
 from torch import nn
 
 from steploom.errors import ConfigError
 from steploom.weave import untyped
+from steploom.weave.modules.references import (
+    MOST,
+    References,
+    TooMany,
+    globals_of,
+    of_modules,
+    parts,
+    read_of,
+    referred,
+    strangers,
+)
 
 _FUNCTIONS = (FunctionType, MethodType, functools.partial)
-_LIBRARIES = {
-    *sys.stdlib_module_names, "steploom", "torch", "torchvision", "diffusers", "transformers", "tokenizers", "peft",
-    "accelerate", "safetensors", "huggingface_hub", "numpy", "scipy", "cv2", "PIL", "tqdm",
-}  # fmt: skip
-"""Modules whose functions and classes know nothing of the application's objects by name."""
-_DEEPEST, _MOST = 8, 2000
-"""How far references are followed, and through how many objects."""
-
-
-_OF_CLASSES = ("LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
-"""How names are read in the body of a class."""
+_OURS = "_steploom"
+_WEAK = (weakref.ref, *weakref.ProxyTypes)
 
 
 class Rebinding:
@@ -49,35 +50,60 @@ class Rebinding:
     """
 
     def __init__(self, copies: Mapping[int, Any]) -> None:
-        self._copies = copies
-        self._leaves = set(map(id, copies.values()))
-        self._made: dict[int, tuple[Any, Any]] = {}  # the given function, which must live as long as its id counts
+        self._copies = dict(copies)
+        ends = list(copies.values())
+        self._all = References(self._copies.keys(), ends)
+        self._state = References({one for one, own in copies.items() if not isinstance(own, nn.Module)}, ends)
+        self._twins: set[int] = set()
+        self._made: dict[int, tuple[Any, Any]] = {}  # what was given, which must live as long as its id counts
 
     def settle(self, own: Any, name: str) -> None:
-        """Has the functions that were set on the original of a copy mean the copy.
+        """Has what was set on the original of a copy, and comes to it or to another, mean the copies.
 
         Args:
             own: The copy.
             name: What the application calls the original.
 
         Raises:
-            ConfigError: One cannot; says which, and what to do.
+            ConfigError: Something cannot; says what, and what to do.
         """
-        for attribute, value in functions_of(own).items():
+        functions, whole = functions_of(own), _is_whole(own)
+        if whole and self._state.lead([type(own)]):
+            raise class_refusal(type(own), name)
+        changed: dict[str, Any] = {}
+        for attribute, value in list((vars(own) if whole and hasattr(own, "__dict__") else functions).items()):
+            if attribute == _OURS:
+                continue
             try:
-                own.__dict__[attribute] = self._of(value)
-            except _OutOfReach as found:
-                raise ConfigError(
-                    f"{name}.{attribute} was set on the object, and comes to the pipeline or a part of it through "
-                    f"{found}: each request runs on copies of its own, and this would mean yours; set a method, which "
-                    f"goes by its self (types.MethodType(f, {name})), define it in a subclass, or have it refer to "
-                    "these objects by variables alone"
-                ) from None
+                made = self._of(value) if attribute in functions else self._attribute(value)
+            except (_OutOfReach, TooMany) as found:
+                raise _refusal(name, attribute, found) from None
+            if made is not value:
+                changed[attribute] = own.__dict__[attribute] = made
+        for attribute, made in changed.items():
+            if self._state.lead([made]):
+                raise _refusal(name, attribute, _through(made))
+        if id(own) in self._twins and self._state.lead(parts(own)):  # by slots, say
+            raise _refusal(*_split(name), _through(own))
+
+    def add(self, value: Any, twin: Any) -> None:
+        """Takes up one more copy, that is still to be settled."""
+        self._copies[id(value)] = twin
+        self._twins.add(id(twin))
+        self._all.end_at(twin)
+        self._state.end_at(twin)
 
     def concerns(self, value: Any) -> bool:
-        """Whether a function that was set on something of which there is no copy comes to an original."""
-        functions = functions_of(value)
-        return bool(functions) and self._leads(functions.values())
+        """Whether something of which there is no copy comes to an original."""
+        if not hasattr(value, "__dict__") or isinstance(value, (type, ModuleType, *_FUNCTIONS, *_WEAK)):
+            return False
+        try:
+            functions = functions_of(value)
+            if functions and self._leads(functions.values()):
+                return True
+            return _is_whole(value) and self._state.lead([value])
+        except TooMany:
+            return True  # told when it is settled
 
     def _of(self, value: Any) -> Any:
         """``value`` as it has to be for the copies; itself if it does not come to an original."""
@@ -94,10 +120,35 @@ class Rebinding:
             made = type(given)(self._of(given.func), *map(self._of, given.args), **self._each(given.keywords))
             vars(made).update(self._each(vars(given)))
             return made
+        if type(value) in _WEAK and id(whole := referred(value)) in self._copies:
+            return (weakref.ref if type(value) is weakref.ref else weakref.proxy)(self._copies[id(whole)])
         if isinstance(value, FunctionType):
             uncompiled = vars(value).get("_torchdynamo_orig_callable")  # copies run uncompiled, as those of modules do
             return self._function(value) if uncompiled is None else self._of(uncompiled)
-        raise _OutOfReach(f"a {type(value).__name__}")
+        raise _through(value)
+
+    def _attribute(self, value: Any) -> Any:
+        """What is set on a copy in the place of ``value``: where that holds an original in an attribute, a copy."""
+        if id(value) in self._made:
+            return self._made[id(value)][1]
+        if untyped.is_tokenizer(value) or isinstance(value, nn.Module):
+            return value
+        if id(value) not in self._copies and not self._state.lead([value]):
+            return value
+        if id(value) in self._copies or isinstance(value, _FUNCTIONS) or type(value) in _WEAK:
+            return self._of(value)
+        try:
+            own = copy.copy(value)
+        except Exception:  # noqa: BLE001 - of the application: a lock, say, cannot be copied
+            raise _through(value) from None
+        self._made[id(value)] = value, own
+        if type(value) is list:
+            own[:] = map(self._attribute, value)
+        elif type(value) is dict:
+            own.update({name: self._attribute(one) for name, one in own.items()})
+        elif own is not value and hasattr(own, "__dict__"):
+            vars(own).update({name: self._attribute(one) for name, one in vars(own).items()})
+        return own
 
     def _each(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {name: self._of(value) for name, value in values.items()}
@@ -112,14 +163,14 @@ class Rebinding:
         return MethodType(self._of(function), own)
 
     def _function(self, given: FunctionType) -> FunctionType:
-        code = _read(given.__code__)
+        code = read_of(given.__code__)
         cells = dict(zip(given.__code__.co_freevars, given.__closure__ or (), strict=True))
         own = {name: CellType() for name, cell in cells.items() if self._leads(_contents(cell))}
-        named = {name: value for name, value in _globals(given) if self._leads([value])}
+        named = {name: value for name, value in globals_of(given) if self._leads([value])}
         changed = (code.encloses & own.keys()) | (code.sets if named else set[str]())
         if changed:  # of which it would be alone to know
             raise _OutOfReach(f"a function that sets {min(changed)!r}, a name of its surroundings")
-        if any(self._leads(_of_module(value, code)) for _, value in _globals(given)):
+        if self._leads(of_modules(given)):
             raise _OutOfReach("an attribute of a module")
         names = _Names(given.__globals__) if named else given.__globals__
         closure = tuple(own.get(name, cell) for name, cell in cells.items())
@@ -135,23 +186,15 @@ class Rebinding:
         return made
 
     def _leads(self, values: Iterable[Any]) -> bool:
-        """Whether one of these comes to an original, the nearest looked at first."""
-        seen: dict[int, Any] = {}
-        for _ in range(_DEEPEST):
-            found: list[Any] = []
-            for value in values:
-                if id(value) in self._copies:
-                    return True
-                if id(value) not in seen and id(value) not in self._leaves and len(seen) < _MOST:
-                    seen[id(value)] = value
-                    found += _parts(value)
-            values = found
-        return False
+        """Whether one of these comes to an original."""
+        return self._all.lead(values)
 
 
 def functions_of(value: Any) -> dict[str, Any]:
     """Functions that were set on an object, and whatever else is called in the place of a method of its class."""
-    own = vars(value).items() if hasattr(value, "__dict__") and not isinstance(value, (type, ModuleType)) else ()
+    if not hasattr(value, "__dict__") or type(value) in _WEAK or isinstance(value, (type, ModuleType)):
+        return {}
+    own = vars(value).items()
     return {name: one for name, one in own if isinstance(one, _FUNCTIONS) or _replaces(value, name, one)}
 
 
@@ -176,12 +219,54 @@ def shallow(value: Any) -> Any:
 
 
 def unsettled(value: Any, *shared: Any) -> Any:
-    """A deep copy, but for the functions that were set on it, which still mean the original, and what is ``shared``."""
-    return copy.deepcopy(value, {id(one): one for one in (*shared, *functions_of(value).values())})
+    """A deep copy, but for functions that were set on it, which still mean the original, and what is not its own.
+
+    Args:
+        value: Of which.
+        shared: What else the copy shares. It shares modules and pipelines, which know of it, in any case.
+    """
+    kept = (*shared, *functions_of(value).values(), *strangers(value))
+    return copy.deepcopy(value, {id(one): one for one in kept})
+
+
+def class_refusal(cls: type, name: str) -> ConfigError:
+    """What is raised where the class of an object comes to an original: there is one of it for all copies."""
+    return ConfigError(
+        f"the class {cls.__name__} of {name} comes to the pipeline, or to what each request has its own copy of, by "
+        "variables or attributes of the class: all requests would mean yours; have its methods go by their self (after "
+        "pipe.scheduler.owner = pipe, say, self.owner is the request's own pipeline)"
+    )
 
 
 class _OutOfReach(Exception):
     """A reference that cannot be replaced, and where it is."""
+
+
+def _through(value: Any) -> _OutOfReach:
+    return _OutOfReach(f"a {type(value).__name__}")
+
+
+def _refusal(name: str, attribute: str, found: Exception) -> ConfigError:
+    comes = f"comes to the pipeline or a part of it through {found}"
+    if isinstance(found, TooMany):
+        comes = (
+            f"comes to more than {MOST} objects, too many to see whether the pipeline or a part of it is one of them"
+        )
+    return ConfigError(
+        f"{name}.{attribute} was set on the object, and {comes}: each request runs on copies of its own, and this "
+        f"would mean yours; set a method, which goes by its self (types.MethodType(f, {name})), define it in a subclass"
+        ", or have it refer to these objects by variables alone"
+    )
+
+
+def _split(name: str) -> tuple[str, str]:
+    owner, _, attribute = name.rpartition(".")
+    return owner, attribute
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether all attributes count, and the class: of modules and tokenizers, just the functions."""
+    return not isinstance(value, nn.Module) and not untyped.is_tokenizer(value)
 
 
 class _Names(dict[str, Any]):
@@ -195,95 +280,11 @@ class _Names(dict[str, Any]):
         return self._given[name]
 
 
-class _Code(NamedTuple):
-    """Names that a function, and those within it, use.
-
-    Attributes:
-        reads: Global ones.
-        sets: Those of them that it sets, or reads in a way that does not ask :class:`_Names`.
-        encloses: Those of enclosing functions that it sets.
-        attributes: Of whatever object.
-    """
-
-    reads: set[str]
-    sets: set[str]
-    encloses: set[str]
-    attributes: set[str]
-
-
-@functools.lru_cache(maxsize=4096)
-def _read(code: CodeType) -> _Code:
-    read = _Code(set(), set(), set(), set(code.co_names))
-    for one in dis.get_instructions(code):
-        if one.opname == "LOAD_GLOBAL":
-            read.reads.add(one.argval)
-        elif one.opname in ("STORE_GLOBAL", "DELETE_GLOBAL", *_OF_CLASSES):
-            read.sets.add(one.argval)
-        elif one.opname in ("STORE_DEREF", "DELETE_DEREF") and one.argval in code.co_freevars:
-            read.encloses.add(one.argval)
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            for names, more in zip(read, _read(inner), strict=True):
-                names |= more
-    return read
-
-
-def _globals(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    """The global names that a function of the application reads, and their values."""
-    if is_library(function):
-        return
-    for name in _read(function.__code__).reads:
-        with contextlib.suppress(KeyError):  # a builtin, or set later
-            yield name, function.__globals__[name]
-
-
-def _of_module(value: Any, code: _Code) -> list[Any]:
-    """Attributes that a function may read of a module of the application."""
-    if not isinstance(value, ModuleType) or value.__name__.partition(".")[0] in _LIBRARIES:
-        return []
-    return [vars(value)[name] for name in code.attributes & vars(value).keys()]
-
-
-def _parts(value: Any) -> list[Any]:
-    """What a value refers to; nothing for what is large, or known to hold no such thing."""
-    if isinstance(value, FunctionType):
-        code, read = _read(value.__code__), [one for _, one in _globals(value)]
-        read += [one for module in read for one in _of_module(module, code)]
-        cells = [one for cell in value.__closure__ or () for one in _contents(cell)]
-        return [*read, *cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *_held(value)]
-    if isinstance(value, MethodType):
-        return [value.__self__, value.__func__]
-    if isinstance(value, functools.partial):
-        given = cast("functools.partial[Any]", value)
-        return [given.func, *given.args, *given.keywords.values(), *_held(given)]
-    if isinstance(value, dict):
-        return list(cast("dict[Any, Any]", value).values())
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return list(cast("Iterable[Any]", value))
-    if isinstance(value, weakref.ref):
-        return [cast("weakref.ref[Any]", value)()]
-    if isinstance(value, (nn.Module, torch.Tensor, ModuleType)) or untyped.is_pipeline(value):
-        return []
-    if isinstance(value, type) and is_library(value):
-        return []
-    return _held(value)
-
-
-def _held(value: Any) -> list[Any]:
-    return list(vars(value).values()) if hasattr(value, "__dict__") else []
-
-
 def _contents(cell: CellType) -> list[Any]:
     """What a closure's variable holds: nothing, before it is set."""
     with contextlib.suppress(ValueError):
         return [cell.cell_contents]
     return []
-
-
-def is_library(value: Any) -> bool:
-    """Whether a function, as it was written (``functools.wraps`` gives it the other's module), or a class is one's."""
-    module = value.__globals__.get("__name__") if isinstance(value, FunctionType) else value.__module__
-    return str(module).partition(".")[0] in _LIBRARIES
 
 
 def _replaces(value: Any, name: str, one: Any) -> bool:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from steploom.errors import ConfigError
-from steploom.weave.modules.rebinding import is_library
+from steploom.weave.modules.references import is_library
 
 _CHANGERS = frozenset(("append", "appendleft", "extend", "insert", "clear", "update", "add", "remove"))
 _TAKERS = frozenset(("pop", "popleft", "setdefault"))

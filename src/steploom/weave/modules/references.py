@@ -1,0 +1,232 @@
+"""Whether an object of the application comes to the pipeline, or to another that requests have copies of.
+
+What a function comes to by variables, arguments and attributes is followed, through whatever object. Finding is
+general, replacing is not (:mod:`steploom.weave.modules.rebinding`): what is found and cannot be replaced is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dis
+import functools
+import gc
+import logging
+import sys
+import threading
+import weakref
+from collections.abc import Collection, Iterable, Iterator
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from steploom.weave import untyped
+
+_LIBRARIES = {
+    *sys.stdlib_module_names, "steploom", "torch", "torchvision", "diffusers", "transformers", "tokenizers", "peft",
+    "accelerate", "safetensors", "huggingface_hub", "numpy", "scipy", "cv2", "PIL", "tqdm",
+}  # fmt: skip
+"""Modules whose functions and classes know nothing of the application's objects by name."""
+_ENDS = ("torch", "peft", "accelerate")
+"""Packages whose objects hold modules, and nothing else of ours: hooks, compilers."""
+_PLAIN = {
+    type(None), bool, int, float, complex, str, bytes, torch.Tensor, nn.Parameter, torch.dtype, torch.device,
+    torch.Size, CodeType,
+}  # fmt: skip
+"""What refers to nothing, and does not count."""
+_OF_CLASSES = ("LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
+"""How names are read in the body of a class."""
+MOST = 20_000
+"""Through how many objects references are followed, from one."""
+
+
+class TooMany(Exception):
+    """An object comes to more others than are looked at."""
+
+
+class References:
+    """What comes to some objects.
+
+    Args:
+        sought: Their identities; there may be more of them later, of what comes to these.
+        ends: What is not looked into.
+    """
+
+    def __init__(self, sought: Collection[int], ends: Iterable[Any] = ()) -> None:
+        self._sought = sought
+        self._ends = set(map(id, ends))
+        self._seen: dict[int, Any] = {}  # they live as long as their identities count
+        self._leading: set[int] = set()
+
+    def end_at(self, value: Any) -> None:
+        """This is not looked into either."""
+        self._ends.add(id(value))
+
+    def lead(self, values: Iterable[Any]) -> bool:
+        """Whether one of these is sought, or comes to one that is.
+
+        Raises:
+            TooMany: It cannot be told.
+        """
+        given = [value for value in values if type(value) not in _PLAIN]
+        self._follow(given)
+        return any(id(value) in self._sought or id(value) in self._leading for value in given)
+
+    def _follow(self, values: list[Any]) -> None:
+        found, before = values.copy(), len(self._seen)
+        by: dict[int, list[int]] = {}
+        leading: list[int] = []
+        while found:
+            value = found.pop()
+            here = id(value)
+            if here in self._seen or here in self._ends or here in self._sought:
+                continue
+            if len(self._seen) - before == MOST:
+                raise TooMany
+            self._seen[here] = value
+            for part in parts(value):
+                if id(part) in self._sought or id(part) in self._leading:
+                    leading.append(here)
+                by.setdefault(id(part), []).append(here)
+                found.append(part)
+        while leading:
+            here = leading.pop()
+            if here not in self._leading:
+                self._leading.add(here)
+                leading += by.get(here, ())
+
+
+def parts(value: Any) -> list[Any]:
+    """What an object refers to, but for plain values; nothing for what is known to hold no such thing."""
+    kind = type(value)
+    if kind in (dict, tuple) and not gc.is_tracked(value):  # Python's own: all of it is plain
+        return []
+    return [one for one in _parts(value) if type(one) not in _PLAIN]
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    kind = type(value)
+    if kind in weakref.ProxyTypes or issubclass(kind, weakref.ref):
+        return [referred(value), *gc.get_referents(value)]
+    if kind is FunctionType:
+        return _of_function(value)
+    if kind is MethodType:
+        return [value.__self__, value.__func__]
+    if issubclass(kind, type):
+        return of_class(value)
+    if issubclass(kind, (nn.Module, torch.Tensor, ModuleType, logging.Logger)) or untyped.is_pipeline(value):
+        return []
+    if str(kind.__module__).partition(".")[0] in _ENDS:
+        return []
+    held = vars(value).values() if isinstance(value, threading.local) else ()
+    return [*held, *gc.get_referents(value)]
+
+
+def strangers(value: Any) -> list[Any]:
+    """Modules and pipelines that an object comes to by attributes, and weak proxies: no part of it to be copied."""
+    found, seen = parts(value), {id(value): value}
+    kept: list[Any] = []
+    while found and len(seen) < MOST:
+        one = found.pop()
+        if id(one) in seen:
+            continue
+        seen[id(one)] = one
+        if type(one) in weakref.ProxyTypes or isinstance(one, nn.Module) or untyped.is_pipeline(one):
+            kept.append(one)
+        elif not issubclass(type(one), (type, FunctionType, weakref.ref)):
+            found += parts(one)
+    return kept
+
+
+def referred(weak: Any) -> Any:
+    """What a weak reference or proxy is of; None once that is gone."""
+    if type(weak) not in weakref.ProxyTypes:
+        return weak()
+    with contextlib.suppress(ReferenceError, AttributeError):
+        return weak.__repr__.__self__
+    return None
+
+
+def _of_function(value: FunctionType) -> list[Any]:
+    read = [one for _, one in globals_of(value)]
+    read += of_modules(value)
+    given = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+    return [*read, *(value.__closure__ or ()), *given, *vars(value).values()]
+
+
+def of_class(cls: type) -> list[Any]:
+    """What a class of the application, and those that it is derived from, have."""
+    return [one for base in cls.__mro__ if not is_library(base) for one in list(vars(base).values())]
+
+
+def set_on_libraries(cls: type) -> list[Any]:
+    """Functions of the application that are methods of a library's class."""
+    members = [one for base in cls.__mro__ if is_library(base) for one in list(vars(base).values())]
+    return [one for one in members if type(one) is FunctionType and not is_library(one)]
+
+
+class Code(NamedTuple):
+    """Names that a function, and those within it, use.
+
+    Attributes:
+        reads: Global ones.
+        sets: Those of them that it sets, or reads in a way that does not ask for them one by one.
+        encloses: Those of enclosing functions that it sets.
+        attributes: Of whatever object.
+        imports: Modules.
+    """
+
+    reads: set[str]
+    sets: set[str]
+    encloses: set[str]
+    attributes: set[str]
+    imports: set[str]
+
+
+@functools.lru_cache(maxsize=4096)
+def read_of(code: CodeType) -> Code:
+    """The names in a function's code."""
+    read = Code(set(), set(), set(), set(code.co_names), set())
+    for one in dis.get_instructions(code):
+        if one.opname == "LOAD_GLOBAL":
+            read.reads.add(one.argval)
+        elif one.opname in ("STORE_GLOBAL", "DELETE_GLOBAL", *_OF_CLASSES):
+            read.sets.add(one.argval)
+        elif one.opname in ("STORE_DEREF", "DELETE_DEREF") and one.argval in code.co_freevars:
+            read.encloses.add(one.argval)
+        elif one.opname == "IMPORT_NAME":
+            read.imports.add(one.argval)
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            for names, more in zip(read, read_of(inner), strict=True):
+                names |= more
+    return read
+
+
+def globals_of(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """The global names that a function of the application reads, and their values."""
+    if is_library(function):
+        return
+    for name in read_of(function.__code__).reads:
+        with contextlib.suppress(KeyError):  # a builtin, or set later
+            yield name, function.__globals__[name]
+
+
+def of_modules(function: FunctionType) -> list[Any]:
+    """Attributes that a function of the application may read of modules: known by name, or imported."""
+    if is_library(function):
+        return []
+    code, known = read_of(function.__code__), [value for _, value in globals_of(function)]
+    known += [sys.modules[name] for name in code.imports if name in sys.modules]
+    theirs = [vars(one) for one in known if type(one) is ModuleType and not _of_library(one.__name__)]
+    return [members[name] for members in theirs for name in code.attributes & members.keys()]
+
+
+def is_library(value: Any) -> bool:
+    """Whether a function, as it was written (``functools.wraps`` gives it the other's module), or a class is one's."""
+    return _of_library(value.__globals__.get("__name__") if type(value) is FunctionType else value.__module__)
+
+
+def _of_library(module: object) -> bool:
+    return str(module).partition(".")[0] in _LIBRARIES

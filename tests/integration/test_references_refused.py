@@ -1,0 +1,257 @@
+"""What of an application comes to its pipeline and cannot be replaced is refused by name, when the engine starts."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import sys
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import tiny
+from diffusers.models.attention_processor import JointAttnProcessor2_0
+from driving import Driver, config, request
+
+from steploom import ConfigError
+from steploom.worker.runner import Runner
+
+PIPE: Any = None
+INNER: Any = None
+
+
+@pytest.fixture(autouse=True)
+def _nothing_global() -> Iterator[None]:
+    yield
+    globals().update(PIPE=None, INNER=None)
+
+
+def factor(pipe: Any) -> float:
+    """Another one for each of the requests below."""
+    return 0.9 if pipe.guidance_scale < 4.5 else 0.5
+
+
+def step_with(pipe: Any, inner: Callable[[], Any]) -> None:
+    pipe.scheduler.step = lambda output, *args, **kwargs: inner()(output * 0.9, *args, **kwargs)
+
+
+def step_by(pipe: Any, own: Callable[[], Any]) -> None:
+    inner = pipe.scheduler.step
+    pipe.scheduler.step = lambda output, *args, **kwargs: inner(output * factor(own()), *args, **kwargs)
+
+
+def with_prompts(pipe: Any, scale: Callable[[Any], float]) -> None:
+    cls = type(pipe)
+
+    class Mine(cls):
+        def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
+            return [None if one is None else one * scale(self) for one in super().encode_prompt(*args, **kwargs)]
+
+    pipe.__class__ = Mine
+
+
+@dataclasses.dataclass(slots=True)
+class Slots:
+    """Has no ``__dict__``."""
+
+    inner: Any
+
+    def step(self, output: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.inner(output * 0.9, *args, **kwargs)
+
+
+def slots(pipe: Any) -> None:
+    pipe.scheduler.step = Slots(pipe.scheduler.step).step
+
+
+def deque(pipe: Any) -> None:
+    held = collections.deque([pipe.scheduler.step])
+    step_with(pipe, lambda: held[0])
+
+
+def mapping_proxy(pipe: Any) -> None:
+    held = types.MappingProxyType({"inner": pipe.scheduler.step})
+    step_with(pipe, lambda: held["inner"])
+
+
+def key_of_a_dict(pipe: Any) -> None:
+    held = {pipe.scheduler.step: 1}
+    step_with(pipe, lambda: next(iter(held)))
+
+
+def generator(pipe: Any) -> None:
+    held = (pipe for _ in range(99))
+    step_by(pipe, lambda: next(held))
+
+
+class Service:
+    """Its methods know the pipeline by a global name."""
+
+    def inner(self, *args: Any, **kwargs: Any) -> Any:
+        return INNER(*args, **kwargs)
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inner(*args, **kwargs)
+
+
+def method_that_calls_another(pipe: Any) -> None:
+    globals()["INNER"] = pipe.scheduler.step
+    pipe.scheduler.step = Service().step
+
+
+def attribute_of_a_base(pipe: Any) -> None:
+    base = type("Base", (), {"pipe": pipe, "__module__": __name__})
+    held = type("Derived", (base,), {"__module__": __name__})()
+    step_by(pipe, lambda: held.pipe)
+
+
+def property_of_an_object(pipe: Any) -> None:
+    held = type("Mine", (), {"pipe": property(lambda self: pipe), "__module__": __name__})()
+    step_by(pipe, lambda: held.pipe)
+
+
+def imported(pipe: Any) -> None:
+    globals()["PIPE"] = pipe
+    inner = pipe.scheduler.step
+
+    def step(output: Any, *args: Any, **kwargs: Any) -> Any:
+        from test_references_refused import PIPE as own
+
+        return inner(output * factor(own), *args, **kwargs)
+
+    pipe.scheduler.step = step
+
+
+def too_many_objects(pipe: Any) -> None:
+    held = [[object] for _ in range(20_001)]
+    pipe.scheduler.step = lambda *args, **kwargs: held and None
+
+
+def class_of_the_noise_scheduler(pipe: Any) -> None:
+    class Patched(type(pipe.scheduler)):
+        def step(self, output: Any, *args: Any, **kwargs: Any) -> Any:
+            return super().step(output * factor(pipe), *args, **kwargs)
+
+    pipe.scheduler.__class__ = Patched
+
+
+def class_of_the_pipeline(pipe: Any) -> None:
+    with_prompts(pipe, lambda self: factor(pipe))
+
+
+def class_of_an_image_processor(pipe: Any) -> None:
+    members = {"postprocess": lambda self, pixels, *args, **kwargs: pixels * factor(pipe), "__module__": __name__}
+    cls = type(pipe.image_processor)
+    pipe.image_processor.__class__ = type("Mine", (cls,), members)
+
+
+def helper_with_slots(pipe: Any) -> None:
+    pipe.helper = Slots(pipe)
+
+
+def hook(pipe: Any) -> None:
+    pipe.transformer.register_forward_hook(lambda module, args, output: (output[0] * factor(pipe),))
+
+
+def hook_of_a_block(pipe: Any) -> None:
+    scheduler = weakref.proxy(pipe.scheduler)
+    block = pipe.transformer.transformer_blocks[0]
+    block.register_forward_pre_hook(lambda module, args: args if scheduler.step_index else None)
+
+
+def forward_of(name: str) -> Callable[[Any], None]:
+    def change(pipe: Any) -> None:
+        *path, method = name.split(".")
+        part = functools.reduce(getattr, path, pipe)
+        inner = getattr(part, method)
+        setattr(part, method, lambda *args, **kwargs: inner(*args, **kwargs)[0] * factor(pipe))
+
+    change.__name__ = name
+    return change
+
+
+class Processor(JointAttnProcessor2_0):
+    """An attention processor that knows the pipeline."""
+
+    def __init__(self, pipe: Any) -> None:
+        super().__init__()
+        self.pipe = pipe
+
+
+def attention_processor(pipe: Any) -> None:
+    pipe.transformer.transformer_blocks[0].attn.set_processor(Processor(pipe))
+
+
+THROUGH = "comes to the pipeline or a part of it through"
+ONE = "comes to the pipeline or its noise scheduler: one forward"
+CLASS = "comes to the pipeline, or to what each request has its own copy of"
+STEPS = {
+    slots: "a Slots", deque: "a deque", mapping_proxy: "a mappingproxy", key_of_a_dict: "a dict",
+    generator: "a generator", method_that_calls_another: "a Service", attribute_of_a_base: "a Derived",
+    property_of_an_object: "a Mine", imported: "an attribute of a module",
+}  # fmt: skip
+REFUSED = {
+    **{change: f"pipe.scheduler.step was set on the object, and {THROUGH} {what}:" for change, what in STEPS.items()},
+    too_many_objects: "pipe.scheduler.step was set on the object, and comes to more than 20000 objects",
+    class_of_the_noise_scheduler: f"the class Patched of pipe.scheduler {CLASS}",
+    class_of_the_pipeline: f"the class Mine of pipe {CLASS}",
+    class_of_an_image_processor: f"the class Mine of pipe.image_processor {CLASS}",
+    helper_with_slots: f"pipe.helper was set on the object, and {THROUGH} a Slots:",
+    hook: f"a hook on pipe.transformer (_forward_hooks) {ONE}",
+    hook_of_a_block: f"a hook on pipe.transformer.transformer_blocks.0 (_forward_pre_hooks) {ONE}",
+    attention_processor: f"pipe.transformer.transformer_blocks.0.attn.processor {ONE}",
+    **{
+        forward_of(name): f"pipe.{name} {ONE}"
+        for name in (
+            "transformer.forward",
+            "transformer.transformer_blocks.0.forward",
+            "text_encoder.forward",
+            "vae.decode",
+        )
+    },
+}
+
+
+def refusal_of(pipe: Any) -> str:
+    with pytest.raises(ConfigError) as refusal:
+        Runner.from_pipeline(pipe, config())
+    return str(refusal.value)
+
+
+SLOW = [deque, mapping_proxy, key_of_a_dict, generator, attribute_of_a_base, too_many_objects, class_of_the_pipeline,
+        hook_of_a_block]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [pytest.param(one, marks=pytest.mark.slow if one in SLOW else ()) for one in REFUSED],
+    ids=lambda change: change.__name__,
+)
+def test_it_is_refused_at_start(change: Callable[[Any], None]) -> None:
+    sys.modules.setdefault("test_references_refused", sys.modules[__name__])
+    pipe = tiny.sd3()
+    change(pipe)
+    assert refusal_of(pipe).startswith(REFUSED[change])
+
+
+def test_a_method_of_a_library_that_is_the_applications(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = tiny.sd3()
+    inner = type(pipe.scheduler).step
+
+    def step(self: Any, output: Any, *args: Any, **kwargs: Any) -> Any:
+        return inner(self, output * factor(pipe), *args, **kwargs)
+
+    monkeypatch.setattr(type(pipe.scheduler), "step", step)
+    assert refusal_of(pipe).startswith(f"the class {type(pipe.scheduler).__name__} of pipe.scheduler {CLASS}")
+
+
+def test_what_is_set_later_fails_the_request() -> None:
+    pipe = tiny.sd3()
+    driver = Driver(Runner.from_pipeline(pipe, config()))
+    attention_processor(pipe)
+    report = driver.drain([request("r", "a cat", 0, num_inference_steps=2, height=32, width=32)])["r"]
+    assert report.error is not None
+    assert "pipe.transformer.transformer_blocks.0.attn.processor" in report.error.message
