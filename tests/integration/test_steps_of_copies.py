@@ -43,7 +43,9 @@ async def test_the_turns_of_its_loop_are_its_steps() -> None:
         for i, (output, events) in enumerate(await asyncio.gather(*(one(engine, i) for i in range(2)))):
             assert torch.allclose(output.output.frames, alone[i], atol=1e-4)
             told = [(event.step, event.total_steps) for event in events]
-            assert told == [(step, totals[i]) for step in range(1, totals[i] + 1)]
+            steps = [(step, totals[i]) for step in range(1, totals[i] + 1)]
+            assert set(told) <= set(steps)  # who reads slowly misses some
+            assert told[-1] == steps[-1]
             assert output.timings.steps == totals[i]
             assert all(event.preview is None for event in events)
             assert torch.equal(output.trajectory_latents[-1], output.output.frames)
