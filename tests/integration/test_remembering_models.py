@@ -121,9 +121,7 @@ def _in_object(model: Any) -> None:
     model.state = _State()
 
 
-@pytest.mark.parametrize(
-    ("change", "where"), [(_counting, "'seen'"), (_caching, "'calls'"), (_in_object, "'state'")], ids=lambda v: str(v)
-)
+@pytest.mark.parametrize(("change", "where"), [(_counting, "'seen'"), (_caching, "'calls'"), (_in_object, "'state'")])
 def test_what_cannot_be_had_for_each_request_is_refused(change: Callable[[Any], None], where: str) -> None:
     pipe = tiny.sd3()
     change(pipe.transformer)
