@@ -74,7 +74,7 @@ class References:
         return any(id(value) in self._sought or id(value) in self._leading for value in given)
 
     def _follow(self, values: list[Any]) -> None:
-        found, before = values.copy(), len(self._seen)
+        found, counted = values.copy(), 0
         by: dict[int, list[int]] = {}
         leading: list[int] = []
         while found:
@@ -82,10 +82,12 @@ class References:
             here = id(value)
             if here in self._seen or here in self._ends or here in self._sought:
                 continue
-            if len(self._seen) - before == MOST:
-                raise TooMany
             self._seen[here] = value
-            for part in parts(value):
+            held = parts(value)
+            counted += bool(held)  # a record of plain values is one itself
+            if counted > MOST:
+                raise TooMany
+            for part in held:
                 if id(part) in self._sought or id(part) in self._leading:
                     leading.append(here)
                 by.setdefault(id(part), []).append(here)
