@@ -156,6 +156,27 @@ def hook(pipe: Any) -> None:
     pipe.transformer.register_forward_hook(lambda module, args, output: (output[0] * factor(pipe),))
 
 
+class Probe:
+    """An object of the application that holds the pipeline; its hooks are methods."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe, self.rows = pipe, []
+
+    def note(self, module: Any, args: Any) -> None:
+        self.rows.append(len(args))
+
+    def scale(self, module: Any, args: Any, output: Any) -> Any:
+        return (output[0] * self._factor,)
+
+    @property
+    def _factor(self) -> float:
+        return factor(self.pipe)
+
+
+def hook_that_is_a_method(pipe: Any) -> None:
+    pipe.transformer.register_forward_hook(Probe(pipe).scale)
+
+
 def hook_of_a_block(pipe: Any) -> None:
     scheduler = weakref.proxy(pipe.scheduler)
     block = pipe.transformer.transformer_blocks[0]
@@ -201,6 +222,7 @@ REFUSED = {
     class_of_an_image_processor: f"the class Mine of pipe.image_processor {CLASS}",
     helper_with_slots: f"pipe.helper was set on the object, and {THROUGH} a Slots:",
     hook: f"a hook on pipe.transformer (_forward_hooks) {ONE}",
+    hook_that_is_a_method: f"a hook on pipe.transformer (_forward_hooks) {ONE}",
     hook_of_a_block: f"a hook on pipe.transformer.transformer_blocks.0 (_forward_pre_hooks) {ONE}",
     attention_processor: f"pipe.transformer.transformer_blocks.0.attn.processor {ONE}",
     **{
@@ -255,3 +277,13 @@ def test_what_is_set_later_fails_the_request() -> None:
     report = driver.drain([request("r", "a cat", 0, num_inference_steps=2, height=32, width=32)])["r"]
     assert report.error is not None
     assert "pipe.transformer.transformer_blocks.0.attn.processor" in report.error.message
+
+
+def test_what_a_hook_does_not_read_may_hold_the_pipeline() -> None:
+    pipe = tiny.sd3()
+    probe = Probe(pipe)
+    pipe.transformer.register_forward_pre_hook(probe.note)
+    driver = Driver(Runner.from_pipeline(pipe, config()))
+    asked = [request(f"r{i}", "a cat", i, num_inference_steps=2, height=32, width=32) for i in range(2)]
+    assert all(report.error is None for report in driver.drain(asked).values())
+    assert probe.rows

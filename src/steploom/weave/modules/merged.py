@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from types import FunctionType, MethodType
+from typing import Any, cast
 
 from torch import nn
 
 from steploom.errors import ConfigError
 from steploom.weave import untyped
 from steploom.weave.modules.rebinding import class_refusal
-from steploom.weave.modules.references import MOST, References, TooMany, set_on_libraries
+from steploom.weave.modules.references import MOST, References, TooMany, read_of, set_on_libraries
+
+log = logging.getLogger(__name__)
 
 _TABLES = ("_modules", "_parameters", "_buffers", "_compiled_call_impl")
 _SETTERS = "set_"
@@ -37,7 +41,7 @@ def refuse_modules(pipeline: Any, modules: Mapping[str, nn.Module]) -> None:
     classes: set[type] = set()
     for component, module in modules.items():
         for path, part in module.named_modules():
-            held = {name: one for name, one in part.__dict__.items() if _counts(name, one, top=not path)}
+            held = {name: _read(one) for name, one in part.__dict__.items() if _counts(name, one, top=not path)}
             if type(part) not in classes:
                 classes.add(type(part))
                 held[f"class {type(part).__name__}"] = (type(part), set_on_libraries(type(part)))
@@ -50,6 +54,26 @@ def _counts(name: str, value: Any, *, top: bool) -> bool:
     """Whether an attribute of a module may do something in a forward."""
     empty = type(value) in (dict, OrderedDict, list) and not value
     return not empty and name not in _TABLES and not (top and name.startswith(_SETTERS))
+
+
+def _read(value: Any) -> Any:
+    """``value``; of hooks, and methods of the application's objects, what these read, not all that the objects hold."""
+    if isinstance(value, OrderedDict):
+        return list(map(_read, cast("OrderedDict[Any, Any]", value).values()))
+    if not isinstance(value, MethodType) or isinstance(value.__self__, (nn.Module, type)):
+        return value
+    owner, waiting, read = value.__self__, [value.__func__], dict[int, Any]()
+    held = vars(owner) if hasattr(owner, "__dict__") else {}
+    while waiting:
+        one: Any = waiting.pop()
+        one = one.fget if isinstance(one, property) else one
+        if id(one) in read:
+            continue
+        read[id(one)] = one
+        if isinstance(one, FunctionType):
+            names = read_of(one.__code__).attributes
+            waiting += [held[name] if name in held else getattr(type(owner), name, None) for name in names]
+    return list(read.values())
 
 
 def _of_requests(pipeline: Any) -> set[int]:
@@ -71,7 +95,8 @@ def _found(references: References, held: Mapping[str, Any]) -> tuple[str, str] |
             return None
         name = next(name for name, one in held.items() if references.lead([one]))
     except TooMany:
-        return name, f"comes to more than {MOST} objects, too many to see whether the pipeline is one of them"
+        log.warning("%s of a module comes to more than %d objects: not looked through for the pipeline", name, MOST)
+        return None
     return name, "comes to the pipeline or its noise scheduler"
 
 

@@ -15,6 +15,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
@@ -27,9 +28,9 @@ _LIBRARIES = {
     *sys.stdlib_module_names, "steploom", "torch", "torchvision", "diffusers", "transformers", "tokenizers", "peft",
     "accelerate", "safetensors", "huggingface_hub", "numpy", "scipy", "cv2", "PIL", "tqdm",
 }  # fmt: skip
-"""Modules whose functions and classes know nothing of the application's objects by name."""
-_ENDS = ("torch", "peft", "accelerate")
-"""Packages whose objects hold modules, and nothing else of ours: hooks, compilers."""
+"""Modules whose functions and classes know nothing of the application's objects by name; so do installed ones."""
+_LOOKED_INTO = ("diffusers", "transformers", *sys.stdlib_module_names)
+"""Libraries whose objects hold what the application gave them; those of others are not looked into."""
 _PLAIN = {
     type(None), bool, int, float, complex, str, bytes, torch.Tensor, nn.Parameter, torch.dtype, torch.device,
     torch.Size, CodeType,
@@ -119,7 +120,7 @@ def _parts(value: Any) -> Iterable[Any]:
         return of_class(value)
     if issubclass(kind, (nn.Module, torch.Tensor, ModuleType, logging.Logger)) or untyped.is_pipeline(value):
         return []
-    if str(kind.__module__).partition(".")[0] in _ENDS:
+    if is_library(kind) and _top(kind.__module__) not in _LOOKED_INTO:  # hooks, compilers, web applications, loggers
         return []
     held = vars(value).values() if isinstance(value, threading.local) else ()
     return [*held, *gc.get_referents(value)]
@@ -230,5 +231,18 @@ def is_library(value: Any) -> bool:
     return _of_library(value.__globals__.get("__name__") if type(value) is FunctionType else value.__module__)
 
 
+def _top(module: object) -> str:
+    return str(module).partition(".")[0]
+
+
 def _of_library(module: object) -> bool:
-    return str(module).partition(".")[0] in _LIBRARIES
+    top = _top(module)
+    return top in _LIBRARIES or (top in sys.modules and _is_installed(top))
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_installed(top: str) -> bool:
+    """Whether a package lies where packages are installed, and not where applications are written."""
+    found = sys.modules[top]
+    places = [getattr(found, "__file__", None), *list(getattr(found, "__path__", ()))[:1]]
+    return any({"site-packages", "dist-packages"} & set(Path(one).parts) for one in places if one)

@@ -60,8 +60,8 @@ def remembers(name: str, module: nn.Module) -> str | None:
     for part in module.modules():
         for entry, is_hook in _entries(part):
             for function in _reached(entry, part, read):
-                kept = _kept(function, part)
-                if kept.outside is not None and not (is_hook and _says_nothing(function.__code__)):
+                kept = _Kept(None, None) if is_hook and _says_nothing(function.__code__) else _kept(function, part)
+                if kept.outside is not None:
                     raise ConfigError(_refusal(name, part, function, kept.outside))
                 if kept.own is not None and why is None:
                     why = f"{function.__qualname__} keeps {kept.own!r} on the module from call to call"
