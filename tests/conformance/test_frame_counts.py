@@ -20,6 +20,7 @@ from steploom.worker.trials import trial
 _SLOW = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "field", "value"),
     [

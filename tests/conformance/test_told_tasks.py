@@ -79,6 +79,7 @@ def test_every_task_that_is_told_is_done(name: str) -> None:
     done(CASES[name], Family(CASES[name].build(), EngineConfig()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "tasks"),
     [

@@ -178,6 +178,7 @@ def text_parameter(pipe: Any) -> None:
     part.weight = torch.nn.Parameter(part.weight.detach() * -2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [
     text_parameter, lambda pipe: _halved_by_hook(_named(pipe.text_encoder, ".mlp")),
 ], ids=["parameter", "hook"])  # fmt: skip
@@ -252,6 +253,7 @@ def test_what_calls_leave_behind_is_no_change(name: str) -> None:
     assert keys[0] == keys[1]
 
 
+@pytest.mark.slow
 def test_what_a_direct_call_sets_for_a_while_is_no_change() -> None:
     """PAG's processors are on the application's module while it runs; a request that starts then has none of them."""
     pipe, inside, go_on = tiny.sdxl_pag(), threading.Event(), threading.Event()

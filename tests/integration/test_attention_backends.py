@@ -28,6 +28,7 @@ def refusal(backend: str, model: str = "shallow:flux") -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["native", "_native_math", "_NATIVE_FLASH"])
 def test_outputs_are_those_of_the_pipeline_with_the_same_backend(backend: str) -> None:
     runner = Runner.load(EngineConfig(model="shallow:flux", device="cpu", attention_backend=backend))

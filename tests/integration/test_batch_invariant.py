@@ -104,6 +104,7 @@ def test_bits_do_not_depend_on_the_place_in_the_batch(most: int) -> None:
         assert torch.equal(drawn(place, most - 1), lonely), place
 
 
+@pytest.mark.slow
 def test_bits_do_not_depend_on_the_adapters_of_others(tmp_path: pathlib.Path) -> None:
     """PEFT computes the rows of each adapter apart: how many they are would show in a layer of vectors."""
     names = [lora_files.save(tiny.sd3, tmp_path / str(n), n, targets=LAYERS) for n in (3, 4)]
@@ -170,6 +171,7 @@ def test_a_mate_that_fails_leaves_the_bits_as_they_are() -> None:
         assert torch.equal(drawn[seed], calm.draw(seed)[seed])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [RuntimeError, pytest.param(torch.OutOfMemoryError, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("seeds", [(1,), (1, 2)], ids=["by itself", "with a mate"])
 @pytest.mark.parametrize("warm", [True, False], ids=["verified", "not verified yet"])
@@ -186,6 +188,7 @@ def test_a_fault_that_passes_leaves_the_bits_as_they_are(
     assert set(faulty.driver.runner.stats().kinds.values()) == {"verified"}
 
 
+@pytest.mark.slow
 def test_two_faults_of_memory_in_a_row_fail_nobody() -> None:
     calm, faulty = Faulty(), Faulty()
     faulty.faults = [RuntimeError("CUDA error: out of memory"), torch.OutOfMemoryError("out of memory (pretended)")]

@@ -339,6 +339,7 @@ def test_a_fault_of_the_device_in_a_noise_scheduler_is_not_held_against_it(monke
     assert error.kind == "GenerationFailed"
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio(loop_scope="session")
 async def test_the_field_is_told_across_processes_as_well(mp_engine: Any) -> None:
     with pytest.raises(InvalidRequest, match=r"^clip_skip=50: the pipeline cannot go on with this") as refused:

@@ -109,6 +109,7 @@ def scale_off(pipe: Any) -> None:
     pipe.set_ip_adapter_scale(0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "callback",
     [
@@ -200,6 +201,7 @@ CHANGES = [set_attributes, set_hook]
 MORE = [set_processor, set_function, set_weight, set_child, set_tensor]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [*CHANGES, *(pytest.param(one, marks=pytest.mark.slow) for one in MORE)])
 def test_a_change_to_a_part(change: Change):
     driver = check(tiny.sdxl, sdxl_inputs(0), sdxl_inputs(1), lambda: at_step_one(change))
@@ -263,6 +265,7 @@ def test_only_callbacks_take_clones():
     assert "unet" in clones
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("component", ["unet", "text_encoder"])
 def test_adapters_are_fused_into_weights_of_its_own(component: str, tmp_path: pathlib.Path) -> None:
     """PEFT adds them to the weights in place; what is left of the request's steps is computed with their sum."""

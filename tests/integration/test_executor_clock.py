@@ -72,6 +72,7 @@ async def answered(executor: DiffusionExecutor, script: str) -> AsyncIterator[No
     assert results == [1]
 
 
+@pytest.mark.slow
 async def test_a_loop_that_stood_still_gives_the_tick_its_time_anew(kind: type[DiffusionExecutor], gate: Gate) -> None:
     """Stopped, or blocked by the application, for longer than a tick may take: the worker is not to blame."""
     async with running(kind, tick_timeout_s=1.0) as executor, answered(executor, f"hold {gate.path}"):
@@ -88,6 +89,7 @@ async def test_warming_up_stops_the_clock_of_a_tick(kind: type[DiffusionExecutor
         gate.open()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ahead", [pytest.param(False, marks=pytest.mark.slow), True])
 async def test_calls_before_a_tick_stop_its_clock(kind: type[DiffusionExecutor], gate: Gate, ahead: bool) -> None:
     """Also one that is sent while the tick waits for another one to end, or for another call."""
@@ -160,6 +162,7 @@ async def test_a_call_that_nobody_bounds_has_a_clock(kind: type[DiffusionExecuto
         gate.open()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["tick", "call", "nothing"])
 async def test_a_call_has_its_time_when_its_turn_has_come(
     kind: type[DiffusionExecutor], gate: Gate, before: str

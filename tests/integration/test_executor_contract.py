@@ -182,6 +182,7 @@ async def test_a_model_that_cannot_load_fails_the_start_with_the_reason(kind: ty
     await executor.shutdown()
 
 
+@pytest.mark.slow
 async def test_a_start_that_takes_too_long_raises(kind: type[DiffusionExecutor], gate: Gate) -> None:
     executor = kind(EngineConfig(model=f"slow:{gate.path}", start_timeout_s=1.5))
     async with anyio.create_task_group() as group:

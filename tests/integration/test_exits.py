@@ -171,6 +171,7 @@ class Silent(RuntimeError):
         raise ValueError("no words")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "said"), [
     (RuntimeError("bad \ud800 text"), r"bad \\ud800 text"),
     (Silent(), r"Silent: \(its message cannot be made\)"),

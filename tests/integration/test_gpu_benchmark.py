@@ -68,6 +68,7 @@ def finite(value) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
+@pytest.mark.slow
 def test_one_model_from_end_to_end(gpu, tmp_path, capsys):
     path = tmp_path / "gpu.json"
     gpu("__main__").main(

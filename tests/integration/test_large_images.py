@@ -96,6 +96,7 @@ async def test_latents_are_as_large_as_the_image_of_them() -> None:
         await image_to_image.refused("image: .* makes 48x32 of 24x16", "image", image=torch.randn(1, 4, 16, 24))
 
 
+@pytest.mark.slow
 async def test_a_default_that_gives_way_to_a_picture_refuses_nothing() -> None:
     async with tried("StableDiffusionControlNetPipeline", max_pixels=16 * 16) as control:
         assert control.engine.info.default_size == (32, 32)
@@ -181,6 +182,7 @@ async def test_images_are_counted_by_the_latents_that_are_prepared() -> None:
         assert len((await sd.make(num_images_per_prompt=4)).images) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "without", "field"),
     [

@@ -135,6 +135,7 @@ async def made(engine: AsyncDiffusionEngine, arguments: dict[str, Any]) -> Any:
         return error
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(("name", "argument"), CASES_TRIED)
 async def test_what_the_pipeline_takes_it_gets_and_what_it_fails_on_is_the_pictures_fault(
@@ -189,6 +190,7 @@ async def test_a_neighbour_with_an_odd_picture_hurts_nobody() -> None:
     assert {type(error) for error in results.values()} == {InvalidRequest}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("said", "words"),
     [
@@ -223,6 +225,7 @@ async def test_a_mask_that_is_not_of_the_images_size() -> None:
         assert (await engine.generate(**usual, padding_mask_crop=4)).images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "argument", "before"),
     [

@@ -69,6 +69,7 @@ def test_a_loaded_model_is_offloaded_as_the_settings_say(build: Any, common: dic
     assert driver.sharing("a") == [3, 3, 3, 3]
 
 
+@pytest.mark.slow
 def test_pag_without_its_guidance():
     driver, _ = assert_equal_to_alone(lambda: offload(tiny.sdxl_pag()), trio(pag_scale=0.0, **SMALL))
     assert driver.sharing("a") == [3, 3, 3, 3]

@@ -162,6 +162,7 @@ def test_mates_have_the_memory_of_a_call_that_failed_by_itself() -> None:
     assert short.left == [False] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["text_encoder", "vae.decoder"])
 def test_encoders_and_vaes_are_not_tried_anew_with_rows_that_had_no_memory(
     part: str, monkeypatch: pytest.MonkeyPatch
@@ -195,6 +196,7 @@ def test_encoders_and_vaes_are_not_tried_anew_with_rows_that_had_no_memory(
         assert distance(driver.finished[f"{n}-{one.request_id}"].output, wanted) <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("invariant", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("part", [pytest.param("transformer", marks=pytest.mark.slow), "text_encoder", "vae.decoder"])
 def test_a_call_by_itself_is_tried_again(part: str, invariant: bool) -> None:

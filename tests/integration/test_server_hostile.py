@@ -34,6 +34,7 @@ async def plain(**settings: Any) -> AsyncIterator[httpx2.AsyncClient]:
         yield client
 
 
+@pytest.mark.slow
 async def test_pictures_that_would_fill_the_memory_are_refused() -> None:
     async with plain() as client:
         for name, data in hostile.FILES.items():

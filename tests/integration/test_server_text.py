@@ -170,6 +170,7 @@ TEXT = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 async def test_a_wrong_field_is_named() -> None:
     async with text_client() as (client, _):
         for path, wrong in (("/completions", TEXT), ("/chat/completions", CHAT)):

@@ -205,6 +205,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.slow
 async def test_what_is_wrong_is_named_and_nothing_is_kept(tmp_path: pathlib.Path) -> None:
     async with video_client(tmp_path) as (client, _):
         for asked, param in WRONG:

@@ -98,6 +98,7 @@ def _full(self: object) -> None:
     raise OSError(errno.EMFILE, "Too many open files")
 
 
+@pytest.mark.slow
 def test_a_fork_that_ends_leaves_the_socket_folder_alone(temporary: Path) -> None:
     script = """
         import asyncio, gc, os, sys, weakref

@@ -28,6 +28,7 @@ def images(output: Any) -> np.ndarray:
     return np.asarray(output.images[0], np.int16)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio(loop_scope="session")
 async def test_skipped_steps_are_told_by_events_timings_and_metrics(engine: Any) -> None:
     registry = CollectorRegistry()

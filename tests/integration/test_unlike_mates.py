@@ -108,6 +108,7 @@ def test_a_dict_that_requests_share_is_written_to_by_none_of_them():
     assert given == {"scale": 1.0}
 
 
+@pytest.mark.slow
 def test_a_switch_deep_inside_a_module_is_its_requests_own():
     """GLIGEN turns its gated layers off in the middle of the call: those of one request, not of all."""
 
@@ -128,6 +129,7 @@ def tried(name: str, guidance: tuple[float, ...], prompts: tuple[Any, ...] = TEX
 UNGUIDED = [("Lumina2Pipeline", 1.0), ("QwenImagePipeline", 1.0), ("ZImagePipeline", 0.0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "off"), UNGUIDED)
 @pytest.mark.parametrize("guided", [(True, True, True), (False, True, False), (False, False, False)], ids=str)
 def test_prompts_of_unlike_lengths_share_with_and_without_guidance(name: str, off: float, guided: Any) -> None:

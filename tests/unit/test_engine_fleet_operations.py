@@ -286,6 +286,7 @@ async def test_closed_meanwhile_nothing_is_left(what: str) -> None:
         await engine.generate("a cat")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", range(24))
 async def test_a_scaling_that_is_cancelled_at_any_moment_leaves_no_dead_worker(moment: int) -> None:
     """A bare ``Task.cancel``, as of a loop that ends, gets through anyio's shields."""

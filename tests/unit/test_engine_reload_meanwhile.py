@@ -87,6 +87,7 @@ class StuckFleet(FakeFleet):
         self.stick(*range(self.workers))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("bound", [{}, {"max_waiting": 1}, {"max_waiting_s": 1e-9}])
 async def test_no_bound_is_held_against_who_was_accepted_already(bound: dict[str, Any], workers: int) -> None:

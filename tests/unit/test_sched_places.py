@@ -88,6 +88,7 @@ def test_places_are_not_kept_where_nobody_could_fill_them() -> None:
     assert h.scheduler.num_running == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("max_batch", "max_resident"), [(1, 1), (1, 2), (2, 2), (4, 4), (4, 6), (4, 8), (8, 32)])
 @pytest.mark.parametrize("depth", [1, 2, 3, pytest.param(9, marks=pytest.mark.slow)])
 def test_nobody_starves_among_more_endless_shapes_than_places(max_batch: int, max_resident: int, depth: int) -> None:
