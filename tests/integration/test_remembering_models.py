@@ -151,7 +151,13 @@ def _logging(model: Any, seen: list[Any]) -> None:
     model.register_forward_hook(note)
 
 
-@pytest.mark.parametrize("change", [_stateless, _logging], ids=lambda f: f.__name__)
+def _tallying(model: Any, seen: list[Any]) -> None:
+    count = {"calls": 0}
+    model.register_forward_pre_hook(lambda *_: count.update(calls=count["calls"] + 1))
+    model.register_forward_hook(lambda *_: seen.append(count["calls"]))
+
+
+@pytest.mark.parametrize("change", [_stateless, _logging, _tallying], ids=lambda f: f.__name__)
 def test_code_that_keeps_nothing_that_counts_is_shared(change: Callable[[Any, list[Any]], None]) -> None:
     pipe, seen = tiny.sd3(), list[Any]()
     change(pipe.transformer, seen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+import time
 import traceback
 
 import torch
@@ -17,8 +18,28 @@ _SAYS_SO = re.compile(
 )
 """Of CUDA and other devices; of torch's allocators for the CPU; of C++; of cuBLAS, cuDNN and their kin."""
 
+_ALL_AFTER_S = 10.0
+
 _NAMES_A_DEVICE = re.compile(r"(?<![a-z])(?i:cuda|cudnn|cublas|nccl)|\b(HIP|MPS)\b")
 """What a device's libraries call themselves in all that they say."""
+
+
+class _Sweeps:
+    """When all objects of the process were last looked through for cycles that nobody holds."""
+
+    def __init__(self) -> None:
+        self._last = -_ALL_AFTER_S
+
+    def generation(self) -> int:
+        """How old objects may be that are looked at now: all of them if that is long ago, else the younger ones."""
+        now = time.monotonic()
+        if now - self._last < _ALL_AFTER_S:
+            return 1
+        self._last = now
+        return 2
+
+
+_sweeps = _Sweeps()
 
 
 def is_of_machine(fault: BaseException) -> bool:
@@ -37,6 +58,8 @@ def make_room(fault: Exception) -> None:
     """Frees what a forward held that ran out of memory, so that another one may have it. Nothing after other faults.
 
     The frames of its traceback, and of what it came from, have all that was computed: they lose it, not their lines.
+    What is left in cycles is young. All that the process has is looked through only now and then: no other thread
+    runs meanwhile, which takes a third of a second where half a million objects are.
     """
     if not is_out_of_memory(fault):
         return
@@ -44,5 +67,5 @@ def make_room(fault: Exception) -> None:
     while held is not None:
         traceback.clear_frames(held.__traceback__)
         held = held.__context__
-    gc.collect()
+    gc.collect(_sweeps.generation())
     torch.cuda.empty_cache()  # cuBLAS and cuDNN get nothing of what torch's allocator keeps; without CUDA it is nothing

@@ -9,6 +9,7 @@ The code of libraries is not read: their caches do not change what comes out.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dis
 import functools
@@ -26,7 +27,9 @@ from steploom.weave.modules.references import is_library
 _CHANGERS = frozenset(("append", "appendleft", "extend", "insert", "clear", "update", "add", "remove"))
 _TAKERS = frozenset(("pop", "popleft", "setdefault"))
 """Methods that change a container, and those that also answer what was in it."""
+_CONTAINERS = (dict, list, set, collections.deque)
 _AROUND = ("LOAD_DEREF", "LOAD_GLOBAL")
+_SILENT = frozenset(("RESUME", "COPY_FREE_VARS", "PUSH_NULL", "PRECALL", "CACHE", "NOP"))
 _MODELS = frozenset(("transformers_modules", "diffusers_modules", "bitsandbytes", "torchao", "optimum", "quanto", "hqq",
                      "gptqmodel", "xformers", "flash_attn"))  # fmt: skip
 """Code of models and layers, as their authors wrote it, beside that of libraries: it keeps weights, tables, masks."""
@@ -60,7 +63,7 @@ def remembers(name: str, module: nn.Module) -> str | None:
     for part in module.modules():
         for entry, is_hook in _entries(part):
             for function in _reached(entry, part, read):
-                kept = _Kept(None, None) if is_hook and _says_nothing(function.__code__) else _kept(function, part)
+                kept = _Kept(None, None) if is_hook and _says_nothing(function) else _kept(function, part)
                 if kept.outside is not None:
                     raise ConfigError(_refusal(name, part, function, kept.outside))
                 if kept.own is not None and why is None:
@@ -116,6 +119,11 @@ def _is_library(function: FunctionType) -> bool:
     return is_library(function) or str(function.__globals__.get("__name__")).partition(".")[0] in _MODELS
 
 
+def _around(function: FunctionType) -> dict[str, Any]:
+    """What the names of a function's surroundings mean."""
+    return {**function.__globals__, **dict(_cells(function))}
+
+
 def _cells(function: FunctionType) -> Iterator[tuple[str, Any]]:
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with contextlib.suppress(ValueError):  # not set yet
@@ -135,20 +143,32 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
             yield from _codes(one)
 
 
-def _says_nothing(code: CodeType) -> bool:
-    """Whether a hook leaves the output as it is: it returns nothing but None."""
-    steps = list(dis.get_instructions(code))
+def _says_nothing(function: FunctionType) -> bool:
+    """Whether a hook leaves the output as it is: it returns None, or what a change of a container does."""
+    steps = [one for one in dis.get_instructions(function) if one.opname not in _SILENT]
     constant = [one.argval for one in steps if one.opname == "RETURN_CONST"]
-    return not any(constant) and all(
-        before.opname == "LOAD_CONST" and before.argval is None
-        for before, one in itertools.pairwise(steps)
-        if one.opname == "RETURN_VALUE"
+    return _is_one_change(steps, _around(function)) or (
+        not any(constant)
+        and all(
+            before.opname == "LOAD_CONST" and before.argval is None
+            for before, one in itertools.pairwise(steps)
+            if one.opname == "RETURN_VALUE"
+        )
     )
+
+
+def _is_one_change(steps: Sequence[dis.Instruction], around: dict[str, Any]) -> bool:
+    """Whether it is ``lambda ...: seen.append(...)`` and no more, where ``seen`` is a container: that returns None."""
+    if len(steps) < 4 or any("JUMP" in one.opname for one in steps):
+        return False
+    name, method, *_, last, _end = steps
+    changes = name.opname in _AROUND and isinstance(around.get(name.argval), _CONTAINERS) and method.argval in _CHANGERS
+    return changes and last.opname.startswith("CALL")
 
 
 def _kept(function: FunctionType, part: nn.Module) -> _Kept:
     """What a function keeps: sets on the module, or sets around it and reads again."""
-    around = {**function.__globals__, **dict(_cells(function))}
+    around = _around(function)
     uses: dict[str, _Uses] = {}
     own: str | None = None
     for code in _codes(function.__code__):
