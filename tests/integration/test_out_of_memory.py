@@ -110,7 +110,6 @@ class Short:
         return {verdict for name, verdict in found.items() if name.startswith("transformer")}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", FAULTS)
 def test_however_it_is_said_the_call_is_bisected_and_merged_again_later(how: str) -> None:
     short = Short(FAULTS[how], lambda turn, rows: rows == ROOM and turn < 40)
@@ -138,7 +137,6 @@ def test_a_check_without_memory_finds_nothing_out(later: int) -> None:
     assert short.rows.count(ROOM) > 8, "all share from the next step on"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("most", [2, 4], ids=["single calls", "merged calls"])
 def test_the_next_forward_has_the_memory_of_the_one_that_failed(most: int, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "steploom")  # what is logged is kept, and with it the faults
@@ -148,7 +146,6 @@ def test_the_next_forward_has_the_memory_of_the_one_that_failed(most: int, caplo
     assert not any(short.left)
 
 
-@pytest.mark.slow
 def test_mates_have_the_memory_of_a_call_that_failed_by_itself() -> None:
     full: list[int] = []
 
@@ -162,7 +159,6 @@ def test_mates_have_the_memory_of_a_call_that_failed_by_itself() -> None:
     assert short.left == [False] * 4
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("part", ["text_encoder", "vae.decoder"])
 def test_encoders_and_vaes_are_not_tried_anew_with_rows_that_had_no_memory(
     part: str, monkeypatch: pytest.MonkeyPatch
@@ -196,7 +192,6 @@ def test_encoders_and_vaes_are_not_tried_anew_with_rows_that_had_no_memory(
         assert distance(driver.finished[f"{n}-{one.request_id}"].output, wanted) <= 1e-4
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("invariant", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("part", [pytest.param("transformer", marks=pytest.mark.slow), "text_encoder", "vae.decoder"])
 def test_a_call_by_itself_is_tried_again(part: str, invariant: bool) -> None:
