@@ -75,7 +75,7 @@ def test_latents_that_a_copy_of_the_noise_scheduler_steps_are_looked_at(left: in
     assert f"check_finite=True: NaN or Inf in the latents after step {last + 1} of {last + 1}" in error.message
 
 
-@pytest.mark.parametrize("output_type", ["pt", "np"])
+@pytest.mark.parametrize("output_type", ["pil", "pt", "np"])
 def test_an_output_that_is_not_finite_fails(output_type: str) -> None:
     pipe = tiny.sd3()
     pipe.vae.decoder.register_forward_hook(lambda module, args, output: output * float("nan"))

@@ -67,6 +67,7 @@ class Program:
         skipped_steps: Steps that it has answered.
         aside: Whether it waits for what runs beside the ticks, or for its turn to go on after that.
         answered: Whether it may go on, being aside.
+        decoded: What modules have given it after its last step, and nobody has looked at; None if nobody will.
         asked: At which step it first called a module within its loop that is no denoiser, by module.
     """
 
@@ -101,6 +102,7 @@ class Program:
         self.step_cache: StepCache | None = None
         self.skipped_steps = 0
         self.aside = self.answered = False
+        self.decoded: list[Any] | None = None
         self.asked: dict[str, int] = {}
         self.done = False
         self.output: Any = None
@@ -120,6 +122,8 @@ class Program:
         """Runs the program until it stops again; ``value`` or ``error`` answers the call that it waits for."""
         if error is not None and self.call is not None:
             self.failed = self.call.target.name
+        if self.decoded is not None and self.phase == "decode":
+            self.decoded.append(value)
         self.call = None
         self.aside = self.answered = False
         first = not self._greenlet.gr_frame and not self._greenlet.dead

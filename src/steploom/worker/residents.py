@@ -56,7 +56,7 @@ class Resident:
         if request.preview_every:
             program.witness = self._see
         if check_finite:
-            program.watcher.parts = []
+            program.watcher.parts, program.decoded = [], []
 
     def _see(self) -> None:
         """Takes the picture of a step: after its last one the program goes on within the same tick."""
@@ -115,15 +115,17 @@ class Resident:
         """Raises if what it computes is not finite. On a GPU it waits for the step, so it has to be asked for.
 
         A part that is stepped after the end of a step was told is looked at with the next one's, or with the output.
+        So is what a VAE gave: of NaN an image processor makes a black picture.
         """
         program, end = self.program, self.program.step_end
         made, program.watcher.parts = program.watcher.parts, []
+        decoded, program.decoded = program.decoded, []
         if program.error is not None:
             return
         total = "" if report.total_steps is None else f" of {report.total_steps}"
         if not finite([made, None if end is None else end.latents]):
             raise _broken(f"latents after step {report.step}{total}")
-        if program.done and not finite(program.output):
+        if not finite(decoded) or (program.done and not finite(program.output)):
             raise _broken("output")
 
     def _report_text(self, report: RequestReport, transcript: Transcript) -> None:
