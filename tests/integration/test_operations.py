@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -227,24 +229,38 @@ def alone(model: Path, prompt: str) -> np.ndarray:
     return pipe(prompt, generator=generator, num_inference_steps=6, output_type="latent").images.numpy()
 
 
-async def loaded_while_paused(engine: Any, model: Path) -> None:
-    """Begins to reload, pauses until the other model is there, so that those that wait are still waiting then."""
+async def loaded_while_paused(engine: Any, model: Path, victim: int | None) -> None:
+    """Begins to reload, pauses until the other model is there, so that those that wait are still waiting then.
+
+    A ``victim`` of the old model is killed meanwhile: another one may be loaded by then, or not.
+    """
     await engine.resume()
     async with anyio.create_task_group() as group:
         group.start_soon(lambda: engine.reload(model=str(model)))
         await anyio.lowlevel.checkpoint()
         await engine.pause()
+        if victim is not None:
+            os.kill(victim, signal.SIGKILL)
         while engine.config.model != str(model):
             await anyio.lowlevel.checkpoint()
         await engine.resume()
 
 
-@pytest.mark.parametrize("backend", [pytest.param("mp", marks=pytest.mark.slow), "inproc"])
-async def test_outputs_are_those_of_the_model_that_made_them_whoever_pauses(
-    models: tuple[Path, Path], backend: str
+@pytest.mark.parametrize(
+    ("backend", "killed"),
+    [
+        pytest.param("mp", False, marks=pytest.mark.slow),
+        pytest.param("mp", True, marks=pytest.mark.slow),
+        ("inproc", False),
+    ],
+)
+async def test_outputs_are_those_of_the_model_that_made_them_whoever_pauses_or_dies(
+    models: tuple[Path, Path], backend: str, killed: bool
 ) -> None:
     first, second = models
     config: dict[str, Any] = {"distributed_executor_backend": backend, "max_batch": 2, "max_resident": 2}
+    if killed:
+        config["worker_extension"] = "worker_pid.Pid"
     outs: dict[str, np.ndarray] = {}
     async with AsyncDiffusionEngine(model=str(first), torch_threads=1, costs_file=None, **config) as engine:
 
@@ -261,7 +277,8 @@ async def test_outputs_are_those_of_the_model_that_made_them_whoever_pauses(
             group.start_soon(one, "waits too", "a dog")
             await anyio.wait_all_tasks_blocked()
             assert (engine.num_running, engine.num_waiting) == (2, 2)
-            group.start_soon(loaded_while_paused, engine, second)
+            victim = await engine.collective_rpc("pid", unique_reply_rank=0) if killed else None
+            group.start_soon(loaded_while_paused, engine, second, victim)
             outs["runs"] = np.asarray((await run.result()).output.images)
         outs["new"] = np.asarray((await engine.generate("a cat", **PARAMS)).output.images)
         assert engine.config.model == str(second)

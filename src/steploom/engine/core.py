@@ -21,7 +21,6 @@ from steploom.engine.live import LiveRequests
 from steploom.engine.mailbox import Mailbox, fresh
 from steploom.engine.observer import Observers
 from steploom.engine.operations import Operations, Residents
-from steploom.engine.recovery import failure
 from steploom.errors import (
     DeadlineExceeded,
     EngineDead,
@@ -55,7 +54,7 @@ class EngineCore:
         scheduler: Who runs when.
         lanes: Its workers, by rank.
         live: Requests that have no outcome yet.
-        residents: Whom the workers hold.
+        residents: Whom the workers hold, or have lost.
         observers: Are told what it does: the residents, and those that were given.
         clock: Of all its schedulers.
         info: What the executor says about the pipeline; None until it has started.
@@ -208,7 +207,7 @@ class EngineCore:
             self.observers.on_end(event.request_id, output, error)
 
     def retire(self, heir: EngineCore) -> None:
-        """Gives ``heir``, which serves, those that no worker holds yet; ends by itself once the rest is done."""
+        """Gives ``heir``, which serves, those that no worker has held; ends by itself once the rest is done."""
         waiting = [request_id for request_id in self.live if request_id not in self.residents]
         self.scheduler.finish_requests(waiting, RequestCancelled("another model takes it over"))
         for borrowed, mailbox, left_s in self.live.take(waiting):
@@ -335,7 +334,7 @@ class EngineCore:
     def die(self, error: Exception) -> None:
         """A fault ends the engine: all who wait for it are told, and all who will."""
         if self.failure is None:
-            self.failure = failure(error)
+            self.failure = self.operations.failure(self, error)
         self._end_all(self.failure)
         self._scope.cancel()
 

@@ -12,7 +12,16 @@ import msgspec
 
 from steploom.engine.asked import called
 from steploom.engine.observer import EngineObserver
-from steploom.errors import EngineError, EngineNotRunning, InvalidRequest, RequestCancelled, RequestError, SteploomError
+from steploom.engine.recovery import failure
+from steploom.errors import (
+    EngineDead,
+    EngineError,
+    EngineNotRunning,
+    InvalidRequest,
+    RequestCancelled,
+    RequestError,
+    SteploomError,
+)
 from steploom.protocol import SchedulerOutput
 from steploom.requests import DiffusionOutput
 
@@ -64,6 +73,16 @@ class Operations:
         if core in self.cores[:-1]:
             self.cores.remove(core)
             self.changed()
+
+    def failure(self, core: EngineCore, error: Exception) -> SteploomError:
+        """What ``core`` is dead of that ``error`` ends; the engine is not, if another one serves."""
+        fault = failure(error)
+        if core not in self.cores[:-1] or not isinstance(fault, EngineDead):
+            return fault
+        other = EngineError(str(fault))
+        for note in getattr(fault, "__notes__", ()):
+            other.add_note(note)
+        return other
 
     def abort(self, request_id: str, error: RequestError) -> bool:
         """Ends a request, whoever has it; whether it was alive."""
@@ -285,7 +304,7 @@ class Operations:
 
 
 class Residents(EngineObserver):
-    """Whom the workers of a core hold, as the engine tells its observers.
+    """Whom the workers of a core hold, or have lost: these wait to be replayed, by the same model and no other.
 
     Args:
         operations: Say whether ticks may begin.
@@ -293,7 +312,7 @@ class Residents(EngineObserver):
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations
-        self._forgets: dict[str, SchedulerOutput] = {}
+        self._forgets: dict[str, SchedulerOutput | None] = {}
         self._lapsed: list[SchedulerOutput] = []
 
     def __contains__(self, request_id: object) -> bool:
@@ -307,8 +326,8 @@ class Residents(EngineObserver):
             )
 
     def on_restarted(self, request_id: str, attempt: int) -> None:
-        """Nobody holds it any more."""
-        self._forgets.pop(request_id, None)
+        """Nobody holds it, for now."""
+        self._forgets[request_id] = None
 
     def on_end(self, request_id: str, output: DiffusionOutput | None, error: SteploomError | None) -> None:
         """Its worker may have to be told."""
