@@ -145,6 +145,8 @@ class DiffusionRequest:
         draft_every: int = 1,
         **params: Any,
     ) -> None:
+        if isinstance(params.get("params"), Mapping):  # dataclasses.replace() gives it as the field that it is
+            params = {**params.pop("params"), **params}
         if seed is None and params.get("generator") is None:
             seed = secrets.randbits(SEED_BITS)
         if params.get("generator") is None:

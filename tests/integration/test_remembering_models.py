@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import time
 import types
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import tiny
+import torch
 from diffusers import SD3Transformer2DModel
 from driving import Driver, alone, config, distance, request
 
-from steploom.errors import ConfigError
 from steploom.worker.runner import Runner
 
 SMALL = {"height": 32, "width": 32, "num_inference_steps": 4, "max_sequence_length": 16}
 FORWARD = SD3Transformer2DModel.forward
+SCALES, TABLE = [0.9, 0.8], {1: "first", 2: "second"}
 
 
 def _tea(self: Any, hidden_states: Any = None, **kwargs: Any) -> Any:
@@ -115,20 +119,135 @@ class _State:
 def _in_object(model: Any) -> None:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         self.state.n += 1
-        return FORWARD(self, *args, **kwargs)
+        return (FORWARD(self, *args, **kwargs)[0] * (0.9 if self.state.n % 2 else 0.6),)
 
     model.__class__ = type("Tea", (SD3Transformer2DModel,), {"forward": forward})
     model.state = _State()
 
 
-@pytest.mark.parametrize(("change", "where"), [(_counting, "'seen'"), (_caching, "'calls'"), (_in_object, "'state'")])
-def test_what_cannot_be_had_for_each_request_is_refused(change: Callable[[Any], None], where: str) -> None:
-    pipe = tiny.sd3()
-    change(pipe.transformer)
-    with pytest.raises(
-        ConfigError, match=rf"transformer: .* in {where}, which all requests .* attributes of the module"
-    ):
-        Runner.from_pipeline(pipe, config())
+class _Tea:
+    """The same, in a helper."""
+
+    def __init__(self) -> None:
+        self.step, self.last = 0, None
+
+    def mix(self, out: Any) -> Any:
+        self.step += 1
+        if self.step % 2 == 0:
+            out = 0.5 * out + 0.5 * self.last
+        self.last = out
+        return out
+
+
+def _with_helper(model: Any) -> None:
+    model.tea = _Tea()
+    model.forward = types.MethodType(
+        lambda self, *args, **kwargs: (self.tea.mix(FORWARD(self, *args, **kwargs)[0]),), model
+    )
+
+
+class _Forward(_Tea):
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return (self.mix(self.inner(*args, **kwargs)[0]),)
+
+
+def _callable_object(model: Any) -> None:
+    model.forward = _Forward(model.forward)
+
+
+class _Hook(_Tea):
+    def __call__(self, module: Any, args: Any, output: Any) -> Any:
+        return (self.mix(output[0]),)
+
+    def directly(self, module: Any, args: Any, output: Any) -> Any:
+        self.step += 1
+        out = output[0] if self.step % 2 else 0.5 * output[0] + 0.5 * self.last
+        self.last = out
+        return (out,)
+
+
+def _hook_object(model: Any) -> None:
+    model.register_forward_hook(_Hook())
+
+
+def _hook_method(model: Any) -> None:
+    model.register_forward_hook(_Hook().directly)
+
+
+def _partial(model: Any) -> None:
+    def weaker(store: Any, module: Any, args: Any, output: Any) -> Any:
+        store["n"] = store.get("n", 0) + 1
+        return (output[0] * (0.9 if store["n"] % 2 else 0.6),)
+
+    model.register_forward_hook(functools.partial(weaker, {}))
+
+
+def _by_name(model: Any) -> None:
+    def weaker(module: Any, args: Any, output: Any) -> Any:
+        setattr(module, "calls", getattr(module, "calls", 0) + 1)  # noqa: B010 - as it is written
+        return (output[0] * (0.9 if getattr(module, "calls") % 2 else 0.6),)  # noqa: B009
+
+    model.register_forward_hook(weaker)
+
+
+def _alias(model: Any) -> None:
+    history, inner = deque[Any](maxlen=2), model.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        h = history
+        h.append(len(h))
+        return (inner(*args, **kwargs)[0] * (0.9 if h[-1] % 2 else 0.6) ** len(h),)
+
+    history.extend((0, 1))
+    model.forward = forward
+
+
+def _buffer(model: Any) -> None:
+    model.register_buffer("count", torch.zeros(1))
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.count += 1
+        return (FORWARD(self, *args, **kwargs)[0] * (0.9 if self.count % 2 else 0.6),)
+
+    model.forward = types.MethodType(forward, model)
+
+
+class _Processor:
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.step = inner, 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.step += 1
+        return tuple(out * (0.9 if self.step % 2 else 0.6) for out in self.inner(*args, **kwargs))
+
+
+def _processors(model: Any) -> None:
+    processor = model.transformer_blocks[0].attn.processor
+    model.transformer_blocks[0].attn.set_processor(_Processor(processor))
+
+
+ELSEWHERE = [_counting, _caching, _in_object, _with_helper, _callable_object, _hook_object, _hook_method, _partial,
+             _by_name, _alias, _buffer, _processors]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", ELSEWHERE, ids=lambda f: f.__name__)
+def test_where_it_is_kept_elsewhere_requests_run_one_after_another(change: Callable[[Any], None]) -> None:
+    pipe, other = tiny.sd3(), tiny.sd3()
+    for one in (pipe, other):
+        change(one.transformer)
+    asked = [request(f"r{i}", "a cat" + " of" * i, i, **SMALL) for i in range(3)]
+    expected = [alone(other, one) for one in asked]  # after four steps, its state is as it was at the start
+    runner = Runner.from_pipeline(pipe, config())
+    finished = Driver(runner).drain(asked, joining=1)
+    for one, own in zip(asked, expected, strict=True):
+        report = finished[one.request_id]
+        assert report.error is None, report.error.traceback
+        assert distance(report.output, own) <= 1e-4
+    assert any("from call to call" in reason for reason in runner.stats().alone_calls)
 
 
 def _stateless(model: Any, seen: list[Any]) -> None:
@@ -157,7 +276,34 @@ def _tallying(model: Any, seen: list[Any]) -> None:
     model.register_forward_hook(lambda *_: seen.append(count["calls"]))
 
 
-@pytest.mark.parametrize("change", [_stateless, _logging, _tallying], ids=lambda f: f.__name__)
+def _averaging(model: Any, seen: list[Any]) -> None:
+    st, inner = {"n": 0, "total": 0.0}, model.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        began = time.perf_counter()
+        out = inner(*args, **kwargs)
+        st["n"] += 1
+        st["total"] += time.perf_counter() - began
+        seen.append(1)
+        return out
+
+    model.forward = forward
+
+
+def _noting(model: Any, seen: list[Any]) -> None:
+    def forward(self: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+        self.last_shape = hidden_states.shape
+        self.calls += 1
+        seen.append(1)
+        for layer, scale in zip(self.scaled, SCALES, strict=True):
+            hidden_states = hidden_states * scale if layer in TABLE else hidden_states
+        return FORWARD(self, hidden_states, *args, **kwargs)
+
+    model.calls, model.scaled = 0, [1, 2]
+    model.forward = types.MethodType(forward, model)
+
+
+@pytest.mark.parametrize("change", [_stateless, _logging, _tallying, _averaging, _noting], ids=lambda f: f.__name__)
 def test_code_that_keeps_nothing_that_counts_is_shared(change: Callable[[Any, list[Any]], None]) -> None:
     pipe, seen = tiny.sd3(), list[Any]()
     change(pipe.transformer, seen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import decimal
 import math
 import pathlib
@@ -236,3 +237,10 @@ def test_any_value_is_kept_or_refused_by_name(name: str, value: Any) -> None:
 def test_a_seed_may_be_numpys() -> None:
     seed = DiffusionRequest("a", seed=np.int64(3)).seed
     assert (seed, type(seed)) == (3, int)
+
+
+def test_a_copy_with_other_fields_keeps_the_arguments_of_the_pipeline() -> None:
+    one = DiffusionRequest("a cat", seed=1, height=32, guidance_scale=2.0)
+    other = dataclasses.replace(one, priority=-1, request_id="other")
+    assert (other.prompt, other.seed, dict(other.params)) == ("a cat", 1, dict(one.params))
+    assert (other.priority, other.request_id) == (-1, "other")

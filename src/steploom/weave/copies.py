@@ -61,13 +61,13 @@ class Woven:
         self._conversion: Hashable = ()
         self._switches: Switches | None = None
         self._forms: OrderedDict[Hashable, list[Form]] = OrderedDict()
-        if shared.remembers is not None:
+        if shared.remembers is not None and shared.remembers.own:
             self.private = self.current = shared.own_tree(self.home)
             self.isolate()
 
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Suspends the program until the hub has run this call; at once where it cannot be shared."""
-        target, reason = self.target(method), why_alone() or self.shared.remembers
+        target, reason = self.target(method), why_alone() or (self.shared.remembers and self.shared.remembers.why)
         if method == "forward" and self._writes_cache(target, kwargs):
             kwargs.setdefault("use_cache", False)  # nobody reads its cache, which has no rows
         if reason is None and self.shared.hooked_by_pipeline():

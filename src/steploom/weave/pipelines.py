@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from torch import nn
 from steploom.weave import untyped
 from steploom.weave.copies import is_woven, weave_inside, woven_module
 from steploom.weave.modules.direct_calls import called_elsewhere
+from steploom.weave.modules.locks import lock_of
 from steploom.weave.modules.merged import refuse_modules
 from steploom.weave.modules.rebinding import Rebinding, functions_of, unsettled
 from steploom.weave.modules.shared import SharedModule
@@ -25,6 +27,8 @@ from steploom.weave.watching import Watcher
 if TYPE_CHECKING:
     from steploom.weave.lora.blend import View
 
+log = logging.getLogger(__name__)
+
 _NO_VIEWS: Mapping[int, View] = MappingProxyType({})
 
 
@@ -34,6 +38,9 @@ class Loom:
     Args:
         pipeline: The user's pipeline; never modified.
         isolated: Whether the application may call it meanwhile.
+
+    Attributes:
+        one_by_one: Why no program may begin before the one before it is over; None if they may run together.
 
     Raises:
         ConfigError: A function was set on it, or on a part of it, that programs cannot have.
@@ -47,6 +54,9 @@ class Loom:
             name: SharedModule(name, module, isolated=isolated, language=rules.get(name))
             for name, module in modules.items()
         }
+        self.one_by_one = self._why_one_by_one()
+        if self.one_by_one is not None:
+            log.warning("requests run one after another, each alone: %s", self.one_by_one)
         self._by_id = {id(shared.given): shared for shared in self.shared.values()}
         self._inner = self._find_inner()
         self._isolated = isolated
@@ -66,6 +76,13 @@ class Loom:
         except AttributeError:  # another model of the same interface: its text is told when it is done
             return {}
         return {component: (path, SharedModule(f"{component}.{path}", found))}
+
+    def _why_one_by_one(self) -> str | None:
+        for name, shared in self.shared.items():
+            if shared.remembers is not None and not shared.remembers.own:
+                return f"{name}: {shared.remembers.why}"
+        lock = lock_of(self.pipeline)
+        return None if lock is None else f"{type(self.pipeline).__name__} takes the lock {lock!r}"
 
     @property
     def outdated(self) -> bool:

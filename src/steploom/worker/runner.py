@@ -148,8 +148,9 @@ class Runner:
             except Exception as fault:  # noqa: BLE001 - the tick boundary: reported as the request's failure
                 error = failure(fault, new.request)
                 reports.append(RequestReport(run_id=new.run_id, finished=True, error=error))
-        self._hub.tick([resident.program for resident in scheduled], others=len(self._residents) - len(scheduled))
-        for resident in scheduled:
+        stepping = self._in_turn(scheduled)
+        self._hub.tick([resident.program for resident in stepping], others=len(self._residents) - len(stepping))
+        for resident in dict.fromkeys([*scheduled, *stepping]):
             reports.append(resident.report())
             if reports[-1].finished:
                 self._forget(resident.run_id)
@@ -161,6 +162,14 @@ class Runner:
         spent = {"tick_s": result.seconds, "forward_s": counters.forward_s, "warmup_s": counters.warmup_s}
         self._spent = {name: seconds + spent[name] for name, seconds in self._spent.items()}
         return result
+
+    def _in_turn(self, scheduled: list[Resident]) -> list[Resident]:
+        """Who goes on: those scheduled; the oldest alone, whoever is, where no other may begin before its end."""
+        if self._loom.one_by_one is None or not scheduled:
+            return scheduled
+        self._hub.aside.settle()  # who leaves may hold a lock
+        self._end_leaving()
+        return [next(iter(self._residents.values()))]
 
     def _start(self, new: NewRequest) -> Resident:
         request = new.request
@@ -209,7 +218,7 @@ class Runner:
 
     def _doubled(self, new: NewRequest) -> Iterator[Program]:
         accepted = {parameter.name for parameter in self.info.serving(new.request).parameters}
-        for changes in doubled(new.request, accepted):
+        for changes in doubled(new.request, accepted) if self._loom.one_by_one is None else ():
             self._hub.aside.settle()  # it runs modules at once
             kept = {n: v for n, v in changes.items() if n in accepted and (v is not None or n in new.request.params)}
             yield self._program(new.run_id, new.request, changes=kept)
@@ -263,22 +272,13 @@ class Runner:
     def stats(self) -> WorkerStats:
         """Counters since the start."""
         self._hub.absorb()
+        cache, loras = self._hub.cache, [] if self._loras is None else self._loras.names
         return WorkerStats(
-            ticks=self._ticks,
-            **self._spent,
-            resident=len(self._residents),
-            merged_calls=self.counters.merged_calls,
-            alone_calls=dict(self.counters.alone_calls),
-            cache_hits=self._hub.cache.hits,
-            cache_misses=self._hub.cache.misses,
-            cache_bytes=self._hub.cache.bytes,
-            kinds=self._hub.kinds,
-            loras=[] if self._loras is None else self._loras.names,
-            lora_loads=self._lora_counts.loads,
-            lora_evictions=self._lora_counts.evictions,
-            memory=memory.held(),
-            **self._tuning.counts(),
-        )
+            ticks=self._ticks, **self._spent, resident=len(self._residents), merged_calls=self.counters.merged_calls,
+            alone_calls=dict(self.counters.alone_calls), cache_hits=cache.hits, cache_misses=cache.misses,
+            cache_bytes=cache.bytes, kinds=self._hub.kinds, loras=loras, lora_loads=self._lora_counts.loads,
+            lora_evictions=self._lora_counts.evictions, memory=memory.held(), **self._tuning.counts(),
+        )  # fmt: skip
 
     def reset_counts(self) -> None:
         """Forgets what was counted so far but compilations and graphs: it was warm-up."""

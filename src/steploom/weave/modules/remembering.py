@@ -2,73 +2,58 @@
 
 ``self.cnt += 1`` and ``self.previous_residual = ...`` in a ``forward`` that the application has written, or set on a
 class or an object, mean one pipeline call that runs alone. Nothing tells by what such a forward returns, not even when
-it is repeated. So the code is read, as it was compiled: what it sets on the module, each program has on a tree of its
-own, and what it sets in its surroundings (a closure, a global) and reads again cannot be had twice, and is refused.
+it is repeated. So the code is read, as it was compiled: what it sets on the module, and reads again, each program has
+on a tree of its own. Where it keeps something elsewhere (a closure, a global, a helper), or may, since it hands that
+on, programs run one after another. What is written and never read, or read and never written, keeps nothing.
 The code of libraries is not read: their caches do not change what comes out.
 """
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import dis
 import functools
-import itertools
+import inspect
 from collections.abc import Iterator, Sequence
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from steploom.errors import ConfigError
+from steploom.weave.modules import bytecode, kept
+from steploom.weave.modules.bytecode import UNKNOWN, around, attribute, codes, instructions, is_plain, loads, names
 from steploom.weave.modules.references import is_library
 
-_CHANGERS = frozenset(("append", "appendleft", "extend", "insert", "clear", "update", "add", "remove"))
-_TAKERS = frozenset(("pop", "popleft", "setdefault"))
-"""Methods that change a container, and those that also answer what was in it."""
-_CONTAINERS = (dict, list, set, collections.deque)
-_AROUND = ("LOAD_DEREF", "LOAD_GLOBAL")
-_SILENT = frozenset(("RESUME", "COPY_FREE_VARS", "PUSH_NULL", "PRECALL", "CACHE", "NOP"))
 _MODELS = frozenset(("transformers_modules", "diffusers_modules", "bitsandbytes", "torchao", "optimum", "quanto", "hqq",
                      "gptqmodel", "xformers", "flash_attn"))  # fmt: skip
 """Code of models and layers, as their authors wrote it, beside that of libraries: it keeps weights, tables, masks."""
-_MOST = 200
-"""How many functions are read for one part of a module."""
+_BY_NAME = ("getattr", "hasattr", "setattr", "delattr")
+_OUT_OF_SIGHT = ("vars", "globals", "exec", "eval")
+_OF_ROWS = ("item", "tolist")
+"""Methods of tensors whose answer, of several rows, is not that of one."""
+Key = tuple[str, Any]
+"""``attribute``, ``content`` of one, ``object``, ``variable`` or ``cell``, and which."""
 
 
-class _Kept(NamedTuple):
-    """What a function keeps from call to call.
+class Memory(NamedTuple):
+    """What the application's code in a module keeps from call to call.
 
     Attributes:
-        own: An attribute that it sets, as far as the code tells on the module.
-        outside: A name of its surroundings that it sets, and reads again.
+        why: Which function keeps what.
+        own: It is all on the module: each program may have a tree of its own. Else they run one after another.
     """
 
-    own: str | None
-    outside: str | None
+    why: str
+    own: bool
 
 
-def remembers(name: str, module: nn.Module) -> str | None:
-    """Why each program needs a tree of its own of this module; None if calls leave nothing behind that counts.
-
-    Args:
-        name: The component's name in the pipeline.
-        module: The denoiser, as the application gave it.
-
-    Raises:
-        ConfigError: What is left behind is out of reach; says where, and what to do.
-    """
-    why, read = None, set[tuple[int, type]]()
+def remembers(module: nn.Module) -> Memory | None:
+    """What calls of a denoiser, as the application gave it, leave behind; None if nothing of that counts."""
+    ledger = _Ledger()
     for part in module.modules():
         for entry, is_hook in _entries(part):
-            for function in _reached(entry, part, read):
-                kept = _Kept(None, None) if is_hook and _says_nothing(function) else _kept(function, part)
-                if kept.outside is not None:
-                    raise ConfigError(_refusal(name, part, function, kept.outside))
-                if kept.own is not None and why is None:
-                    why = f"{function.__qualname__} keeps {kept.own!r} on the module from call to call"
-    return why
+            _read(ledger, entry, part, is_hook=is_hook)
+    return ledger.verdict()
 
 
 def is_patched(part: nn.Module) -> bool:
@@ -79,158 +64,250 @@ def is_patched(part: nn.Module) -> bool:
     return isinstance(function, FunctionType) and not hooked and not _is_library(function)
 
 
-def _refusal(name: str, part: nn.Module, function: FunctionType, outside: str) -> str:
-    return (
-        f"{name}: {function.__qualname__}, which runs in calls of a {type(part).__name__}, keeps what it has seen "
-        f"in {outside!r}, which all requests would have in common; keep it in attributes of the module, of which each "
-        "request then has its own, or, if this is a cache, do without and give requests cache='easycache:0.1'"
-    )
-
-
 def _entries(part: nn.Module) -> Iterator[tuple[Any, bool]]:
-    """What runs in each call of a part: its ``forward``, and the hooks; and whether it is one of these."""
+    """What runs in each call of a part: its ``forward``, its attention processor, the hooks; whether it is a hook."""
     yield part.__dict__.get("forward"), False
     yield getattr(type(part), "forward", None), False
+    yield part.__dict__.get("processor"), False
     for table in ("_forward_pre_hooks", "_forward_hooks"):
         yield from ((hook, True) for hook in part.__dict__[table].values())
-
-
-def _reached(entry: Any, part: nn.Module, read: set[tuple[int, type]]) -> Iterator[FunctionType]:
-    """The application's functions that a call comes to: itself, by its closure, global names and methods."""
-    waiting = [entry]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, MethodType):
-            value = value.__func__
-        elif isinstance(value, functools.partial):
-            waiting.append(value.func)
-        if not isinstance(value, FunctionType) or (id(value), type(part)) in read:
-            continue
-        read.add((id(value), type(part)))
-        waiting += dict(_cells(value)).values()
-        if not _is_library(value):
-            yield value
-            names = _names(value.__code__)
-            waiting += [value.__globals__.get(one) for one in names]
-            waiting += [getattr(type(part), one, None) for one in names if not one.startswith("__")]
 
 
 def _is_library(function: FunctionType) -> bool:
     return is_library(function) or str(function.__globals__.get("__name__")).partition(".")[0] in _MODELS
 
 
-def _around(function: FunctionType) -> dict[str, Any]:
-    """What the names of a function's surroundings mean."""
-    return {**function.__globals__, **dict(_cells(function))}
+class _Ledger:
+    """What functions read, and what they write: what is in both is kept.
 
-
-def _cells(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        with contextlib.suppress(ValueError):  # not set yet
-            yield name, cell.cell_contents
-
-
-@functools.lru_cache(maxsize=1024)
-def _names(code: CodeType) -> frozenset[str]:
-    return frozenset(name for one in _codes(code) for name in one.co_names)
-
-
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    """The code of a function, and of those within it."""
-    yield code
-    for one in code.co_consts:
-        if isinstance(one, CodeType):
-            yield from _codes(one)
-
-
-def _says_nothing(function: FunctionType) -> bool:
-    """Whether a hook leaves the output as it is: it returns None, or what a change of a container does."""
-    steps = [one for one in dis.get_instructions(function) if one.opname not in _SILENT]
-    constant = [one.argval for one in steps if one.opname == "RETURN_CONST"]
-    return _is_one_change(steps, _around(function)) or (
-        not any(constant)
-        and all(
-            before.opname == "LOAD_CONST" and before.argval is None
-            for before, one in itertools.pairwise(steps)
-            if one.opname == "RETURN_VALUE"
-        )
-    )
-
-
-def _is_one_change(steps: Sequence[dis.Instruction], around: dict[str, Any]) -> bool:
-    """Whether it is ``lambda ...: seen.append(...)`` and no more, where ``seen`` is a container: that returns None."""
-    if len(steps) < 4 or any("JUMP" in one.opname for one in steps):
-        return False
-    name, method, *_, last, _end = steps
-    changes = name.opname in _AROUND and isinstance(around.get(name.argval), _CONTAINERS) and method.argval in _CHANGERS
-    return changes and last.opname.startswith("CALL")
-
-
-def _kept(function: FunctionType, part: nn.Module) -> _Kept:
-    """What a function keeps: sets on the module, or sets around it and reads again."""
-    around = _around(function)
-    uses: dict[str, _Uses] = {}
-    own: str | None = None
-    for code in _codes(function.__code__):
-        steps = [one for one in dis.get_instructions(code) if one.opname != "PUSH_NULL"]
-        for place, step in enumerate(steps):
-            name, after = step.argval, steps[place + 1 : place + 3]
-            if step.opname in _AROUND and _is_state(around.get(name, step)):
-                uses.setdefault(name, _Uses()).note(around[name], after)
-            elif step.opname == "STORE_GLOBAL" or (step.opname == "STORE_DEREF" and name in around):
-                uses.setdefault(name, _Uses()).set(in_place=_is_in_place(steps[place - 1]))
-            elif step.opname in ("STORE_ATTR", "DELETE_ATTR"):
-                own = own if _is_around(steps[place - 1], around) else own or name
-            elif step.opname == "LOAD_ATTR" and not _is_around(steps[place - 1], around):
-                held = getattr(part, name, None)
-                if held is not None and _sets(held, after):
-                    if _is_foreign(held):
-                        return _Kept(own, name)
-                    own = own or name
-    return _Kept(own, next((name for name, one in uses.items() if one.writes and one.reads > 0), None))
-
-
-class _Uses:
-    """How a function uses a name of its surroundings."""
+    Attributes:
+        read: Functions with their objects that were read, and whether only as what looks on.
+    """
 
     def __init__(self) -> None:
-        self.writes = self.reads = 0
+        self.read = set[tuple[int, int, bool]]()
+        self._reads = set[Key]()
+        self._writes: dict[Key, tuple[FunctionType, str, bool]] = {}
+        self._lost: tuple[FunctionType, str] | None = None
 
-    def note(self, value: Any, after: Sequence[dis.Instruction]) -> None:
-        """It is loaded, to be read, or to be changed."""
-        sets = _sets(value, after)
-        self.writes += sets
-        self.reads += not sets or after[0].argval in _TAKERS
+    def reads(self, key: Key) -> None:
+        """What is there counts for what is computed."""
+        self._reads.add(key)
 
-    def set(self, *, in_place: bool) -> None:
-        """It is set; ``in_place`` by ``+=``, for which it was loaded."""
-        self.writes += 1
-        self.reads -= in_place
+    def writes(self, key: Key, by: FunctionType, name: str, *, own: bool) -> None:
+        """It is changed; ``own``: a tree of one's own has one of its own."""
+        if own or key not in self._writes or self._writes[key][2]:
+            was_own = key not in self._writes or self._writes[key][2]
+            self._writes[key] = by, name, own and was_own
 
+    def loses(self, by: FunctionType, name: str) -> None:
+        """It goes where it is not known what becomes of it."""
+        self._lost = self._lost or (by, name)
 
-def _sets(value: Any, after: Sequence[dis.Instruction]) -> bool:
-    """Whether ``value``, which was loaded, is changed by what comes next: a part of it is set, or a method called."""
-    first, second = [*after, *after[-1:]][:2]
-    if first.opname in ("STORE_ATTR", "DELETE_ATTR", "COPY"):
-        return True
-    if first.opname in ("LOAD_METHOD", "LOAD_ATTR") and first.argval in _CHANGERS | _TAKERS:
-        return not isinstance(value, torch.Tensor)  # whose add() leaves it as it is
-    return first.opname.startswith("LOAD_") and second.opname in ("STORE_SUBSCR", "DELETE_SUBSCR", "COPY")
-
-
-def _is_in_place(step: dis.Instruction) -> bool:
-    return step.opname == "BINARY_OP" and step.argrepr.endswith("=")
-
-
-def _is_around(step: dis.Instruction, around: dict[str, Any]) -> bool:
-    """Whether a step loads an object of a function's surroundings, which is not part of the model."""
-    return step.opname in _AROUND and _is_state(around.get(step.argval, step))
+    def verdict(self) -> Memory | None:
+        """What is kept, on the whole."""
+        both = [self._writes[key] for key in self._writes if key in self._reads]
+        elsewhere = next(((by, name) for by, name, own in both if not own), self._lost)
+        if elsewhere is not None:
+            by, name = elsewhere
+            return Memory(f"{by.__qualname__} may keep something in {name!r} from call to call", own=False)
+        if both:
+            return Memory(f"{both[0][0].__qualname__} keeps {both[0][1]!r} on the module from call to call", own=True)
+        return None
 
 
-def _is_state(value: Any) -> bool:
-    return not isinstance(value, (FunctionType, MethodType, ModuleType, nn.Module, dis.Instruction))
+def _read(ledger: _Ledger, entry: Any, part: nn.Module, *, is_hook: bool) -> None:
+    """Reads what an entry comes to: the application's functions by its closure, global names and methods."""
+    waiting: list[tuple[Any, Any]] = [(entry, part)]
+    looks_on: bool | None = None if is_hook else False
+    while waiting:
+        value, owner = waiting.pop()
+        if isinstance(value, functools.partial):
+            held = [*value.args, *value.keywords.values()]  # pyright: ignore[reportUnknownVariableType]
+            if not all(is_plain(one) or isinstance(one, torch.Tensor) for one in held):
+                waiting.append((value.func, UNKNOWN))  # pyright: ignore[reportUnknownMemberType]
+                continue
+            value = value.func  # pyright: ignore[reportUnknownMemberType]
+        function, owner = _function(value, owner)
+        if function is None:
+            continue
+        if looks_on is None:
+            looks_on = bytecode.says_nothing(function)
+        place = (id(function), id(owner), looks_on)
+        if place in ledger.read:
+            continue
+        ledger.read.add(place)
+        known = dict(bytecode.cells(function))
+        waiting += [(one, part) for one in known.values() if isinstance(one, FunctionType | MethodType)]
+        if not _is_library(function):
+            _Reader(ledger, function, owner, part, looks_on=looks_on).read()
+            called = names(function.__code__)
+            waiting += [(function.__globals__.get(one), part) for one in called]
+            methods = (inspect.getattr_static(type(owner), one, None) for one in called if not one.startswith("__"))
+            waiting += [(getattr(one, "__func__", getattr(one, "fget", one)), owner) for one in methods]
 
 
-def _is_foreign(value: Any) -> bool:
-    """Whether it is an object of the application, of which a clone of the module has no copy."""
-    return not isinstance(value, (nn.Module, type)) and hasattr(value, "__dict__") and not is_library(type(value))
+def _function(value: Any, owner: Any) -> tuple[FunctionType | None, Any]:
+    """The function that a call of ``value`` runs, and the object that its first argument is."""
+    value = getattr(value, "__wrapped__", value) if is_plain(value) and not isinstance(value, FunctionType) else value
+    if isinstance(value, FunctionType):
+        return value, owner
+    if isinstance(value, MethodType) and isinstance(value.__func__, FunctionType):
+        return value.__func__, value.__self__
+    call = getattr(type(value), "__call__", None)  # noqa: B004 - of an object of the application's
+    if isinstance(call, FunctionType) and not isinstance(value, nn.Module | type) and not is_library(type(value)):
+        return call, value
+    return None, owner
+
+
+class _Reader:
+    """Reads one function.
+
+    Args:
+        ledger: Takes note.
+        function: The application's.
+        owner: The object that its first argument is, as far as one knows.
+        part: Of the module, in whose calls it runs.
+        looks_on: What it comes to does not count: it is, or serves, a hook that returns nothing.
+    """
+
+    def __init__(self, ledger: _Ledger, function: FunctionType, owner: Any, part: nn.Module, *, looks_on: bool) -> None:
+        self._ledger, self._function, self._owner, self._part = ledger, function, owner, part
+        self._looks_on = looks_on
+        self._around = around(function)
+        self._cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        self._library = _library_names(type(owner)) if isinstance(owner, nn.Module) else frozenset[str]()
+
+    def read(self) -> None:
+        """Takes note of all that it does."""
+        code = self._function.__code__
+        defaults = [*(self._function.__defaults__ or ()), *(self._function.__kwdefaults__ or {}).values()]
+        if self._owner is UNKNOWN or not all(is_plain(one) or isinstance(one, torch.Tensor) for one in defaults):
+            self._loses("its arguments")
+        first = code.co_varnames[0] if code.co_argcount else None
+        for one in codes(code):
+            steps = instructions(one)
+            for place, step in enumerate(steps):
+                self._names(steps, place, step)
+            if first is not None:
+                kind = "LOAD_FAST" if one is code and first not in one.co_cellvars else "LOAD_DEREF"
+                self._follow_owner(steps, first, kind)
+
+    def _names(self, steps: Sequence[dis.Instruction], place: int, step: dis.Instruction) -> None:
+        """What an instruction says by itself: it names an attribute, or loads or sets something around."""
+        name, text = step.opname, str(step.argval)
+        if name in ("LOAD_ATTR", "LOAD_METHOD") and (text == "__dict__" or (text in _OF_ROWS and name != "LOAD_ATTR")):
+            self._loses(text)
+        elif name == "LOAD_ATTR" and steps[place - 1].opname != "COPY":
+            self._reads(("attribute", text))
+            if "NULL" in step.argrepr and text in _OF_ROWS:
+                self._loses(text)
+        elif name in ("STORE_ATTR", "DELETE_ATTR"):
+            self._ledger.writes(("attribute", text), self._function, text, own=self._is_own(steps, place))
+            if text in self._library:
+                self._ledger.reads(("attribute", text))
+        elif name == "STORE_GLOBAL" or (name in ("STORE_DEREF", "DELETE_DEREF") and text in self._cells):
+            self._ledger.writes(self._variable(text), self._function, text, own=False)
+        elif name == "LOAD_GLOBAL" and text in _BY_NAME:
+            self._by_name(text, steps[place + 1 : place + 5])
+        elif name == "LOAD_GLOBAL" and text in _OUT_OF_SIGHT:
+            self._loses(text)
+        elif name == "LOAD_GLOBAL" or (name == "LOAD_DEREF" and text in self._cells):
+            self._load(steps, place, text)
+
+    def _load(self, steps: Sequence[dis.Instruction], place: int, name: str) -> None:
+        """A variable around it is loaded."""
+        value = self._around.get(name)
+        at, above = bytecode.taker(steps, place)
+        counts = at is not None and above == 1 and steps[at].argrepr.endswith("=") and "STORE" in steps[at + 1].opname
+        if not counts:  # ``calls += 1``
+            self._reads(self._variable(name))
+            if name in _set_globally(self._function):
+                self._ledger.writes(self._variable(name), self._function, name, own=False)
+        if not is_plain(value):
+            self._note(steps, bytecode.use(steps, place, value), ("object", id(value)), name, own=False)
+
+    def _follow_owner(self, steps: Sequence[dis.Instruction], name: str, kind: str) -> None:
+        """What is done to the containers and objects that its own object has."""
+        for place, above in loads(steps, name, kind):
+            at, _ = bytecode.taker(steps, place, above)
+            step = None if at is None else steps[at]
+            if at is None or step is None:
+                continue
+            if step.opname == "STORE_FAST" and step.argval != name:
+                self._follow_owner(steps, str(step.argval), "LOAD_FAST")
+            elif not step.opname.endswith(("_ATTR", "_METHOD")) and not isinstance(self._owner, nn.Module):
+                self._loses(name)  # a helper is called, or given to somebody
+            held = attribute(self._owner, str(step.argval)) if step.opname in ("LOAD_ATTR", "LOAD_METHOD") else None
+            if step.opname == "LOAD_ATTR" and not is_plain(held) and held is not UNKNOWN:
+                own = isinstance(self._owner, nn.Module) and type(held) in kept.CONTAINERS
+                self._note(steps, bytecode.use(steps, at, held), ("content", step.argval), step.argval, own=own)
+
+    def _note(self, steps: Sequence[dis.Instruction], found: bytecode.Use, key: Key, name: str, *, own: bool) -> None:
+        """Takes note of what becomes of an object, also by its other names."""
+        if found.reads:
+            self._reads(key)
+        if found.writes or (found.escapes and self._looks_on):
+            self._ledger.writes(key, self._function, name, own=own)
+        if found.escapes:
+            self._loses(name)
+        if found.alias is not None:
+            for place, above in loads(steps, found.alias):
+                use = bytecode.use(steps, place, found.value, above)
+                if use.alias != found.alias:
+                    self._note(steps, use, key, name, own=own)
+
+    def _is_own(self, steps: Sequence[dis.Instruction], place: int) -> bool:
+        """Whether an attribute is set that a tree of one's own has too: of the module, and not within a tensor."""
+        code, name = self._function.__code__, steps[place].argval
+        given = [at for at in range(place) if bytecode.taker(steps, at) == (place, 0) and "LOAD" in steps[at].opname]
+        of = steps[given[-1]].argval if given else None
+        first = code.co_argcount > 0 and (of[-1] if isinstance(of, tuple) else of) == code.co_varnames[0]
+        whole = not isinstance(attribute(self._owner, name), torch.Tensor) or "SWAP" not in steps[place - 1].opname
+        return isinstance(self._owner, nn.Module) and first and whole
+
+    def _by_name(self, function: str, after: Sequence[dis.Instruction]) -> None:
+        """``getattr`` and its like."""
+        name = next((one.argval for one in after if one.opname == "LOAD_CONST" and isinstance(one.argval, str)), None)
+        if name is None:
+            self._loses(function)
+        elif function in ("getattr", "hasattr"):
+            self._reads(("attribute", name))
+        else:
+            self._ledger.writes(("attribute", name), self._function, name, own=False)
+
+    def _variable(self, name: str) -> Key:
+        cell = self._cells.get(name)
+        return ("cell", id(cell)) if cell is not None else ("variable", (id(self._function.__globals__), name))
+
+    def _reads(self, key: Key) -> None:
+        if not self._looks_on:
+            self._ledger.reads(key)
+
+    def _loses(self, name: str) -> None:
+        if not self._looks_on:
+            self._ledger.loses(self._function, name)
+
+
+@functools.lru_cache(maxsize=256)
+def _library_names(cls: type) -> frozenset[str]:
+    """What the methods of a model's class name that are a library's."""
+    known = [one for one in cls.__mro__ if is_library(one) and one not in (nn.Module, object)]
+    methods = (method for one in known for method in vars(one).values() if isinstance(method, FunctionType))
+    return frozenset(name for method in methods for name in names(method.__code__))
+
+
+def _set_globally(function: FunctionType) -> frozenset[str]:
+    """The global names that functions beside this one set, as those do that begin and end something."""
+    beside: list[Any] = [one for one in function.__globals__.values() if isinstance(one, FunctionType | type)]
+    for cls in [one for one in beside if isinstance(one, type)]:
+        beside += vars(cls).values()
+    found = {inspect.unwrap(one) for one in beside if isinstance(one, FunctionType)}
+    ours = [one.__code__ for one in found if one.__globals__ is function.__globals__]
+    return frozenset().union(*map(_stored, ours)) if ours else frozenset()
+
+
+@functools.lru_cache(maxsize=4096)
+def _stored(code: CodeType) -> frozenset[str]:
+    every = (step for one in codes(code) for step in instructions(one))
+    return frozenset(step.argval for step in every if step.opname == "STORE_GLOBAL")

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from steploom.errors import ConfigError, raised
+from steploom.errors import raised
 from steploom.weave import exits
 from steploom.weave.modules.compiled import is_compiled
 from steploom.weave.modules.kept import CONTAINERS, DEEPEST, unclonable
 from steploom.weave.modules.offloading import LEFT_OUT, only_offloaded
 from steploom.weave.modules.rebinding import settle_parts
-from steploom.weave.modules.remembering import is_patched, remembers
+from steploom.weave.modules.remembering import Memory, is_patched, remembers
 from steploom.weave.modules.structure import ModuleStructure, Token
 from steploom.weave.modules.switches import library_settings
 from steploom.weave.order import is_denoiser
@@ -104,7 +104,7 @@ class SharedModule:
     Attributes:
         base: What calls run: ``given``, or a clone of it that shares its parameters.
         origin: The module inside the wrapper; what copies are made from.
-        remembers: Why each program has a tree of its own, if the application's code keeps something on the module.
+        remembers: What the application's code in it keeps from call to call, if it keeps something.
     """
 
     def __init__(self, name: str, given: Any, *, isolated: bool = False, language: LanguageRule | None = None) -> None:
@@ -119,7 +119,8 @@ class SharedModule:
         self._was = (
             self._structure.now() if isolated else None
         )  # before it is cloned: what changes meanwhile has changed
-        self.base: Any = isolate(given) if isolated else given
+        as_it_is = self.remembers is not None and not self.remembers.own  # what is kept may be about this very one
+        self.base: Any = isolate(given) if isolated and not as_it_is else given
         self.origin: nn.Module = getattr(self.base, "_orig_mod", self.base)
         self.dtype: torch.dtype | None = getattr(self.origin, "dtype", None)
         self.device: torch.device | None = getattr(self.origin, "device", None)
@@ -153,7 +154,7 @@ class SharedModule:
         if self._was is None:
             return False
         forwards = self._forwards_now()
-        if (now is not self._was or forwards != self._forwards) and self._remembers_otherwise():
+        if (now is not self._was or forwards != self._forwards) and self._remembers_now() != self.remembers:
             return True
         self._forwards = forwards
         if now is self._was:
@@ -168,15 +169,8 @@ class SharedModule:
         parts = self._source_module.modules() if is_denoiser(self.name) else ()
         return {cls: getattr(cls, "forward", None) for cls in set(map(type, parts))}
 
-    def _remembers_now(self) -> str | None:
-        return remembers(self.name, self._source_module) if is_denoiser(self.name) else None
-
-    def _remembers_otherwise(self) -> bool:
-        """Whether the application has set a hook or a ``forward`` that keeps something, or taken it off."""
-        try:
-            return self._remembers_now() != self.remembers
-        except ConfigError:  # raised again when it is taken up
-            return True
+    def _remembers_now(self) -> Memory | None:
+        return remembers(self._source_module) if is_denoiser(self.name) else None
 
     def hooked_by_pipeline(self) -> bool:
         """Whether a pipeline has registered a hook on one of its parts (JoyImage): it must see its own call only."""

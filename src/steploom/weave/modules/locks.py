@@ -1,0 +1,46 @@
+"""Locks that an application's pipeline takes: two programs of one thread would wait for each other for ever."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from types import FunctionType, MethodType
+from typing import Any
+
+from steploom.weave.modules.bytecode import around, names
+from steploom.weave.modules.references import is_library
+
+_REENTRANT = (type(threading.RLock()), threading.Condition)
+
+
+def lock_of(pipeline: Any) -> str | None:
+    """The name of a lock that the application's methods of a pipeline use, and that one thread cannot take twice."""
+    members = vars(pipeline)
+    for function in _methods(pipeline):
+        known = around(function)
+        for name in names(function.__code__) | set(function.__code__.co_freevars):
+            for value in (members.get(name), getattr(type(pipeline), name, None), known.get(name)):
+                if _locks(value) or (_is_helper(value) and any(map(_locks, vars(value).values()))):
+                    return name
+    return None
+
+
+def _methods(pipeline: Any) -> Iterator[FunctionType]:
+    """The methods that are not the library's, of the class and of the object."""
+    classes = [one for one in type(pipeline).__mro__ if one is not object and not is_library(one)]
+    found = [method for one in classes for method in vars(one).values()] + list(vars(pipeline).values())
+    for value in found:
+        function = value.__func__ if isinstance(value, MethodType) else value
+        function = getattr(function, "__wrapped__", function) if isinstance(function, FunctionType) else function
+        if isinstance(function, FunctionType) and not is_library(function):
+            yield function
+
+
+def _is_helper(value: Any) -> bool:
+    return hasattr(value, "__dict__") and not isinstance(value, type) and not is_library(type(value))
+
+
+def _locks(value: Any) -> bool:
+    if isinstance(value, (*_REENTRANT, type)) or type(value).__module__.startswith("logging"):
+        return False
+    return all(callable(getattr(type(value), name, None)) for name in ("acquire", "release"))
