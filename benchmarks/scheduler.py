@@ -2,9 +2,10 @@
 
 ``python benchmarks/scheduler.py`` prints a table; ``--save`` also writes it to ``benchmarks/results/scheduler.json``;
 ``--check`` ends with an error if a median is over its limit. Only ``schedule()`` and ``update_from_output()`` count,
-not the making of the worker's answers. In a *join* tick one request ends and another joins; the *mean tick* is that
-of whole lives, with all joins and ends; the limits are for ticks without. All cases are measured in several rounds; best and median are those of the quietest round: whatever else runs on the machine can only make a round slower.
-The 99th percentile and the most are those of the noisiest one.
+not the making of the worker's answers. In a *join* tick one request ends and another joins; the *mean tick* is that of
+whole lives, with all joins and ends; the limits are for ticks without. All cases are measured in several rounds; best
+and median are those of the quietest round: whatever else runs on the machine can only make a round slower. The 99th
+percentile and the most are those of the noisiest one.
 """
 
 from __future__ import annotations
