@@ -177,7 +177,7 @@ def woven_module(shared: SharedModule, view: View | None = None) -> Any:
 
 def is_woven(value: Any) -> bool:
     """Whether ``value`` is a woven copy of a module."""
-    return isinstance(value, nn.Module) and isinstance(value.__dict__.get("_steploom"), Woven)
+    return issubclass(type(value), nn.Module) and isinstance(value.__dict__.get("_steploom"), Woven)
 
 
 def weave_inside(copy: Any, path: str, shared: SharedModule) -> None:

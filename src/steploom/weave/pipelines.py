@@ -15,7 +15,7 @@ from steploom.weave.copies import is_woven, weave_inside, woven_module
 from steploom.weave.modules.direct_calls import called_elsewhere
 from steploom.weave.modules.locks import lock_of
 from steploom.weave.modules.merged import refuse_modules
-from steploom.weave.modules.rebinding import Rebinding, functions_of, unsettled
+from steploom.weave.modules.rebinding import Rebinding, unsettled
 from steploom.weave.modules.shared import SharedModule
 from steploom.weave.modules.tokenizers import Tokenizers
 from steploom.weave.noise.choice import replacement
@@ -169,7 +169,7 @@ class Loom:
         for name, value in pipeline.__dict__.items():
             if id(value) in memo:
                 own.__dict__[name] = memo[id(value)]
-            elif isinstance(value, nn.Module) or untyped.is_noise_scheduler(value) or untyped.is_guider(value):
+            elif issubclass(type(value), nn.Module) or untyped.is_noise_scheduler(value) or untyped.is_guider(value):
                 own.__dict__[name] = memo[id(value)] = self._own(value, views)
             elif self._isolated and untyped.is_tokenizer(value):
                 own.__dict__[name] = memo[id(value)] = self._tokenizers.own(value)
@@ -208,18 +208,12 @@ def detached(pipeline: Any) -> Any:
 
 def _settle(own: Any, memo: Mapping[int, Any]) -> None:
     """Has the functions that were set on the originals mean the copies, of which ``own`` is the outermost."""
-    known = {id(value) for value in memo.values()}
     copies = {**memo, **{id(one._steploom.home): one for one in memo.values() if is_woven(one)}}
     rebinding = Rebinding(copies)
     names = {id(own): "pipe"}
     for pipeline in filter(untyped.is_pipeline, memo.values()):
-        called, functions = names.get(id(pipeline), type(pipeline).__name__), functions_of(pipeline)
+        called = names.get(id(pipeline), type(pipeline).__name__)
         for name, value in vars(pipeline).items():
-            if id(value) not in known and name not in functions and rebinding.concerns(value):
-                twin = copy.copy(value)  # of an image processor, say
-                if twin is not value:
-                    pipeline.__dict__[name] = copies[id(value)] = twin
-                    rebinding.add(value, twin)
-            names.setdefault(id(pipeline.__dict__[name]), f"{called}.{name}")
+            names.setdefault(id(value), f"{called}.{name}")
     for one in {id(one): one for one in copies.values()}.values():
         rebinding.settle(one, names.get(id(one), type(one).__name__))

@@ -14,7 +14,6 @@ import json
 import logging
 import sys
 import threading
-import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -147,11 +146,13 @@ def is_output(value: Any) -> bool:
 
 def is_noise_scheduler(value: Any) -> bool:
     """Whether ``value`` is a diffusers noise scheduler (some do not derive from the mixin)."""
-    if type(value) in weakref.ProxyTypes:
-        return False
-    return isinstance(value, SchedulerMixin) or (
-        callable(getattr(value, "step", None)) and callable(getattr(value, "set_timesteps", None))
-    )
+    kind = type(value)  # the object itself may answer to any name
+    if issubclass(kind, SchedulerMixin):
+        return True
+    if callable(getattr(kind, "step", None)):
+        with contextlib.suppress(Exception):  # of its own __getattr__
+            return callable(getattr(value, "set_timesteps", None))
+    return False
 
 
 def is_guider(value: Any) -> bool:
@@ -180,7 +181,7 @@ def modules_of(pipeline: Any) -> dict[str, nn.Module]:
     """The top-level modules of a pipeline and its nested pipelines by name; a shared one once, under its first name."""
     found: dict[str, nn.Module] = {}
     for name, value in vars(pipeline).items():
-        if isinstance(value, nn.Module) and not any(value is other for other in found.values()):
+        if issubclass(type(value), nn.Module) and not any(value is other for other in found.values()):
             found[name] = value
     for name, value in vars(pipeline).items():
         if is_pipeline(value):

@@ -36,7 +36,7 @@ def refuse_modules(pipeline: Any, modules: Mapping[str, nn.Module]) -> None:
     """
     references = References(_of_requests(pipeline))
     for name, value in [("pipe", pipeline), *((f"pipe.{name}", one) for name, one in vars(pipeline).items())]:
-        if not isinstance(value, nn.Module) and references.lead(set_on_libraries(type(value))):
+        if not issubclass(type(value), nn.Module) and references.lead(set_on_libraries(type(value))):
             raise class_refusal(type(value), name)
     classes: set[type] = set()
     for component, module in modules.items():

@@ -17,7 +17,7 @@ import contextlib
 import copy
 import functools
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any, cast
 
@@ -25,13 +25,13 @@ from torch import nn
 
 from steploom.errors import ConfigError
 from steploom.weave import untyped
+from steploom.weave.modules.rebuilding import NotRebuilt, attributes_of, rebuilt
 from steploom.weave.modules.references import (
     MOST,
     References,
     TooMany,
     globals_of,
     of_modules,
-    parts,
     read_of,
     referred,
     strangers,
@@ -54,7 +54,7 @@ class Rebinding:
         ends = list(copies.values())
         self._all = References(self._copies.keys(), ends)
         self._state = References({one for one, own in copies.items() if not isinstance(own, nn.Module)}, ends)
-        self._twins: set[int] = set()
+        self._ours = set(map(id, ends))
         self._made: dict[int, tuple[Any, Any]] = {}  # what was given, which must live as long as its id counts
 
     def settle(self, own: Any, name: str) -> None:
@@ -71,96 +71,85 @@ class Rebinding:
         if whole and self._state.lead([type(own)]):
             raise class_refusal(type(own), name)
         changed: dict[str, Any] = {}
-        for attribute, value in list((vars(own) if whole and hasattr(own, "__dict__") else functions).items()):
+        for attribute, value in list((attributes_of(own) if whole else functions).items()):
             if attribute == _OURS:
                 continue
-            try:
-                made = self._of(value) if attribute in functions else self._attribute(value)
-            except (_OutOfReach, TooMany) as found:
-                raise _refusal(name, attribute, found) from None
-            if made is not value:
-                changed[attribute] = own.__dict__[attribute] = made
+            with _refused(name, attribute):
+                made = self._of(value, self._all if attribute in functions else self._state)
+                if made is not value:
+                    changed[attribute] = own.__dict__[attribute] = made
         for attribute, made in changed.items():
-            if self._state.lead([made]):
-                raise _refusal(name, attribute, _through(made))
-        if id(own) in self._twins and self._state.lead(parts(own)):  # by slots, say
-            raise _refusal(*_split(name), _through(own))
+            with _refused(name, attribute):
+                if self._state.lead([made]):
+                    raise _through(made)
 
-    def add(self, value: Any, twin: Any) -> None:
-        """Takes up one more copy, that is still to be settled."""
-        self._copies[id(value)] = twin
-        self._twins.add(id(twin))
-        self._all.end_at(twin)
-        self._state.end_at(twin)
-
-    def concerns(self, value: Any) -> bool:
-        """Whether something of which there is no copy comes to an original."""
-        if not hasattr(value, "__dict__") or isinstance(value, (type, ModuleType, *_FUNCTIONS, *_WEAK)):
-            return False
-        try:
-            functions = functions_of(value)
-            if functions and self._leads(functions.values()):
-                return True
-            return _is_whole(value) and self._state.lead([value])
-        except TooMany:
-            return True  # told when it is settled
-
-    def _of(self, value: Any) -> Any:
-        """``value`` as it has to be for the copies; itself if it does not come to an original."""
+    def _of(self, value: Any, sought: References) -> Any:
+        """``value`` as it has to be for the copies; itself if it does not come to what is sought."""
         if id(value) in self._copies:
             return self._copies[id(value)]
         if id(value) in self._made:
             return self._made[id(value)][1]
-        if not self._leads([value]):
+        if id(value) in self._ours or not self._concerns(value, sought):
             return value
-        if isinstance(value, MethodType):
+        if type(value) is MethodType:
             return self._method(value)
-        if isinstance(value, functools.partial):
+        if issubclass(type(value), functools.partial):
             given = cast("functools.partial[Any]", value)
-            made = type(given)(self._of(given.func), *map(self._of, given.args), **self._each(given.keywords))
+            made = type(given)(self._own(given.func), *map(self._own, given.args), **self._each(given.keywords))
             vars(made).update(self._each(vars(given)))
             return made
-        if type(value) in _WEAK and id(whole := referred(value)) in self._copies:
-            return (weakref.ref if type(value) is weakref.ref else weakref.proxy)(self._copies[id(whole)])
-        if isinstance(value, FunctionType):
+        if type(value) in _WEAK and (whole := self._there(referred(value))) is not None:
+            return (weakref.ref if type(value) is weakref.ref else weakref.proxy)(whole)
+        if type(value) is FunctionType:
             uncompiled = vars(value).get("_torchdynamo_orig_callable")  # copies run uncompiled, as those of modules do
-            return self._function(value) if uncompiled is None else self._of(uncompiled)
-        raise _through(value)
+            return self._function(value) if uncompiled is None else self._own(uncompiled)
+        return self._rebuilt(value, sought)
 
-    def _attribute(self, value: Any) -> Any:
-        """What is set on a copy in the place of ``value``: where that holds an original in an attribute, a copy."""
-        if id(value) in self._made:
-            return self._made[id(value)][1]
-        if untyped.is_tokenizer(value) or isinstance(value, nn.Module):
-            return value
-        if id(value) not in self._copies and not self._state.lead([value]):
-            return value
-        if id(value) in self._copies or isinstance(value, _FUNCTIONS) or type(value) in _WEAK:
-            return self._of(value)
+    def _own(self, value: Any) -> Any:
+        """What a function refers to, as it has to be for the copies."""
+        return self._of(value, self._all)
+
+    def _concerns(self, value: Any, sought: References) -> bool:
+        """Whether ``value`` comes to what is sought; an object with functions set on it, whether they come to any."""
+        if sought.lead([value]):
+            return True
+        if sought is self._all or issubclass(type(value), (nn.Module, *_FUNCTIONS)) or untyped.is_pipeline(value):
+            return False
+        functions = functions_of(value)
+        return bool(functions) and self._all.lead(functions.values())
+
+    def _there(self, value: Any) -> Any:
+        """What there is already in the place of ``value``, and lives with the copies."""
+        return self._copies[id(value)] if id(value) in self._copies else self._made.get(id(value), (None, None))[1]
+
+    def _rebuilt(self, value: Any, sought: References) -> Any:
+        """An object of the application, or what it keeps others in: a shallow copy that holds the copies."""
+        if self._state.lead([type(value)]):
+            raise _OfClass(type(value))
+        functions = functions_of(value)
+
+        def part(name: str, one: Any) -> Any:
+            return self._of(one, self._all if name in functions else sought)
+
+        def keep(own: Any) -> None:
+            self._made[id(value)] = value, own
+
         try:
-            own = copy.copy(value)
-        except Exception:  # noqa: BLE001 - of the application: a lock, say, cannot be copied
+            return rebuilt(value, part, keep)
+        except NotRebuilt:
             raise _through(value) from None
-        self._made[id(value)] = value, own
-        if type(value) is list:
-            own[:] = map(self._attribute, value)
-        elif type(value) is dict:
-            own.update({name: self._attribute(one) for name, one in own.items()})
-        elif own is not value and hasattr(own, "__dict__"):
-            vars(own).update({name: self._attribute(one) for name, one in vars(own).items()})
-        return own
 
     def _each(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: self._of(value) for name, value in values.items()}
+        return {name: self._own(value) for name, value in values.items()}
 
     def _method(self, given: MethodType) -> Any:
         """The copy's own method of that name, which may be one of a woven class; another one is bound to the copy."""
-        function, own = given.__func__, self._of(given.__self__)
+        function, own = given.__func__, self._own(given.__self__)
         name = getattr(function, "__name__", "")
         theirs = getattr(type(given.__self__), name, None) is function and hasattr(type(own), name)
         if theirs and own is not given.__self__:
             return getattr(type(own), name).__get__(own, type(own))
-        return MethodType(self._of(function), own)
+        return MethodType(self._own(function), own)
 
     def _function(self, given: FunctionType) -> FunctionType:
         code = read_of(given.__code__)
@@ -178,8 +167,8 @@ class Rebinding:
         self._made[id(given)] = given, made  # before what it refers to is: that may refer to it
         names.update(self._each(named))
         for name, cell in own.items():
-            cell.cell_contents = self._of(cells[name].cell_contents)
-        made.__defaults__ = given.__defaults__ and tuple(map(self._of, given.__defaults__))
+            cell.cell_contents = self._own(cells[name].cell_contents)
+        made.__defaults__ = given.__defaults__ and tuple(map(self._own, given.__defaults__))
         made.__kwdefaults__ = given.__kwdefaults__ and self._each(given.__kwdefaults__)
         made.__dict__.update(self._each(vars(given)))
         made.__qualname__, made.__module__, made.__doc__ = given.__qualname__, given.__module__, given.__doc__
@@ -192,10 +181,10 @@ class Rebinding:
 
 def functions_of(value: Any) -> dict[str, Any]:
     """Functions that were set on an object, and whatever else is called in the place of a method of its class."""
-    if not hasattr(value, "__dict__") or type(value) in _WEAK or isinstance(value, (type, ModuleType)):
+    if type(value) in _WEAK or issubclass(type(value), (type, ModuleType)):
         return {}
-    own = vars(value).items()
-    return {name: one for name, one in own if isinstance(one, _FUNCTIONS) or _replaces(value, name, one)}
+    own = list(attributes_of(value).items())
+    return {name: one for name, one in own if issubclass(type(one), _FUNCTIONS) or _replaces(value, name, one)}
 
 
 def settle_parts(copies: Mapping[int, nn.Module]) -> None:
@@ -226,7 +215,10 @@ def unsettled(value: Any, *shared: Any) -> Any:
         shared: What else the copy shares. It shares modules and pipelines, which know of it, in any case.
     """
     kept = (*shared, *functions_of(value).values(), *strangers(value))
-    return copy.deepcopy(value, {id(one): one for one in kept})
+    try:
+        return copy.deepcopy(value, {id(one): one for one in kept})
+    except Exception as why:
+        raise _uncopied(value, kept, why) from why
 
 
 def class_refusal(cls: type, name: str) -> ConfigError:
@@ -242,6 +234,41 @@ class _OutOfReach(Exception):
     """A reference that cannot be replaced, and where it is."""
 
 
+class _OfClass(Exception):
+    """A class that comes to an original."""
+
+
+@contextlib.contextmanager
+def _refused(name: str, attribute: str) -> Generator[None]:
+    """Whatever goes wrong with an attribute, in the application's own code too, is said of it."""
+    try:
+        yield
+    except _OfClass as found:
+        raise class_refusal(found.args[0], f"{name}.{attribute}") from None
+    except (_OutOfReach, TooMany) as found:
+        raise _refusal(name, attribute, found) from None
+    except Exception as fault:
+        raise ConfigError(
+            f"{name}.{attribute} was set on the object, and cannot be looked through for the pipeline and its parts "
+            f"({type(fault).__name__}: {fault}), of which each request has copies of its own: keep it elsewhere, in a "
+            "variable, say, or have it hold less"
+        ) from fault
+
+
+def _uncopied(value: Any, kept: Iterable[Any], why: Exception) -> ConfigError:
+    kind, fault, what = type(value).__name__, f"{type(why).__name__}: {why}", "it"
+    for name, one in attributes_of(value).items():
+        try:
+            copy.deepcopy(one, {id(other): other for other in kept})
+        except Exception:  # noqa: BLE001 - as above
+            what = f"its {name}"
+            break
+    return ConfigError(
+        f"each request has a copy of the pipeline's {kind}, and {what} cannot be copied ({fault}): keep that elsewhere "
+        "or give its class a __deepcopy__; what wraps another object can be of a subclass of that one's class instead"
+    )
+
+
 def _through(value: Any) -> _OutOfReach:
     return _OutOfReach(f"a {type(value).__name__}")
 
@@ -255,18 +282,13 @@ def _refusal(name: str, attribute: str, found: Exception) -> ConfigError:
     return ConfigError(
         f"{name}.{attribute} was set on the object, and {comes}: each request runs on copies of its own, and this "
         f"would mean yours; set a method, which goes by its self (types.MethodType(f, {name})), define it in a subclass"
-        ", or have it refer to these objects by variables alone"
+        ", or have it refer to these objects by variables, attributes, and items of lists, dicts and the like alone"
     )
-
-
-def _split(name: str) -> tuple[str, str]:
-    owner, _, attribute = name.rpartition(".")
-    return owner, attribute
 
 
 def _is_whole(value: Any) -> bool:
     """Whether all attributes count, and the class: of modules and tokenizers, just the functions."""
-    return not isinstance(value, nn.Module) and not untyped.is_tokenizer(value)
+    return not issubclass(type(value), nn.Module) and not untyped.is_tokenizer(value)
 
 
 class _Names(dict[str, Any]):
@@ -288,6 +310,6 @@ def _contents(cell: CellType) -> list[Any]:
 
 
 def _replaces(value: Any, name: str, one: Any) -> bool:
-    if not callable(one) or isinstance(one, (type, nn.Module)):
+    if not callable(one) or issubclass(type(one), (type, nn.Module)):
         return False
     return callable(getattr(type(value), name, None))

@@ -10,7 +10,9 @@ import contextlib
 import dis
 import functools
 import gc
+import io
 import logging
+import socket
 import sys
 import threading
 import weakref
@@ -36,6 +38,8 @@ _PLAIN = {
     torch.Size, CodeType,
 }  # fmt: skip
 """What refers to nothing, and does not count."""
+_STRANGE = (nn.Module, ModuleType, type(threading.Lock()), type(threading.RLock()), io.IOBase, socket.socket)
+"""What an object knows, besides pipelines, and is never copied with it."""
 _OF_CLASSES = ("LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 """How names are read in the body of a class."""
 MOST = 20_000
@@ -122,12 +126,12 @@ def _parts(value: Any) -> Iterable[Any]:
         return []
     if is_library(kind) and _top(kind.__module__) not in _LOOKED_INTO:  # hooks, compilers, web applications, loggers
         return []
-    held = vars(value).values() if isinstance(value, threading.local) else ()
+    held = vars(value).values() if issubclass(kind, threading.local) else ()
     return [*held, *gc.get_referents(value)]
 
 
 def strangers(value: Any) -> list[Any]:
-    """Modules and pipelines that an object comes to by attributes, and weak proxies: no part of it to be copied."""
+    """Modules, pipelines, locks and files that an object comes to by attributes, and weak proxies: no part of it."""
     found, seen = parts(value), {id(value): value}
     kept: list[Any] = []
     while found and len(seen) < MOST:
@@ -135,7 +139,7 @@ def strangers(value: Any) -> list[Any]:
         if id(one) in seen:
             continue
         seen[id(one)] = one
-        if type(one) in weakref.ProxyTypes or isinstance(one, nn.Module) or untyped.is_pipeline(one):
+        if type(one) in weakref.ProxyTypes or issubclass(type(one), _STRANGE) or untyped.is_pipeline(one):
             kept.append(one)
         elif not issubclass(type(one), (type, FunctionType, weakref.ref)):
             found += parts(one)

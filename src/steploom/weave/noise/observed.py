@@ -131,7 +131,7 @@ def observe(noise_scheduler: Any, observer: Observer) -> Any:
     config = getattr(noise_scheduler, "_internal_dict", None)  # frozen, and most of what there is to copy
     own = unsettled(noise_scheduler, config)
     if hasattr(own, "step"):
-        own.__class__ = _observed_class(type(own))
+        object.__setattr__(own, "__class__", _observed_class(type(own)))  # one that wraps another passes on what is set
         _observers[id(own)] = _Observation(observer, by_rows=functions_of(own).keys() <= {"step"})
     return own
 

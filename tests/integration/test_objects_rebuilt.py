@@ -1,0 +1,242 @@
+"""Objects and containers of an application that hold the pipeline or its parts: each request has copies of its own."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import types
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tiny
+from driving import Driver, alone, config, distance, request
+
+from steploom.worker.runner import Runner
+
+
+def factor(pipe: Any) -> float:
+    """Another one for each of the requests below."""
+    return 0.9 if pipe.guidance_scale < 4.5 else 0.5
+
+
+class Decorator:
+    """What counts calls, say."""
+
+    def __init__(self, function: Callable[..., Any], scale: float = 1) -> None:
+        self.function, self.scale, self.calls = function, scale, 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        return self.function(args[0] * self.scale, *args[1:], **kwargs)
+
+
+def decorated_step(pipe: Any) -> None:
+    pipe.scheduler.step = Decorator(pipe.scheduler.step, 0.9)
+
+
+def decorated_twice(pipe: Any) -> None:
+    pipe.scheduler.step = Decorator(Decorator(pipe.scheduler.step, 0.9), 0.9)
+
+
+def method_of_an_object(pipe: Any) -> None:
+    pipe.scheduler.step = Decorator(pipe.scheduler.step, 0.9).__call__
+
+
+def decorated_latents(pipe: Any) -> None:
+    pipe.prepare_latents = Decorator(pipe.prepare_latents)
+
+
+def decorated_tokenizer(pipe: Any) -> None:
+    inner = pipe.tokenizer._encode_plus
+
+    class Padded(Decorator):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return self.function(*args, **kwargs)
+
+    pipe.tokenizer._encode_plus = Padded(inner)
+
+
+@dataclasses.dataclass(slots=True)
+class Slots:
+    """Has no ``__dict__``."""
+
+    pipe: Any
+    unset: Any = dataclasses.field(init=False)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Frozen:
+    """Cannot be changed."""
+
+    pipe: Any
+
+
+class Both(Slots):
+    """Has slots and a ``__dict__``."""
+
+    def __init__(self, pipe: Any) -> None:
+        super().__init__(pipe)
+        self.again = pipe
+
+
+class Odd:
+    """Does not want to be copied, or looked at."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+
+    def raises(self, *_: Any) -> Any:
+        raise RuntimeError("not so")
+
+    __copy__ = __deepcopy__ = __reduce_ex__ = __getattr__ = __bool__ = __len__ = __iter__ = __repr__ = raises
+
+
+class Listed(list[Any]):
+    """A list of a class of its own."""
+
+    def __iter__(self) -> Any:
+        raise RuntimeError("not so")
+
+
+class Tree:
+    """Knows itself."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe, self.itself = pipe, (self, {"itself": self})
+
+
+Pair = collections.namedtuple("Pair", "scale pipe")
+HOLDERS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "slots": (Slots, lambda held: held.pipe),
+    "frozen with slots": (Frozen, lambda held: held.pipe),
+    "both": (Both, lambda held: held.again),
+    "odd": (Odd, lambda held: held.pipe),
+    "list": (lambda pipe: [pipe], lambda held: held[0]),
+    "list of a class": (lambda pipe: Listed([pipe]), lambda held: held[0]),
+    "tuple": (lambda pipe: (1, pipe), lambda held: held[1]),
+    "named tuple": (lambda pipe: Pair(0.9, pipe), lambda held: held.pipe),
+    "dict": (lambda pipe: {"pipe": pipe}, lambda held: held["pipe"]),
+    "key": (lambda pipe: {pipe: "pipe"}, lambda held: next(iter(held))),
+    "ordered dict": (lambda pipe: collections.OrderedDict(pipe=pipe), lambda held: held["pipe"]),
+    "defaultdict": (lambda pipe: collections.defaultdict(lambda: pipe), lambda held: held["pipe"]),
+    "mapping proxy": (lambda pipe: types.MappingProxyType({"pipe": pipe}), lambda held: held["pipe"]),
+    "deque": (lambda pipe: collections.deque([pipe, pipe], maxlen=1), lambda held: held[0]),
+    "set": (lambda pipe: {pipe}, lambda held: next(iter(held))),
+    "frozenset": (lambda pipe: frozenset({pipe}), lambda held: next(iter(held))),
+    "weak set": (lambda pipe: weakref.WeakSet([pipe]), lambda held: next(iter(held))),
+    "namespace": (lambda pipe: types.SimpleNamespace(pipe=pipe), lambda held: held.pipe),
+    "cycle": (Tree, lambda held: held.itself[1]["itself"].pipe),
+    "nested": (lambda pipe: Frozen({"all": (collections.deque([Slots(pipe)]),)}),
+               lambda held: held.pipe["all"][0][0].pipe),
+}  # fmt: skip
+
+
+def with_prompts(pipe: Any, scale: Callable[[Any], float]) -> None:
+    cls = type(pipe)
+
+    class Mine(cls):
+        def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
+            return [None if one is None else one * scale(self) for one in super().encode_prompt(*args, **kwargs)]
+
+    pipe.__class__ = Mine
+
+
+def holder(name: str) -> Callable[[Any], None]:
+    """The pipeline holds what holds it."""
+    make, get = HOLDERS[name]
+
+    def change(pipe: Any) -> None:
+        pipe.held = make(pipe)
+        with_prompts(pipe, lambda self: factor(get(self.held)))
+
+    return change
+
+
+def holder_in_a_function(name: str) -> Callable[[Any], None]:
+    """A function that was set on a part of the pipeline reads it."""
+    make, get = HOLDERS[name]
+
+    def change(pipe: Any) -> None:
+        held, inner = make(pipe), pipe.prepare_latents
+        pipe.prepare_latents = lambda *args, **kwargs: inner(*args, **kwargs) * factor(get(held))
+
+    return change
+
+
+def all_components(pipe: Any) -> None:
+    """Each is the request's own: what it does to them stays with it."""
+    pipe.saved = dict(pipe.components)
+    names = ("scheduler", "tokenizer", "transformer", "vae")
+    with_prompts(pipe, lambda self: 0.9 if all(self.saved[name] is getattr(self, name) for name in names) else 0.1)
+
+
+class Weighting:
+    """Has a tokenizer and a text encoder, as compel has."""
+
+    def __init__(self, tokenizer: Any, encoder: Any) -> None:
+        self.tokenizer, self.encoder = tokenizer, encoder
+
+    def __call__(self, text: str) -> float:
+        tokens = self.tokenizer(text, padding="max_length", max_length=16, truncation=True, return_tensors="pt")
+        return 1 + 0.1 * self.encoder(tokens.input_ids)[0].mean().tanh().item()
+
+
+def weighting(pipe: Any) -> None:
+    pipe.weighting = Weighting(pipe.tokenizer, pipe.text_encoder)
+    with_prompts(pipe, lambda self: self.weighting("a dog") * factor(self))
+
+
+def weighting_in_a_closure(pipe: Any) -> None:
+    weight, inner = Weighting(pipe.tokenizer, pipe.text_encoder), pipe.prepare_latents
+    pipe.prepare_latents = lambda *args, **kwargs: inner(*args, **kwargs) * weight("a dog")
+
+
+def tokenizers(pipe: Any) -> None:
+    pipe.tokenizers = [pipe.tokenizer, pipe.tokenizer_2]
+    with_prompts(pipe, lambda self: 0.9 if self.tokenizers[1] is self.tokenizer_2 else 0.1)
+
+
+CHANGES = {
+    **{change.__name__: change for change in (
+        decorated_step, decorated_twice, method_of_an_object, decorated_latents, decorated_tokenizer, all_components,
+        weighting, weighting_in_a_closure, tokenizers)},
+    **{f"attribute: {name}": holder(name) for name in HOLDERS},
+    **{f"function: {name}": holder_in_a_function(name) for name in HOLDERS},
+}  # fmt: skip
+FAST = ["decorated_step", "all_components", "weighting", "attribute: nested"]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=() if one in FAST else pytest.mark.slow) for one in CHANGES], ids=str
+)
+def test_each_request_has_its_own(name: str) -> None:
+    pipe, served = tiny.sd3(), tiny.sd3()
+    common = {"height": 32, "width": 32}
+    asked = [
+        request(f"r{i}", "a cat", i, guidance_scale=4.0 + i, num_inference_steps=2 + i, **common) for i in range(2)
+    ]
+    for one in (pipe, served):
+        CHANGES[name](one)
+    reports = (driver := Driver(Runner.from_pipeline(served, config()))).drain(asked)
+    for one in asked:
+        assert reports[one.request_id].error is None, reports[one.request_id].error
+        assert distance(reports[one.request_id].output, alone(pipe, one)) <= 1e-4, one.request_id
+    assert max(driver.sharing("r1")) >= 2
+
+
+def test_the_applications_own_objects_stay_as_they_are() -> None:
+    pipe = tiny.sd3()
+    decorated_step(pipe)
+    pipe.held = held = [pipe, {"scheduler": pipe.scheduler}]
+    step = pipe.scheduler.step
+    Driver(Runner.from_pipeline(pipe, config())).drain(
+        [request("r", "a cat", 0, num_inference_steps=2, height=32, width=32)]
+    )
+    assert pipe.held is held
+    assert held[0] is pipe
+    assert held[1]["scheduler"] is pipe.scheduler
+    assert pipe.scheduler.step is step
+    assert step.function.__self__ is pipe.scheduler
+    assert step.calls == 0
