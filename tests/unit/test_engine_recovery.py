@@ -5,9 +5,10 @@ from __future__ import annotations
 import anyio
 import anyio.lowlevel
 import pytest
-from fakes import FakeExecutor
+from fake_fleet import FakeFleet
+from fakes import FakeExecutor, fake_engine
 
-from steploom import AsyncDiffusionEngine, EngineConfig, EngineDead, WorkerDied
+from steploom import AsyncDiffusionEngine, DiffusionRequest, EngineConfig, EngineDead, WorkerDied
 from steploom.engine.observer import Observers
 from steploom.engine.recovery import Recovery
 from steploom.errors import ConfigError, EngineError
@@ -146,6 +147,40 @@ async def test_a_loss_that_several_loops_hear_of_is_one_loss() -> None:
             executor.die(WorkerDied(0, -9))
             assert [event.attempt async for event in run if isinstance(event, Restarted)] == [1]
         assert executor.discarded == 1
+
+
+class Ahead(FakeFleet):
+    """Takes a tick while the one before it runs."""
+
+    ticks_in_flight = 2
+
+    async def execute_step(self, output: SchedulerOutput) -> RunnerOutput:
+        return await super().execute_step(output)
+
+
+@pytest.mark.parametrize("kind", [FakeFleet, Ahead])
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("busy", [False, True])
+async def test_who_comes_in_the_turn_of_the_loop_in_which_a_loss_is_heard_is_not_lost(
+    kind: type[FakeFleet], workers: int, busy: bool
+) -> None:
+    """Its tick loop was about to send a tick, which nobody would have answered."""
+    async with (
+        fake_engine(kind, data_parallel_size=workers, max_batch=1, max_resident=2) as (engine, executor),
+        anyio.create_task_group() as group,
+    ):
+        if busy:
+            executor.stick(*range(workers))
+            group.start_soon(engine.generate, "before")
+        await anyio.wait_all_tasks_blocked()
+        for worker in range(workers):
+            executor.deaths[worker].set()
+        mailbox = engine._core.submit(DiffusionRequest("a cat"))
+        await anyio.wait_all_tasks_blocked()
+        for worker in list(executor.stuck):
+            executor.free(worker)
+        with anyio.fail_after(5):
+            assert (await mailbox.outcome()).images == ["a cat"]
 
 
 class Mortal(FakeExecutor):

@@ -51,11 +51,13 @@ class Ticking:
         self._operations = operations
         self._flights = Flights(2 if ahead else 1)
         self._answered = False
+        self._lost = False
         self._work = anyio.Event()
         self._idle = anyio.Event()
 
     def loops(self) -> list[Callable[[], Awaitable[object]]]:
         """What is to run, side by side; each until it is cancelled, or the executor fails."""
+        self._lost = False
         loops: list[Callable[[], Awaitable[object]]] = [self._tick_loop] * self._flights.most
         return [*loops, self._amend_loop] if self._flights.most > 1 else loops
 
@@ -88,12 +90,13 @@ class Ticking:
             await self._idle.wait()
 
     def forget(self) -> bool:
-        """The loops were ended, and what they have sent is answered no more: they may be run anew.
+        """The loops are being ended, and what they have sent is answered no more: others may be run then.
 
         Returns:
             Whether any tick was answered since the last time.
         """
         answered, self._answered = self._answered, False
+        self._lost = True
         self._flights.forget()
         self._operations.changed()
         self._busy()
@@ -135,8 +138,9 @@ class Ticking:
     async def _wait_for_work(self) -> None:
         """Returns when there is something to schedule. The event loop gets a turn in every tick, whatever runs it."""
         await anyio.lowlevel.checkpoint()
-        while self._operations.paused or not self.scheduler.has_work:
-            if not self._flights and not self.scheduler.has_work:
+        # Who was woken in the turn in which the loops are cancelled comes by here once more: it is to send nothing.
+        while self._lost or self._operations.paused or not self.scheduler.has_work:
+            if not (self._lost or self._flights or self.scheduler.has_work):
                 self._idle.set()
             if self._work.is_set():
                 self._work = anyio.Event()
