@@ -44,6 +44,26 @@ async def test_who_waits_for_the_old_model_waits_for_the_new_one_too(what: str) 
     assert asked.done == ["b"]
 
 
+async def test_to_fall_asleep_it_waits_for_an_old_model_that_nobody_waits_for() -> None:
+    async with busy(names="a", max_batch=1, max_resident=1) as (engine, old, group, asked):
+        async with anyio.create_task_group() as leaving:
+            leaving.start_soon(engine.reload)
+            await anyio.wait_all_tasks_blocked()
+            leaving.cancel_scope.cancel()
+        new, first = engine._core.executor, engine._operations.cores[0]
+        assert first.executor is old is not new
+        group.start_soon(engine.sleep)
+        await anyio.wait_all_tasks_blocked()
+        assert engine.asleep
+        assert not new.rpcs, "a request runs"
+        old.let_go()
+        await first.ended.wait()
+        await anyio.wait_all_tasks_blocked()
+        assert asked.done == ["a"]
+        assert [rpc[0] for rpc in new.rpcs] == ["sleep"]
+        await engine.wake_up()
+
+
 async def test_the_old_workers_answer_what_they_were_asked() -> None:
     async with fake_engine() as (engine, old), anyio.create_task_group() as group:
         old.rpc_gate = anyio.Event()

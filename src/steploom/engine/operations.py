@@ -252,6 +252,7 @@ class Operations:
         wish = object()
         self._falling.add(wish)
         try:
+            await core.while_alive(partial(self.until, lambda: self.cores == [core]))  # reload() may have been left
             await core.while_alive(core.idled)
         except BaseException:
             self._falling.discard(wish)
