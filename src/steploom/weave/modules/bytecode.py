@@ -40,6 +40,7 @@ _SILENT = frozenset(
 )
 _LOOKS = ("GET_ITER", "CONTAINS_OP", "COMPARE_OP", "IS_OP", "UNARY_", "POP_", "TO_BOOL", "FORMAT_", "GET_LEN",
           "LIST_EXTEND", "DICT_", "SET_UPDATE", "UNPACK_", "CALL_FUNCTION_EX", "CALL_INTRINSIC")  # fmt: skip
+_GOES_ON = ("STORE_FAST", "STORE_DEREF", "STORE_GLOBAL", "STORE_NAME", "POP_JUMP", "TO_BOOL")
 _NO_RESULT = ("STORE_", "POP_", "DELETE_", "RETURN_VALUE", "PRECALL", "RERAISE", "RAISE_")
 UNKNOWN = object()
 """What is in a container, or comes of a property."""
@@ -154,6 +155,17 @@ def loads(steps: Sequence[dis.Instruction], name: str, kind: str = "LOAD_FAST") 
             yield place, 1
 
 
+def variable(steps: Sequence[dis.Instruction], place: int) -> str | None:
+    """The variable of whose value the instruction at ``place`` sets an attribute; None if it is of something else's."""
+    given = [at for at in range(place) if "LOAD" in steps[at].opname and taker(steps, at) == (place, 0)]
+    name = (
+        steps[given[-1]].argval
+        if given and not steps[given[-1]].opname.startswith(("LOAD_ATTR", "LOAD_CONST"))
+        else None
+    )
+    return str(name[-1] if isinstance(name, tuple) else name) if name is not None else None
+
+
 def _is_table(value: Any) -> bool:
     """Whether it is given to functions as a list of numbers, or of layers, is: to be looked at."""
     return isinstance(value, CONTAINERS) and len(value) > 0 and holds_plain(value)  # pyright: ignore[reportUnknownArgumentType]
@@ -189,6 +201,8 @@ def _taken_by(steps: Sequence[dis.Instruction], at: int, above: int, place: int,
         return Use(reads=True, writes=step.argrepr.endswith("=") and above == 1), None
     if name == "STORE_FAST":
         return Use(alias=str(step.argval), value=value), None
+    if name.endswith("_OR_POP"):
+        return ESCAPE, None
     if name.startswith(_LOOKS) or "JUMP" in name or _looks(steps, place, name) or ("CALL" in name and _is_table(value)):
         return READ, None
     return (READ if value is UNKNOWN or isinstance(value, torch.Tensor) else ESCAPE), None
@@ -230,8 +244,8 @@ def taker(steps: Sequence[dis.Instruction], place: int, above: int = 0) -> tuple
             depth = (step.arg or 0) - 1
             above = depth if above == 0 else 0 if above == depth else above
             continue
-        if step.opname == "COPY" and step.arg == above + 1 and steps[at + 1].opname.startswith("STORE_"):
-            return None, 0  # it has another name from now on
+        if step.opname == "COPY" and step.arg == above + 1 and steps[at + 1].opname.startswith(_GOES_ON):
+            return None, 0  # it has another name from now on, or stays if it is true
         if _pops(step) > above:
             return at, above
         if step.opname in ("JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_IF_TRUE_OR_POP", "JUMP_IF_FALSE_OR_POP"):

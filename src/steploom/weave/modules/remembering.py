@@ -174,6 +174,7 @@ class _Reader:
     def __init__(self, ledger: _Ledger, function: FunctionType, owner: Any, part: nn.Module, *, looks_on: bool) -> None:
         self._ledger, self._function, self._owner, self._part = ledger, function, owner, part
         self._looks_on = looks_on
+        self._aliases = set[str]()  # of what its first argument is
         self._around = around(function)
         self._cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
         self._library = _library_names(type(owner)) if isinstance(owner, nn.Module) else frozenset[str]()
@@ -187,11 +188,11 @@ class _Reader:
         first = code.co_varnames[0] if code.co_argcount else None
         for one in codes(code):
             steps = instructions(one)
-            for place, step in enumerate(steps):
-                self._names(steps, place, step)
             if first is not None:
                 kind = "LOAD_FAST" if one is code and first not in one.co_cellvars else "LOAD_DEREF"
                 self._follow_owner(steps, first, kind)
+            for place, step in enumerate(steps):
+                self._names(steps, place, step)
 
     def _names(self, steps: Sequence[dis.Instruction], place: int, step: dis.Instruction) -> None:
         """What an instruction says by itself: it names an attribute, or loads or sets something around."""
@@ -202,7 +203,7 @@ class _Reader:
             self._reads(("attribute", text))
             if "NULL" in step.argrepr and text in _OF_ROWS:
                 self._loses(text)
-        elif name in ("STORE_ATTR", "DELETE_ATTR"):
+        elif name in ("STORE_ATTR", "DELETE_ATTR") and not self._is_made_here(steps, place):
             self._ledger.writes(("attribute", text), self._function, text, own=self._is_own(steps, place))
             if text in self._library:
                 self._ledger.reads(("attribute", text))
@@ -227,15 +228,18 @@ class _Reader:
         if not is_plain(value):
             self._note(steps, bytecode.use(steps, place, value), ("object", id(value)), name, own=False)
 
-    def _follow_owner(self, steps: Sequence[dis.Instruction], name: str, kind: str) -> None:
+    def _follow_owner(self, steps: Sequence[dis.Instruction], name: str, kind: str, seen: tuple[str, ...] = ()) -> None:
         """What is done to the containers and objects that its own object has."""
         for place, above in loads(steps, name, kind):
             at, _ = bytecode.taker(steps, place, above)
             step = None if at is None else steps[at]
             if at is None or step is None:
                 continue
-            if step.opname == "STORE_FAST" and step.argval != name:
-                self._follow_owner(steps, str(step.argval), "LOAD_FAST")
+            if step.opname == "STORE_FAST" and step.argval not in (name, *seen):
+                self._aliases.add(str(step.argval))
+                self._follow_owner(steps, str(step.argval), "LOAD_FAST", (name, *seen))
+            elif step.opname in ("STORE_DEREF", "STORE_GLOBAL"):
+                self._loses(name)
             elif not step.opname.endswith(("_ATTR", "_METHOD")) and not isinstance(self._owner, nn.Module):
                 self._loses(name)  # a helper is called, or given to somebody
             held = attribute(self._owner, str(step.argval)) if step.opname in ("LOAD_ATTR", "LOAD_METHOD") else None
@@ -243,7 +247,16 @@ class _Reader:
                 own = isinstance(self._owner, nn.Module) and type(held) in kept.CONTAINERS
                 self._note(steps, bytecode.use(steps, at, held), ("content", step.argval), step.argval, own=own)
 
-    def _note(self, steps: Sequence[dis.Instruction], found: bytecode.Use, key: Key, name: str, *, own: bool) -> None:
+    def _note(
+        self,
+        steps: Sequence[dis.Instruction],
+        found: bytecode.Use,
+        key: Key,
+        name: str,
+        *,
+        own: bool,
+        seen: tuple[str, ...] = (),
+    ) -> None:
         """Takes note of what becomes of an object, also by its other names."""
         if found.reads:
             self._reads(key)
@@ -251,20 +264,27 @@ class _Reader:
             self._ledger.writes(key, self._function, name, own=own)
         if found.escapes:
             self._loses(name)
-        if found.alias is not None:
+        if found.alias is not None and found.alias not in seen:
             for place, above in loads(steps, found.alias):
                 use = bytecode.use(steps, place, found.value, above)
-                if use.alias != found.alias:
-                    self._note(steps, use, key, name, own=own)
+                self._note(steps, use, key, name, own=own, seen=(*seen, found.alias))
 
     def _is_own(self, steps: Sequence[dis.Instruction], place: int) -> bool:
         """Whether an attribute is set that a tree of one's own has too: of the module, and not within a tensor."""
         code, name = self._function.__code__, steps[place].argval
-        given = [at for at in range(place) if bytecode.taker(steps, at) == (place, 0) and "LOAD" in steps[at].opname]
-        of = steps[given[-1]].argval if given else None
-        first = code.co_argcount > 0 and (of[-1] if isinstance(of, tuple) else of) == code.co_varnames[0]
+        first = code.co_argcount > 0 and bytecode.variable(steps, place) == code.co_varnames[0]
         whole = not isinstance(attribute(self._owner, name), torch.Tensor) or "SWAP" not in steps[place - 1].opname
         return isinstance(self._owner, nn.Module) and first and whole
+
+    def _is_made_here(self, steps: Sequence[dis.Instruction], place: int) -> bool:
+        """Whether an attribute is set of what a local variable is that is no argument: of an output, say.
+
+        Were it one of what is kept, that would have been followed to it.
+        """
+        given = inspect.getargs(self._function.__code__)
+        name = bytecode.variable(steps, place)
+        known = [*given.args, given.varargs, given.varkw, *self._around, *self._aliases]
+        return name is not None and name not in known
 
     def _by_name(self, function: str, after: Sequence[dis.Instruction]) -> None:
         """``getattr`` and its like."""
@@ -293,7 +313,7 @@ class _Reader:
 def _library_names(cls: type) -> frozenset[str]:
     """What the methods of a model's class name that are a library's."""
     known = [one for one in cls.__mro__ if is_library(one) and one not in (nn.Module, object)]
-    methods = (method for one in known for method in vars(one).values() if isinstance(method, FunctionType))
+    methods = (inspect.unwrap(one) for cls in known for one in vars(cls).values() if isinstance(one, FunctionType))
     return frozenset(name for method in methods for name in names(method.__code__))
 
 
