@@ -71,6 +71,30 @@ async def test_the_steps_of_all_windows_of_a_video_are_bounded_together() -> Non
         assert output.timings.steps == 6
 
 
+@pytest.mark.parametrize("name", ["HeliosPipeline", "HunyuanVideoFramepackPipeline"])
+async def test_the_steps_of_windows_that_look_back_are_bounded_together(name: str) -> None:
+    case = CASES[name]
+    asked = {**case.inputs(0), "num_frames": 18, "output_type": "latent", "seed": 1}
+    async with AsyncDiffusionEngine.from_pipeline(case.build(), max_steps=5) as engine:
+        with pytest.raises(InvalidRequest, match="num_inference_steps=3: 6 steps in 2 windows of the video, at most 5"):
+            await engine.generate(**asked, num_inference_steps=3)
+        output = await engine.generate(**asked, num_inference_steps=2)
+        assert output.timings.steps == 4
+
+
+@pytest.mark.slow
+async def test_the_steps_of_loops_that_no_argument_tells_are_bounded_together() -> None:
+    case = CASES["AnimateDiffPipeline"]
+    pipe = case.build()
+    pipe.enable_free_init(num_iters=3)
+    asked = {**case.inputs(0), "output_type": "latent", "seed": 1}
+    async with AsyncDiffusionEngine.from_pipeline(pipe, max_steps=7) as engine:
+        with pytest.raises(InvalidRequest, match="AnimateDiffPipeline takes 9 steps of it, at most 7"):
+            await engine.generate(**asked, num_inference_steps=3)
+        output = await engine.generate(**asked, num_inference_steps=2)
+        assert output.timings.steps == 6
+
+
 @pytest.mark.slow
 async def test_what_steps_itself_has_no_steps_of_its_copies() -> None:
     """LTX2 steps a copy for the sound in each turn."""

@@ -41,7 +41,6 @@ def check(prompt: Any = None, **params: Any) -> None:
         ({"prompt": ["a"] * 4, "num_images_per_prompt": 2}, "prompt", "4 of them, num_images_per_prompt=2: at most 6"),
         ({"prompt_embeds": EMBEDS}, "prompt_embeds", "prompt_embeds: 7 of them"),
         ({"prompt_embeds": [EMBEDS[0]] * 7}, "prompt_embeds", "prompt_embeds: 7 of them"),
-        ({"batch_size": 10**6}, "batch_size", "batch_size=1000000"),
         ({"class_labels": [1] * 7}, "class_labels", "class_labels: 7 of them"),
         ({"class_labels": np.zeros(7, int)}, "class_labels", "class_labels: 7 of them"),
         ({"image_embeds": np.zeros((7, 8))}, "image_embeds", "image_embeds: 7 of them"),

@@ -140,11 +140,12 @@ class EngineConfig:
             answered no tick; each time twice as many, up to ``max_restart_backoff_s``.
         max_restart_backoff_s: Seconds that it waits at most.
         max_steps: Upper bound on ``num_inference_steps`` of a request, and on the steps that its pipeline makes of
-            them; of a language model, on those of each block.
+            them, those of all windows of a video together; of a language model, on those of each block, of a cascade on
+            those of each stage.
         max_pixels: Upper bound on width times height of every image of a request, those that it brings and those that
             are made.
         max_images: Upper bound on the images or videos of a request: prompts times ``num_images_per_prompt``. Also on
-            the pictures of one argument.
+            the texts of a language model, and on the pictures of one argument.
         max_frames: Upper bound on the frames of a request, those of all its videos together. Also on those that one
             argument brings.
         max_sound_s: Upper bound on the seconds of sound of a request, those of all its waveforms, or videos, together.

@@ -21,8 +21,6 @@ LATENT_WINDOWS = ("latent_window_size", "num_latent_frames_per_chunk")
 
 _NAMES = re.compile(r"(^|_)(images?|masks?|video|frames?|sketch|depth_map)$|^image_(reference|\d)$")
 _NOT_PICTURES = re.compile(r"attention_mask|embeds_mask|padding_mask|^(use|keep|num|add|max|base|atom37)_|_mask_\d$")
-_WINDOW, _OVERLAP, _WINDOW_DEFAULT = "base_num_frames", "overlap_history", 97
-"""Arguments of SkyReels' diffusion forcing: frames of a window, those that it shares with the next, and the default."""
 _CONDITIONS = re.compile(r"(^|_)conditions$")
 _OF_CONDITION = ("image", "video", "frames")
 """Fields of the objects that such arguments list (diffusers' ``LTXVideoCondition``)."""
@@ -68,13 +66,3 @@ def pictures_of_conditions(params: Mapping[str, Any]) -> dict[str, list[Any]]:
             fields = (getattr(one, field, None) for one in listed for field in _OF_CONDITION)
             found[name] = [field for field in fields if field is not None]
     return found
-
-
-def windows(params: Mapping[str, Any], info: PipelineInfo) -> int:
-    """In how many windows a long video is made one after another, each with all of the request's steps."""
-    overlap, window = params.get(_OVERLAP), params.get(_WINDOW, _WINDOW_DEFAULT)
-    frames = params.get(FRAMES[0]) or info.default_frames
-    if not (isinstance(overlap, int) and isinstance(frames, int) and isinstance(window, int)) or frames <= window:
-        return 1
-    latents, shared, whole = ((one - 1) // info.frame_multiple + 1 for one in (frames, overlap, window))
-    return 2 + (latents - whole - 1) // (whole - shared) if whole > shared else 1  # which is an error of its own

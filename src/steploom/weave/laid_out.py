@@ -27,8 +27,8 @@ class Bounds(Protocol):
         """A pipeline of this class begins with latents of this shape; a cascade has several."""
         ...
 
-    def counted(self, steps: int, noise_schedulers: Sequence[Any]) -> None:
-        """The pipeline is about to take ``steps`` steps with these noise schedulers."""
+    def counted(self, steps: int, before: int, noise_schedulers: Sequence[Any]) -> None:
+        """A pipeline is about to take ``steps`` steps with these noise schedulers, and has taken ``before``."""
         ...
 
 

@@ -20,9 +20,9 @@ def woven_class(cls: type) -> type:
     def progress_bar(self: Any, iterable: Any = None, total: int | None = None, **looks: Any) -> Any:
         watcher: Watcher = self._steploom[0]
         if isinstance(iterable, Sized):
-            watcher.announce(len(iterable), exact=True)
+            watcher.announce(len(iterable), exact=True, by=id(self))
         else:
-            watcher.announce(total, exact=False)
+            watcher.announce(total, exact=False, by=id(self))
         bar = untyped.silent_progress(iterable, total)
         bar.update = lambda n=1: watcher.turned()
         return bar

@@ -44,6 +44,7 @@ class Watcher:
         self.steps = 0
         self._settled = False
         self._observed: list[Any] = []
+        self._begun: dict[int, int] = {}
         self._part: StepEnd | None = None
         self._steps_itself = False
 
@@ -85,12 +86,19 @@ class Watcher:
             if may_suspend():
                 suspend(end)
 
-    def announce(self, total: int | None, *, exact: bool) -> None:
-        """A progress bar was opened over ``total`` further steps; ``exact`` if each of its turns is a step."""
+    def announce(self, total: int | None, *, exact: bool, by: int = 0) -> None:
+        """A progress bar was opened over ``total`` further steps.
+
+        Args:
+            total: As the pipeline says.
+            exact: Whether each turn of the bar is a step.
+            by: Which pipeline does, of those within a cascade.
+        """
         if total == self.steps == 0 and self._no_steps is not None:
             raise self._no_steps
         if total is not None and self._text is None and self.bounds is not None:
-            self.bounds.counted(total, self._observed)
+            before = self.steps - self._begun.setdefault(by, self.steps)
+            self.bounds.counted(total, before, self._observed)
         self._steps_itself, self._part = False, None
         if total is not None and self._text is None:
             self.total_steps, self._settled = self.steps + total, exact or self.steps > 0

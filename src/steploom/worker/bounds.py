@@ -8,14 +8,17 @@ from typing import Any
 from steploom.config import EngineConfig
 from steploom.errors import InvalidRequest
 from steploom.media.pictures import brief
-from steploom.protocol import PipelineInfo, pictures
+from steploom.protocol import PipelineInfo
 from steploom.protocol.pictures import FRAMES, LATENT_WINDOWS, WINDOWS, pictures_among
 from steploom.protocol.pipeline import SOUND
+from steploom.protocol.windows import windows
 from steploom.requests import DiffusionRequest
 from steploom.weave.noise import observed
 
 _TURNS = ("jump_n_sample", "ar_step")
 """Arguments that make a loop longer than ``num_inference_steps`` says."""
+
+_STEPS = "num_inference_steps"
 
 _EACH = ("image_embeds", "image_embeddings", "class_labels", "latents", "image")
 """Arguments that may have an entry for each image."""
@@ -37,7 +40,8 @@ class RequestBounds:
         self._request = request
         self._info = info
         self._config = config
-        self._begun: list[int] = []
+        self._begun = 0
+        self._has_stages = sum(parameter.name.endswith(_STEPS) for parameter in info.parameters) > 1
 
     def laid_out(self, width: int | None, height: int | None, frames: int | None) -> None:
         """The size of the images, and the frames that are made at once."""
@@ -69,16 +73,19 @@ class RequestBounds:
         if self._info.makes == ["audios"] and len(shape) > self._info.latent_sound_axis:
             self._sounding(shape[self._info.latent_sound_axis] * self._info.latent_sound_s)
 
-    def counted(self, steps: int, noise_schedulers: Sequence[Any]) -> None:
-        """The steps of its loop; of one in windows those of all that it has begun, and the least of all others."""
-        windows = pictures.windows(self._request.params, self._info)
-        if windows > 1:
-            self._begun.append(steps)
-            least = self._request.params.get("num_inference_steps") or self._info.default_steps or 1
-            steps = sum(self._begun) + (windows - len(self._begun)) * least
+    def counted(self, steps: int, before: int, noise_schedulers: Sequence[Any]) -> None:
+        """The steps of its loop, with those of the loops before; of windows the least of all that follow, too.
+
+        A pipeline of several stages has an argument for the steps of each, and each is bounded by itself.
+        """
+        self._begun += 1
+        steps += 0 if self._has_stages else before
+        made = windows(self._request.params, self._info)
+        if made is not None:
+            steps += max(0, made.times - self._begun) * made.steps
         if steps <= observed.turns(self._config.max_steps, noise_schedulers):
             return
-        field, said = self._blamed(_TURNS, "num_inference_steps")
+        field, said = self._blamed(_TURNS, _STEPS)
         raise InvalidRequest(
             f"{said}: {self._info.pipeline_class} takes {steps} steps of it, at most {self._config.max_steps} "
             "(EngineConfig.max_steps)",

@@ -20,13 +20,18 @@ _LEAST_DIMENSIONS = {"prompt_embeds": 3, "class_labels": 1, "image_embeds": 2, "
 """Arguments that have an entry for each image, and from how many dimensions on the first one counts these."""
 _IMAGE = "image"
 """What has one, too, where no prompt is taken; beside a prompt several may be looked at for one image."""
-_ROWS = ("prompt", _IMAGE, *_LEAST_DIMENSIONS)
+_IDS, _MESSAGES = "input_ids", "messages"
+"""What language models take for texts: a tensor of as many rows, one conversation or a list of several."""
+_ENSEMBLE = "ensemble_size"
+"""What takes it says with ``batch_size`` how much of an ensemble goes at once."""
+_ROWS = ("prompt", _IMAGE, _IDS, _MESSAGES, *_LEAST_DIMENSIONS)
 
 
 def counts(request: DiffusionRequest, info: PipelineInfo) -> dict[str, int]:
     """What multiplies the images of the request, where it is more than one: argument and number."""
     rows = {name: _rows(name, request.params.get(name)) for name in _LEAST_DIMENSIONS}
     rows |= {"prompt": len(request.prompt) if isinstance(request.prompt, list) else 1, _IMAGE: _images(request, info)}
+    rows |= {_IDS: _texts(request.params.get(_IDS)), _MESSAGES: _conversations(request.params.get(_MESSAGES))}
     said = {name: count for name, count in rows.items() if count > 1}
     name = max(said, key=lambda name: said[name], default=None)
     # Several ways to say how many rows there are say the same; the largest counts.
@@ -36,7 +41,8 @@ def counts(request: DiffusionRequest, info: PipelineInfo) -> dict[str, int]:
     if said.keys() >= set(_EITHER):
         del said[min(_EITHER, key=lambda name: said[name])]
     batch = request.params.get("batch_size") or 1
-    return said if batch == 1 or said else {"batch_size": batch}  # beside others it says how to go about it
+    aside = said or any(parameter.name == _ENSEMBLE for parameter in info.parameters)
+    return said if batch == 1 or aside else {"batch_size": batch}  # beside others it says how to go about it
 
 
 def told(said: Mapping[str, Any]) -> str:
@@ -56,6 +62,16 @@ def _rows(name: str, value: Any) -> int:
         return sum(_rows(name, one) for one in cast("list[Any]", value))
     shape = shape_of(value) or ()
     return shape[0] if shape and len(shape) >= _LEAST_DIMENSIONS[name] else 1
+
+
+def _texts(ids: Any) -> int:
+    shape = shape_of(ids) or ()
+    return shape[0] if len(shape) == 2 else 1
+
+
+def _conversations(messages: Any) -> int:
+    listed = cast("list[Any]", messages) if isinstance(messages, (list, tuple)) else []
+    return sum(isinstance(one, (list, tuple)) for one in listed)
 
 
 def _images(request: DiffusionRequest, info: PipelineInfo) -> int:

@@ -20,9 +20,9 @@ from steploom.protocol.pictures import (
     is_video,
     pictures_among,
     pictures_of_conditions,
-    windows,
 )
 from steploom.protocol.pipeline import SOUND
+from steploom.protocol.windows import windows
 from steploom.requests import DiffusionRequest
 
 STEPS = "num_inference_steps"
@@ -56,9 +56,9 @@ def check_limits(request: DiffusionRequest, info: PipelineInfo, config: EngineCo
         if steps > config.max_steps:
             said = f"{field}={steps}" if field.endswith((STEPS, *_MORE_STEPS)) else f"{field}: {steps} steps"
             raise InvalidRequest(f"{said}: at most {config.max_steps} (EngineConfig.max_steps)", field=field)
-    _check_windows(request, info, config)
     _check_pictures(request, info, config)
     _check_images(request, info, config)
+    _check_windows(request, info, config)
     _check_at_once(request, info, config)
     _check_sound(request, info, config)
     _check_sound_of_video(request, info, config)
@@ -67,11 +67,11 @@ def check_limits(request: DiffusionRequest, info: PipelineInfo, config: EngineCo
 
 def _check_windows(request: DiffusionRequest, info: PipelineInfo, config: EngineConfig) -> None:
     """The steps of all windows of a video together, each of which takes all that are asked for."""
-    times, steps = windows(request.params, info), request.params.get(STEPS) or info.default_steps or 1
-    if times > 1 and times * steps > config.max_steps:
+    made = windows(request.params, info)
+    if made is not None and made.times * made.steps > config.max_steps:
         raise InvalidRequest(
-            f"{STEPS}={steps}: {times * steps} steps in {times} windows of the video, at most {config.max_steps} "
-            "(EngineConfig.max_steps); give a smaller num_frames or a larger base_num_frames",
+            f"{STEPS}={made.steps}: {made.times * made.steps} steps in {made.times} windows of the video, at most "
+            f"{config.max_steps} (EngineConfig.max_steps); give a shorter {made.frames} or a larger {made.size}",
             field=STEPS,
         )
 
