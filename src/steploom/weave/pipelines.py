@@ -12,6 +12,7 @@ from torch import nn
 
 from steploom.weave import untyped
 from steploom.weave.copies import is_woven, weave_inside, woven_module
+from steploom.weave.kinds import is_module
 from steploom.weave.modules.direct_calls import called_elsewhere
 from steploom.weave.modules.locks import lock_of
 from steploom.weave.modules.merged import refuse_modules
@@ -169,7 +170,7 @@ class Loom:
         for name, value in pipeline.__dict__.items():
             if id(value) in memo:
                 own.__dict__[name] = memo[id(value)]
-            elif issubclass(type(value), nn.Module) or untyped.is_noise_scheduler(value) or untyped.is_guider(value):
+            elif is_module(value) or untyped.is_noise_scheduler(value) or untyped.is_guider(value):
                 own.__dict__[name] = memo[id(value)] = self._own(value, views)
             elif self._isolated and untyped.is_tokenizer(value):
                 own.__dict__[name] = memo[id(value)] = self._tokenizers.own(value)

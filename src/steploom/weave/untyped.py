@@ -25,6 +25,8 @@ from diffusers.utils import BaseOutput, DummyObject  # pyright: ignore[reportPri
 from torch import nn
 from tqdm.auto import tqdm
 
+from steploom.weave.kinds import derives, is_module
+
 TASKS = {
     "text-to-image": "AutoPipelineForText2Image",
     "image-to-image": "AutoPipelineForImage2Image",
@@ -147,17 +149,16 @@ def is_output(value: Any) -> bool:
 def is_noise_scheduler(value: Any) -> bool:
     """Whether ``value`` is a diffusers noise scheduler (some do not derive from the mixin)."""
     kind = type(value)  # the object itself may answer to any name
-    if issubclass(kind, SchedulerMixin):
-        return True
-    if callable(getattr(kind, "step", None)):
-        with contextlib.suppress(Exception):  # of its own __getattr__
-            return callable(getattr(value, "set_timesteps", None))
+    if issubclass(kind, SchedulerMixin) or not callable(getattr(kind, "step", None)):
+        return issubclass(kind, SchedulerMixin)
+    with contextlib.suppress(Exception):  # of its own __getattr__
+        return callable(getattr(value, "set_timesteps", None))
     return False
 
 
 def is_guider(value: Any) -> bool:
     """Whether ``value`` is a diffusers guider, which keeps state between the steps of one request."""
-    return any(base.__name__ == "BaseGuidance" for base in type(value).__mro__)
+    return derives(value, "BaseGuidance")
 
 
 def attention_backends() -> Any:
@@ -174,14 +175,14 @@ def repeated_blocks(module: Any) -> list[str]:
 
 def is_tokenizer(value: Any) -> bool:
     """Whether ``value`` is a tokenizer or a processor that holds one."""
-    return any(base.__name__ in ("PreTrainedTokenizerBase", "ProcessorMixin") for base in type(value).__mro__)
+    return derives(value, "PreTrainedTokenizerBase", "ProcessorMixin")
 
 
 def modules_of(pipeline: Any) -> dict[str, nn.Module]:
     """The top-level modules of a pipeline and its nested pipelines by name; a shared one once, under its first name."""
     found: dict[str, nn.Module] = {}
     for name, value in vars(pipeline).items():
-        if issubclass(type(value), nn.Module) and not any(value is other for other in found.values()):
+        if is_module(value) and not any(value is other for other in found.values()):
             found[name] = value
     for name, value in vars(pipeline).items():
         if is_pipeline(value):

@@ -8,6 +8,7 @@ from types import FunctionType, MethodType
 from typing import Any
 
 from steploom.weave.modules.bytecode import around, names
+from steploom.weave.modules.rebuilding import attributes_of
 from steploom.weave.modules.references import is_library
 
 _REENTRANT = (type(threading.RLock()), threading.Condition)
@@ -20,7 +21,7 @@ def lock_of(pipeline: Any) -> str | None:
         known = around(function)
         for name in names(function.__code__) | set(function.__code__.co_freevars):
             for value in (members.get(name), getattr(type(pipeline), name, None), known.get(name)):
-                if _locks(value) or (_is_helper(value) and any(map(_locks, vars(value).values()))):
+                if _locks(value) or (_is_helper(value) and any(map(_locks, list(attributes_of(value).values())))):
                     return name
     return None
 
@@ -30,17 +31,17 @@ def _methods(pipeline: Any) -> Iterator[FunctionType]:
     classes = [one for one in type(pipeline).__mro__ if one is not object and not is_library(one)]
     found = [method for one in classes for method in vars(one).values()] + list(vars(pipeline).values())
     for value in found:
-        function = value.__func__ if isinstance(value, MethodType) else value
-        function = getattr(function, "__wrapped__", function) if isinstance(function, FunctionType) else function
-        if isinstance(function, FunctionType) and not is_library(function):
+        function = value.__func__ if type(value) is MethodType else value
+        function = getattr(function, "__wrapped__", function) if type(function) is FunctionType else function
+        if type(function) is FunctionType and not is_library(function):
             yield function
 
 
 def _is_helper(value: Any) -> bool:
-    return hasattr(value, "__dict__") and not isinstance(value, type) and not is_library(type(value))
+    return bool(attributes_of(value)) and not issubclass(type(value), type) and not is_library(type(value))
 
 
 def _locks(value: Any) -> bool:
-    if isinstance(value, (*_REENTRANT, type)) or type(value).__module__.startswith("logging"):
+    if issubclass(type(value), (*_REENTRANT, type)) or str(type(value).__module__).startswith("logging"):
         return False
     return all(callable(getattr(type(value), name, None)) for name in ("acquire", "release"))

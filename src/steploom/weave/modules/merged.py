@@ -13,6 +13,7 @@ from torch import nn
 from steploom.errors import ConfigError
 from steploom.weave import untyped
 from steploom.weave.modules.rebinding import class_refusal
+from steploom.weave.modules.rebuilding import attributes_of
 from steploom.weave.modules.references import MOST, References, TooMany, read_of, set_on_libraries
 
 log = logging.getLogger(__name__)
@@ -58,12 +59,12 @@ def _counts(name: str, value: Any, *, top: bool) -> bool:
 
 def _read(value: Any) -> Any:
     """``value``; of hooks, and methods of the application's objects, what these read, not all that the objects hold."""
-    if isinstance(value, OrderedDict):
+    if issubclass(type(value), OrderedDict):
         return list(map(_read, cast("OrderedDict[Any, Any]", value).values()))
-    if not isinstance(value, MethodType) or isinstance(value.__self__, (nn.Module, type)):
+    if type(value) is not MethodType or issubclass(type(value.__self__), (nn.Module, type)):
         return value
     owner, waiting, read = value.__self__, [value.__func__], dict[int, Any]()
-    held = vars(owner) if hasattr(owner, "__dict__") else {}
+    held = attributes_of(owner)
     while waiting:
         one: Any = waiting.pop()
         one = one.fget if isinstance(one, property) else one

@@ -39,6 +39,8 @@ from steploom.weave.modules.references import (
 
 _FUNCTIONS = (FunctionType, MethodType, functools.partial)
 _OURS = "_steploom"
+_SAID = 8
+"""How far into an object the place is told where something cannot be replaced."""
 _WEAK = (weakref.ref, *weakref.ProxyTypes)
 
 
@@ -55,6 +57,7 @@ class Rebinding:
         self._all = References(self._copies.keys(), ends)
         self._state = References({one for one, own in copies.items() if not isinstance(own, nn.Module)}, ends)
         self._ours = set(map(id, ends))
+        self._path: list[str] = []
         self._made: dict[int, tuple[Any, Any]] = {}  # what was given, which must live as long as its id counts
 
     def settle(self, own: Any, name: str) -> None:
@@ -68,20 +71,44 @@ class Rebinding:
             ConfigError: Something cannot; says what, and what to do.
         """
         functions, whole = functions_of(own), _is_whole(own)
-        if whole and self._state.lead([type(own)]):
+        with self._refused(name, "__class__"):
+            leads = whole and self._state.lead([type(own)])
+        if leads:
             raise class_refusal(type(own), name)
         changed: dict[str, Any] = {}
         for attribute, value in list((attributes_of(own) if whole else functions).items()):
             if attribute == _OURS:
                 continue
-            with _refused(name, attribute):
+            with self._refused(name, attribute):
                 made = self._of(value, self._all if attribute in functions else self._state)
                 if made is not value:
                     changed[attribute] = own.__dict__[attribute] = made
         for attribute, made in changed.items():
-            with _refused(name, attribute):
+            with self._refused(name, attribute):
                 if self._state.lead([made]):
                     raise _through(made)
+
+    @contextlib.contextmanager
+    def _refused(self, name: str, attribute: str) -> Generator[None]:
+        """Whatever goes wrong with an attribute, in the application's own code too, is said of it."""
+        self._path = [name, attribute]
+        try:
+            yield
+        except _OfClass as found:
+            raise class_refusal(found.args[0], self._where()) from None
+        except (_OutOfReach, TooMany) as found:
+            owner, _, last = self._where().rpartition(".")
+            raise _refusal(owner, last, found) from None
+        except Exception as fault:
+            raise ConfigError(
+                f"{self._where()} was set on the object, and cannot be looked through for the pipeline and its parts "
+                f"({type(fault).__name__}: {fault}), of which each request has copies of its own: keep it elsewhere "
+                "(in a variable, say), or have it hold less"
+            ) from fault
+
+    def _where(self) -> str:
+        """The attribute that is being looked at, or was as something went wrong."""
+        return ".".join(filter(None, self._path[:_SAID]))
 
     def _of(self, value: Any, sought: References) -> Any:
         """``value`` as it has to be for the copies; itself if it does not come to what is sought."""
@@ -129,7 +156,10 @@ class Rebinding:
         functions = functions_of(value)
 
         def part(name: str, one: Any) -> Any:
-            return self._of(one, self._all if name in functions else sought)
+            self._path.append(name)
+            made = self._of(one, self._all if name in functions else sought)
+            self._path.pop()  # it stays where it is if that raises
+            return made
 
         def keep(own: Any) -> None:
             self._made[id(value)] = value, own
@@ -214,11 +244,15 @@ def unsettled(value: Any, *shared: Any) -> Any:
         value: Of which.
         shared: What else the copy shares. It shares modules and pipelines, which know of it, in any case.
     """
-    kept = (*shared, *functions_of(value).values(), *strangers(value))
     try:
-        return copy.deepcopy(value, {id(one): one for one in kept})
+        return _deep(value, shared)
     except Exception as why:
-        raise _uncopied(value, kept, why) from why
+        raise _uncopied(value, shared, why) from why
+
+
+def _deep(value: Any, shared: Iterable[Any]) -> Any:
+    kept = (*shared, *functions_of(value).values(), *strangers(value))
+    return copy.deepcopy(value, {id(one): one for one in kept})
 
 
 def class_refusal(cls: type, name: str) -> ConfigError:
@@ -238,30 +272,13 @@ class _OfClass(Exception):
     """A class that comes to an original."""
 
 
-@contextlib.contextmanager
-def _refused(name: str, attribute: str) -> Generator[None]:
-    """Whatever goes wrong with an attribute, in the application's own code too, is said of it."""
-    try:
-        yield
-    except _OfClass as found:
-        raise class_refusal(found.args[0], f"{name}.{attribute}") from None
-    except (_OutOfReach, TooMany) as found:
-        raise _refusal(name, attribute, found) from None
-    except Exception as fault:
-        raise ConfigError(
-            f"{name}.{attribute} was set on the object, and cannot be looked through for the pipeline and its parts "
-            f"({type(fault).__name__}: {fault}), of which each request has copies of its own: keep it elsewhere, in a "
-            "variable, say, or have it hold less"
-        ) from fault
-
-
-def _uncopied(value: Any, kept: Iterable[Any], why: Exception) -> ConfigError:
+def _uncopied(value: Any, shared: Iterable[Any], why: Exception) -> ConfigError:
     kind, fault, what = type(value).__name__, f"{type(why).__name__}: {why}", "it"
     for name, one in attributes_of(value).items():
         try:
-            copy.deepcopy(one, {id(other): other for other in kept})
+            _deep(one, shared)
         except Exception:  # noqa: BLE001 - as above
-            what = f"its {name}"
+            what = f"its attribute {name!r}"
             break
     return ConfigError(
         f"each request has a copy of the pipeline's {kind}, and {what} cannot be copied ({fault}): keep that elsewhere "

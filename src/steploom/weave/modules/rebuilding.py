@@ -55,8 +55,11 @@ def rebuilt(value: Any, part: Callable[[str, Any], Any], keep: Callable[[Any], N
     attributes = attributes_of(value)
     attributes_of(own).update({name: part(name, one) for name, one in list(attributes.items())})
     for slot in slots:
-        with contextlib.suppress(AttributeError):  # one that is not set
-            slot.__set__(own, part(slot.__name__, slot.__get__(value, kind)))
+        try:
+            held = slot.__get__(value, kind)
+        except AttributeError:  # it is not set
+            continue
+        slot.__set__(own, part(slot.__name__, held))
     return own
 
 

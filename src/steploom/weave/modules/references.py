@@ -232,7 +232,9 @@ def of_modules(function: FunctionType) -> list[Any]:
 
 def is_library(value: Any) -> bool:
     """Whether a function, as it was written (``functools.wraps`` gives it the other's module), or a class is one's."""
-    return _of_library(value.__globals__.get("__name__") if type(value) is FunctionType else value.__module__)
+    if type(value) is FunctionType:
+        return _of_library(value.__globals__.get("__name__"))
+    return _of_library(type.__getattribute__(value, "__module__"))  # its own class may have code for this
 
 
 def _top(module: object) -> str:

@@ -139,7 +139,7 @@ def _inner(part: nn.Module) -> Iterator[dict[str, Any]]:
     """The settings of what a module has for itself or in common with others."""
     for name in ("config", "processor"):
         value = part.__dict__.get(name)
-        if isinstance(settings := getattr(value, "__dict__", None), dict) and not isinstance(value, nn.Module):
+        if isinstance(settings := getattr(value, "__dict__", None), dict) and not issubclass(type(value), nn.Module):
             yield settings
 
 
@@ -156,7 +156,7 @@ def _attributes(part: nn.Module, *, private: bool) -> Iterator[Hashable]:
 def _fact(value: Any, depth: int) -> Hashable:
     """A value by kind and content, else by identity; None if it is, or holds, nothing that counts."""
     kind: type = type(value)
-    if value is None or isinstance(value, torch.Tensor):
+    if value is None or issubclass(kind, torch.Tensor):
         return None
     if kind in _PLAIN:
         return kind, value
@@ -178,7 +178,7 @@ def _code(found: Iterable[object]) -> Iterator[Hashable]:
 
 def _identity(value: Any) -> Hashable:
     """Equal if it is of the same object. A module is not kept for it: it may hold gigabytes."""
-    return weakref.ref(value) if isinstance(value, nn.Module) else _Same(value)
+    return weakref.ref(value) if issubclass(type(value), nn.Module) else _Same(value)
 
 
 class _Same:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 from collections.abc import Sized
 from typing import Any, NamedTuple, cast
 
@@ -38,11 +38,18 @@ class Tokenizers:
         if functions_of(given):  # which may mean the program's own pipeline
             return unsettled(given)
         kept, now = self._kept.get(id(given)), _settings(given)
-        if kept is None or kept.was != now:
+        if kept is None or not _same(kept.was, now):
             if kept is None and len(self._kept) == _KEPT:
                 self._kept.clear()
-            kept = self._kept[id(given)] = _Copy(given, copy.deepcopy(now), copy.deepcopy(given))
+            own = unsettled(given)
+            kept = self._kept[id(given)] = _Copy(given, unsettled(now), own)
         return kept.own
+
+
+def _same(was: dict[str, Any], now: dict[str, Any]) -> bool:
+    with contextlib.suppress(Exception):  # of what the application has put into a list
+        return was == now
+    return False
 
 
 def _settings(given: Any) -> dict[str, Any]:
@@ -55,7 +62,9 @@ def _settings(given: Any) -> dict[str, Any]:
     for name, value in vars(given).items():
         if untyped.is_tokenizer(value):
             found[name] = _settings(value)
-        elif isinstance(value, _PLAIN) or (isinstance(value, _HOLDERS) and len(cast("Sized", value)) < _LARGE):
+        elif issubclass(type(value), _PLAIN) or (
+            issubclass(type(value), _HOLDERS) and len(cast("Sized", value)) < _LARGE
+        ):
             found[name] = cast("object", value)
         else:
             found[name] = id(value)

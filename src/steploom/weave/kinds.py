@@ -1,0 +1,19 @@
+"""What an object is by its class alone: the object itself may say otherwise, or raise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def derives(value: Any, *names: str) -> bool:
+    """Whether the class of ``value`` derives from one of such a name. What a class of classes says is not asked for."""
+    classes = type.__getattribute__(type(value), "__mro__")
+    return any(type.__getattribute__(one, "__name__") in names for one in classes)
+
+
+def is_module(value: Any) -> bool:
+    """Whether ``value`` is a module that can be looked into: one of TorchScript is just called."""
+    return issubclass(type(value), nn.Module) and not issubclass(type(value), torch.jit.ScriptModule)
