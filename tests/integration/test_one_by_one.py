@@ -58,6 +58,16 @@ def in_a_helper(pipe: Any) -> None:
     pipe.__class__ = Locked
 
 
+def around_a_step(pipe: Any) -> None:
+    lock, inner = threading.Lock(), pipe.scheduler.step
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        with lock:
+            return inner(*args, **kwargs)
+
+    pipe.scheduler.step = step
+
+
 def hook(pipe: Any) -> None:
     seen = {"n": 0}
 
@@ -82,7 +92,7 @@ async def drawn(engine: AsyncDiffusionEngine, *asked: DiffusionRequest) -> list[
     return [outputs[one.request_id] for one in asked]
 
 
-@pytest.mark.parametrize("change", [on_itself, around_it, in_a_helper], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("change", [on_itself, around_it, in_a_helper, around_a_step], ids=lambda f: f.__name__)
 async def test_a_lock_that_one_request_holds_keeps_no_other_for_ever(change: Any) -> None:
     pipe, other = tiny.sd3(), tiny.sd3()
     change(pipe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import types
 from typing import Any
 
@@ -138,9 +139,70 @@ def a_helper_by_another_name(self: Any, x: Any) -> Any:
     return x + opts.prev
 
 
+def a_block_of_it(self: Any, x: Any) -> Any:
+    block = self.linear
+    out = self.linear(x) if block.prev is None else block.prev
+    block.prev = out
+    return out
+
+
+def measured(inner: Any, st: dict[str, Any]) -> Any:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            out = inner(*args, **kwargs)
+        finally:
+            st["ema"] = 0.9 * st["ema"] + 0.1 * (time.perf_counter() - began)
+        if st["ema"] > 100:
+            print(st["ema"], out[0].shape)
+        return out
+
+    return forward
+
+
+def cached(inner: Any, st: dict[str, Any]) -> Any:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        st["n"] += 1
+        if st["n"] % 2:
+            return st["last"]
+        out = inner(*args, **kwargs)
+        st["last"] = out
+        return out
+
+    return forward
+
+
+def changed(inner: Any, st: dict[str, Any]) -> Any:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        out = inner(*args, **kwargs)
+        st["n"] += 1
+        out.mul_(st["n"])
+        return out
+
+    return forward
+
+
+def shifted(inner: Any, st: dict[str, Any]) -> Any:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        kwargs["scale"] = st["scale"]
+        st["scale"] = 2 * st["scale"]
+        return inner(*args, **kwargs)
+
+    return forward
+
+
+@pytest.mark.parametrize(("wrap", "kept"), [(measured, None), (cached, False), (changed, False), (shifted, False)])
+def test_what_only_measures_keeps_nothing_that_counts(wrap: Any, kept: bool | None) -> None:
+    model = Model()
+    model.forward = wrap(model.linear.forward, {"n": 0, "ema": 0.0, "scale": 1.0})
+    found = remembers(model)
+    assert (None if found is None else found.own) is kept
+
+
 OWN = [by_other_names, names_in_a_ring, a_tally_that_is_told, the_last_one]
 NOTHING = [settings, a_table, a_tally, defaults, attributes_of_an_output, the_last_one_for_others, own_containers]
 ELSEWHERE = [
+    a_block_of_it,
     or_another,
     by_walrus,
     in_a_function_within,

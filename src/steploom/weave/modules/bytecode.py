@@ -109,6 +109,27 @@ def says_nothing(function: FunctionType) -> bool:
     )
 
 
+def passes_on(function: FunctionType) -> bool:
+    """Whether it returns what another function makes of its own arguments, all as they are: it measures that, say."""
+    code = function.__code__
+    given = inspect.getargs(code)
+    if given.args or given.varargs is None or given.varkw is None or len(list(codes(code))) > 1:
+        return False
+    steps = instructions(code)
+    calls = [at for at, one in enumerate(steps) if one.opname == "CALL_FUNCTION_EX"]
+    taken = [taker(steps, place, above)[0] for name in given[1:] for place, above in loads(steps, str(name))]
+    ends = [at - 1 for at, one in enumerate(steps) if one.opname == "RETURN_VALUE"]
+    if len(calls) != 1 or any(at is None or at > calls[0] for at in taken) or len(taken) != 2:
+        return False
+    if ends == calls:
+        return True
+    result = steps[calls[0] + 1]
+    stores = [one for one in steps if one.opname.startswith("STORE_FAST") and one.argval == result.argval]
+    looked = [use(steps, place, UNKNOWN, above) for place, above in loads(steps, str(result.argval))]
+    returned = all(steps[at].opname.startswith("LOAD_FAST") and steps[at].argval == result.argval for at in ends)
+    return stores == [result] and returned and not any(one.writes or one.alias for one in looked)
+
+
 def _is_one_change(steps: Sequence[dis.Instruction], known: Mapping[str, Any]) -> bool:
     """Whether it is ``lambda ...: seen.append(...)`` and no more, with a method that returns nothing."""
     if len(steps) < 4 or any("JUMP" in one.opname for one in steps):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Iterator
 from types import FunctionType, MethodType
 from typing import Any
+
+from torch import nn
 
 from steploom.weave.modules.bytecode import around, names
 from steploom.weave.modules.rebuilding import attributes_of
@@ -15,21 +18,26 @@ _REENTRANT = (type(threading.RLock()), threading.Condition)
 
 
 def lock_of(pipeline: Any) -> str | None:
-    """The name of a lock that the application's methods of a pipeline use, and that one thread cannot take twice."""
-    members = vars(pipeline)
-    for function in _methods(pipeline):
-        known = around(function)
-        for name in names(function.__code__) | set(function.__code__.co_freevars):
-            for value in (members.get(name), getattr(type(pipeline), name, None), known.get(name)):
-                if _locks(value) or (_is_helper(value) and any(map(_locks, list(attributes_of(value).values())))):
-                    return name
+    """The name of a lock that the application's methods use, and that one thread cannot take twice.
+
+    Args:
+        pipeline: Its methods count, and those of its noise scheduler and tokenizers. Those of modules run in one piece.
+    """
+    for holder in (pipeline, *(one for one in vars(pipeline).values() if not issubclass(type(one), nn.Module))):
+        members = attributes_of(holder)
+        for function in _methods(holder) if members else ():
+            known = around(function)
+            for name in names(function.__code__) | set(function.__code__.co_freevars):
+                for value in (members.get(name), inspect.getattr_static(type(holder), name, None), known.get(name)):
+                    if _locks(value) or (_is_helper(value) and any(map(_locks, list(attributes_of(value).values())))):
+                        return name
     return None
 
 
-def _methods(pipeline: Any) -> Iterator[FunctionType]:
+def _methods(holder: Any) -> Iterator[FunctionType]:
     """The methods that are not the library's, of the class and of the object."""
-    classes = [one for one in type(pipeline).__mro__ if one is not object and not is_library(one)]
-    found = [method for one in classes for method in vars(one).values()] + list(vars(pipeline).values())
+    classes = [one for one in type(holder).__mro__ if one is not object and not is_library(one)]
+    found = [method for one in classes for method in vars(one).values()] + list(attributes_of(holder).values())
     for value in found:
         function = value.__func__ if type(value) is MethodType else value
         function = getattr(function, "__wrapped__", function) if type(function) is FunctionType else function

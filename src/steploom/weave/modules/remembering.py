@@ -140,7 +140,7 @@ def _read(ledger: _Ledger, entry: Any, part: nn.Module, *, is_hook: bool) -> Non
         known = dict(bytecode.cells(function))
         waiting += [(one, part) for one in known.values() if isinstance(one, FunctionType | MethodType)]
         if not _is_library(function):
-            _Reader(ledger, function, owner, part, looks_on=looks_on).read()
+            _Reader(ledger, function, owner, part, looks_on=looks_on or bytecode.passes_on(function)).read()
             called = names(function.__code__)
             waiting += [(function.__globals__.get(one), part) for one in called]
             methods = (inspect.getattr_static(type(owner), one, None) for one in called if not one.startswith("__"))
@@ -168,13 +168,12 @@ class _Reader:
         function: The application's.
         owner: The object that its first argument is, as far as one knows.
         part: Of the module, in whose calls it runs.
-        looks_on: What it comes to does not count: it is, or serves, a hook that returns nothing.
+        looks_on: What it comes to does not count: it is, or serves, a hook that returns nothing; or it only passes on.
     """
 
     def __init__(self, ledger: _Ledger, function: FunctionType, owner: Any, part: nn.Module, *, looks_on: bool) -> None:
         self._ledger, self._function, self._owner, self._part = ledger, function, owner, part
         self._looks_on = looks_on
-        self._aliases = set[str]()  # of what its first argument is
         self._around = around(function)
         self._cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
         self._library = _library_names(type(owner)) if isinstance(owner, nn.Module) else frozenset[str]()
@@ -236,7 +235,6 @@ class _Reader:
             if at is None or step is None:
                 continue
             if step.opname == "STORE_FAST" and step.argval not in (name, *seen):
-                self._aliases.add(str(step.argval))
                 self._follow_owner(steps, str(step.argval), "LOAD_FAST", (name, *seen))
             elif step.opname in ("STORE_DEREF", "STORE_GLOBAL"):
                 self._loses(name)
@@ -277,14 +275,13 @@ class _Reader:
         return isinstance(self._owner, nn.Module) and first and whole
 
     def _is_made_here(self, steps: Sequence[dis.Instruction], place: int) -> bool:
-        """Whether an attribute is set of what a local variable is that is no argument: of an output, say.
+        """Whether an attribute is set of what a call has returned, as of an output: not of a part of the module.
 
-        Were it one of what is kept, that would have been followed to it.
+        Were that one of what is kept, it would have been followed to there.
         """
-        given = inspect.getargs(self._function.__code__)
         name = bytecode.variable(steps, place)
-        known = [*given.args, given.varargs, given.varkw, *self._around, *self._aliases]
-        return name is not None and name not in known
+        stores = [at for at, one in enumerate(steps) if one.opname == "STORE_FAST" and one.argval == name]
+        return bool(stores) and all(steps[at - 1].opname.startswith("CALL") for at in stores)
 
     def _by_name(self, function: str, after: Sequence[dis.Instruction]) -> None:
         """``getattr`` and its like."""
