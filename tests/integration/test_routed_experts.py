@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import tiny
 import tiny_language
 import torch
 from conformance.case import CASES
 from conformance.families import hidream
-from diffusers import DiscreteDDIMScheduler
+from diffusers import DiscreteDDIMScheduler, SD3Transformer2DModel
 from driving import Driver, config, tensor_of
 
 from steploom.requests import DiffusionRequest
@@ -92,3 +93,43 @@ def test_bits_of_experts_do_not_depend_on_company(many_experts: Callable[[], Any
     assert torch.equal(*(tensor_of(driver.finished["r1"].output) for driver in (company, drawn())))
     assert set(company.runner._hub.counters.denoiser_alone) == {BY_VALUES}
     assert fold(BY_VALUES) == "verification_failed"
+
+
+class Staged(SD3Transformer2DModel):
+    """Ends with one expert or another, by the timestep of each row; ``above``: of the first one."""
+
+    above: float
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        (out,) = super().forward(*args, **{**kwargs, "return_dict": False})
+        early, flat = kwargs["timestep"] > self.above, out.flatten(1)
+        made = torch.empty_like(flat)
+        for rows, expert in ((early, self.first), (~early, self.second)):
+            if rows.any():
+                made[rows] = flat[rows] + expert(flat[rows])
+        return (made.view_as(out),)
+
+
+@pytest.mark.parametrize("above", [40, 500, 960])
+def test_bits_of_experts_by_timestep_do_not_depend_on_how_far_mates_are(above: float) -> None:
+    def drawn(mates: int) -> Driver:
+        pipeline = tiny.sd3()
+        model = pipeline.transformer
+        model.__class__, model.above = Staged, above
+        torch.manual_seed(0)
+        model.first, model.second = (torch.nn.Linear(1024, 1024) for _ in range(2))
+        pipeline.set_progress_bar_config(disable=True)
+        driver = Driver(Runner.from_pipeline(pipeline, config(batch_invariant=True, max_batch=3)))
+        params = {"height": 32, "width": 32, "max_sequence_length": 16, "guidance_scale": 1.0}
+        asked = [
+            DiffusionRequest(
+                "a cat", request_id=f"r{i}", seed=i, num_inference_steps=6 + i, output_type="latent", **params
+            )
+            for i in range(mates + 1)
+        ]
+        driver.drain(asked[::-1], joining=1)
+        return driver
+
+    company = drawn(2)
+    assert torch.equal(*(tensor_of(driver.finished["r0"].output) for driver in (company, drawn(0))))
+    assert set(company.runner._hub.counters.denoiser_alone) == {BY_VALUES}

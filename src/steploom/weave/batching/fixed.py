@@ -21,8 +21,8 @@ from steploom.weave.calls import Leaf, ModuleCall, pattern
 from steploom.weave.machine_faults import is_out_of_memory
 from steploom.weave.program import Program
 from steploom.weave.verifying.differences import largest_difference
-from steploom.weave.verifying.operations import Operations, recorded
-from steploom.weave.verifying.verify import other_company, other_numbers
+from steploom.weave.verifying.operations import Operations, includes, recorded
+from steploom.weave.verifying.verify import company_at_ends, other_company, other_numbers
 
 Group = list[tuple[Program, ModuleCall]]
 
@@ -112,12 +112,10 @@ def sized_by_values(merged: MergedCall, failed: Callable[[Exception], None]) -> 
     Raises:
         Exception: What a forward raises: nothing was found out.
     """
-    companies = (merged.leaves, other_numbers(merged), other_company(merged, 0, merged.axes.pinned))
     first: Operations | None = None
-    for leaves in companies:
+    for leaves in (merged.leaves, other_numbers(merged), other_company(merged, 0, merged.axes.pinned)):
         try:
-            with recorded() as operations:
-                merged.run(leaves)
+            operations = _operations(merged, leaves)
         except Exception as fault:
             failed(fault)
             raise
@@ -125,7 +123,29 @@ def sized_by_values(merged: MergedCall, failed: Callable[[Exception], None]) -> 
             first = operations
         elif operations != first:
             return True
-    return False
+    assert first is not None
+    return any(_otherwise_at_end(merged, first, upper=upper) for upper in (False, True))
+
+
+def _operations(merged: MergedCall, leaves: list[list[Leaf]]) -> Operations:
+    with recorded() as operations:
+        merged.run(leaves)
+    return operations
+
+
+def _otherwise_at_end(merged: MergedCall, first: Operations, *, upper: bool) -> bool:
+    """Whether the first call's operations are not those of ``first`` where the others' timesteps and masks are far off.
+
+    Raises:
+        Exception: There was no memory for it.
+    """
+    try:
+        operations = _operations(merged, company_at_ends(merged, upper=upper))
+    except Exception as fault:
+        if is_out_of_memory(fault):
+            raise
+        return False  # the module does not take what was a guess
+    return not includes(operations, first, len(merged.calls))
 
 
 def same_in_all_places(

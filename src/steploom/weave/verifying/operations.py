@@ -6,6 +6,7 @@ expert say, so do the bits of each of its rows.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -21,11 +22,21 @@ _MOVES = frozenset((
     "cat", "stack", "split", "index", "index_select", "index_put", "index_put_", "gather", "masked_select",
     "masked_fill", "masked_fill_", "where", "clone", "copy_", "_to_copy", "constant_pad_nd", "repeat", "flip", "roll",
     "repeat_interleave", "zeros_like", "ones_like", "empty_like", "new_zeros", "new_ones", "new_empty", "new_full",
-    "fill_", "zero_",
+    "fill_", "zero_", "mul_",
 ))  # fmt: skip
-"""What puts numbers elsewhere, and rounds none: a text's padding, by its mask (HunyuanImage)."""
+"""What puts numbers elsewhere, and rounds none: a text's padding, by its mask (HunyuanImage). And a product in place: a
+text is dropped by a factor of zero, in the rows that a mask picks (GLM-Image)."""
 
 Operations = list[tuple[Any, ...]]
+
+
+def includes(operations: Operations, others: Operations, share: int) -> bool:
+    """Whether each of ``others`` is among the operations, one in so many times.
+
+    So are those of a module that computes its rows one by one (Mochi), for a row that is one in so many.
+    """
+    there = Counter(operations)
+    return all(there[operation] * share >= number for operation, number in Counter(others).items())
 
 
 @contextmanager
@@ -50,5 +61,5 @@ class _Recorder(TorchDispatchMode):
             sizes: list[Any] = [one.shape for one in operands]
             if name == _GROUPED:
                 sizes += [one.tolist() for one in operands if one.dtype == torch.int32]
-            self.operations.append((func, sizes))
+            self.operations.append((func, *map(tuple, sizes)))
         return func(*args, **kwargs)

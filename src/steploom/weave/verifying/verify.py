@@ -268,6 +268,15 @@ def other_numbers(merged: MergedCall) -> list[list[Leaf]]:
     return [own] * len(merged.calls)
 
 
+def company_at_ends(merged: MergedCall, *, upper: bool) -> list[list[Leaf]]:
+    """Leaves for a merged call of copies of one call: in the others vectors and masks are at an end of their range."""
+    others = [
+        leaf if i in merged.axes.pinned else _each(leaf, axis, functools.partial(_at_end, upper=upper))
+        for i, (leaf, axis) in enumerate(zip(merged.leaves[0], merged.input_axes, strict=True))
+    ]
+    return [merged.leaves[0], *[others] * (len(merged.calls) - 1)]
+
+
 def _holds_integers(leaf: Leaf) -> bool:
     tensors = leaf if isinstance(leaf, list) else [leaf]
     return bool(tensors) and not any(t.is_floating_point() or t.is_complex() for t in tensors)
@@ -284,10 +293,29 @@ def _same(merged: MergedCall, expected: Any, changed: Any, watched: int) -> bool
 
 def _replaced(leaf: Leaf, axis: Any, noise: torch.Generator) -> Leaf:
     """Other contents of the same shape, within the range that the values had."""
+    return _each(leaf, axis, functools.partial(_other, noise=noise))
+
+
+def _each(leaf: Leaf, axis: Any, changed: Callable[[torch.Tensor], torch.Tensor]) -> Leaf:
+    """The leaf with other contents, as far as these are of one row."""
     if isinstance(leaf, list):
         axes: tuple[int | None, ...] = axis if isinstance(axis, tuple) else (0,) * len(leaf)
-        return [t if a is SHARED and t.ndim else _other(t, noise) for t, a in zip(leaf, axes, strict=True)]
-    return leaf if axis is SHARED and not is_scalar(leaf) else _other(leaf, noise)
+        return [t if a is SHARED and t.ndim else changed(t) for t, a in zip(leaf, axes, strict=True)]
+    return leaf if axis is SHARED and not is_scalar(leaf) else changed(leaf)
+
+
+def _at_end(tensor: torch.Tensor, *, upper: bool) -> torch.Tensor:
+    """A mask of all, or of the first one only; a timestep of 999 (of what is at most 1: 0.999), or nearly none.
+
+    Integers may be places in a table, so they do not grow.
+    """
+    if tensor.dtype == torch.bool and tensor.ndim:
+        return torch.ones_like(tensor) if upper else tensor & (tensor.cumsum(-1) == 1)
+    if tensor.ndim >= 2 or tensor.is_complex() or tensor.dtype == torch.bool:
+        return tensor
+    if not tensor.is_floating_point():
+        return tensor if upper else tensor.clamp(max=1)
+    return torch.full_like(tensor, 0.999 if bool((tensor.abs() <= 1).all()) else 999) if upper else tensor * 1e-3
 
 
 def _other(tensor: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
