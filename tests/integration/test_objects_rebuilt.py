@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import gc
 import types
 import weakref
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 import tiny
 from driving import Driver, alone, config, distance, request
 
+from steploom import ConfigError
 from steploom.worker.runner import Runner
 
 
@@ -240,3 +242,51 @@ def test_the_applications_own_objects_stay_as_they_are() -> None:
     assert pipe.scheduler.step is step
     assert step.function.__self__ is pipe.scheduler
     assert step.calls == 0
+
+
+class Tap:
+    """Keeps what a module has given last."""
+
+    def __init__(self, pipe: Any, module: Any) -> None:
+        self.pipe, self.module, self.seen = pipe, module, 0.0
+        module.register_forward_hook(self.note)
+
+    def note(self, module: Any, args: Any, output: Any) -> None:
+        self.seen = output[0].mean()
+
+
+def tap_in_a_function(pipe: Any) -> None:
+    tap, inner = Tap(None, pipe.text_encoder), pipe.prepare_latents
+    pipe.prepare_latents = lambda *args, **kwargs: inner(*args, **kwargs) * tap.seen
+
+
+def tap_that_is_read(pipe: Any) -> None:
+    pipe.tap = Tap(pipe, pipe.text_encoder)
+    with_prompts(pipe, lambda self: 0.9)
+    type(pipe).scale = property(lambda self: self.tap.seen)
+
+
+@pytest.mark.parametrize("change", [tap_in_a_function, tap_that_is_read], ids=lambda change: change.__name__)
+def test_a_copy_would_not_see_what_a_hook_keeps(change: Callable[[Any], None]) -> None:
+    pipe = tiny.sd3()
+    change(pipe)
+    with pytest.raises(ConfigError, match="through a Tap that a hook or forward of a module"):
+        Runner.from_pipeline(pipe, config())
+
+
+def test_what_nobody_reads_may_be_of_a_hook() -> None:
+    pipe = tiny.sd3()
+    pipe.tap = tap = Tap(pipe, pipe.text_encoder)
+    asked = [request("r", "a cat", 0, num_inference_steps=2, height=32, width=32)]
+    assert Driver(Runner.from_pipeline(pipe, config())).drain(asked)["r"].error is None
+    assert tap.seen != 0.0
+
+
+def test_what_an_object_closes_stays_open() -> None:
+    closed: list[int] = []
+    pipe = tiny.sd3()
+    pipe.service = type("Service", (Slots,), {"__del__": lambda self: closed.append(1)})(pipe)
+    asked = [request("r", "a cat", 0, num_inference_steps=2, height=32, width=32)]
+    assert Driver(Runner.from_pipeline(pipe, config())).drain(asked)["r"].error is None
+    gc.collect()
+    assert not closed

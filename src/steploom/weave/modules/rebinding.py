@@ -30,7 +30,9 @@ from steploom.weave.modules.references import (
     MOST,
     References,
     TooMany,
+    attributes_read,
     globals_of,
+    in_forwards,
     of_modules,
     read_of,
     referred,
@@ -153,6 +155,8 @@ class Rebinding:
         """An object of the application, or what it keeps others in: a shallow copy that holds the copies."""
         if self._state.lead([type(value)]):
             raise _OfClass(type(value))
+        if id(value) in self._in_forwards and (sought is self._all or self._path[1] in self._read):
+            raise _OutOfReach(f"a {type(value).__name__} that a hook or forward of a module has, too, which serves all")
         functions = functions_of(value)
 
         def part(name: str, one: Any) -> Any:
@@ -168,6 +172,17 @@ class Rebinding:
             return rebuilt(value, part, keep)
         except NotRebuilt:
             raise _through(value) from None
+
+    @functools.cached_property
+    def _in_forwards(self) -> set[int]:
+        modules = [vars(own) for own in self._copies.values() if isinstance(own, nn.Module)]
+        return in_forwards(own[_OURS].home for own in modules if _OURS in own)
+
+    @functools.cached_property
+    def _read(self) -> set[str]:
+        """What methods that run for one request read: as it is copied, they would not see what a hook keeps there."""
+        pipelines = [own for own in self._copies.values() if untyped.is_pipeline(own)]
+        return attributes_read([*pipelines, *(one for own in pipelines for one in vars(own).values())])
 
     def _each(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {name: self._own(value) for name, value in values.items()}

@@ -7,6 +7,7 @@ slot, a key or a tuple could not be replaced afterwards. Here none of the object
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
@@ -47,7 +48,8 @@ def rebuilt(value: Any, part: Callable[[str, Any], Any], keep: Callable[[Any], N
     if base in (tuple, frozenset):
         items = [part("", one) for one in base.__iter__(value)]
     try:
-        own = base.__new__(kind, items) if items else base.__new__(kind)
+        made = _undying(kind)
+        own = base.__new__(made, items) if items else base.__new__(made)
     except TypeError:  # it takes more to make one
         raise NotRebuilt from None
     keep(own)
@@ -61,6 +63,15 @@ def rebuilt(value: Any, part: Callable[[str, Any], Any], keep: Callable[[Any], N
             continue
         slot.__set__(own, part(slot.__name__, held))
     return own
+
+
+@functools.lru_cache(maxsize=1024)
+def _undying(kind: type) -> Any:
+    """The class; or one that does nothing as an object of it goes: it has what it would close in common with others."""
+    if not hasattr(kind, "__del__"):
+        return kind
+    members = {"__slots__": (), "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    return type(kind)(kind.__name__, (kind,), {**members, "__del__": lambda self: None})  # pyright: ignore
 
 
 def attributes_of(value: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -40,6 +41,8 @@ _PLAIN = {
 """What refers to nothing, and does not count."""
 _STRANGE = (nn.Module, ModuleType, type(threading.Lock()), type(threading.RLock()), io.IOBase, socket.socket)
 """What an object knows, besides pipelines, and is never copied with it."""
+_IN_FORWARDS = {"_forward_hooks", "_forward_pre_hooks", "processor", "forward", "encode", "decode"}
+"""What runs in the forwards of modules, among their attributes."""
 _OF_CLASSES = ("LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 """How names are read in the body of a class."""
 MOST = 20_000
@@ -77,6 +80,12 @@ class References:
         given = [value for value in values if type(value) not in _PLAIN]
         self._follow(given)
         return any(id(value) in self._sought or id(value) in self._leading for value in given)
+
+    def reached(self, values: Iterable[Any]) -> set[int]:
+        """What these, and those before them, come to, by identity; not all of it where that is too much."""
+        with contextlib.suppress(TooMany):
+            self.lead(values)
+        return set(self._seen)
 
     def _follow(self, values: list[Any]) -> None:
         found, counted = values.copy(), 0
@@ -144,6 +153,21 @@ def strangers(value: Any) -> list[Any]:
         elif not issubclass(type(one), (type, FunctionType, weakref.ref)):
             found += parts(one)
     return kept
+
+
+def in_forwards(modules: Iterable[nn.Module]) -> set[int]:
+    """What hooks, attention processors and replaced forwards of modules come to, by identity: no copies, these."""
+    parts_of = (part for module in modules for _, part in nn.Module.named_modules(module))
+    held = [part.__dict__[name] for part in parts_of for name in _IN_FORWARDS & part.__dict__.keys()]
+    return References(()).reached(one for one in held if type(one) is not OrderedDict or one)
+
+
+def attributes_read(objects: Iterable[Any]) -> set[str]:
+    """Names of attributes, of whatever object, that the methods which an application has given to these use."""
+    classes = {id(cls): cls for one in objects for cls in type(one).__mro__ if not is_library(cls)}
+    members = [member for cls in classes.values() for member in list(vars(cls).values())]
+    members += [getattr(member, "fget", None) or getattr(member, "func", None) for member in members]  # properties
+    return {name for one in members if type(one) is FunctionType for name in read_of(one.__code__).attributes}
 
 
 def referred(weak: Any) -> Any:
