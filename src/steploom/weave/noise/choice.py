@@ -67,30 +67,40 @@ def choices(base: Any, pipeline: Any = None) -> dict[str, list[str]]:
 def _choices(base: Any, pipeline: Any) -> dict[str, list[str]]:
     cls, wanted = type(base), _kind_of(base)
     own, foreign = _describe(cls), cls.__name__ not in _known()
-    classes = [one for one in type(pipeline).__mro__ if "__call__" in vars(one)]
+    turning = _turning(pipeline, base)
+    classes = [one for turned in turning for one in type(turned).__mro__ if "__call__" in vars(one)]
     calls: list[Any] = [inspect.unwrap(vars(one)["__call__"]) for one in classes]
     codes = [call.__code__ for call in calls if hasattr(call, "__code__")]
-    named = {cls.__name__, *chain.from_iterable(getattr(call, "__globals__", ()) for call in calls)}
+    named = set(chain.from_iterable(code.co_names for code in codes))
+    imported = set[str](chain.from_iterable(getattr(call, "__globals__", ()) for call in calls))
+    ratios = _by_ratios(cls) and cls.__name__ not in named  # its loop would take others' timesteps for such
     counts_calls = any("order" in code.co_names for code in codes) if codes else own.counts_calls
 
     def goes(one: _Known) -> bool:
-        if not one.plain or one.counts_calls < counts_calls:
+        if ratios or not one.plain or one.counts_calls < counts_calls:
             return False
         return bool(wanted & one.kinds) if wanted else foreign or (not one.kinds and own.told <= one.told)
 
-    loop = loop_of(type(pipeline))
+    loops = [loop for turned in turning if (loop := loop_of(type(turned))) is not None]
 
     def follows(name: str) -> bool:
-        """Whether the loop can call one that is made of the pipeline's configuration."""
-        if loop is None:
-            return True
+        """Whether the loops can call one that is made of the pipeline's configuration."""
         try:
-            return fault(loop, _made(base, name, {}), base) is None
+            return all(fault(loop, _made(base, name, {}), base) is None for loop in loops)
         except _UNMADE:
             return False
 
-    known = _known().items()
-    return {name: one.settings for name, one in known if name in named or (goes(one) and follows(name))}
+    named, known = named | {cls.__name__}, _known().items()
+    found = {name: one for name, one in known if name in named or name in imported or goes(one)}
+    return {name: one.settings for name, one in found.items() if name in named or follows(name)}
+
+
+def _turning(pipeline: Any, base: Any) -> list[Any]:
+    """The pipelines in whose loops ``base`` is: a combined pipeline has no loop, but pipelines that do."""
+    members: dict[str, Any] = getattr(pipeline, "__dict__", {})
+    nested = [one for one in members.values() if untyped.is_pipeline(one) and getattr(one, "scheduler", None) is base]
+    loop = loop_of(type(pipeline)) if nested else None
+    return nested if loop is not None and not loop.steps and not loop.reads else [pipeline, *nested]
 
 
 def lacking(base: Any) -> dict[str, str]:
@@ -125,10 +135,14 @@ def _describe(cls: Any) -> _Known:
     step, set_timesteps = (getattr(cls, name, None) for name in ("step", "set_timesteps"))
     kinds, settings = _kinds(cls), signatures.parameters_of(cls.__init__)[1:]
     callable_so = step is not None and set_timesteps is not None and set(signatures.needed_by(step)) <= _STEP
-    by_ratios = "noise" in kinds and "num_train_timesteps" not in settings  # Wuerstchen's, where others have numbers
-    plain = callable_so and not by_ratios and signatures.needed_by(cls.__init__) == ["self"]
+    plain = callable_so and not _by_ratios(cls) and signatures.needed_by(cls.__init__) == ["self"]
     told = frozenset(() if set_timesteps is None else signatures.parameters_of(set_timesteps))
     return _Known(kinds, settings, plain, told, hasattr(cls, "order"))
+
+
+def _by_ratios(cls: Any) -> bool:
+    """Whether its timesteps are from 1 to 0 (Wuerstchen's), where others have numbers."""
+    return "noise" in _kinds(cls) and "num_train_timesteps" not in signatures.parameters_of(cls.__init__)
 
 
 def _kinds(cls: Any) -> frozenset[str]:

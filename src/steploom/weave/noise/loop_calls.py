@@ -1,7 +1,8 @@
 """What a pipeline's loop does with its noise scheduler, read from its source, and whether another one can follow it.
 
 Loops differ in how they tell a noise scheduler its steps (``sigmas=``, ``mu=``), and in what else of it they use
-(``scale_noise``, ``config.sigma_max``). Only what every call comes to counts: nothing within a branch.
+(``scale_noise``, ``config.sigma_max``). Only what every call comes to counts: nothing within a branch,
+but for those that ask which class the noise scheduler is of: the classes that they name go as they are.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ _STEPS = 4
 _FALLING = np.linspace(1.0, 1 / _STEPS, _STEPS)
 _FAULTS = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError, RuntimeError)
 _OWNER = "self.scheduler."
+_NAMED = "isinstance(self.scheduler, "
 _IN_ORDER = ("scheduler", "num_inference_steps", "device", "timesteps", "sigmas")
 """What ``retrieve_timesteps`` takes."""
 _GUARDED = (ast.If, ast.IfExp, ast.Try)
@@ -128,7 +130,7 @@ def _bodies(cls: type, main: ast.FunctionDef) -> list[ast.FunctionDef]:
 def _always(body: ast.AST) -> Iterator[ast.AST]:
     """The nodes of a function that are not within a branch, nor behind an ``and`` or ``or``."""
     for name, value in ast.iter_fields(body):
-        if isinstance(body, _GUARDED) and name != "test" and not (name == "body" and _is_default(body)):
+        if isinstance(body, _GUARDED) and name not in ("test", _taken(body)):
             continue
         nodes: list[Any] = value if isinstance(value, list) else [value]
         for node in nodes[:1] if isinstance(body, ast.BoolOp) else nodes:
@@ -137,9 +139,12 @@ def _always(body: ast.AST) -> Iterator[ast.AST]:
                 yield from _always(node)
 
 
-def _is_default(branch: ast.AST) -> bool:
-    """Whether a branch is for who gives no latents."""
-    return isinstance(branch, ast.If) and ast.unparse(branch.test) == "latents is None"
+def _taken(branch: ast.AST) -> str:
+    """The part of a branch that is for who gives no latents, or for noise schedulers that no name is asked for."""
+    test = ast.unparse(branch.test) if isinstance(branch, ast.If) else ""
+    if test == "latents is None" or test.startswith(f"not {_NAMED}"):
+        return "body"
+    return "orelse" if test.startswith(_NAMED) else ""
 
 
 def _reads(body: ast.AST) -> Iterator[str]:

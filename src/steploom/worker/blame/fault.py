@@ -26,6 +26,7 @@ from steploom.protocol.pictures import FRAMES, pictures_among
 from steploom.requests import DiffusionRequest
 from steploom.weave import program
 from steploom.weave.machine_faults import is_of_machine
+from steploom.weave.noise import observed
 from steploom.weave.program import Program
 from steploom.worker.blame.picture_faults import in_processing, of_pictures
 
@@ -116,7 +117,7 @@ def _blamed(
     """What to tell if the request is at fault, with one of its pictures or another argument; None if it is not."""
     steps, called = (0, False) if run is None else (run.steps, run.called)
     frames = _frames(error)
-    ours = _is_ours(frames)
+    ours = _is_ours(frames) and not _is_of_step(error, frames, request)
     given, left_out = _given(request), _left_out(request, info)
     culprits = {} if ours else _culprits(frames, said, given, left_out)
     speaks_of_others = _ONE_OF.search(said) or left_out.keys() & set(_QUOTED.findall(said))
@@ -214,6 +215,15 @@ def _is_ours(frames: Sequence[traceback.FrameSummary]) -> bool:
     if innermost is None or not innermost.filename.startswith(_OWN):
         return False
     return innermost.name not in (program.suspend.__name__, "__getattr__")
+
+
+def _is_of_step(error: Exception, frames: Sequence[traceback.FrameSummary], request: DiffusionRequest) -> bool:
+    """Whether the request's own noise scheduler does not take what the pipeline's loop gives its ``step``.
+
+    That is raised in our own frame, which calls it for the pipeline.
+    """
+    of_step = isinstance(error, TypeError) and request.noise_scheduler is not None
+    return of_step and frames[-1].name == "step" and frames[-1].filename == observed.__file__
 
 
 def _culprits(
