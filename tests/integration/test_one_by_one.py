@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import types
 from typing import Any
 
 import anyio
@@ -102,6 +103,83 @@ async def test_a_lock_that_one_request_holds_keeps_no_other_for_ever(change: Any
         outputs = await drawn(engine, *asked)
     for output, own in zip(outputs, expected, strict=True):
         assert distance(output.output, own) <= 1e-4
+
+
+def in_a_dict(pipe: Any) -> None:
+    class Own(StableDiffusion3Pipeline):
+        def __call__(self, prompt: Any, **kwargs: Any) -> Any:
+            self.state["prompt"] = prompt
+            return super().__call__(prompt, **kwargs)
+
+        def prepare_latents(self, *args: Any, **kwargs: Any) -> Any:
+            return super().prepare_latents(*args, **kwargs) * len(self.state["prompt"])
+
+    pipe.__class__, pipe.state = Own, {}
+
+
+def in_a_helper_object(pipe: Any) -> None:
+    in_a_dict(pipe)
+
+    class Own(StableDiffusion3Pipeline):
+        def __call__(self, prompt: Any, **kwargs: Any) -> Any:
+            self.state.prompt = prompt
+            return super().__call__(prompt, **kwargs)
+
+        def prepare_latents(self, *args: Any, **kwargs: Any) -> Any:
+            return super().prepare_latents(*args, **kwargs) * len(self.state.prompt)
+
+    pipe.__class__, pipe.state = Own, types.SimpleNamespace()
+
+
+def in_a_closure_of_the_step(pipe: Any) -> None:
+    inner, calls = pipe.scheduler.step, 0
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return (inner(*args, **kwargs)[0] * (0.9 if calls % 2 else 0.6),)
+
+    pipe.scheduler.step = step
+
+
+def in_a_table(pipe: Any) -> None:
+    class Own(StableDiffusion3Pipeline):
+        def encode_prompt(self, prompt: Any, *args: Any, **kwargs: Any) -> Any:
+            if prompt not in self.table:
+                self.table[prompt] = super().encode_prompt(prompt, *args, **kwargs)
+            return self.table[prompt]
+
+    pipe.__class__, pipe.table = Own, {}
+
+
+def on_itself_only(pipe: Any) -> None:
+    class Own(StableDiffusion3Pipeline):
+        def __call__(self, prompt: Any, **kwargs: Any) -> Any:
+            self.prompt = prompt
+            return super().__call__(prompt, **kwargs)
+
+        def prepare_latents(self, *args: Any, **kwargs: Any) -> Any:
+            return super().prepare_latents(*args, **kwargs) * len(self.prompt)
+
+    pipe.__class__ = Own
+
+
+KEEPING = [(in_a_dict, False), (in_a_helper_object, False), (in_a_closure_of_the_step, False), (in_a_table, True),
+           (on_itself_only, True)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "together"), KEEPING, ids=lambda one: getattr(one, "__name__", str(one)))
+async def test_what_a_pipelines_own_methods_keep_in_common(change: Any, together: bool) -> None:
+    pipe, other = tiny.sd3(), tiny.sd3()
+    change(pipe)
+    change(other)
+    asked = [request(f"r{i}", "a cat" + " of" * i, i, **SMALL) for i in range(3)]
+    expected = [alone(other, one) for one in asked]
+    async with AsyncDiffusionEngine.from_pipeline(pipe, costs_file=None) as engine:
+        outputs = await drawn(engine, *asked)
+    for output, own in zip(outputs, expected, strict=True):
+        assert distance(output.output, own) <= 1e-4
+    assert (max(output.timings.mean_batch_requests for output in outputs) > 1) is together
 
 
 POLICIES = [{}, {"preempt": True, "max_batch": 1}, {"max_resident": 2, "max_batch": 2}, {"policy": "srpt"}]

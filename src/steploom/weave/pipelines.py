@@ -14,6 +14,7 @@ from steploom.weave import untyped
 from steploom.weave.copies import is_woven, weave_inside, woven_module
 from steploom.weave.kinds import is_module
 from steploom.weave.modules.direct_calls import called_elsewhere
+from steploom.weave.modules.keeping import keeps
 from steploom.weave.modules.locks import lock_of
 from steploom.weave.modules.merged import refuse_modules
 from steploom.weave.modules.rebinding import Rebinding, unsettled
@@ -82,8 +83,10 @@ class Loom:
         for name, shared in self.shared.items():
             if shared.remembers is not None and not shared.remembers.own:
                 return f"{name}: {shared.remembers.why}"
-        lock = lock_of(self.pipeline)
-        return None if lock is None else f"{type(self.pipeline).__name__} takes the lock {lock!r}"
+        lock, kept = lock_of(self.pipeline), keeps(self.pipeline, getattr(self.pipeline, "scheduler", None))
+        if lock is not None:
+            return f"{type(self.pipeline).__name__} takes the lock {lock!r}"
+        return None if kept is None else f"{type(self.pipeline).__name__}: {kept.why}"
 
     @property
     def outdated(self) -> bool:

@@ -55,6 +55,7 @@ class Use(NamedTuple):
         escapes: It goes where this is not known.
         alias: The local variable that it is from now on.
         value: What that is: a part of it, perhaps.
+        keyed: What it holds by keys is set, and not by a constant one, as in a table of what was found out before.
     """
 
     reads: bool = False
@@ -62,6 +63,7 @@ class Use(NamedTuple):
     escapes: bool = False
     alias: str | None = None
     value: Any = None
+    keyed: bool = False
 
 
 READ, WRITE, ESCAPE = Use(reads=True), Use(writes=True), Use(escapes=True)
@@ -215,7 +217,8 @@ def _taken_by(steps: Sequence[dis.Instruction], at: int, above: int, place: int,
         held = attribute(value, step.argval)
         return (READ, None) if held is not UNKNOWN and is_plain(held) else (None, held)
     if name in ("STORE_SUBSCR", "DELETE_SUBSCR", "STORE_ATTR", "DELETE_ATTR"):
-        return (WRITE if above == name.endswith("SUBSCR") else ESCAPE), None
+        keyed = name.endswith("SUBSCR") and steps[at - 1].opname != "LOAD_CONST"
+        return (WRITE._replace(keyed=keyed) if above == name.endswith("SUBSCR") else ESCAPE), None
     if name.startswith("BINARY_S") or step.argrepr == "[]":
         return (READ, None) if above == 0 or holds_plain(value) else (None, UNKNOWN)
     if name == "BINARY_OP":

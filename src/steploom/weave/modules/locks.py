@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from types import FunctionType, MethodType
 from typing import Any
 
-from torch import nn
-
+from steploom.weave import untyped
 from steploom.weave.modules.bytecode import around, names
 from steploom.weave.modules.rebuilding import attributes_of
 from steploom.weave.modules.references import is_library
@@ -23,9 +22,10 @@ def lock_of(pipeline: Any) -> str | None:
     Args:
         pipeline: Its methods count, and those of its noise scheduler and tokenizers. Those of modules run in one piece.
     """
-    for holder in (pipeline, *(one for one in vars(pipeline).values() if not issubclass(type(one), nn.Module))):
+    parts = [one for one in vars(pipeline).values() if untyped.is_noise_scheduler(one) or untyped.is_tokenizer(one)]
+    for holder in (pipeline, *parts):
         members = attributes_of(holder)
-        for function in _methods(holder) if members else ():
+        for function in methods_of(holder) if members else ():
             known = around(function)
             for name in names(function.__code__) | set(function.__code__.co_freevars):
                 for value in (members.get(name), inspect.getattr_static(type(holder), name, None), known.get(name)):
@@ -34,7 +34,7 @@ def lock_of(pipeline: Any) -> str | None:
     return None
 
 
-def _methods(holder: Any) -> Iterator[FunctionType]:
+def methods_of(holder: Any) -> Iterator[FunctionType]:
     """The methods that are not the library's, of the class and of the object."""
     classes = [one for one in type(holder).__mro__ if one is not object and not is_library(one)]
     found = [method for one in classes for method in vars(one).values()] + list(attributes_of(holder).values())

@@ -49,10 +49,10 @@ class Memory(NamedTuple):
 
 def remembers(module: nn.Module) -> Memory | None:
     """What calls of a denoiser, as the application gave it, leave behind; None if nothing of that counts."""
-    ledger = _Ledger()
+    ledger = Ledger()
     for part in module.modules():
         for entry, is_hook in _entries(part):
-            _read(ledger, entry, part, is_hook=is_hook)
+            read(ledger, entry, part, is_hook=is_hook)
     return ledger.verdict()
 
 
@@ -77,7 +77,7 @@ def _is_library(function: FunctionType) -> bool:
     return is_library(function) or str(function.__globals__.get("__name__")).partition(".")[0] in _MODELS
 
 
-class _Ledger:
+class Ledger:
     """What functions read, and what they write: what is in both is kept.
 
     Attributes:
@@ -100,9 +100,16 @@ class _Ledger:
             was_own = key not in self._writes or self._writes[key][2]
             self._writes[key] = by, name, own and was_own
 
+    def keyed(self, key: Key) -> None:
+        """It is a table, of which something is set by a key that is no constant."""
+
     def loses(self, by: FunctionType, name: str) -> None:
         """It goes where it is not known what becomes of it."""
         self._lost = self._lost or (by, name)
+
+    def forget(self, key: Key) -> None:
+        """It does not count that this was changed."""
+        self._writes.pop(key, None)
 
     def verdict(self) -> Memory | None:
         """What is kept, on the whole."""
@@ -116,8 +123,8 @@ class _Ledger:
         return None
 
 
-def _read(ledger: _Ledger, entry: Any, part: nn.Module, *, is_hook: bool) -> None:
-    """Reads what an entry comes to: the application's functions by its closure, global names and methods."""
+def read(ledger: Ledger, entry: Any, part: Any, *, is_hook: bool) -> None:
+    """Reads what an entry comes to: the application's functions by its closure, global names and ``part``'s methods."""
     waiting: list[tuple[Any, Any]] = [(entry, part)]
     looks_on: bool | None = None if is_hook else False
     while waiting:
@@ -171,7 +178,7 @@ class _Reader:
         looks_on: What it comes to does not count: it is, or serves, a hook that returns nothing; or it only passes on.
     """
 
-    def __init__(self, ledger: _Ledger, function: FunctionType, owner: Any, part: nn.Module, *, looks_on: bool) -> None:
+    def __init__(self, ledger: Ledger, function: FunctionType, owner: Any, part: Any, *, looks_on: bool) -> None:
         self._ledger, self._function, self._owner, self._part = ledger, function, owner, part
         self._looks_on = looks_on
         self._around = around(function)
@@ -260,6 +267,8 @@ class _Reader:
             self._reads(key)
         if found.writes or (found.escapes and self._looks_on):
             self._ledger.writes(key, self._function, name, own=own)
+        if found.keyed:
+            self._ledger.keyed(key)
         if found.escapes:
             self._loses(name)
         if found.alias is not None and found.alias not in seen:
