@@ -60,6 +60,9 @@ def test_a_vae_of_another_dtype_is_refused_where_the_pipeline_would_fail_at_the_
         ("LTX2ImageToVideoPipeline", torch.float32, True),  # it is the picture that it does not bring to it
         ("QwenImageImg2ImgPipeline", torch.float32, True),
         ("QwenImageEditPipeline", torch.bfloat16, True),
+        ("QwenImageEditPlusPipeline", torch.float32, True),  # it takes one picture, or several
+        ("VisualClozePipeline", torch.float32, True),  # the pipelines do that it makes of its components
+        ("KandinskyV22CombinedPipeline", torch.float32, False),
         ("ZImageControlNetPipeline", torch.float32, True),
         ("ZImagePipeline", torch.float32, False),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -61,7 +62,9 @@ def fails(cls: Any, dtypes: Mapping[str, Any]) -> torch.dtype | None:
     own = dtypes.get(_VAE)
     others = (dtype for name, dtype in dtypes.items() if is_denoiser(name) and dtype in _COMPUTED and dtype != own)
     other = next(others, None)
-    return other if own in _COMPUTED and other is not None and _hands_on(cls, own) else None
+    if own not in _COMPUTED or other is None:
+        return None
+    return other if any(_hands_on(one, own) for one in (cls, *_made_within(cls))) else None
 
 
 def refuse(cls: Any, given: Any, dtypes: dict[str, torch.dtype]) -> None:
@@ -83,6 +86,15 @@ def refuse(cls: Any, given: Any, dtypes: dict[str, torch.dtype]) -> None:
         f"dtype={given!r}: {cls.__name__} does not bring what it hands to the VAE, in {named}, or from it to the "
         f"denoiser, in {wanted}, to the other's dtype, and would fail; give both one dtype, such as {wanted!r}"
     )
+
+
+def _made_within(cls: Any) -> list[Any]:
+    """The classes of the pipelines that a combined pipeline makes of its components (VisualCloze)."""
+    init = source_code.function(cls, "__init__")
+    named = _called(ast.walk(init)) if init is not None else []
+    known: dict[str, Any] = getattr(inspect.unwrap(cls.__init__), "__globals__", {})
+    found = [known.get(name) for name in named]
+    return [one for one in found if isinstance(one, type) and issubclass(one, untyped.PIPELINE)]
 
 
 def _hands_on(cls: Any, own: torch.dtype) -> bool:
@@ -136,7 +148,7 @@ def _wanted(node: ast.AST, needed: str) -> Iterator[ast.AST]:
     """The nodes of a function but for those of branches for who gives something."""
     for name, value in ast.iter_fields(node):
         test = ast.unparse(node.test) if isinstance(node, (ast.If, ast.IfExp)) and name == "body" else ""
-        if "is not None" in test and not test.startswith(f"{needed} is not None"):
+        if "is not None" in test and not test.startswith((f"{needed} is not None", f"{needed}s is not None")):
             continue
         for inner in value if isinstance(value, list) else [value]:
             if isinstance(inner, ast.AST):
