@@ -130,6 +130,9 @@ def test_none_is_no_number_but_where_the_pipeline_asks_for_it() -> None:
     assert annotations.takes_none(diffusers.AceStepPipeline, sound)  # which then takes the length of the source
     between = signatures.call_parameters(diffusers.SanaSprintPipeline)["intermediate_timesteps"]
     assert annotations.takes_none(diffusers.SanaSprintPipeline, between)  # as its check of inputs says
+    height = signatures.call_parameters(diffusers.StableVideoDiffusionPipeline)["height"]
+    assert isinstance(height.default, int)
+    assert annotations.takes_none(diffusers.StableVideoDiffusionPipeline, height)  # height or ...
 
 
 DEEP: list[Any] = []

@@ -81,14 +81,15 @@ def handed_to(body: Function, name: str) -> list[str]:
 
 
 def asks_for_none(body: Function, name: str) -> bool:
-    """Whether ``body`` asks if the variable ``name`` is None, and so has an answer to that."""
-    return any(
-        isinstance(node, ast.Compare)
-        and isinstance(node.left, ast.Name)
-        and node.left.id == name
-        and isinstance(node.ops[0], (ast.Is, ast.IsNot))
-        for node in ast.walk(body)
-    )
+    """Whether ``body`` asks if the variable ``name`` is None, or has another value for it then (``name or 64``)."""
+    return any(isinstance(one, ast.Name) and one.id == name for node in ast.walk(body) for one in _unsure_of(node))
+
+
+def _unsure_of(node: ast.AST) -> list[ast.expr]:
+    """What an expression takes to be None, maybe."""
+    if isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.Is, ast.IsNot)):
+        return [node.left]
+    return node.values[:1] if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or) else []
 
 
 def values(expression: ast.expr, body: Function, pipeline: Any, beyond: frozenset[str] = frozenset()) -> list[Any]:

@@ -36,7 +36,7 @@ def check_kinds(request: DiffusionRequest, info: PipelineInfo) -> None:
                 f"{parameter.name}=None: must be {meaning or 'a number'}; leave it out for the pipeline's own default",
                 field=parameter.name,
             )
-        if parameter.name == "prompt" and isinstance(value, tuple):  # which no pipeline takes for several
+        if parameter.name == "prompt" and isinstance(value, tuple):  # which most pipelines refuse
             raise InvalidRequest(f"prompt={brief(value)}: must be {meaning}, no tuple; give list(...)", field="prompt")
         if parameter.name == "prompt" and isinstance(value, list) and not value:
             raise InvalidRequest("prompt=[]: must be a str, or a list of str that is not empty", field="prompt")
