@@ -78,12 +78,13 @@ REBUILT: dict[str, Callable[[Any], Any]] = {
     "a mock": lambda pipe: MagicMock(pipe=pipe),
     "a weak proxy": weakref.proxy,
 }  # fmt: skip
+SOCKETS: list[socket.socket] = []
 LEFT: dict[str, Callable[[Any], Any]] = {
     "a mock of a module": lambda pipe: MagicMock(spec=torch.nn.Module),
     "a dead proxy": lambda pipe: gone(),
     "a generator": lambda pipe: iter(range(3)),
     "a file": lambda pipe: io.BytesIO(),
-    "a socket": lambda pipe: socket.socket(),
+    "a socket": lambda pipe: SOCKETS[0],
     "a lock": lambda pipe: threading.Lock(),
     "a module": lambda pipe: torch,
     "a torch generator": lambda pipe: torch.Generator(),
@@ -102,6 +103,13 @@ UNCOPIED: dict[str, Callable[[Any], Any]] = {
     "a generator": lambda pipe: (one for one in range(3)),
     "what raises": lambda pipe: odd(None, __deepcopy__=raises),
 }
+
+
+@pytest.fixture(autouse=True)
+def a_socket() -> Iterator[None]:
+    with socket.socket() as made:
+        SOCKETS[:] = [made]
+        yield
 
 
 def own_of(pipe: Any) -> Any:

@@ -162,7 +162,10 @@ class SharedModule:
         if now.unhooked == self._was.unhooked:
             self._was = now
             return False
-        return now.steady != self._was.steady or not called()
+        if now.steady != self._was.steady:
+            return True
+        # a direct call may have ended meanwhile, which takes back what it had set, or the next one may have begun
+        return not called() and self._structure.now().unhooked != self._was.unhooked and not called()
 
     def _forwards_now(self) -> dict[type, Any]:
         """What its parts' classes run: clones are of the same classes, so it needs no others when one is replaced."""
