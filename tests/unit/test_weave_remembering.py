@@ -237,6 +237,21 @@ def test_what_a_tree_does_not_have_or_what_is_out_of_sight_is_kept_elsewhere(for
     assert verdict(forward) is False
 
 
+class Odd:
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        raise RuntimeError("nobody asks for that")
+
+
+def test_an_object_that_answers_nothing_is_out_of_sight() -> None:
+    odd = Odd()
+
+    def asks(self: Any, x: Any) -> Any:
+        return x if odd is None else self.linear(x)
+
+    assert verdict(asks) is False
+
+
 def test_a_tensor_that_is_changed_in_place_is_not_ones_own() -> None:
     def counts(self: Any, x: Any) -> Any:
         self.count += 1

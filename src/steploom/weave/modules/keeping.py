@@ -9,6 +9,7 @@ filled by keys: such a cache is meant to be shared.
 
 from __future__ import annotations
 
+import contextlib
 from types import FunctionType
 from typing import Any
 
@@ -52,7 +53,8 @@ def keeps(pipeline: Any, noise_scheduler: Any) -> Memory | None:
     for holder, own in ((pipeline, ("attribute",)), (noise_scheduler, ("attribute", "content"))):  # of this a deep copy
         ledger = _Lenient(own)
         for function in methods_of(holder):
-            read(ledger, function, holder, is_hook=False)
+            with contextlib.suppress(Exception):  # objects that raise at any question: then nothing is known of them
+                read(ledger, function, holder, is_hook=False)
         if (found := ledger.verdict()) is not None:
             return found
     return None

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from steploom.errors import raised
 from steploom.weave.modules import bytecode, kept
 from steploom.weave.modules.bytecode import UNKNOWN, around, attribute, codes, instructions, is_plain, loads, names
 from steploom.weave.modules.references import is_library
@@ -52,7 +53,12 @@ def remembers(module: nn.Module) -> Memory | None:
     ledger = Ledger()
     for part in module.modules():
         for entry, is_hook in _entries(part):
-            read(ledger, entry, part, is_hook=is_hook)
+            try:
+                read(ledger, entry, part, is_hook=is_hook)
+            except Exception as fault:  # noqa: BLE001 - objects that raise at any question: then it is not known
+                return Memory(
+                    f"{type(part).__name__} may keep something from call to call ({raised(fault)})", own=False
+                )
     return ledger.verdict()
 
 
