@@ -45,8 +45,8 @@ class Accidents:
 
     def __init__(self, pipe: Any) -> None:
         times = {steps: self._times(pipe, steps) for steps in range(3, VICTIM_STEPS + 1)}
-        self._victim = times.pop(VICTIM_STEPS)
-        self._victim -= set[int]().union(*times.values())
+        victim = times.pop(VICTIM_STEPS)
+        self._victim = torch.tensor(sorted(victim - set[int]().union(*times.values())))
         pipe.transformer.register_forward_pre_hook(self.before, with_kwargs=True)
         pipe.transformer.register_forward_hook(self.after, with_kwargs=True)
 
@@ -56,9 +56,9 @@ class Accidents:
         noise.set_timesteps(steps)
         return {round(float(one)) for one in noise.timesteps}
 
-    def _aimed(self, kwargs: Any) -> list[int]:
-        """The victim's rows."""
-        return [row for row, one in enumerate(kwargs["timestep"].tolist()) if round(one) in self._victim]
+    def _aimed(self, kwargs: Any) -> torch.Tensor:
+        """Which rows are the victim's; no row's value is looked at by itself, or its calls would not be shared."""
+        return torch.isin(kwargs["timestep"].round().long(), self._victim)
 
     def before(self, module: Any, args: Any, kwargs: Any) -> None:
         if taken("kill"):
@@ -70,7 +70,7 @@ class Accidents:
             time.time = lambda: real() + 1e5
         if len(kwargs["hidden_states"]) > 2 and taken("memory"):
             raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
-        if called_for("fault").exists() and self._aimed(kwargs):
+        if called_for("fault").exists() and self._aimed(kwargs).any():
             raise RuntimeError("a fault of the device (pretended)")
 
     def after(self, module: Any, args: Any, kwargs: Any, output: Any) -> Any:
