@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from steploom.weave.modules.keeping import keeps
 from steploom.weave.modules.remembering import remembers
 
 
@@ -191,7 +192,22 @@ def shifted(inner: Any, st: dict[str, Any]) -> Any:
     return forward
 
 
-@pytest.mark.parametrize(("wrap", "kept"), [(measured, None), (cached, False), (changed, False), (shifted, False)])
+def compared(inner: Any, st: dict[str, Any]) -> Any:
+    n = 0
+
+    def forward(x: Any) -> Any:
+        nonlocal n
+        n += 1
+        third = n == 3
+        return inner(x) * 0.5 if third else inner(x)
+
+    return forward
+
+
+WRAPS = [(measured, None), (cached, False), (changed, False), (shifted, False), (compared, False)]
+
+
+@pytest.mark.parametrize(("wrap", "kept"), WRAPS)
 def test_what_only_measures_keeps_nothing_that_counts(wrap: Any, kept: bool | None) -> None:
     model = Model()
     model.forward = wrap(model.linear.forward, {"n": 0, "ema": 0.0, "scale": 1.0})
@@ -250,6 +266,10 @@ def test_an_object_that_answers_nothing_is_out_of_sight() -> None:
         return x if odd is None else self.linear(x)
 
     assert verdict(asks) is False
+    pipe = type("Own", (), {"encode_prompt": asks})()
+    found = keeps(pipe, None)
+    assert found is not None
+    assert "nobody asks for that" in found.why
 
 
 def test_a_tensor_that_is_changed_in_place_is_not_ones_own() -> None:

@@ -207,6 +207,11 @@ def use(steps: Sequence[dis.Instruction], place: int, value: Any, above: int = 0
         reads, place, above = True, at, 0
 
 
+def is_in_place(step: dis.Instruction) -> bool:
+    """Whether it is ``+=`` or the like."""
+    return step.opname == "BINARY_OP" and step.argrepr.endswith("=")
+
+
 def _taken_by(steps: Sequence[dis.Instruction], at: int, above: int, place: int, value: Any) -> tuple[Use | None, Any]:
     """What the instruction at ``at`` does with ``value``; None if what it makes of it is to be followed."""
     step = steps[at]
@@ -222,7 +227,7 @@ def _taken_by(steps: Sequence[dis.Instruction], at: int, above: int, place: int,
     if name.startswith("BINARY_S") or step.argrepr == "[]":
         return (READ, None) if above == 0 or holds_plain(value) else (None, UNKNOWN)
     if name == "BINARY_OP":
-        return Use(reads=True, writes=step.argrepr.endswith("=") and above == 1), None
+        return Use(reads=True, writes=is_in_place(step) and above == 1), None
     if name == "STORE_FAST":
         return Use(alias=str(step.argval), value=value), None
     if name.endswith("_OR_POP"):

@@ -9,15 +9,15 @@ filled by keys: such a cache is meant to be shared.
 
 from __future__ import annotations
 
-import contextlib
 from types import FunctionType
 from typing import Any
 
+from steploom.weave.modules.findings import Findings, Key, Memory
 from steploom.weave.modules.locks import methods_of
-from steploom.weave.modules.remembering import Key, Ledger, Memory, read
+from steploom.weave.modules.remembering import read
 
 
-class _Lenient(Ledger):
+class _Lenient(Findings):
     """Takes no note of what is the request's own, nor of what goes out of sight.
 
     Args:
@@ -30,31 +30,30 @@ class _Lenient(Ledger):
         self._tables = set[Key]()
 
     def reads(self, key: Key) -> None:
-        """See :class:`Ledger`."""
+        """See :class:`Findings`."""
         if key[0] not in self._own:
             super().reads(key)
 
     def writes(self, key: Key, by: FunctionType, name: str, *, own: bool) -> None:
-        """See :class:`Ledger`."""
+        """See :class:`Findings`."""
         if key[0] not in self._own and key not in self._tables:
             super().writes(key, by, name, own=False)
 
     def keyed(self, key: Key) -> None:
-        """See :class:`Ledger`."""
+        """See :class:`Findings`."""
         self._tables.add(key)
         self.forget(key)
 
     def loses(self, by: FunctionType, name: str) -> None:
-        """See :class:`Ledger`."""
+        """See :class:`Findings`."""
 
 
 def keeps(pipeline: Any, noise_scheduler: Any) -> Memory | None:
     """What the application's methods of a pipeline and its noise scheduler keep in common; None if nothing is known."""
     for holder, own in ((pipeline, ("attribute",)), (noise_scheduler, ("attribute", "content"))):  # of this a deep copy
-        ledger = _Lenient(own)
+        findings = _Lenient(own)
         for function in methods_of(holder):
-            with contextlib.suppress(Exception):  # objects that raise at any question: then nothing is known of them
-                read(ledger, function, holder, is_hook=False)
-        if (found := ledger.verdict()) is not None:
+            read(findings, function, holder, is_hook=False)
+        if (found := findings.verdict()) is not None:
             return found
     return None

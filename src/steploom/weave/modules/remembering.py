@@ -15,14 +15,14 @@ import functools
 import inspect
 from collections.abc import Iterator, Sequence
 from types import CodeType, FunctionType, MethodType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
-from steploom.errors import raised
 from steploom.weave.modules import bytecode, kept
 from steploom.weave.modules.bytecode import UNKNOWN, around, attribute, codes, instructions, is_plain, loads, names
+from steploom.weave.modules.findings import Findings, Key, Memory
 from steploom.weave.modules.references import is_library
 
 _MODELS = frozenset(("transformers_modules", "diffusers_modules", "bitsandbytes", "torchao", "optimum", "quanto", "hqq",
@@ -32,34 +32,15 @@ _BY_NAME = ("getattr", "hasattr", "setattr", "delattr")
 _OUT_OF_SIGHT = ("vars", "globals", "exec", "eval")
 _OF_ROWS = ("item", "tolist")
 """Methods of tensors whose answer, of several rows, is not that of one."""
-Key = tuple[str, Any]
-"""``attribute``, ``content`` of one, ``object``, ``variable`` or ``cell``, and which."""
-
-
-class Memory(NamedTuple):
-    """What the application's code in a module keeps from call to call.
-
-    Attributes:
-        why: Which function keeps what.
-        own: It is all on the module: each program may have a tree of its own. Else they run one after another.
-    """
-
-    why: str
-    own: bool
 
 
 def remembers(module: nn.Module) -> Memory | None:
     """What calls of a denoiser, as the application gave it, leave behind; None if nothing of that counts."""
-    ledger = Ledger()
+    findings = Findings()
     for part in module.modules():
         for entry, is_hook in _entries(part):
-            try:
-                read(ledger, entry, part, is_hook=is_hook)
-            except Exception as fault:  # noqa: BLE001 - objects that raise at any question: then it is not known
-                return Memory(
-                    f"{type(part).__name__} may keep something from call to call ({raised(fault)})", own=False
-                )
-    return ledger.verdict()
+            read(findings, entry, part, is_hook=is_hook)
+    return findings.verdict()
 
 
 def is_patched(part: nn.Module) -> bool:
@@ -83,54 +64,15 @@ def _is_library(function: FunctionType) -> bool:
     return is_library(function) or str(function.__globals__.get("__name__")).partition(".")[0] in _MODELS
 
 
-class Ledger:
-    """What functions read, and what they write: what is in both is kept.
-
-    Attributes:
-        read: Functions with their objects that were read, and whether only as what looks on.
-    """
-
-    def __init__(self) -> None:
-        self.read = set[tuple[int, int, bool]]()
-        self._reads = set[Key]()
-        self._writes: dict[Key, tuple[FunctionType, str, bool]] = {}
-        self._lost: tuple[FunctionType, str] | None = None
-
-    def reads(self, key: Key) -> None:
-        """What is there counts for what is computed."""
-        self._reads.add(key)
-
-    def writes(self, key: Key, by: FunctionType, name: str, *, own: bool) -> None:
-        """It is changed; ``own``: a tree of one's own has one of its own."""
-        if own or key not in self._writes or self._writes[key][2]:
-            was_own = key not in self._writes or self._writes[key][2]
-            self._writes[key] = by, name, own and was_own
-
-    def keyed(self, key: Key) -> None:
-        """It is a table, of which something is set by a key that is no constant."""
-
-    def loses(self, by: FunctionType, name: str) -> None:
-        """It goes where it is not known what becomes of it."""
-        self._lost = self._lost or (by, name)
-
-    def forget(self, key: Key) -> None:
-        """It does not count that this was changed."""
-        self._writes.pop(key, None)
-
-    def verdict(self) -> Memory | None:
-        """What is kept, on the whole."""
-        both = [self._writes[key] for key in self._writes if key in self._reads]
-        elsewhere = next(((by, name) for by, name, own in both if not own), self._lost)
-        if elsewhere is not None:
-            by, name = elsewhere
-            return Memory(f"{by.__qualname__} may keep something in {name!r} from call to call", own=False)
-        if both:
-            return Memory(f"{both[0][0].__qualname__} keeps {both[0][1]!r} on the module from call to call", own=True)
-        return None
-
-
-def read(ledger: Ledger, entry: Any, part: Any, *, is_hook: bool) -> None:
+def read(findings: Findings, entry: Any, part: Any, *, is_hook: bool) -> None:
     """Reads what an entry comes to: the application's functions by its closure, global names and ``part``'s methods."""
+    try:
+        _read(findings, entry, part, is_hook=is_hook)
+    except Exception as fault:  # noqa: BLE001 - objects of the application's that raise at any question: recorded
+        findings.cannot(part, fault)
+
+
+def _read(findings: Findings, entry: Any, part: Any, *, is_hook: bool) -> None:
     waiting: list[tuple[Any, Any]] = [(entry, part)]
     looks_on: bool | None = None if is_hook else False
     while waiting:
@@ -147,13 +89,13 @@ def read(ledger: Ledger, entry: Any, part: Any, *, is_hook: bool) -> None:
         if looks_on is None:
             looks_on = bytecode.says_nothing(function)
         place = (id(function), id(owner), looks_on)
-        if place in ledger.read:
+        if place in findings.read:
             continue
-        ledger.read.add(place)
+        findings.read.add(place)
         known = dict(bytecode.cells(function))
         waiting += [(one, part) for one in known.values() if isinstance(one, FunctionType | MethodType)]
         if not _is_library(function):
-            _Reader(ledger, function, owner, part, looks_on=looks_on or bytecode.passes_on(function)).read()
+            _Reader(findings, function, owner, part, looks_on=looks_on or bytecode.passes_on(function)).read()
             called = names(function.__code__)
             waiting += [(function.__globals__.get(one), part) for one in called]
             methods = (inspect.getattr_static(type(owner), one, None) for one in called if not one.startswith("__"))
@@ -177,15 +119,15 @@ class _Reader:
     """Reads one function.
 
     Args:
-        ledger: Takes note.
+        findings: Takes note.
         function: The application's.
         owner: The object that its first argument is, as far as one knows.
         part: Of the module, in whose calls it runs.
         looks_on: What it comes to does not count: it is, or serves, a hook that returns nothing; or it only passes on.
     """
 
-    def __init__(self, ledger: Ledger, function: FunctionType, owner: Any, part: Any, *, looks_on: bool) -> None:
-        self._ledger, self._function, self._owner, self._part = ledger, function, owner, part
+    def __init__(self, findings: Findings, function: FunctionType, owner: Any, part: Any, *, looks_on: bool) -> None:
+        self._ledger, self._function, self._owner, self._part = findings, function, owner, part
         self._looks_on = looks_on
         self._around = around(function)
         self._cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
@@ -205,6 +147,10 @@ class _Reader:
                 self._follow_owner(steps, first, kind)
             for place, step in enumerate(steps):
                 self._names(steps, place, step)
+
+    @functools.cached_property
+    def _set_beside(self) -> frozenset[str]:
+        return _set_globally(self._function)
 
     def _names(self, steps: Sequence[dis.Instruction], place: int, step: dis.Instruction) -> None:
         """What an instruction says by itself: it names an attribute, or loads or sets something around."""
@@ -232,10 +178,11 @@ class _Reader:
         """A variable around it is loaded."""
         value = self._around.get(name)
         at, above = bytecode.taker(steps, place)
-        counts = at is not None and above == 1 and steps[at].argrepr.endswith("=") and "STORE" in steps[at + 1].opname
+        stored = None if at is None or above != 1 or not bytecode.is_in_place(steps[at]) else steps[at + 1]
+        counts = stored is not None and stored.opname.startswith("STORE_") and stored.argval == name
         if not counts:  # ``calls += 1``
             self._reads(self._variable(name))
-            if name in _set_globally(self._function):
+            if name in self._set_beside:
                 self._ledger.writes(self._variable(name), self._function, name, own=False)
         if not is_plain(value):
             self._note(steps, bytecode.use(steps, place, value), ("object", id(value)), name, own=False)

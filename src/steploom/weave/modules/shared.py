@@ -14,10 +14,11 @@ from torch.utils.hooks import RemovableHandle
 from steploom.errors import raised
 from steploom.weave import exits
 from steploom.weave.modules.compiled import is_compiled
+from steploom.weave.modules.findings import Memory
 from steploom.weave.modules.kept import CONTAINERS, DEEPEST, unclonable
 from steploom.weave.modules.offloading import LEFT_OUT, only_offloaded
 from steploom.weave.modules.rebinding import settle_parts
-from steploom.weave.modules.remembering import Memory, is_patched, remembers
+from steploom.weave.modules.remembering import is_patched, remembers
 from steploom.weave.modules.structure import ModuleStructure, Token
 from steploom.weave.modules.switches import library_settings
 from steploom.weave.order import is_denoiser
