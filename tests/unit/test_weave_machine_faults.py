@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from steploom.weave import machine_faults
 from steploom.weave.machine_faults import is_of_machine, is_out_of_memory, make_room
 
 SAID = [
@@ -95,3 +96,15 @@ def test_what_others_held_stays() -> None:
     forward = Forward(RuntimeError("another fault"))
     make_room(forward.fault)
     assert all(held() is not None for held in forward.held)
+
+
+def test_all_objects_are_looked_through_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time no other thread runs for tenths of a second; the young ones take no time."""
+    now, looked_at = 100.0, list[int]()
+    monkeypatch.setattr(machine_faults.time, "monotonic", lambda: now)
+    monkeypatch.setattr(machine_faults.gc, "collect", looked_at.append)
+    monkeypatch.setattr(machine_faults, "_sweeps", machine_faults._Sweeps())
+    for seconds in (0, 0, 9.9, 0.2, 1):
+        now += seconds
+        make_room(MemoryError())
+    assert looked_at == [2, 1, 1, 2, 1]
