@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from torch import nn
+
+from steploom.errors import raised
+
+log = logging.getLogger(__name__)
 
 
 def derives(value: Any, *names: str) -> bool:
@@ -17,3 +22,12 @@ def derives(value: Any, *names: str) -> bool:
 def is_module(value: Any) -> bool:
     """Whether ``value`` is a module that can be looked into: one of TorchScript is just called."""
     return issubclass(type(value), nn.Module) and not issubclass(type(value), torch.jit.ScriptModule)
+
+
+def offers(value: Any, name: str) -> bool:
+    """Whether ``value`` has such a method, also by a ``__getattr__`` of its own; one that raises has none."""
+    try:
+        return callable(getattr(value, name, None))
+    except Exception as fault:  # noqa: BLE001 - whatever the application's class raises: recorded, and it has none
+        log.info("a %s was asked for %s: %s", type(value).__name__, name, raised(fault))
+        return False

@@ -25,7 +25,7 @@ from diffusers.utils import BaseOutput, DummyObject  # pyright: ignore[reportPri
 from torch import nn
 from tqdm.auto import tqdm
 
-from steploom.weave.kinds import derives, is_module
+from steploom.weave.kinds import derives, is_module, offers
 
 TASKS = {
     "text-to-image": "AutoPipelineForText2Image",
@@ -151,9 +151,7 @@ def is_noise_scheduler(value: Any) -> bool:
     kind = type(value)  # the object itself may answer to any name
     if issubclass(kind, SchedulerMixin) or not callable(getattr(kind, "step", None)):
         return issubclass(kind, SchedulerMixin)
-    with contextlib.suppress(Exception):  # of its own __getattr__
-        return callable(getattr(value, "set_timesteps", None))
-    return False
+    return offers(value, "set_timesteps")
 
 
 def is_guider(value: Any) -> bool:

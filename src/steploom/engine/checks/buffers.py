@@ -6,13 +6,17 @@ A request waits, runs, and begins again where its worker is lost; each time it i
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, cast
 
+from steploom.errors import raised
 from steploom.media.pictures import DEEPEST, is_image, is_tensor, shape_of
 from steploom.requests import DiffusionRequest
 from steploom.threads import BUFFERS
+
+log = logging.getLogger(__name__)
 
 LARGE = 1 << 20
 """Bytes that are sooner copied than handed to a thread."""
@@ -59,7 +63,8 @@ def _copied(value: Any, made: dict[int, tuple[Any, Any]], depth: int = 0) -> Any
         return value if known is None else known[1]
     try:
         copy = _copy(value, partial(_copied, made=made, depth=depth + 1))
-    except Exception:  # noqa: BLE001 - of the caller's classes: what cannot be read is refused as such, by name
+    except Exception as fault:  # noqa: BLE001 - of the caller's classes: what cannot travel is refused by name later
+        log.warning("a %s stays the caller's own: it cannot be copied (%s)", type(value).__name__, raised(fault))
         copy = value
     made[id(value)] = (value, copy)
     return copy

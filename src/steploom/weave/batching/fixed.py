@@ -12,6 +12,7 @@ Where sizes within a forward go by what the rows hold, as those of a mixture of 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from steploom.weave.program import Program
 from steploom.weave.verifying.differences import largest_difference
 from steploom.weave.verifying.operations import Operations, includes, recorded
 from steploom.weave.verifying.verify import company_at_ends, other_company, other_numbers
+
+log = logging.getLogger(__name__)
 
 Group = list[tuple[Program, ModuleCall]]
 
@@ -124,7 +127,7 @@ def sized_by_values(merged: MergedCall, failed: Callable[[Exception], None]) -> 
         elif operations != first:
             return True
     assert first is not None
-    return any(_otherwise_at_end(merged, first, upper=upper) for upper in (False, True))
+    return any(_otherwise_at_end(merged, first, failed, upper=upper) for upper in (False, True))
 
 
 def _operations(merged: MergedCall, leaves: list[list[Leaf]]) -> Operations:
@@ -133,7 +136,9 @@ def _operations(merged: MergedCall, leaves: list[list[Leaf]]) -> Operations:
     return operations
 
 
-def _otherwise_at_end(merged: MergedCall, first: Operations, *, upper: bool) -> bool:
+def _otherwise_at_end(
+    merged: MergedCall, first: Operations, failed: Callable[[Exception], None], *, upper: bool
+) -> bool:
     """Whether the first call's operations are not those of ``first`` where the others' timesteps and masks are far off.
 
     Raises:
@@ -143,8 +148,10 @@ def _otherwise_at_end(merged: MergedCall, first: Operations, *, upper: bool) -> 
         operations = _operations(merged, company_at_ends(merged, upper=upper))
     except Exception as fault:
         if is_out_of_memory(fault):
+            failed(fault)
             raise
-        return False  # the module does not take what was a guess
+        log.info("%s does not take what was a guess: %s: %s", merged.target.name, type(fault).__name__, fault)
+        return False
     return not includes(operations, first, len(merged.calls))
 
 

@@ -6,12 +6,11 @@ slot, a key or a tuple could not be replaced afterwards. Here none of the object
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import gc
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
-from types import MappingProxyType, MemberDescriptorType, SimpleNamespace
+from types import GetSetDescriptorType, MappingProxyType, MemberDescriptorType, SimpleNamespace
 from typing import Any
 
 _BASES: tuple[Any, ...] = (
@@ -76,10 +75,11 @@ def _undying(kind: type) -> Any:
 
 def attributes_of(value: Any) -> dict[str, Any]:
     """An object's own attributes, whatever it says about them; those of slots are not among them."""
-    with contextlib.suppress(Exception):  # it may have code of its own for this, too
-        found = object.__getattribute__(value, "__dict__")
-        if issubclass(type(found), dict):
-            return found
+    for base in type.__getattribute__(type(value), "__mro__"):  # asking it might run code of its own
+        found = base.__dict__.get("__dict__")
+        if isinstance(found, GetSetDescriptorType | MemberDescriptorType):
+            attributes = found.__get__(value)
+            return attributes if isinstance(attributes, dict) else {}
     return {}
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 from collections.abc import Sized
 from typing import Any, NamedTuple, cast
 
+from steploom.errors import raised
 from steploom.weave import untyped
 from steploom.weave.modules.rebinding import functions_of, unsettled
+
+log = logging.getLogger(__name__)
 
 _KEPT = 16
 """Copies that are kept: more if the application gives the pipeline others again and again."""
@@ -47,9 +50,11 @@ class Tokenizers:
 
 
 def _same(was: dict[str, Any], now: dict[str, Any]) -> bool:
-    with contextlib.suppress(Exception):  # of what the application has put into a list
+    try:
         return was == now
-    return False
+    except Exception as fault:  # noqa: BLE001 - of what the application has put into a list: then it is copied anew
+        log.debug("a tokenizer's settings cannot be compared: %s", raised(fault))
+        return False
 
 
 def _settings(given: Any) -> dict[str, Any]:
