@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from steploom.weave.modules import remembering
 from steploom.weave.modules.keeping import keeps
 from steploom.weave.modules.remembering import remembers
 
@@ -259,17 +260,35 @@ class Odd:
         raise RuntimeError("nobody asks for that")
 
 
-def test_an_object_that_answers_nothing_is_out_of_sight() -> None:
-    odd = Odd()
+class OddList(list[Any]):
+    def __len__(self) -> int:
+        raise RuntimeError("nobody asks for that")
+
+    __iter__ = __bool__ = __eq__ = __len__  # type: ignore[assignment]
+
+
+def test_nothing_is_asked_of_objects() -> None:
+    odd, many = Odd(), OddList([1])
 
     def asks(self: Any, x: Any) -> Any:
-        return x if odd is None else self.linear(x)
+        return x if odd is None else self.linear(x) * many[0]
 
-    assert verdict(asks) is False
-    pipe = type("Own", (), {"encode_prompt": asks})()
-    found = keeps(pipe, None)
-    assert found is not None
-    assert "nobody asks for that" in found.why
+    assert verdict(asks) is None
+    assert keeps(type("Own", (), {"encode_prompt": asks})(), None) is None
+
+
+def test_what_cannot_be_read_is_out_of_sight(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: Any) -> Any:
+        raise RuntimeError("nobody reads that")
+
+    def forward(self: Any, x: Any) -> Any:
+        return x
+
+    monkeypatch.setattr(remembering, "instructions", fails)
+    model = type("Own", (Model,), {"forward": forward})()
+    for found in (remembers(model), keeps(type("Own", (), {"encode_prompt": forward})(), None)):
+        assert found is not None
+        assert (found.own, "nobody reads that" in found.why) == (False, True)
 
 
 def test_a_tensor_that_is_changed_in_place_is_not_ones_own() -> None:

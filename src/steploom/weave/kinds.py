@@ -24,6 +24,11 @@ def is_module(value: Any) -> bool:
     return issubclass(type(value), nn.Module) and not issubclass(type(value), torch.jit.ScriptModule)
 
 
+def is_a(value: Any, kind: Any) -> bool:
+    """As ``isinstance``, whatever the object says of itself. ``kind``: a class, a tuple or a union of some."""
+    return issubclass(type(value), kind)
+
+
 def offers(value: Any, name: str) -> bool:
     """Whether ``value`` has such a method, also by a ``__getattr__`` of its own; one that raises has none."""
     try:

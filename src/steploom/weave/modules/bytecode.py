@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from steploom.weave.kinds import is_a
 from steploom.weave.modules.references import is_library
 
 CONTAINERS = (dict, list, set, deque)
@@ -141,18 +142,18 @@ def _is_one_change(steps: Sequence[dis.Instruction], known: Mapping[str, Any]) -
         return False
     value, called = known.get(name.argval), str(method.argval)
     own = inspect.getattr_static(type(value), called, None)
-    if isinstance(own, FunctionType):
+    if is_a(own, FunctionType):
         return says_nothing(own)
-    return called in _CHANGERS and isinstance(value, CONTAINERS)
+    return called in _CHANGERS and is_a(value, CONTAINERS)
 
 
 def is_plain(value: Any, depth: int = 4) -> bool:
     """Whether nothing can be kept in it: numbers and texts, modules and functions, what libraries offer."""
-    if isinstance(value, tuple | frozenset):
+    if is_a(value, tuple | frozenset):
         return depth > 0 and all(is_plain(item, depth - 1) for item in value)  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, _PLAIN):
+    if is_a(value, _PLAIN):
         return True
-    if isinstance(value, (*CONTAINERS, torch.Tensor, torch.Generator)):
+    if is_a(value, (*CONTAINERS, torch.Tensor, torch.Generator)):
         return False
     kind = type(value)
     if kind.__name__ in ("ndarray", "Generator", "RandomState"):
@@ -163,9 +164,9 @@ def is_plain(value: Any, depth: int = 4) -> bool:
 
 def holds_plain(value: Any) -> bool:
     """Whether it is a container of what is plain."""
-    if isinstance(value, dict):
-        return all(map(is_plain, value.values()))  # pyright: ignore[reportUnknownArgumentType]
-    return isinstance(value, CONTAINERS) and all(map(is_plain, value))  # pyright: ignore[reportUnknownArgumentType]
+    if type(value) not in _EXACT:  # whose items need none of the application's code
+        return False
+    return all(map(is_plain, value.values() if is_a(value, dict) else value))
 
 
 def loads(steps: Sequence[dis.Instruction], name: str, kind: str = "LOAD_FAST") -> Iterator[tuple[int, int]]:
@@ -191,7 +192,7 @@ def variable(steps: Sequence[dis.Instruction], place: int) -> str | None:
 
 def _is_table(value: Any) -> bool:
     """Whether it is given to functions as a list of numbers, or of layers, is: to be looked at."""
-    return isinstance(value, CONTAINERS) and len(value) > 0 and holds_plain(value)  # pyright: ignore[reportUnknownArgumentType]
+    return holds_plain(value) and len(value) > 0
 
 
 def use(steps: Sequence[dis.Instruction], place: int, value: Any, above: int = 0) -> Use:
@@ -234,7 +235,7 @@ def _taken_by(steps: Sequence[dis.Instruction], at: int, above: int, place: int,
         return ESCAPE, None
     if name.startswith(_LOOKS) or "JUMP" in name or _looks(steps, place, name) or ("CALL" in name and _is_table(value)):
         return READ, None
-    return (READ if value is UNKNOWN or isinstance(value, torch.Tensor) else ESCAPE), None
+    return (READ if value is UNKNOWN or is_a(value, torch.Tensor) else ESCAPE), None
 
 
 def _looks(steps: Sequence[dis.Instruction], place: int, taker: str) -> bool:
@@ -245,7 +246,7 @@ def _looks(steps: Sequence[dis.Instruction], place: int, taker: str) -> bool:
 
 def _method(value: Any, name: str) -> Use:
     """What a call of a method does with its object."""
-    if value is UNKNOWN or isinstance(value, torch.Tensor):
+    if value is UNKNOWN or is_a(value, torch.Tensor):
         changes = name.endswith("_") and not name.endswith("__")
         return WRITE if changes or (value is UNKNOWN and name in _CHANGERS | _TAKERS) else READ
     if type(value) in _EXACT:
@@ -257,12 +258,12 @@ def attribute(value: Any, name: str) -> Any:
     """An attribute, without running any code for it; unknown where that would be needed."""
     if value is UNKNOWN:
         return UNKNOWN
-    if isinstance(value, nn.Module):
+    if is_a(value, nn.Module):
         for table in ("_parameters", "_buffers", "_modules"):
             if name in value.__dict__.get(table, ()):
                 return value.__dict__[table][name]
     found = inspect.getattr_static(value, name, None)
-    return UNKNOWN if isinstance(found, property) or inspect.isdatadescriptor(found) else found
+    return UNKNOWN if is_a(found, property) or inspect.isdatadescriptor(found) else found
 
 
 def taker(steps: Sequence[dis.Instruction], place: int, above: int = 0) -> tuple[int | None, int]:

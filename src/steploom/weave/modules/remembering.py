@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from steploom.weave.kinds import is_a
 from steploom.weave.modules import bytecode, kept
 from steploom.weave.modules.bytecode import UNKNOWN, around, attribute, codes, instructions, is_plain, loads, names
 from steploom.weave.modules.findings import Findings, Key, Memory
@@ -48,7 +49,7 @@ def is_patched(part: nn.Module) -> bool:
     forward: Any = part.__dict__["forward"]
     function = getattr(forward, "__func__", forward)
     hooked = "_hf_hook" in part.__dict__ or "_diffusers_hook" in part.__dict__
-    return isinstance(function, FunctionType) and not hooked and not _is_library(function)
+    return is_a(function, FunctionType) and not hooked and not _is_library(function)
 
 
 def _entries(part: nn.Module) -> Iterator[tuple[Any, bool]]:
@@ -77,9 +78,9 @@ def _read(findings: Findings, entry: Any, part: Any, *, is_hook: bool) -> None:
     looks_on: bool | None = None if is_hook else False
     while waiting:
         value, owner = waiting.pop()
-        if isinstance(value, functools.partial):
+        if is_a(value, functools.partial):
             held = [*value.args, *value.keywords.values()]  # pyright: ignore[reportUnknownVariableType]
-            if not all(is_plain(one) or isinstance(one, torch.Tensor) for one in held):
+            if not all(is_plain(one) or is_a(one, torch.Tensor) for one in held):
                 waiting.append((value.func, UNKNOWN))  # pyright: ignore[reportUnknownMemberType]
                 continue
             value = value.func  # pyright: ignore[reportUnknownMemberType]
@@ -93,7 +94,7 @@ def _read(findings: Findings, entry: Any, part: Any, *, is_hook: bool) -> None:
             continue
         findings.read.add(place)
         known = dict(bytecode.cells(function))
-        waiting += [(one, part) for one in known.values() if isinstance(one, FunctionType | MethodType)]
+        waiting += [(one, part) for one in known.values() if is_a(one, FunctionType | MethodType)]
         if not _is_library(function):
             _Reader(findings, function, owner, part, looks_on=looks_on or bytecode.passes_on(function)).read()
             called = names(function.__code__)
@@ -104,13 +105,13 @@ def _read(findings: Findings, entry: Any, part: Any, *, is_hook: bool) -> None:
 
 def _function(value: Any, owner: Any) -> tuple[FunctionType | None, Any]:
     """The function that a call of ``value`` runs, and the object that its first argument is."""
-    value = getattr(value, "__wrapped__", value) if is_plain(value) and not isinstance(value, FunctionType) else value
-    if isinstance(value, FunctionType):
+    value = getattr(value, "__wrapped__", value) if is_plain(value) and not is_a(value, FunctionType) else value
+    if is_a(value, FunctionType):
         return value, owner
-    if isinstance(value, MethodType) and isinstance(value.__func__, FunctionType):
+    if is_a(value, MethodType) and is_a(value.__func__, FunctionType):
         return value.__func__, value.__self__
     call = getattr(type(value), "__call__", None)  # noqa: B004 - of an object of the application's
-    if isinstance(call, FunctionType) and not isinstance(value, nn.Module | type) and not is_library(type(value)):
+    if is_a(call, FunctionType) and not is_a(value, nn.Module | type) and not is_library(type(value)):
         return call, value
     return None, owner
 
@@ -131,13 +132,13 @@ class _Reader:
         self._looks_on = looks_on
         self._around = around(function)
         self._cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
-        self._library = _library_names(type(owner)) if isinstance(owner, nn.Module) else frozenset[str]()
+        self._library = _library_names(type(owner)) if is_a(owner, nn.Module) else frozenset[str]()
 
     def read(self) -> None:
         """Takes note of all that it does."""
         code = self._function.__code__
         defaults = [*(self._function.__defaults__ or ()), *(self._function.__kwdefaults__ or {}).values()]
-        if self._owner is UNKNOWN or not all(is_plain(one) or isinstance(one, torch.Tensor) for one in defaults):
+        if self._owner is UNKNOWN or not all(is_plain(one) or is_a(one, torch.Tensor) for one in defaults):
             self._loses("its arguments")
         first = code.co_varnames[0] if code.co_argcount else None
         for one in codes(code):
@@ -198,11 +199,11 @@ class _Reader:
                 self._follow_owner(steps, str(step.argval), "LOAD_FAST", (name, *seen))
             elif step.opname in ("STORE_DEREF", "STORE_GLOBAL"):
                 self._loses(name)
-            elif not step.opname.endswith(("_ATTR", "_METHOD")) and not isinstance(self._owner, nn.Module):
+            elif not step.opname.endswith(("_ATTR", "_METHOD")) and not is_a(self._owner, nn.Module):
                 self._loses(name)  # a helper is called, or given to somebody
             held = attribute(self._owner, str(step.argval)) if step.opname in ("LOAD_ATTR", "LOAD_METHOD") else None
             if step.opname == "LOAD_ATTR" and not is_plain(held) and held is not UNKNOWN:
-                own = isinstance(self._owner, nn.Module) and type(held) in kept.CONTAINERS
+                own = is_a(self._owner, nn.Module) and type(held) in kept.CONTAINERS
                 self._note(steps, bytecode.use(steps, at, held), ("content", step.argval), step.argval, own=own)
 
     def _note(
@@ -233,8 +234,8 @@ class _Reader:
         """Whether an attribute is set that a tree of one's own has too: of the module, and not within a tensor."""
         code, name = self._function.__code__, steps[place].argval
         first = code.co_argcount > 0 and bytecode.variable(steps, place) == code.co_varnames[0]
-        whole = not isinstance(attribute(self._owner, name), torch.Tensor) or "SWAP" not in steps[place - 1].opname
-        return isinstance(self._owner, nn.Module) and first and whole
+        whole = not is_a(attribute(self._owner, name), torch.Tensor) or "SWAP" not in steps[place - 1].opname
+        return is_a(self._owner, nn.Module) and first and whole
 
     def _is_made_here(self, steps: Sequence[dis.Instruction], place: int) -> bool:
         """Whether an attribute is set of what a call has returned, as of an output: not of a part of the module.
@@ -272,16 +273,16 @@ class _Reader:
 def _library_names(cls: type) -> frozenset[str]:
     """What the methods of a model's class name that are a library's."""
     known = [one for one in cls.__mro__ if is_library(one) and one not in (nn.Module, object)]
-    methods = (inspect.unwrap(one) for cls in known for one in vars(cls).values() if isinstance(one, FunctionType))
+    methods = (inspect.unwrap(one) for cls in known for one in vars(cls).values() if is_a(one, FunctionType))
     return frozenset(name for method in methods for name in names(method.__code__))
 
 
 def _set_globally(function: FunctionType) -> frozenset[str]:
     """The global names that functions beside this one set, as those do that begin and end something."""
-    beside: list[Any] = [one for one in function.__globals__.values() if isinstance(one, FunctionType | type)]
-    for cls in [one for one in beside if isinstance(one, type)]:
+    beside: list[Any] = [one for one in function.__globals__.values() if is_a(one, FunctionType | type)]
+    for cls in [one for one in beside if is_a(one, type)]:
         beside += vars(cls).values()
-    found = {inspect.unwrap(one) for one in beside if isinstance(one, FunctionType)}
+    found = {inspect.unwrap(one) for one in beside if is_a(one, FunctionType)}
     ours = [one.__code__ for one in found if one.__globals__ is function.__globals__]
     return frozenset().union(*map(_stored, ours)) if ours else frozenset()
 
