@@ -254,12 +254,7 @@ def aborts(shapes: int, distinct: bool, repeat: int) -> Iterator[float]:
 def submissions(waiting: int, repeat: int) -> Iterator[float]:
     """Seconds of accepting one request, which is then aborted."""
     built, _ = scheduler(8, waiting - 1, 1)
-    for turn in range(repeat):
-        request = DiffusionRequest(request_id=f"new{turn}", seed=1, height=512, width=512, guidance_scale=4.0)
-        start = time.perf_counter()
-        built.add_request(request)
-        yield time.perf_counter() - start
-        built.finish_requests((request.request_id,), ERROR)
+    yield from _accepting(built, repeat, guidance_scale=4.0)
 
 
 def timed(waiting: int, repeat: int) -> Iterator[float]:
@@ -273,8 +268,12 @@ def timed(waiting: int, repeat: int) -> Iterator[float]:
         result = answer(output.tick, output.run_ids)
         result.seconds = 0.02
         built.update_from_output(output, result)
+    yield from _accepting(built, repeat, timeout=1e6)
+
+
+def _accepting(built: SchedulerInterface, repeat: int, **own: Any) -> Iterator[float]:
     for turn in range(repeat):
-        request = DiffusionRequest(request_id=f"new{turn}", seed=1, height=512, width=512, timeout=1e6)
+        request = DiffusionRequest(request_id=f"new{turn}", seed=1, height=512, width=512, **own)
         start = time.perf_counter()
         built.add_request(request)
         yield time.perf_counter() - start

@@ -13,14 +13,10 @@ from typing import Any
 import pytest
 import tiny
 from driving import Driver, alone, config, distance, request
+from patching import factor, with_prompts
 
 from steploom import ConfigError
 from steploom.worker.runner import Runner
-
-
-def factor(pipe: Any) -> float:
-    """Another one for each of the requests below."""
-    return 0.9 if pipe.guidance_scale < 4.5 else 0.5
 
 
 class Decorator:
@@ -133,16 +129,6 @@ HOLDERS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "nested": (lambda pipe: Frozen({"all": (collections.deque([Slots(pipe)]),)}),
                lambda held: held.pipe["all"][0][0].pipe),
 }  # fmt: skip
-
-
-def with_prompts(pipe: Any, scale: Callable[[Any], float]) -> None:
-    cls = type(pipe)
-
-    class Mine(cls):
-        def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
-            return [None if one is None else one * scale(self) for one in super().encode_prompt(*args, **kwargs)]
-
-    pipe.__class__ = Mine
 
 
 def holder(name: str) -> Callable[[Any], None]:

@@ -12,6 +12,7 @@ import pytest
 import tiny
 from diffusers.models.attention_processor import JointAttnProcessor2_0
 from driving import Driver, config, request
+from patching import factor, step_by, with_prompts
 
 from steploom import ConfigError
 from steploom.worker.runner import Runner
@@ -24,26 +25,6 @@ INNER: Any = None
 def _nothing_global() -> Iterator[None]:
     yield
     globals().update(PIPE=None, INNER=None)
-
-
-def factor(pipe: Any) -> float:
-    """Another one for each of the requests below."""
-    return 0.9 if pipe.guidance_scale < 4.5 else 0.5
-
-
-def step_by(pipe: Any, own: Callable[[], Any]) -> None:
-    inner = pipe.scheduler.step
-    pipe.scheduler.step = lambda output, *args, **kwargs: inner(output * factor(own()), *args, **kwargs)
-
-
-def with_prompts(pipe: Any, scale: Callable[[Any], float]) -> None:
-    cls = type(pipe)
-
-    class Mine(cls):
-        def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
-            return [None if one is None else one * scale(self) for one in super().encode_prompt(*args, **kwargs)]
-
-    pipe.__class__ = Mine
 
 
 def generator(pipe: Any) -> None:

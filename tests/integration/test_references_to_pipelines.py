@@ -12,18 +12,9 @@ import pytest
 import tiny
 import torch
 from driving import Driver, alone, config, distance, request
+from patching import factor, step_by, with_prompts
 
 from steploom.worker.runner import Runner
-
-
-def factor(pipe: Any) -> float:
-    """Another one for each of the requests below."""
-    return 0.9 if pipe.guidance_scale < 4.5 else 0.5
-
-
-def step_by(pipe: Any, own: Callable[[], Any]) -> None:
-    inner = pipe.scheduler.step
-    pipe.scheduler.step = lambda output, *args, **kwargs: inner(output * factor(own()), *args, **kwargs)
 
 
 def step_of_self(pipe: Any, own: Callable[[Any], Any]) -> None:
@@ -100,16 +91,6 @@ class Helper:
 
     def __call__(self) -> float:
         return factor(self.pipe)
-
-
-def with_prompts(pipe: Any, scale: Callable[[Any], float]) -> None:
-    cls = type(pipe)
-
-    class Mine(cls):
-        def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
-            return [None if one is None else one * scale(self) for one in super().encode_prompt(*args, **kwargs)]
-
-    pipe.__class__ = Mine
 
 
 def subclass_by_self(pipe: Any) -> None:

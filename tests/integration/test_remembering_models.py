@@ -71,6 +71,17 @@ def hook(model: Any, patch: pytest.MonkeyPatch) -> None:
     model.register_forward_hook(weaker)
 
 
+def assert_equal(pipe: Any, asked: list[Any], expected: list[Any], *, alone_for: str) -> None:
+    """Requests that join one after another give what was expected, and share no call, for that reason."""
+    runner = Runner.from_pipeline(pipe, config())
+    finished = Driver(runner).drain(asked, joining=1)
+    for one, own in zip(asked, expected, strict=True):
+        report = finished[one.request_id]
+        assert report.error is None, report.error.traceback
+        assert distance(report.output, own) <= 1e-4
+    assert any(alone_for in reason for reason in runner.stats().alone_calls)
+
+
 @pytest.mark.parametrize("change", [class_level, subclass, instance, closure, in_dict, hook], ids=lambda f: f.__name__)
 def test_each_request_has_what_is_kept_on_the_module_to_itself(
     change: Callable[[Any, pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
@@ -79,13 +90,7 @@ def test_each_request_has_what_is_kept_on_the_module_to_itself(
     change(pipe.transformer, monkeypatch)
     asked = [request(f"r{i}", "a cat" + " of" * i, i, **SMALL) for i in range(2)]
     expected = [alone(pipe, one) for one in asked]  # after four steps, its state is as it was at the start
-    runner = Runner.from_pipeline(pipe, config())
-    finished = Driver(runner).drain(asked, joining=1)
-    for one, own in zip(asked, expected, strict=True):
-        report = finished[one.request_id]
-        assert report.error is None, report.error.traceback
-        assert distance(report.output, own) <= 1e-4
-    assert any("on the module from call to call" in reason for reason in runner.stats().alone_calls)
+    assert_equal(pipe, asked, expected, alone_for="on the module from call to call")
 
 
 def _counting(model: Any) -> None:
@@ -241,13 +246,7 @@ def test_where_it_is_kept_elsewhere_requests_run_one_after_another(change: Calla
         change(one.transformer)
     asked = [request(f"r{i}", "a cat" + " of" * i, i, **SMALL) for i in range(3)]
     expected = [alone(other, one) for one in asked]  # after four steps, its state is as it was at the start
-    runner = Runner.from_pipeline(pipe, config())
-    finished = Driver(runner).drain(asked, joining=1)
-    for one, own in zip(asked, expected, strict=True):
-        report = finished[one.request_id]
-        assert report.error is None, report.error.traceback
-        assert distance(report.output, own) <= 1e-4
-    assert any("from call to call" in reason for reason in runner.stats().alone_calls)
+    assert_equal(pipe, asked, expected, alone_for="from call to call")
 
 
 def _stateless(model: Any, seen: list[Any]) -> None:
